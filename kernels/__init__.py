@@ -1,0 +1,1 @@
+"""Fused operations, one file each, beside the plain PyTorch reference that defines them."""
