@@ -10,7 +10,6 @@ ACTIVATIONS = {
     "leaky_relu": lambda: nn.LeakyReLU(0.1, inplace=True),
     "relu": lambda: nn.ReLU(inplace=True),
     "gelu": nn.GELU,
-    "none": nn.Identity,
 }
 
 
@@ -22,11 +21,11 @@ class BatchNormAct(nn.Sequential):
         act: a name in `ACTIVATIONS`.
         momentum: weight of the new batch in the running statistics (PyTorch's meaning).
         eps: added to the variance.
-        train_scale: whether gamma is a trained parameter; False freezes it at one.
+        train_scale: whether gamma is trained; False freezes it at one.
     """
 
     def __init__(
-        self, channels: int, *, act: str = "leaky_relu", momentum: float = 0.1, eps: float = 1e-5, train_scale: bool = True
+        self, channels: int, *, act: str, momentum: float = 0.1, eps: float = 1e-5, train_scale: bool = True
     ) -> None:
         norm = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
         norm.weight.requires_grad_(train_scale)
@@ -34,7 +33,7 @@ class BatchNormAct(nn.Sequential):
 
 
 class ConvBNAct(nn.Sequential):
-    """Convolution without bias, "same" padding for odd kernels, then batch norm and an activation.
+    """Convolution without bias and with "same" padding for odd kernels, then batch norm and an activation.
 
     Args:
         channels_in: C of the input [N, C, H, W].
@@ -46,14 +45,7 @@ class ConvBNAct(nn.Sequential):
     """
 
     def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        kernel_size: int = 3,
-        *,
-        stride: int = 1,
-        act: str = "leaky_relu",
-        momentum: float = 0.1,
+        self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, act: str, momentum: float
     ) -> None:
         super().__init__(
             nn.Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
@@ -62,12 +54,12 @@ class ConvBNAct(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Adds a branch to its input: `x + branch(x)`.
+    """Adds a branch to its input, out of place: `x + branch(x)`.
 
-    The lesson wrote `x.add_(branch(x))` to save one activation. Autograd refuses that form, because the branch's first
-    convolution has saved `x` for its weight gradient and would compute it from the overwritten values. The sum is written into
-    the branch's own output instead: its last operation is an in-place activation of a batch norm, and neither LeakyReLU(inplace)
-    nor the addition needs that buffer's later content changed, so the same memory is saved and the gradients are right.
+    The lesson wrote `x.add_(branch(x))` to save one activation of memory. Autograd refuses to train that: the branch's first
+    convolution has saved `x` for its weight gradient, and the sum overwrites it. Writing into the branch's output instead
+    fails for the same reason, because the in-place LeakyReLU that ends the branch has saved its own output. The out-of-place
+    sum costs one more map of the block's size and has the right gradients.
     """
 
     def __init__(self, branch: nn.Module) -> None:

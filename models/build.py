@@ -1,0 +1,97 @@
+"""From a recipe to its network and optimisers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from kernels.muon import Muon
+from models.darknet import Darknet
+from models.recipes.recipe import SGD, MuonSGD, Recipe
+from models.schedules import Schedule
+from models.sprint import Sprint
+from models.wide_resnet import wrn_22
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"darknet": Darknet, "wrn_22": wrn_22, "sprint": Sprint}
+
+
+def build_model(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
+    """Returns the recipe's network with fresh float32 weights from torch's global generator.
+
+    Args:
+        recipe: names the network and its arguments.
+        classes: number of outputs.
+        device: where the weights live.
+    """
+    memory_format = torch.channels_last if recipe.implementations.channels_last else torch.contiguous_format
+    model = MODELS[recipe.model](classes, **recipe.model_arguments)
+    return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+class ScheduledOptimizers:
+    """The optimisers of one run, and the schedule of each of their parameter groups.
+
+    Attributes:
+        optimizers: torch optimisers; every trained parameter belongs to exactly one.
+    """
+
+    def __init__(self, scheduled_groups: list[tuple[torch.optim.Optimizer, list[Schedule]]]) -> None:
+        self.optimizers = [optimizer for optimizer, _ in scheduled_groups]
+        self._groups = [
+            (group, group["lr"], schedule)
+            for optimizer, schedules in scheduled_groups
+            for group, schedule in zip(optimizer.param_groups, schedules, strict=True)
+        ]
+
+    def set_progress(self, progress: float) -> None:
+        """Sets every group to its schedule at `progress`, from 0 at the first step to 1 after the last.
+
+        A group whose learning rate is zero is frozen: its parameters ask for no gradient, so that backward skips the work.
+        """
+        for group, peak_lr, schedule in self._groups:
+            setting = schedule.at(progress)
+            group["lr"] = peak_lr * setting.lr_factor
+            if setting.momentum is not None:
+                group["momentum"] = setting.momentum
+            frozen = setting.lr_factor == 0.0
+            for parameter in group["params"]:
+                parameter.requires_grad_(not frozen)
+
+    def zero_grad(self) -> None:
+        """Drops the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
+    """Returns the recipe's optimisers over the model's trained parameters."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    fused = trained[0].is_cuda  # one launch for all parameters; on the CPU it needs every gradient in one dtype
+    rule = recipe.optimizer
+    if isinstance(rule, SGD):
+        sgd = torch.optim.SGD(
+            trained, lr=rule.lr, momentum=rule.momentum, weight_decay=rule.weight_decay, nesterov=True, fused=fused
+        )
+        return ScheduledOptimizers([(sgd, [rule.schedule])])
+    return _build_muon_sgd(rule, model, recipe.batch_size, fused)
+
+
+def _build_muon_sgd(rule: MuonSGD, model: nn.Module, batch_size: int, fused: bool) -> ScheduledOptimizers:
+    if not isinstance(model, Sprint):
+        raise ValueError(f"MuonSGD splits the parameters of the sprint network, got {type(model).__name__}; use SGD")
+    trained = [p for p in model.groups.parameters() if p.requires_grad]
+    decay = rule.weight_decay * batch_size  # SGD multiplies it by the rate again, hence the quotients below
+    muon = Muon([p for p in trained if p.ndim == 4], lr=rule.filter_lr, momentum=rule.filter_momentum)
+    sgd = torch.optim.SGD(
+        [
+            {"params": [model.whiten.bias], "lr": rule.bias_lr, "weight_decay": decay / rule.bias_lr},
+            {"params": [p for p in trained if p.ndim == 1], "lr": rule.bias_lr, "weight_decay": decay / rule.bias_lr},
+            {"params": [model.head.weight], "lr": rule.head_lr, "weight_decay": decay / rule.head_lr},
+        ],
+        momentum=rule.momentum,
+        nesterov=True,
+        fused=fused,
+    )
+    return ScheduledOptimizers(
+        [(muon, [rule.schedule]), (sgd, [rule.whiten_bias_schedule, rule.schedule, rule.schedule])]
+    )

@@ -1,0 +1,153 @@
+"""What a recipe is: everything that decides how a training run computes, as one frozen record. No torch here."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from models.schedules import LinearDecay, OneCycle, Schedule
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent with Nesterov momentum on every parameter; the loss is the batch mean."""
+
+    lr: float
+    weight_decay: float
+    momentum: float = 0.9
+    schedule: Schedule = field(default_factory=OneCycle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonSGD:
+    """Muon on the convolution filters, SGD on biases and head; rates are for the summed loss of a batch.
+
+    Attributes:
+        filter_lr: Muon's, relative to filter banks of norm sqrt(O).
+        filter_momentum: Muon's.
+        bias_lr: of the norms' biases and of the whitening bias.
+        head_lr: of the classifier.
+        momentum: SGD's, Nesterov.
+        weight_decay: per image; what SGD takes off a weight in one step is this times the batch size.
+        schedule: of all learning rates but the whitening bias's.
+        whiten_bias_schedule: of that one; where it is zero the bias is frozen, which saves the first convolution's input gradient.
+    """
+
+    filter_lr: float
+    filter_momentum: float
+    bias_lr: float
+    head_lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Schedule = field(default_factory=LinearDecay)
+    whiten_bias_schedule: LinearDecay = field(default_factory=LinearDecay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestTimeAugmentation:
+    """Averages the logits of an image, its mirror image and its two diagonal shifts by one pixel (six views).
+
+    Attributes:
+        threshold: an image whose plain view gives its class at least this probability keeps that view; decided image by image,
+            so that no test image's prediction depends on another's. 1.0 gives every image all six views.
+    """
+
+    __test__ = False  # not a pytest class
+
+    threshold: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """Trains on images scaled to `size` pixels until `until_epoch` epochs are done."""
+
+    size: int
+    until_epoch: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementations:
+    """How the recipe's operations are carried out; each switch stands alone, so that each can be ablated.
+
+    Attributes:
+        channels_last: keep activations and filters in NHWC memory.
+        compile: pass the network through `torch.compile`.
+        cuda_graph: capture the network's forward and backward in CUDA graphs (GPU only).
+        keep_heap: keep freed memory in the process (CPU only): the allocator's default hands every large activation back to
+            the kernel, which then clears its pages anew in every step (183,000 page faults a step; 13% of the time).
+    """
+
+    channels_last: bool = True
+    compile: bool = False
+    cuda_graph: bool = False
+    keep_heap: bool = False
+
+    @property
+    def variant(self) -> str:
+        """The name of this choice in the records: `eager`, `compile`, `cuda_graph` or `compile+cuda_graph`."""
+        return "+".join(name for name in ("compile", "cuda_graph") if getattr(self, name)) or "eager"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides how one training run computes.
+
+    Attributes:
+        name: of the recipe, in records and on the command line.
+        summary: one line for `wallclock list`.
+        target: accuracy it is scored against unless the caller names another.
+        model: a name in `models.build.MODELS`.
+        model_arguments: keyword arguments of that network.
+        batch_size: images a step.
+        epochs: passes over the training set: the whole budget, fixed beforehand.
+        optimizer: rule, rates and schedule.
+        label_smoothing: of the cross entropy.
+        precision: `bf16` and `fp16` run under autocast over float32 weights.
+        pad: reflect padding before the random crop, pixels.
+        flip: `alternating` shows every image in both orientations within two epochs; `random`; `none`.
+        resolutions: smaller images for early epochs, in order; full size after the last.
+        tta: test-time augmentation of the final evaluation, or None.
+        implementations: how the operations are carried out.
+    """
+
+    name: str
+    summary: str
+    target: float
+    model: str
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+    batch_size: int
+    epochs: float
+    optimizer: SGD | MuonSGD
+    label_smoothing: float = 0.0
+    precision: Precision = "bf16"
+    pad: int
+    flip: Literal["alternating", "random", "none"]
+    resolutions: tuple[Resolution, ...] = ()
+    tta: TestTimeAugmentation | None = None
+    implementations: Implementations = field(default_factory=Implementations)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; expected at least one image a step")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs is {self.epochs}; expected a positive number of passes over the training set")
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the recipe as JSON types, each part with the name of its class, as the records store it."""
+
+        def plain(value: Any) -> Any:
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+                return fields if isinstance(value, Recipe) else {"type": type(value).__name__, **fields}
+            if isinstance(value, list | tuple):
+                return [plain(item) for item in value]
+            return value
+
+        return plain(self)
+
+    def hash(self) -> str:
+        """Returns twelve hex digits that two recipes share only when they compute the same."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]

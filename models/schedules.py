@@ -1,0 +1,61 @@
+"""Learning-rate schedules as functions of training progress, so that a recipe means the same at any batch size."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an optimiser runs with at one step: the factor on its peak learning rate, and its momentum where scheduled."""
+
+    lr_factor: float
+    momentum: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle:
+    """fast.ai's 1cycle: up, down in the same time, then annealing to near zero, with momentum moving the other way.
+
+    Attributes:
+        start_ratio: peak learning rate over the first one.
+        final_fraction: share of training after the two ramps.
+        final_ratio: the last learning rate is the first one divided by this.
+        momentum_max: momentum at both ends of the cycle and while annealing.
+        momentum_min: momentum at the peak.
+
+    Source: `CircularLR_beta` of fastai 0.7; Smith, https://arxiv.org/abs/1803.09820
+    """
+
+    start_ratio: float = 20.0
+    final_fraction: float = 0.2
+    final_ratio: float = 100.0
+    momentum_max: float = 0.95
+    momentum_min: float = 0.85
+
+    def at(self, progress: float) -> Setting:
+        """Returns the setting at `progress`, from 0 at the first step to 1 after the last."""
+        first = 1 / self.start_ratio
+        ramp = (1 - self.final_fraction) / 2
+        if progress >= 2 * ramp:
+            annealed = (progress - 2 * ramp) / self.final_fraction
+            return Setting(first * (1 - annealed * (1 - 1 / self.final_ratio)), self.momentum_max)
+        height = 1 - abs(progress - ramp) / ramp
+        momentum = self.momentum_max - height * (self.momentum_max - self.momentum_min)
+        return Setting(first + height * (1 - first), momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearDecay:
+    """From the peak down to zero in a straight line.
+
+    Attributes:
+        until: progress at which zero is reached; zero from there on.
+    """
+
+    until: float = 1.0
+
+    def at(self, progress: float) -> Setting:
+        """Returns the setting at `progress`, from 0 at the first step to 1 after the last."""
+        return Setting(max(0.0, 1 - progress / self.until))
+
+
+Schedule = OneCycle | LinearDecay

@@ -1,0 +1,95 @@
+"""Sprint: the small network of the speedrun recipe.
+
+Shape legend: N batch, C channels, H, W height and width, P patches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.layers import BatchNormAct
+
+WHITEN_SIZE = 2
+WHITEN_CHANNELS = 2 * 3 * WHITEN_SIZE**2  # each eigenvector and its negative
+
+
+def whitening_filters(images: torch.Tensor, eps: float = 5e-4) -> torch.Tensor:
+    """Returns the filters whose outputs on the images' 2x2 patches are uncorrelated and of unit variance, in both signs.
+
+    Args:
+        images: [N, 3, H, W], float, normalised.
+        eps: added to the eigenvalues of the patch covariance.
+
+    Returns:
+        [24, 3, 2, 2] float32, OIHW: twelve eigenvectors divided by their standard deviation, then their negatives.
+
+    Source: Page, https://myrtle.ai/learn/how-to-train-your-resnet/; Jordan, https://arxiv.org/abs/2404.00498
+    """
+    patches = images.float().unfold(2, WHITEN_SIZE, 1).unfold(3, WHITEN_SIZE, 1)  # [N, 3, H-1, W-1, 2, 2]
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, WHITEN_CHANNELS // 2)
+    eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (eigenvectors.T / (eigenvalues[:, None] + eps).sqrt()).reshape(-1, 3, WHITEN_SIZE, WHITEN_SIZE)
+    return torch.cat([filters, -filters])
+
+
+class SprintGroup(nn.Module):
+    """Conv, 2x2 max-pool, BN, GELU, conv, BN, GELU; the convolutions start as the identity on their first channels.
+
+    Pooling before the norm quarters what the norm and the activation have to read.
+
+    Args:
+        channels_in: C of the input [N, C, H, W].
+        channels_out: C of the output [N, C, H // 2, W // 2].
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.norm_act1 = BatchNormAct(channels_out, act="gelu", momentum=0.4, eps=1e-12, train_scale=False)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm_act2 = BatchNormAct(channels_out, act="gelu", momentum=0.4, eps=1e-12, train_scale=False)
+        for conv in (self.conv1, self.conv2):
+            nn.init.dirac_(conv.weight.data[: conv.in_channels])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [N, channels_out, H // 2, W // 2]."""
+        x = self.norm_act1(F.max_pool2d(self.conv1(x), 2))
+        return self.norm_act2(self.conv2(x))
+
+
+class Sprint(nn.Module):
+    """A frozen whitening convolution, three groups, a global max-pool and a linear head.
+
+    The convolutions halve odd maps with floor, so that any input from 17 pixels up works: early epochs may train on smaller images.
+
+    Args:
+        classes: number of outputs.
+        widths: output channels of the three groups.
+
+    Source: after the airbench94 network, Jordan, https://arxiv.org/abs/2404.00498
+    """
+
+    def __init__(self, classes: int, *, widths: Sequence[int] = (64, 256, 256)) -> None:
+        super().__init__()
+        self.whiten = nn.Conv2d(3, WHITEN_CHANNELS, WHITEN_SIZE)
+        self.whiten.weight.requires_grad_(False)
+        nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
+        channels = (WHITEN_CHANNELS, *widths)
+        self.groups = nn.Sequential(
+            *(SprintGroup(before, after) for before, after in zip(channels, widths, strict=False))
+        )
+        self.head = nn.Linear(widths[-1], classes, bias=False)
+        with torch.no_grad():
+            self.head.weight.div_(self.head.weight.std())
+
+    @torch.no_grad()
+    def initialise_from(self, images: torch.Tensor) -> None:
+        """Sets the whitening filters from normalised training images [N, 3, H, W]."""
+        self.whiten.weight.copy_(whitening_filters(images))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps normalised images [N, 3, H, W] to logits [N, classes]."""
+        x = self.groups(F.gelu(self.whiten(x))).amax((2, 3))
+        return self.head(x) / x.size(1)
