@@ -1,13 +1,14 @@
 """Muon: momentum whose update is orthogonalised by a Newton-Schulz iteration.
 
-Shape legend: O output channels, I input channels, H, W kernel height and width; a filter OIHW is treated as the matrix [O, I*H*W].
+Shape legend: O output channels, I input channels, H, W kernel height and width; a filter OIHW counts as a matrix
+[O, I*H*W].
 """
 
 from collections.abc import Callable, Iterable
 
 import torch
 
-# Quintic coefficients chosen for the steepest slope at zero: singular values land in about [0.7, 1.2], not exactly at 1,
+# Quintic coefficients chosen for the steepest slope at zero: singular values land in about [0.7, 1.2], not at one,
 # which costs no accuracy (Keller Jordan, https://kellerjordan.github.io/posts/muon/).
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -31,7 +32,9 @@ def newton_schulz_ref(matrix: torch.Tensor, steps: int = 3, eps: float = 1e-7) -
     Source: https://kellerjordan.github.io/posts/muon/
     """
     if matrix.ndim != 2:
-        raise ValueError(f"newton_schulz needs a matrix [M, N], got shape {tuple(matrix.shape)}; flatten a filter to [O, I*H*W] first")
+        raise ValueError(
+            f"newton_schulz needs a matrix [M, N], got shape {tuple(matrix.shape)}; flatten a filter to [O, I*H*W]"
+        )
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     x = matrix if matrix.dtype == torch.float64 else matrix.bfloat16()
     x = x / (x.norm() + eps)
@@ -62,7 +65,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim < 2:
-                    raise ValueError(f"Muon orthogonalises matrices, got a parameter of shape {tuple(p.shape)}; give it to SGD")
+                    raise ValueError(
+                        f"Muon orthogonalises matrices, got a parameter of shape {tuple(p.shape)}; give it to SGD"
+                    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

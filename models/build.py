@@ -46,7 +46,7 @@ class ScheduledOptimizers:
     def set_progress(self, progress: float) -> None:
         """Sets every group to its schedule at `progress`, from 0 at the first step to 1 after the last.
 
-        A group whose learning rate is zero is frozen: its parameters ask for no gradient, so that backward skips the work.
+        A group whose learning rate is zero is frozen: its parameters ask for no gradient, and backward skips the work.
         """
         for group, peak_lr, schedule in self._groups:
             setting = schedule.at(progress)

@@ -15,7 +15,7 @@ def _conv(channels_in: int, channels_out: int, kernel_size: int = 3, stride: int
 class Darknet(nn.Module):
     """Darknet-53's plan for small images: groups that double the channels, then 1x1 -> 3x3 residual blocks.
 
-    Every group halves the map but the second one (`stride = 2 - (i == 1)`: the lesson's code; its prose says the first).
+    Every group halves the map but the second (`stride = 2 - (i == 1)`: the lesson's code; its prose says the first).
 
     Args:
         classes: number of outputs.

@@ -56,10 +56,10 @@ class ConvBNAct(nn.Sequential):
 class Residual(nn.Module):
     """Adds a branch to its input, out of place: `x + branch(x)`.
 
-    The lesson wrote `x.add_(branch(x))` to save one activation of memory. Autograd refuses to train that: the branch's first
-    convolution has saved `x` for its weight gradient, and the sum overwrites it. Writing into the branch's output instead
-    fails for the same reason, because the in-place LeakyReLU that ends the branch has saved its own output. The out-of-place
-    sum costs one more map of the block's size and has the right gradients.
+    The lesson wrote `x.add_(branch(x))` to save one activation of memory. Autograd refuses to train that: the branch's
+    first convolution has saved `x` for its weight gradient, and the sum overwrites it. Writing into the branch's output
+    instead fails for the same reason, because the in-place LeakyReLU that ends the branch has saved its own output. The
+    out-of-place sum costs one more map of the block's size and has the right gradients.
     """
 
     def __init__(self, branch: nn.Module) -> None:

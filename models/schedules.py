@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Setting:
-    """What an optimiser runs with at one step: the factor on its peak learning rate, and its momentum where scheduled."""
+    """What an optimiser runs with at one step: a factor on its peak learning rate, and its momentum where scheduled."""
 
     lr_factor: float
     momentum: float | None = None

@@ -16,7 +16,7 @@ WHITEN_CHANNELS = 2 * 3 * WHITEN_SIZE**2  # each eigenvector and its negative
 
 
 def whitening_filters(images: torch.Tensor, eps: float = 5e-4) -> torch.Tensor:
-    """Returns the filters whose outputs on the images' 2x2 patches are uncorrelated and of unit variance, in both signs.
+    """Returns filters whose outputs on the images' 2x2 patches are uncorrelated and of unit variance, in both signs.
 
     Args:
         images: [N, 3, H, W], float, normalised.
@@ -62,7 +62,7 @@ class SprintGroup(nn.Module):
 class Sprint(nn.Module):
     """A frozen whitening convolution, three groups, a global max-pool and a linear head.
 
-    The convolutions halve odd maps with floor, so that any input from 17 pixels up works: early epochs may train on smaller images.
+    Odd maps are halved with floor, so that any input from 17 pixels up works: early epochs may train on smaller images.
 
     Args:
         classes: number of outputs.

@@ -33,7 +33,8 @@ class MuonSGD:
         momentum: SGD's, Nesterov.
         weight_decay: per image; what SGD takes off a weight in one step is this times the batch size.
         schedule: of all learning rates but the whitening bias's.
-        whiten_bias_schedule: of that one; where it is zero the bias is frozen, which saves the first convolution's input gradient.
+        whiten_bias_schedule: of that one; where it is zero the bias is frozen, which saves the first
+            convolution's input gradient.
     """
 
     filter_lr: float
@@ -51,8 +52,8 @@ class TestTimeAugmentation:
     """Averages the logits of an image, its mirror image and its two diagonal shifts by one pixel (six views).
 
     Attributes:
-        threshold: an image whose plain view gives its class at least this probability keeps that view; decided image by image,
-            so that no test image's prediction depends on another's. 1.0 gives every image all six views.
+        threshold: an image whose plain view gives its class at least this probability keeps that view; decided image by
+            image, so that no prediction depends on another test image. 1.0 gives every image all six views.
     """
 
     __test__ = False  # not a pytest class
@@ -76,8 +77,8 @@ class Implementations:
         channels_last: keep activations and filters in NHWC memory.
         compile: pass the network through `torch.compile`.
         cuda_graph: capture the network's forward and backward in CUDA graphs (GPU only).
-        keep_heap: keep freed memory in the process (CPU only): the allocator's default hands every large activation back to
-            the kernel, which then clears its pages anew in every step (183,000 page faults a step; 13% of the time).
+        keep_heap: keep freed memory in the process (CPU only): the allocator's default hands every large activation back
+            to the kernel, which clears its pages anew in every step (183,000 page faults a step; 13% of the time).
     """
 
     channels_last: bool = True

@@ -1,0 +1,242 @@
+"""One training run of an image classifier: what happens inside the clock, step by step."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bench.timing import PhaseTimer, RunClocks
+from loaders.batches import Augmentation, Split
+from loaders.device import DeviceBatches
+from models.build import build_model, build_optimizers
+from models.recipes.recipe import MuonSGD, Recipe, TestTimeAugmentation
+from models.sprint import Sprint
+
+WHITENING_IMAGES = 5000
+EVALUATION_BATCH = 1000
+WARMUP_STEPS = 3
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Diverged(RuntimeError):
+    """The training loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step is done (reported on the CPU only, where reading the clock costs nothing)."""
+
+    step: int
+    total_steps: int
+    images: int
+    elapsed_train_eval_s: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An epoch is done and its plain, unaugmented test accuracy known; outside the train_eval clock."""
+
+    epoch: float
+    step: int
+    accuracy: float
+    train_loss_nats: float
+    elapsed_train_eval_s: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The fixed budget is spent and the final evaluation, inside the clock, is done."""
+
+    accuracy: float
+    images_per_s: float
+    train_eval_s: float
+    resident_s: float
+    process_s: float
+
+
+Event = StepDone | Evaluated | Finished
+
+
+class Trainer:
+    """A recipe's network, optimisers and pipelines for one seed, on one device.
+
+    The caller has put torch's generators into the seed's state (`bench.numerics`).
+
+    Args:
+        recipe: what to compute.
+        split: training and test set; moved to `device` before the resident clock starts.
+        device: "cpu" or a CUDA device.
+        seed: of the pipeline.
+        clocks: started by the caller when the process or the seed begins.
+
+    Raises:
+        ValueError: if the recipe cannot run on this device or this data.
+    """
+
+    def __init__(self, recipe: Recipe, split: Split, *, device: torch.device, seed: int, clocks: RunClocks) -> None:
+        implementations = recipe.implementations
+        if device.type == "cpu" and recipe.precision == "fp16":
+            raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
+        if device.type == "cpu" and implementations.cuda_graph:
+            raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+        if len(split.train.labels) < recipe.batch_size:
+            raise ValueError(
+                f"{len(split.train.labels)} training images do not fill one batch of {recipe.batch_size}; "
+                f"use --set batch_size={len(split.train.labels)} or more data"
+            )
+        self.recipe, self.device, self.seed, self.clocks = recipe, device, seed, clocks
+        self.split = Split(split.train.to(device), split.test.to(device))
+        clocks.start_resident()
+        self.dtype = DTYPES[recipe.precision]
+        self.model = build_model(recipe, len(split.train.classes), device)
+        self.optimizers = build_optimizers(recipe, self.model)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
+        self.total_steps = math.ceil(recipe.epochs * self.steps_per_epoch)
+        self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
+        if implementations.compile:
+            mode = "reduce-overhead" if implementations.cuda_graph else "default"
+            self.network = torch.compile(self.model, mode=mode, dynamic=False)
+        self._loss_sum = torch.zeros((), device=device)
+        if implementations.compile or device.type == "cuda":
+            self._warm_up()
+
+    def batches(self, size: int | None = None) -> DeviceBatches:
+        """Returns the training pipeline, with images scaled to `size` pixels unless it is None."""
+        return DeviceBatches(
+            self.split.train,
+            self.recipe.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.seed,
+            augmentation=Augmentation(pad=self.recipe.pad, flip=self.recipe.flip),
+            drop_last=True,
+            size=size,
+        )
+
+    def test_batches(self) -> DeviceBatches:
+        """Returns the test set in order, without augmentation."""
+        return DeviceBatches(
+            self.split.test,
+            min(EVALUATION_BATCH, len(self.split.test.labels)),
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.seed,
+            augmentation=None,
+            shuffle=False,
+            drop_last=False,
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns float32 logits [N, classes] of normalised images [N, 3, H, W]."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.network(images).float()
+
+    def step(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], step: int, phases: PhaseTimer) -> None:
+        """Takes one optimiser step on the next batch."""
+        with phases.phase("data"):
+            images, labels = next(batches)
+        self.optimizers.set_progress(step / self.total_steps)
+        with phases.phase("forward"):
+            loss = F.cross_entropy(self.forward(images), labels, label_smoothing=self.recipe.label_smoothing)
+        with phases.phase("backward"):
+            summed = isinstance(self.recipe.optimizer, MuonSGD)  # its rates are for the summed loss
+            self.scaler.scale(loss * len(labels) if summed else loss).backward()
+        with phases.phase("optimiser"):
+            for optimizer in self.optimizers.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+            self.optimizers.zero_grad()
+            self._loss_sum += loss.detach()
+
+    def train(self) -> Iterator[Event]:
+        """Trains for the recipe's whole budget, then evaluates; the caller's time between events is off the clock."""
+        clocks, recipe = self.clocks, self.recipe
+        clocks.start_train_eval()
+        if isinstance(self.model, Sprint):
+            sample = self.split.train.subset(slice(0, WHITENING_IMAGES))
+            images, _ = next(iter(DeviceBatches(sample, len(sample.labels), device=self.device, augmentation=None)))
+            self.model.initialise_from(images)
+        self.model.train()
+        step, unmeasured = 0, PhaseTimer(self.device, enabled=False)
+        size, batches = None, None
+        while step < self.total_steps:
+            epoch = step // self.steps_per_epoch
+            wanted = next((r.size for r in recipe.resolutions if epoch < r.until_epoch), None)
+            if batches is None or wanted != size:
+                size, batches = wanted, self.batches(wanted)
+            batches.set_epoch(epoch)
+            iterator = iter(batches)
+            first = step
+            for _ in range(min(self.steps_per_epoch, self.total_steps - step)):
+                self.step(iterator, step, unmeasured)
+                step += 1
+                if self.device.type == "cpu":
+                    with clocks.excluded():
+                        yield StepDone(step, self.total_steps, step * recipe.batch_size, clocks.train_eval_s)
+            with clocks.excluded():
+                loss = self._loss_sum.item() / (step - first)
+                self._loss_sum.zero_()
+                if not math.isfinite(loss):
+                    raise Diverged(f"the training loss became {loss} by step {step} of {self.total_steps}")
+                yield Evaluated(step / self.steps_per_epoch, step, self.accuracy(), loss, clocks.train_eval_s)
+        images_per_s = step * recipe.batch_size / clocks.train_eval_s
+        accuracy = self.accuracy(recipe.tta)
+        clocks.stop()
+        yield Finished(accuracy, images_per_s, clocks.train_eval_s, clocks.resident_s, clocks.process_s)
+
+    @torch.no_grad()
+    def accuracy(self, tta: TestTimeAugmentation | None = None) -> float:
+        """Returns the share of test images classified right, with test-time augmentation if given."""
+        self.model.eval()
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for images, labels in self.test_batches():
+            correct += (self.predict(images, tta) == labels).sum()
+        self.model.train()
+        return correct.item() / len(self.split.test.labels)
+
+    def predict(self, images: torch.Tensor, tta: TestTimeAugmentation | None) -> torch.Tensor:
+        """Returns the class of each image, int64 [N]; each image's depends on that image alone."""
+        logits = self._logits(images)
+        if tta is not None:
+            doubtful = (logits.softmax(1).amax(1) < tta.threshold).nonzero().squeeze(1)
+            if len(doubtful):
+                logits[doubtful] = self._six_views(images[doubtful], logits[doubtful])
+        return logits.argmax(1)
+
+    def _six_views(self, images: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+        """Averages plain, mirrored and diagonally shifted views, weighted as airbench does."""
+        height, width = images.shape[2:]
+        padded = F.pad(images, (1, 1, 1, 1), "reflect")
+        logits = 0.25 * plain + 0.25 * self._logits(images.flip(3))
+        for shift in (0, 2):
+            view = padded[:, :, shift : shift + height, shift : shift + width]
+            logits += 0.125 * (self._logits(view) + self._logits(view.flip(3)))
+        return logits
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's logits; a compiled one sees a single batch shape, filled up with zeros."""
+        missing = min(EVALUATION_BATCH, len(self.split.test.labels)) - len(images)
+        if self.network is self.model or missing == 0:
+            return self.forward(images.contiguous(memory_format=torch.channels_last))
+        padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
+        return self.forward(padded)[: len(images)]
+
+    def _warm_up(self) -> None:
+        """Compiles and captures every shape of the run on throwaway weights, then restores them."""
+        initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        unmeasured = PhaseTimer(self.device, enabled=False)
+        for size in (*(r.size for r in self.recipe.resolutions), None):
+            batches = self.batches(size)
+            if self.recipe.implementations.cuda_graph and not self.recipe.implementations.compile:
+                self._capture(next(iter(batches))[0])
+            for index in range(WARMUP_STEPS):
+                self.step(iter(batches), index * (self.total_steps - 1) // (WARMUP_STEPS - 1), unmeasured)
+        self.accuracy(self.recipe.tta)
+        self.model.load_state_dict(initial)
+        self.optimizers = build_optimizers(self.recipe, self.model)
+        self.optimizers.set_progress(0.0)
+        self._loss_sum.zero_()

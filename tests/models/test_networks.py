@@ -1,0 +1,144 @@
+"""Parameter counts, shapes, learning and the lesson's bug, for every network."""
+
+import pytest
+import torch
+from torch import nn
+
+from kernels.muon import Muon, newton_schulz_ref
+from models.build import build_model, build_optimizers
+from models.darknet import Darknet
+from models.recipes import RECIPES
+from models.sprint import Sprint, whitening_filters
+from models.wide_resnet import WideResNet
+
+CPU = torch.device("cpu")
+PARAMETERS = {"sprint": 1_972_792, "wrn22": 9_658_458, "darknet": 31_410_922}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parameter_count_output_shape_and_memory_format(name):
+    model = build_model(RECIPES[name]("cpu"), 10, CPU)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert model(torch.randn(3, 3, 32, 32)).shape == (3, 10)
+    filters = [p for p in model.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
+
+
+def test_every_trained_parameter_has_exactly_one_optimizer():
+    for recipe in (make("cpu") for make in RECIPES.values()):
+        model = build_model(recipe, 10, CPU)
+        owned = [p for o in build_optimizers(recipe, model).optimizers for g in o.param_groups for p in g["params"]]
+        assert len(owned) == len({id(p) for p in owned})
+        assert {id(p) for p in owned} == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_parameter_moves_and_a_fixed_batch_is_learnt(name):
+    torch.manual_seed(0)
+    recipe = RECIPES[name]("cpu")
+    model = build_model(recipe, 10, CPU)
+    optimizers = build_optimizers(recipe, model)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    reduction = "sum" if name == "sprint" else "mean"
+    losses = []
+    for _ in range(10):
+        optimizers.set_progress(0.02)
+        for group in optimizers.optimizers[0].param_groups:
+            group["lr"] *= 0.1  # the batch is a sixteenth of the recipes'
+        loss = nn.functional.cross_entropy(model(images), labels, reduction=reduction)
+        losses.append(loss.item())
+        loss.backward()
+        for optimizer in optimizers.optimizers:
+            optimizer.step()
+        optimizers.zero_grad()
+    assert min(losses[-2:]) < 0.7 * losses[0]
+    assert [n for n, p in model.named_parameters() if n in before and torch.equal(p, before[n])] == []
+
+
+def test_the_lessons_in_place_residual_cannot_be_trained_and_ours_can():
+    class LessonResidual(nn.Module):
+        def __init__(self, branch):
+            super().__init__()
+            self.branch = branch
+
+        def forward(self, x):
+            return x.add_(self.branch(x))
+
+    model = Darknet(10, num_blocks=(1,), base_channels=4)
+    images = torch.randn(2, 3, 32, 32)
+    model(images).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.features[2] = LessonResidual(model.features[2].branch)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(images).sum().backward()
+
+
+def test_darknet_halves_the_map_in_every_group_but_the_second():
+    model = Darknet(10, base_channels=2).eval()
+    edges, x = [], torch.randn(1, 3, 32, 32)
+    for layer in model.features:
+        x = layer(x)
+        edges.append(x.shape[-1])
+    assert sorted(set(edges), reverse=True) == [32, 16, 8, 4, 2]
+    assert model.features[3][0].stride == (1, 1)  # the first convolution of group two
+
+
+def test_wide_resnet_shortcut_is_taken_after_the_activation():
+    model = WideResNet(10, blocks=1, widen=1)
+    block = model.features[1].eval()
+    nn.init.zeros_(block.branch[2].weight)
+    x = torch.randn(2, 16, 8, 8)
+    expected = torch.relu(x / (1 + 1e-5) ** 0.5)
+    torch.testing.assert_close(block(x.clone()), expected)
+
+
+def test_whitening_filters_whiten():
+    images = torch.randn(64, 3, 12, 12).cumsum(2).cumsum(3)  # strongly correlated neighbours
+    filters = whitening_filters(images, eps=0.0)
+    responses = nn.functional.conv2d(images, filters[:12]).permute(0, 2, 3, 1).reshape(-1, 12)
+    torch.testing.assert_close(responses.T @ responses / len(responses), torch.eye(12), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(filters[12:], -filters[:12])
+
+
+@pytest.mark.parametrize("size", [17, 20, 24, 28, 32, 33])
+def test_sprint_accepts_smaller_and_odd_images(size):
+    assert Sprint(10, widths=(8, 8, 8))(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+def test_sprint_convolutions_start_as_the_identity():
+    group = Sprint(10, widths=(32, 48, 48)).groups[0]
+    x = torch.randn(2, 24, 8, 8)
+    torch.testing.assert_close(group.conv1(x)[:, :24], x)
+
+
+@pytest.mark.parametrize("shape", [(5, 123), (123, 5), (64, 64)])
+def test_newton_schulz_keeps_singular_vectors_and_flattens_singular_values(shape):
+    matrix = torch.randn(shape, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    result = newton_schulz_ref(matrix, steps=5)
+    in_its_basis = left.T @ result @ right.T
+    flattened = in_its_basis.diagonal()
+    torch.testing.assert_close(in_its_basis, torch.diag(flattened), atol=1e-9, rtol=0)
+    large = values > 0.05 * values.norm()
+    assert flattened[large].min() > 0.6
+    assert flattened.max() < 1.3
+    assert newton_schulz_ref(torch.zeros(3, 4)).abs().max() == 0
+
+
+def test_muon_refuses_vectors():
+    with pytest.raises(ValueError, match="give it to SGD"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
+    with pytest.raises(ValueError, match="needs a matrix"):
+        newton_schulz_ref(torch.zeros(2, 3, 4))
+
+
+def test_a_frozen_group_asks_for_no_gradient():
+    recipe = RECIPES["sprint"]("cpu")
+    model = build_model(recipe, 10, CPU)
+    optimizers = build_optimizers(recipe, model)
+    optimizers.set_progress(0.2)
+    assert model.whiten.bias.requires_grad
+    optimizers.set_progress(0.6)
+    assert not model.whiten.bias.requires_grad
+    assert model.head.weight.requires_grad
