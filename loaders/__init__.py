@@ -1,0 +1,1 @@
+"""Data sets (`cifar10`, `synthetic`) and pipelines (`device`) behind one contract (`batches`)."""

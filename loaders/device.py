@@ -1,0 +1,125 @@
+"""The device-resident pipeline: uint8 images live on the device, and every batch is made there without a host sync."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from kernels.augment import augment
+from loaders.batches import Augmentation, DataError, Dataset
+
+
+def scaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns the images scaled down to `size` x `size` pixels, antialiased and rounded.
+
+    Args:
+        images_NHWC: uint8 [N, H, W, 3].
+        size: new height and width, pixels, not above the old.
+
+    Returns:
+        uint8 [N, size, size, 3].
+
+    Raises:
+        DataError: if the images are smaller.
+    """
+    if size > min(images_NHWC.shape[1:3]):
+        raise DataError(f"cannot train on {size}-pixel images: they are stored with {min(images_NHWC.shape[1:3])}")
+    parts = []
+    for chunk in images_NHWC.split(5000):  # as float32, all of CIFAR-10 at once would take 600 MB
+        x = F.interpolate(chunk.permute(0, 3, 1, 2).float(), size=(size, size), mode="bilinear", antialias=True)
+        parts.append(x.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous())
+    return torch.cat(parts)
+
+
+class DeviceBatches:
+    """Batches of augmented, normalised images, made on the device from a resident uint8 data set.
+
+    What an image meets in an epoch depends on the seed, the epoch and its place in the data set, never on `batch_size`
+    or on which epochs ran before.
+
+    Args:
+        dataset: on `device`.
+        batch_size: images in a batch.
+        device: where batches are made.
+        dtype: of the images.
+        seed: of order and augmentation.
+        augmentation: None for none.
+        shuffle: whether each epoch has its own order.
+        drop_last: whether an incomplete last batch is dropped.
+        size: scale the images down to this edge once, beforehand, and the padding with them; None keeps theirs.
+
+    Raises:
+        DataError: if the images are smaller than `size` or than the padding allows.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        augmentation: Augmentation | None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        size: int | None = None,
+    ) -> None:
+        edge = dataset.images_NHWC.shape[1]
+        self.images_NHWC = dataset.images_NHWC if size is None else scaled(dataset.images_NHWC, size)
+        self.labels = dataset.labels
+        self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
+        self.augmentation, self.shuffle, self.drop_last = augmentation, shuffle, drop_last
+        self.pad = 0
+        if augmentation is not None and augmentation.pad > 0:
+            self.pad = max(1, round(augmentation.pad * (size or edge) / edge))
+            if self.pad >= self.images_NHWC.shape[1]:
+                raise DataError(f"cannot reflect {self.pad} pixels of an image of {self.images_NHWC.shape[1]}")
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Returns the number of batches in an epoch."""
+        whole, rest = divmod(len(self.labels), self.batch_size)
+        return whole if self.drop_last or rest == 0 else whole + 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration yields."""
+        self._epoch = epoch
+
+    def _generator(self, *keys: int) -> torch.Generator:
+        """A generator on the device for this seed and these keys; seeding one copies nothing from the device."""
+        mixed = 0
+        for key in (self.seed, *keys):
+            mixed = (mixed * 0x9E3779B97F4A7C15 + key + 1) % 2**63
+        return torch.Generator(self.device).manual_seed(mixed)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
+        count, device, epoch, augmentation = len(self.labels), self.device, self._epoch, self.augmentation
+        random = self._generator(1, epoch)
+        order = torch.arange(count, device=device)
+        if self.shuffle:
+            order = torch.randperm(count, generator=random, device=device)
+        offsets = flips = centres = None
+        if augmentation is not None:
+            if self.pad:
+                offsets = torch.randint(-self.pad, self.pad + 1, (count, 2), generator=random, device=device)
+            if augmentation.flip == "random":
+                flips = torch.rand(count, generator=random, device=device) < 0.5
+            elif augmentation.flip == "alternating":
+                first = torch.rand(count, generator=self._generator(2), device=device) < 0.5
+                flips = first if epoch % 2 == 0 else ~first
+            if augmentation.cutout:
+                centres = torch.randint(0, self.images_NHWC.shape[1], (count, 2), generator=random, device=device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            indices = order[start : start + self.batch_size]
+            images = augment(
+                self.images_NHWC,
+                indices,
+                offsets=None if offsets is None else offsets[indices],
+                flips=None if flips is None else flips[indices],
+                cutout_centres=None if centres is None else centres[indices],
+                cutout=augmentation.cutout if augmentation else 0,
+                dtype=self.dtype,
+            )
+            yield images, self.labels[indices]
