@@ -1,0 +1,364 @@
+"""The one place that reads clocks.
+
+Three clocks of a training run (`RunClocks`), its phases (`PhaseTimer`), and steady-state sampling of one operation (`measure`).
+All times are seconds unless a name says otherwise.
+"""
+
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
+
+
+class TimingError(RuntimeError):
+    """A measured time cannot be true, or nothing could be measured."""
+
+
+def now_s() -> float:
+    """Returns a monotonic host time; only differences mean something."""
+    return time.perf_counter()
+
+
+def process_elapsed_s() -> float:
+    """Returns the time since this process was created, interpreter start and imports included."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
+
+
+def synchronize(device: "torch.device") -> None:
+    """Waits until everything queued on `device` is done; nothing to wait for on a CPU."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+class Deadline:
+    """A time budget.
+
+    Args:
+        budget_s: from now on; None for no end.
+    """
+
+    def __init__(self, budget_s: float | None) -> None:
+        self._end_s = math.inf if budget_s is None else now_s() + budget_s
+
+    def remaining_s(self) -> float:
+        """Returns what is left; infinite without a budget, negative when it is overspent."""
+        return self._end_s - now_s()
+
+    def expired(self) -> bool:
+        """Returns whether nothing is left."""
+        return self.remaining_s() <= 0
+
+
+class RunClocks:
+    """The three clocks of one training run.
+
+    `process_s` runs from the creation of the process, `resident_s` from raw uint8 on the device, `train_eval_s` from the
+    first step (or whitening) through the final evaluation. The device is synchronised at every mark, nowhere else.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: "torch.device") -> None:
+        self._device = device
+        self._resident_start: float | None = None
+        self._train_start: float | None = None
+        self._stopped: float | None = None
+        self._excluded_s = 0.0
+        self._process_offset_s = process_elapsed_s() - now_s()
+
+    def _mark(self) -> float:
+        synchronize(self._device)
+        return now_s()
+
+    def start_resident(self) -> None:
+        """Marks raw data on the device."""
+        self._resident_start = self._mark()
+
+    def start_train_eval(self) -> None:
+        """Marks the beginning of whitening or of the first step."""
+        self._train_start = self._mark()
+
+    def stop(self) -> None:
+        """Marks the end of the final evaluation; stops all three clocks."""
+        self._stopped = self._mark()
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Takes what happens inside (evaluations on the way, reporting) off all three clocks."""
+        start = self._mark()
+        try:
+            yield
+        finally:
+            self._excluded_s += self._mark() - start
+
+    def _since(self, start: float | None) -> float:
+        if start is None:
+            raise TimingError("the clock was read before it was started")
+        return (self._stopped if self._stopped is not None else self._mark()) - start - self._excluded_s
+
+    @property
+    def process_s(self) -> float:
+        """Time since the process was created."""
+        return self._since(-self._process_offset_s)
+
+    @property
+    def resident_s(self) -> float:
+        """Time since `start_resident`."""
+        return self._since(self._resident_start)
+
+    @property
+    def train_eval_s(self) -> float:
+        """Time since `start_train_eval`."""
+        return self._since(self._train_start)
+
+
+class PhaseTimer:
+    """Splits the steps of a training loop into phases.
+
+    On a GPU it records events and resolves them when asked, so that the loop is never made to wait; on a CPU it reads the
+    host clock. What that costs is measured, not assumed: run the same steps with `enabled=False` in turn and compare.
+
+    Args:
+        device: where the work runs.
+        enabled: False makes every call empty.
+    """
+
+    def __init__(self, device: "torch.device", *, enabled: bool = True) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._enabled = enabled
+        self._marks: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Attributes what runs inside to one of `PHASES`.
+
+        Raises:
+            ValueError: if there is no such phase.
+        """
+        if not self._enabled:
+            yield
+            return
+        if name not in PHASES:
+            raise ValueError(f"no phase '{name}'; phases: {', '.join(PHASES)}")
+        start = self._read()
+        yield
+        self._marks.append((name, start, self._read()))
+
+    def _read(self) -> Any:
+        if not self._cuda:
+            return now_s()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def times_s(self) -> dict[str, list[float]]:
+        """Returns the times of each phase in order, waiting for the device first."""
+        synchronize(self._device)
+        times = defaultdict(list)
+        for name, start, end in self._marks:
+            times[name].append(start.elapsed_time(end) / 1e3 if self._cuda else end - start)
+        return dict(times)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Steady-state times of one operation; every sample is kept.
+
+    Attributes:
+        samples_s: time of one call, in the order taken.
+        launches_per_sample: calls that share one sample's window, for operations shorter than the clock can resolve.
+        host_median_s: the same by a synchronised host clock, as a cross-check.
+        warmup_s: what warm-up took, compilation included.
+        stopped_by: "ci" when the interval was narrow enough, else "count" or "budget".
+        cold: whether caches were flushed before every sample.
+        graph: whether a CUDA graph was replayed.
+        outliers: places of samples more than ten scaled median absolute deviations off: flagged, never dropped.
+    """
+
+    samples_s: tuple[float, ...]
+    launches_per_sample: int
+    host_median_s: float
+    warmup_s: float
+    stopped_by: str
+    cold: bool
+    graph: bool
+    outliers: tuple[int, ...]
+
+    @property
+    def median_s(self) -> float:
+        """The median sample."""
+        return statistics.median(self.samples_s)
+
+
+def median_interval_s(samples: list[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Returns the distribution-free confidence interval of the median, from order statistics.
+
+    Args:
+        samples: at least one, seconds.
+        confidence: of the two-sided interval; the widest possible one when there are too few samples.
+    """
+    ordered, n = sorted(samples), len(samples)
+    rank, term, cumulative = 0, 1, 1  # binomial(n, 1/2) in whole numbers: exact for any n
+    while cumulative / 2**n <= (1 - confidence) / 2:
+        rank += 1
+        term = term * (n - rank + 1) // rank
+        cumulative += term
+    low = max(0, rank - 1)
+    return ordered[low], ordered[n - 1 - low]
+
+
+def _cache_flusher(device: "torch.device") -> Callable[[], object]:
+    """A call that overwrites 1.5 times the last-level cache of `device`."""
+    import torch
+
+    if device.type == "cuda":
+        cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    else:
+        from bench.environment import last_level_cache_bytes
+
+        cache_bytes = last_level_cache_bytes()
+    buffer = torch.empty(int(1.5 * cache_bytes), dtype=torch.int8, device=device)
+    return buffer.zero_
+
+
+def _graphed(fn: Callable[[], object], device: "torch.device") -> Callable[[], object]:
+    """Captures `fn` in a CUDA graph, after the warm-up calls on a side stream that capture asks for."""
+    import torch
+
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            fn()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fn()
+    return graph.replay
+
+
+def _window_s(fn: Callable[[], object], launches: int, device: "torch.device") -> tuple[float, float]:
+    """Times `launches` calls together: (seconds by the device's clock, seconds by the synchronised host clock)."""
+    synchronize(device)
+    if device.type != "cuda":
+        start = now_s()
+        for _ in range(launches):
+            fn()
+        elapsed = now_s() - start
+        return elapsed, elapsed
+    import torch
+
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start = now_s()
+    first.record()
+    for _ in range(launches):
+        fn()
+    last.record()
+    synchronize(device)
+    host = now_s() - start
+    return first.elapsed_time(last) / 1e3, host
+
+
+def _warm_up(fn: Callable[[], object], device: "torch.device", budget_s: float) -> tuple[float, float]:
+    """Calls `fn` until two windows of five calls agree within 5%: (time spent, time of one call)."""
+    start, previous = now_s(), math.inf
+    _window_s(fn, 1, device)  # compilation, autotuning, first touch of memory
+    while True:
+        one = statistics.median(_window_s(fn, 1, device)[1] for _ in range(5))
+        if abs(one - previous) <= 0.05 * previous or now_s() - start > budget_s:
+            return now_s() - start, one
+        previous = one
+
+
+def measure(
+    fn: Callable[[], object],
+    *,
+    device: "torch.device",
+    relative_ci: float = 0.02,
+    min_count: int = 20,
+    max_count: int = 1000,
+    budget_s: float = 5.0,
+    cold: bool = False,
+    graph: bool = False,
+    floor_s: float = 0.0,
+) -> Measurement:
+    """Times one operation in steady state.
+
+    Args:
+        fn: the operation; takes nothing, and leaves its inputs as they were.
+        device: where it runs.
+        relative_ci: stop when the 95% interval of the median is narrower than this share of the median.
+        min_count: samples before the interval may stop it.
+        max_count: samples at most.
+        budget_s: time for warm-up (half of it) and for sampling, each sample being finished.
+        cold: overwrite the last-level cache before every sample, outside its window; one call a sample.
+        graph: capture and replay a CUDA graph; GPU only.
+        floor_s: the physical limit of one call (bytes over bandwidth, operations over peak).
+
+    Returns:
+        Every sample, and how they were taken.
+
+    Raises:
+        ValueError: if `graph` is asked for on a CPU, or the counts cannot be.
+        TimingError: if the median is below `floor_s`: then the work was not done, or the timer is wrong.
+    """
+    if graph and device.type != "cuda":
+        raise ValueError("a CUDA graph needs a GPU; call measure(..., graph=False)")
+    if not 1 <= min_count <= max_count:
+        raise ValueError(f"min_count is {min_count} and max_count {max_count}; expected 1 <= min_count <= max_count")
+    if graph:
+        fn = _graphed(fn, device)
+    flush = _cache_flusher(device) if cold else None
+    warmup_s, one_s = _warm_up(fn, device, budget_s / 2)
+    # Events resolve about 0.5 us and perf_counter 0.1 us: a window of 50 us keeps either below 1%.
+    launches = 1 if cold else max(1, math.ceil(50e-6 / max(one_s, 1e-9)))
+    samples: list[float] = []
+    host: list[float] = []
+    deadline, stopped_by = Deadline(budget_s), "count"
+    while len(samples) < max_count:
+        if flush is not None:
+            flush()
+        elapsed, host_elapsed = _window_s(fn, launches, device)
+        samples.append(elapsed / launches)
+        host.append(host_elapsed / launches)
+        if len(samples) >= min_count and len(samples) % 5 == 0:
+            low, high = median_interval_s(samples)
+            if high - low <= relative_ci * statistics.median(samples):
+                stopped_by = "ci"
+                break
+        if deadline.expired():
+            stopped_by = "budget"
+            break
+    median = statistics.median(samples)
+    if median < floor_s:
+        raise TimingError(
+            f"measured {median:.3g} s a call, below the physical limit of {floor_s:.3g} s: the work was not done or the "
+            "clock is wrong; nothing was recorded"
+        )
+    return Measurement(
+        tuple(samples), launches, statistics.median(host), warmup_s, stopped_by, cold, graph, _outliers(samples)
+    )
+
+
+def _outliers(samples: list[float]) -> tuple[int, ...]:
+    """Places of samples more than ten scaled median absolute deviations off the median."""
+    median = statistics.median(samples)
+    spread = 1.4826 * statistics.median(abs(s - median) for s in samples)
+    return tuple(i for i, s in enumerate(samples) if spread > 0 and abs(s - median) > 10 * spread)
