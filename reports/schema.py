@@ -1,0 +1,137 @@
+"""What a record holds: one `Run`, and the `Sample`s measured in it. Standard library only."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+SCHEMA_VERSION = 1
+
+Better = Literal["lower", "higher"]
+Phase = Literal["warm-up", "steady"]
+SampleStatus = Literal["ok", "missed", "diverged", "interrupted", "failed"]
+RunStatus = Literal["done", "stopped", "interrupted", "diverged", "failed", "unfinished"]
+ParameterValue = str | int | float | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row of `runs`: where, when and with what the samples of a run were measured.
+
+    Attributes:
+        run_id: also the name of its directory.
+        started_utc: ISO 8601 with a trailing Z.
+        command: as typed.
+        request: what was asked for, enough to resume it.
+        git_sha: of the checkout; None for an installed package.
+        git_dirty: whether the checkout had changes.
+        source_hash: of the five packages' Python sources.
+        recipe: resolved, as JSON types.
+        recipe_hash: equal only for recipes that compute the same.
+        cpu_cores: this process may use.
+        gpu_clocks_locked: None when unknown.
+        environment: flags and numeric settings in force.
+    """
+
+    run_id: str
+    started_utc: str
+    command: str
+    request: dict[str, Any] = field(default_factory=dict)
+    git_sha: str | None = None
+    git_dirty: bool | None = None
+    source_hash: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe_hash: str = ""
+    host: str = ""
+    cpu: str = ""
+    cpu_cores: int = 0
+    memory_bytes: int = 0
+    gpu_name: str | None = None
+    gpu_driver: str | None = None
+    gpu_power_limit_w: float | None = None
+    gpu_clocks_locked: bool | None = None
+    python: str = ""
+    torch: str | None = None
+    triton: str | None = None
+    cuda: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_id):
+            raise ValueError(f"run id {self.run_id!r}: expected letters, digits, '.', '_' and '-' only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One row of `samples`: one value of one metric.
+
+    Attributes:
+        benchmark: what was run, such as "cifar".
+        metric: what was measured, such as "train_eval_s".
+        unit: of `value`.
+        better: the direction of improvement.
+        value: a number; not-a-number and infinity only where `status` says why.
+        case: of the benchmark; a recipe, an operation.
+        parameters: of the case; become columns.
+        variant: implementation.
+        arm: of a comparison.
+        round: of interleaving.
+        slot: position within the round.
+        process: of several that measured.
+        seed: of the generators.
+        index: of a repeated measurement.
+        phase: "warm-up" or "steady".
+        epoch: passes over the data done.
+        step: optimiser steps done.
+        target: that the run was scored against.
+        reached: whether it was.
+        censored: whether `value` is only a bound, because the target was not reached.
+        status: "ok", or what befell.
+        error: in words.
+    """
+
+    benchmark: str
+    metric: str
+    unit: str
+    better: Better
+    value: float
+    case: str = ""
+    parameters: dict[str, ParameterValue] = field(default_factory=dict)
+    variant: str = ""
+    arm: str = ""
+    round: int | None = None
+    slot: int | None = None
+    process: int | None = None
+    seed: int | None = None
+    index: int | None = None
+    phase: Phase = "steady"
+    epoch: float | None = None
+    step: int | None = None
+    target: float | None = None
+    reached: bool | None = None
+    censored: bool | None = None
+    status: SampleStatus = "ok"
+    error: str | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("benchmark", "metric", "unit"):
+            if not getattr(self, name):
+                raise ValueError(f"a sample needs a {name}, got {getattr(self, name)!r}")
+        for name, allowed in (("better", Better), ("phase", Phase), ("status", SampleStatus)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(allowed))}")
+        object.__setattr__(self, "value", float(self.value))
+        if self.status == "ok" and not math.isfinite(self.value):
+            raise ValueError(
+                f"{self.metric} is {self.value} with status 'ok'; a value that is no number needs a status"
+            )
+
+
+SAMPLE_COLUMNS = tuple(f.name for f in dataclasses.fields(Sample) if f.name != "parameters")
+RUN_COLUMNS = tuple(f.name for f in dataclasses.fields(Run))
