@@ -6,15 +6,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reports.load import load, load_runs
     from reports.page import build_page
+    from reports.reading import load, load_runs
     from reports.schema import Run, Sample
     from reports.stats import summarise, time_to_target
     from reports.store import RunWriter, StoreError
 
 _HOMES = {
-    "load": "load",
-    "load_runs": "load",
+    "load": "reading",
+    "load_runs": "reading",
     "build_page": "page",
     "Run": "schema",
     "Sample": "schema",

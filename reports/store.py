@@ -1,6 +1,6 @@
 """The append-only store: one directory per run, JSON lines while it runs, Parquet when it ends.
 
-`records.jsonl` holds one object a line, `kind` first: `run` once, then `sample`, `note` and `resume` as they come, `end` once.
+`records.jsonl` has one object a line, `kind` first: `run` once, `sample`, `note`, `resume` as they come, `end` last.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ class RunWriter:
         Raises:
             StoreError: if the run is finished, being written by another process, or unreadable.
         """
-        from reports.load import read_lines, run_from
+        from reports.reading import read_lines, run_from
 
         records = Path(path) / RECORDS
         if not records.exists():
@@ -125,7 +125,7 @@ class RunWriter:
             status: how it ended.
             error: why, in words, unless it is done.
         """
-        from reports.load import write_tables
+        from reports.reading import write_tables
 
         self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})
         try:

@@ -209,8 +209,8 @@ def load(paths: Path | str | Sequence[Path | str], *, on_damage: Literal["raise"
         on_damage: "skip" leaves damaged runs out and lists them in `frame.attrs["skipped"]`.
 
     Returns:
-        Columns of `reports.schema.Sample`, `run_id`, and of the run: `run_status`, `started_utc`, `recipe_hash`, `host`,
-        `cpu`, `gpu_name`, `git_sha`.
+        Columns of `reports.schema.Sample`, `run_id`, and of the run: `run_status`, `started_utc`, `recipe_hash`,
+        `host`, `cpu`, `gpu_name`, `git_sha`.
 
     Raises:
         StoreError: if there is no run, or one is damaged.
