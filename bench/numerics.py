@@ -96,9 +96,9 @@ def numerics(
         tf32: let float32 matrix products and convolutions on a GPU use TensorFloat-32.
         cudnn_benchmark: let cuDNN choose convolution algorithms by timing them.
         threads: of torch's intra-operation pool; None keeps the present number.
-        keep_heap: on a CPU with glibc, never give freed memory back to the kernel. By default every activation above 32 MiB
-            is mapped anew, and its pages cleared, in each step: 183,000 page faults a step of the sprint network on two
-            cores, and 2.04 s instead of 1.80 s.
+        keep_heap: on a CPU with glibc, never give freed memory back to the kernel. By default every activation above
+            32 MiB is mapped anew, and its pages cleared, in each step: 183,000 page faults a step of the sprint network
+            on two cores, and 2.04 s instead of 1.80 s.
 
     Yields:
         What is in force, for the record.

@@ -1,7 +1,7 @@
 """The one place that reads clocks.
 
-Three clocks of a training run (`RunClocks`), its phases (`PhaseTimer`), and steady-state sampling of one operation (`measure`).
-All times are seconds unless a name says otherwise.
+Three clocks of a training run (`RunClocks`), its phases (`PhaseTimer`), and steady-state sampling of one operation
+(`measure`). All times are seconds unless a name says otherwise.
 """
 
 import math
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from reports.stats import median_interval
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +67,8 @@ class Deadline:
 class RunClocks:
     """The three clocks of one training run.
 
-    `process_s` runs from the creation of the process, `resident_s` from raw uint8 on the device, `train_eval_s` from the
-    first step (or whitening) through the final evaluation. The device is synchronised at every mark, nowhere else.
+    `process_s` runs from the creation of the process, `resident_s` from raw uint8 on the device, `train_eval_s` from
+    the first step (or whitening) through the final evaluation. The device is synchronised at every mark, nowhere else.
 
     Args:
         device: where the work runs.
@@ -129,8 +131,8 @@ class RunClocks:
 class PhaseTimer:
     """Splits the steps of a training loop into phases.
 
-    On a GPU it records events and resolves them when asked, so that the loop is never made to wait; on a CPU it reads the
-    host clock. What that costs is measured, not assumed: run the same steps with `enabled=False` in turn and compare.
+    On a GPU it records events and resolves them when asked, so that the loop is never made to wait; on a CPU it reads
+    the host clock. What that costs is measured, not assumed: run the same steps with `enabled=False` in turn and compare.
 
     Args:
         device: where the work runs.
@@ -205,23 +207,6 @@ class Measurement:
     def median_s(self) -> float:
         """The median sample."""
         return statistics.median(self.samples_s)
-
-
-def median_interval_s(samples: list[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Returns the distribution-free confidence interval of the median, from order statistics.
-
-    Args:
-        samples: at least one, seconds.
-        confidence: of the two-sided interval; the widest possible one when there are too few samples.
-    """
-    ordered, n = sorted(samples), len(samples)
-    rank, term, cumulative = 0, 1, 1  # binomial(n, 1/2) in whole numbers: exact for any n
-    while cumulative / 2**n <= (1 - confidence) / 2:
-        rank += 1
-        term = term * (n - rank + 1) // rank
-        cumulative += term
-    low = max(0, rank - 1)
-    return ordered[low], ordered[n - 1 - low]
 
 
 def _cache_flusher(device: "torch.device") -> Callable[[], object]:
@@ -339,8 +324,8 @@ def measure(
         samples.append(elapsed / launches)
         host.append(host_elapsed / launches)
         if len(samples) >= min_count and len(samples) % 5 == 0:
-            low, high = median_interval_s(samples)
-            if high - low <= relative_ci * statistics.median(samples):
+            middle = median_interval(samples)
+            if middle.high - middle.low <= relative_ci * middle.value:
                 stopped_by = "ci"
                 break
         if deadline.expired():
