@@ -280,4 +280,5 @@ def capabilities() -> list[Capability]:
 def machine() -> str:
     """Returns one line that names the machine, without importing torch."""
     torch_version = package_version("torch") if find_spec("torch") else "no torch"
-    return f"{cpu_name()}, {cpu_cores()} cores, {memory_bytes() / 2**30:.0f} GiB; Python {sys.version.split()[0]}, torch {torch_version}"
+    hardware = f"{cpu_name()}, {cpu_cores()} cores, {memory_bytes() / 2**30:.0f} GiB"
+    return f"{hardware}; Python {sys.version.split()[0]}, torch {torch_version}"

@@ -1,0 +1,256 @@
+"""Figures as plain Plotly dictionaries: `{"data": [...], "layout": {...}}`. The page colours text and grid for its theme.
+
+Plotly itself is not imported: its import costs more than all else that a report does.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from reports.stats import KEYS, expected_time_to_target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Figure = dict[str, Any]
+
+# Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
+COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
+PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
+CLOCK = "train_eval_s"
+
+
+def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
+    """Returns accuracy of each seed over the train_eval clock; None without such samples.
+
+    Each trace carries both axes in `meta` ("time", "epoch"), so that the page can switch between them.
+    """
+    accuracy = frame[(frame["metric"] == "accuracy") & (frame["phase"] == "steady")]
+    if accuracy.empty:
+        return None
+    keys = ["run_id", "case", "variant", "seed", "epoch"]
+    clock = frame.loc[frame["metric"] == "elapsed_train_eval", [*keys, "value"]].drop_duplicates(keys)
+    joined = accuracy.merge(clock.rename(columns={"value": "elapsed_s"}), on=keys, how="left")
+    traces, groups = [], list(_by_label(joined))
+    for position, (label, group) in enumerate(groups):
+        for number, (_, line) in enumerate(group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)):
+            line = line.sort_values("epoch")
+            seed = line["seed"].iloc[0]
+            has_time = bool(line["elapsed_s"].notna().all())
+            time, epoch = _numbers(line["elapsed_s"]), _numbers(line["epoch"])
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": label,
+                    "legendgroup": label,
+                    "showlegend": number == 0,
+                    "x": time if has_time else epoch,
+                    "y": _numbers(100 * line["value"]),
+                    "meta": {"time": time if has_time else epoch, "epoch": epoch},
+                    "line": {"color": _colour(position), "width": 1.75},
+                    "marker": {"size": 5},
+                    "opacity": 0.85,
+                    "hovertemplate": f"seed {seed}: %{{y:.2f}} %<extra>{_text(label)}</extra>",
+                }
+            )
+    layout = _layout("seconds of training (train_eval clock)", "accuracy, %")
+    layout["showlegend"] = len(groups) > 1
+    layout["shapes"], layout["annotations"] = _target_lines(frame)
+    return {"data": traces, "layout": layout}
+
+
+def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
+    """Returns each seed's time as a dot, a miss as an open mark, and the expected time with its interval; or None."""
+    times = frame[(frame["metric"] == CLOCK) & frame["target"].notna()]
+    if times.empty:
+        return None
+    traces: list[Figure] = []
+    for position, (label, group) in enumerate(_by_label(times, ["target"])):
+        hit = group["reached"].fillna(False).to_numpy(dtype=bool)
+        for these, symbol, what in ((hit, "circle", "reached"), (~hit, "x-open", "missed: at least")):
+            if these.any():
+                dots = group[these]
+                traces.append(
+                    {
+                        "type": "scatter",
+                        "mode": "markers",
+                        "name": what.split(":")[0],
+                        "showlegend": False,
+                        "x": _numbers(dots["value"]),
+                        "y": [label] * len(dots),
+                        "text": [f"seed {seed}" for seed in dots["seed"]],
+                        "marker": {"symbol": symbol, "size": 10, "color": _colour(position), "opacity": 0.75},
+                        "hovertemplate": f"%{{text}}, {what} %{{x:.3g}} s<extra></extra>",
+                    }
+                )
+        expected = expected_time_to_target(group["value"], hit)
+        if hit.any():
+            high, low = expected.high - expected.value, expected.value - expected.low
+            bounded = max(high, low) < float("inf")
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": "expected time, 95% interval",
+                    "showlegend": False,
+                    "x": [expected.value],
+                    "y": [label],
+                    "meta": "ink",
+                    "marker": {"symbol": "line-ns-open", "size": 26, "line": {"width": 3}},
+                    "error_x": {"type": "data", "array": [high], "arrayminus": [low], "thickness": 1.5, "width": 6}
+                    if bounded
+                    else {"visible": False},
+                    "hovertemplate": f"expected {expected.value:.3g} s [{expected.low:.3g}, {expected.high:.3g}]"
+                    "<extra></extra>",
+                }
+            )
+    layout = _layout("seconds to target (train_eval clock)", "")
+    rows = len({y for trace in traces for y in trace["y"]})
+    layout |= {"showlegend": False, "height": 110 + 62 * rows}
+    layout["xaxis"]["rangemode"] = "tozero"
+    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
+    layout["margin"]["l"] = 8
+    return {"data": traces, "layout": layout}
+
+
+def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
+    """Returns where a training step's time goes, as stacked bars; None without a phase pass.
+
+    A bar's part is the phase's whole time over the number of steps, so that the parts add up, evaluation spread over all.
+    """
+    phases = frame[frame["metric"] == "phase_time"]
+    if phases.empty or "phase_name" not in phases:
+        return None
+    groups = list(_by_label(phases))
+    traces = []
+    for position, name in enumerate(PHASES):
+        parts = []
+        for _, group in groups:
+            steps = int(group["phase_name"].value_counts().get("forward", 0)) or int(group["index"].nunique()) or 1
+            parts.append(1000 * float(group.loc[group["phase_name"] == name, "value"].sum()) / steps)
+        if any(parts):
+            traces.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": name,
+                    "x": [round(part, 6) for part in parts],
+                    "y": [label for label, _ in groups],
+                    "marker": {"color": COLOURS[position]},
+                    "hovertemplate": f"{name}: %{{x:.3g}} ms a step<extra></extra>",
+                }
+            )
+    layout = _layout("milliseconds a training step", "")
+    layout |= {"barmode": "stack", "bargap": 0.35, "height": 130 + 58 * len(groups)}
+    layout["legend"]["traceorder"] = "normal"
+    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
+    return {"data": traces, "layout": layout}
+
+
+def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | None:
+    """Returns the training loss of each seed over steps; None without such samples.
+
+    Args:
+        frame: from `reports.load`.
+        most_points: of a line; longer ones show the mean of each stretch of steps.
+    """
+    import numpy as np
+
+    losses = frame[frame["metric"] == "train_loss"]
+    if losses.empty:
+        return None
+    traces, groups = [], list(_by_label(losses))
+    for position, (label, group) in enumerate(groups):
+        for number, (_, line) in enumerate(group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)):
+            line = line.sort_values("step")
+            parts = np.array_split(np.arange(len(line)), min(most_points, len(line)))
+            value = line["value"].to_numpy(dtype=float)
+            step = line["step"].astype("float64").to_numpy()
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": label,
+                    "legendgroup": label,
+                    "showlegend": number == 0,
+                    "x": [_number(step[part[-1]]) for part in parts],
+                    "y": [_number(value[part].mean()) for part in parts],
+                    "line": {"color": _colour(position), "width": 1.25},
+                    "opacity": 0.75,
+                    "hovertemplate": f"seed {line['seed'].iloc[0]}, step %{{x}}: %{{y:.3f}}"
+                    f"<extra>{_text(label)}</extra>",
+                }
+            )
+    layout = _layout("optimiser step", "training loss, nats")
+    layout |= {"showlegend": len(groups) > 1}
+    return {"data": traces, "layout": layout}
+
+
+def _by_label(frame: "pd.DataFrame", more: list[str] | None = None) -> Iterator[tuple[str, "pd.DataFrame"]]:
+    """Yields the samples of each case under the shortest label that tells it from the others in the figure."""
+    keys = [k for k in (*KEYS, "dataset", *(more or [])) if k in frame]
+    telling = [k for k in keys if k == "case" or frame[k].nunique(dropna=False) > 1]
+    seen: set[str] = set()
+    for key, group in frame.groupby(telling, dropna=False, sort=False, observed=True):
+        label = " · ".join(
+            f"{100 * part:g}%" if name == "target" else str(part)
+            for name, part in zip(telling, key, strict=True)
+            if part == part and part != ""
+        )
+        label = label or "unnamed"
+        if label not in seen:
+            seen.add(label)
+            yield label, group
+
+
+def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
+    targets = sorted(frame.loc[frame["metric"] == "final_accuracy", "target"].dropna().unique())
+    lines = [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": 100 * t,
+            "y1": 100 * t,
+            "line": {"dash": "dash", "width": 1.25},
+        }
+        for t in targets
+    ]
+    texts = [
+        {"xref": "paper", "x": 0, "y": 100 * t, "text": f"target {100 * t:g}%", "showarrow": False, "xanchor": "left"}
+        | {"yanchor": "bottom"}
+        for t in targets
+    ]
+    return lines, texts
+
+
+def _layout(x_title: str, y_title: str) -> Figure:
+    axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4}
+    return {
+        "height": 380,
+        "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "xaxis": {"title": {"text": x_title}, **axis},
+        "yaxis": {"title": {"text": y_title}, **axis},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+    }
+
+
+def _colour(position: int) -> str:
+    return COLOURS[position % len(COLOURS)]
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.7g}") if abs(value) < float("inf") else None  # JSON knows no NaN and no infinity
+
+
+def _numbers(values: "pd.Series") -> list[float | None]:
+    return [_number(v) for v in values.astype("float64")]
+
+
+def _text(label: str) -> str:
+    """Plotly reads some HTML in hover texts; a name is shown as it is."""
+    return label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
