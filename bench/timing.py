@@ -18,7 +18,7 @@ from reports.stats import median_interval
 if TYPE_CHECKING:
     import torch
 
-PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
+PHASES = ("data", "forward", "backward", "optimiser", "evaluation", "step")
 
 
 class TimingError(RuntimeError):

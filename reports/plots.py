@@ -1,4 +1,4 @@
-"""Figures as plain Plotly dictionaries: `{"data": [...], "layout": {...}}`. The page colours text and grid for its theme.
+"""Figures as plain Plotly dictionaries, `{"data": [...], "layout": {...}}`. The page colours them for its theme.
 
 Plotly itself is not imported: its import costs more than all else that a report does.
 """
@@ -50,7 +50,7 @@ def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
                     "line": {"color": _colour(position), "width": 1.75},
                     "marker": {"size": 5},
                     "opacity": 0.85,
-                    "hovertemplate": f"seed {seed}: %{{y:.2f}} %<extra>{_text(label)}</extra>",
+                    "hovertemplate": f"seed {seed}: %{{y:.2f}} %<extra>{label}</extra>",
                 }
             )
     layout = _layout("seconds of training (train_eval clock)", "accuracy, %")
@@ -65,50 +65,54 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
     if times.empty:
         return None
     traces: list[Figure] = []
+    labels = []
     for position, (label, group) in enumerate(_by_label(times, ["target"])):
+        labels.append(label)
         hit = group["reached"].fillna(False).to_numpy(dtype=bool)
-        for these, symbol, what in ((hit, "circle", "reached"), (~hit, "x-open", "missed: at least")):
+        for these, symbol, what in ((hit, "circle", "reached after"), (~hit, "x-thin", "missed: at least")):
             if these.any():
                 dots = group[these]
+                marker = {"symbol": symbol, "size": 10, "color": _colour(position), "opacity": 0.75}
                 traces.append(
                     {
                         "type": "scatter",
                         "mode": "markers",
-                        "name": what.split(":")[0],
-                        "showlegend": False,
                         "x": _numbers(dots["value"]),
-                        "y": [label] * len(dots),
+                        "y": [position] * len(dots),
                         "text": [f"seed {seed}" for seed in dots["seed"]],
-                        "marker": {"symbol": symbol, "size": 10, "color": _colour(position), "opacity": 0.75},
-                        "hovertemplate": f"%{{text}}, {what} %{{x:.3g}} s<extra></extra>",
+                        "marker": marker
+                        | {"line": {"color": _colour(position), "width": 0 if symbol == "circle" else 2.5}},
+                        "hovertemplate": f"%{{text}}, {what} %{{x:.4g}} s<extra></extra>",
                     }
                 )
         expected = expected_time_to_target(group["value"], hit)
         if hit.any():
             high, low = expected.high - expected.value, expected.value - expected.low
-            bounded = max(high, low) < float("inf")
+            bars = {
+                "type": "data",
+                "array": [_number(high)],
+                "arrayminus": [_number(low)],
+                "thickness": 1.5,
+                "width": 5,
+            }
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "markers",
-                    "name": "expected time, 95% interval",
-                    "showlegend": False,
-                    "x": [expected.value],
-                    "y": [label],
+                    "x": [_number(expected.value)],
+                    "y": [position + 0.3],
                     "meta": "ink",
-                    "marker": {"symbol": "line-ns-open", "size": 26, "line": {"width": 3}},
-                    "error_x": {"type": "data", "array": [high], "arrayminus": [low], "thickness": 1.5, "width": 6}
-                    if bounded
-                    else {"visible": False},
-                    "hovertemplate": f"expected {expected.value:.3g} s [{expected.low:.3g}, {expected.high:.3g}]"
+                    "marker": {"symbol": "diamond", "size": 9, "line": {"width": 0}},
+                    "error_x": bars if high < float("inf") and low < float("inf") else {"visible": False},
+                    "hovertemplate": f"expected {expected.value:.4g} s [{expected.low:.4g}, {expected.high:.4g}]"
                     "<extra></extra>",
                 }
             )
     layout = _layout("seconds to target (train_eval clock)", "")
-    rows = len({y for trace in traces for y in trace["y"]})
-    layout |= {"showlegend": False, "height": 110 + 62 * rows}
+    layout |= {"showlegend": False, "height": 120 + 64 * len(labels)}
     layout["xaxis"]["rangemode"] = "tozero"
-    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
+    layout["yaxis"] |= {"tickvals": [*range(len(labels))], "ticktext": labels, "range": [len(labels) - 0.4, -0.5]}
+    layout["yaxis"] |= {"showgrid": False, "ticks": ""}
     layout["margin"]["l"] = 8
     return {"data": traces, "layout": layout}
 
@@ -116,7 +120,7 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
 def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
     """Returns where a training step's time goes, as stacked bars; None without a phase pass.
 
-    A bar's part is the phase's whole time over the number of steps, so that the parts add up, evaluation spread over all.
+    A bar's part is the phase's whole time over the number of steps, so that the parts add up.
     """
     phases = frame[frame["metric"] == "phase_time"]
     if phases.empty or "phase_name" not in phases:
@@ -177,8 +181,7 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
                     "y": [_number(value[part].mean()) for part in parts],
                     "line": {"color": _colour(position), "width": 1.25},
                     "opacity": 0.75,
-                    "hovertemplate": f"seed {line['seed'].iloc[0]}, step %{{x}}: %{{y:.3f}}"
-                    f"<extra>{_text(label)}</extra>",
+                    "hovertemplate": f"seed {line['seed'].iloc[0]}, step %{{x}}: %{{y:.3f}}<extra>{label}</extra>",
                 }
             )
     layout = _layout("optimiser step", "training loss, nats")
@@ -192,19 +195,16 @@ def _by_label(frame: "pd.DataFrame", more: list[str] | None = None) -> Iterator[
     telling = [k for k in keys if k == "case" or frame[k].nunique(dropna=False) > 1]
     seen: set[str] = set()
     for key, group in frame.groupby(telling, dropna=False, sort=False, observed=True):
-        label = " · ".join(
-            f"{100 * part:g}%" if name == "target" else str(part)
-            for name, part in zip(telling, key, strict=True)
-            if part == part and part != ""
-        )
-        label = label or "unnamed"
+        named: dict[str, Any] = dict(zip(telling, key, strict=True))
+        parts = [f"{100 * v:g}%" if k == "target" else str(v) for k, v in named.items() if v == v and v != ""]
+        label = _text(" · ".join(parts)) or "unnamed"
         if label not in seen:
             seen.add(label)
             yield label, group
 
 
 def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
-    targets = sorted(frame.loc[frame["metric"] == "final_accuracy", "target"].dropna().unique())
+    targets = sorted(map(float, frame.loc[frame["metric"] == "final_accuracy", "target"].dropna().unique()))
     lines = [
         {
             "type": "line",
@@ -218,15 +218,15 @@ def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
         for t in targets
     ]
     texts = [
-        {"xref": "paper", "x": 0, "y": 100 * t, "text": f"target {100 * t:g}%", "showarrow": False, "xanchor": "left"}
-        | {"yanchor": "bottom"}
+        {"xref": "paper", "x": 1, "y": 100 * t, "text": f"target {100 * t:g}%", "showarrow": False, "xanchor": "right"}
+        | {"yanchor": "bottom" if t == targets[-1] else "top"}  # 90% and 94% lie too close for the same side
         for t in targets
     ]
     return lines, texts
 
 
 def _layout(x_title: str, y_title: str) -> Figure:
-    axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4}
+    axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4, "separatethousands": True}
     return {
         "height": 380,
         "margin": {"l": 56, "r": 16, "t": 12, "b": 48},

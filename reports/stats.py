@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,8 +139,8 @@ def expected_time_to_target(
     """Returns the expected time until a run reaches the target, when a run that misses is followed by another.
 
     That is the time of all runs over the number of hits: a miss spends its budget and adds no hit, so it is censored
-    and never dropped. The interval is a percentile bootstrap over runs; its upper end is infinite when more than the tail's
-    share of resamples hold no hit at all.
+    and never dropped. The interval is a percentile bootstrap over runs; its upper end is infinite when more than the
+    tail's share of resamples hold no hit at all.
 
     Args:
         times: of each run, seconds, hit or miss.
@@ -181,7 +181,8 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
         frame: from `reports.load`; warm-up samples are left out, samples without a number are counted as `failed`.
 
     Returns:
-        The case's columns, then `metric`, `unit`, `better`, `n`, `failed`, `median`, `ci_low`, `ci_high`, `min`, `max`.
+        The case's columns, then `metric`, `unit`, `better`, `n`, `failed`, `censored`, `median`, `ci_low`, `ci_high`,
+        `min`, `max`. A median over censored samples is a lower bound of a time.
     """
     import pandas as pd
 
@@ -194,19 +195,20 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
         codes, distinct = pd.factorize(steady[key], use_na_sentinel=False)
         code = pd.factorize(code * max(1, len(distinct)) + codes)[0]
     values = steady["value"].to_numpy()
+    censored = steady["censored"].fillna(False).to_numpy(dtype=bool)
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
     rows = []
     for group in np.split(order, starts[1:]) if len(order) else []:
         finite = values[group][np.isfinite(values[group])]
         row = dict(zip(keys, steady[keys].iloc[group[0]], strict=True))
-        row |= {"n": len(finite), "failed": len(group) - len(finite)}
+        row |= {"n": len(finite), "failed": len(group) - len(finite), "censored": int(censored[group].sum())}
         if len(finite):
             middle = median_interval(finite)
             row |= {"median": middle.value, "ci_low": middle.low, "ci_high": middle.high}
             row |= {"min": finite.min(), "max": finite.max()}
         rows.append(row)
-    columns = [*keys, "n", "failed", "median", "ci_low", "ci_high", "min", "max"]
+    columns = [*keys, "n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -231,7 +233,7 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
     for key, group in finals.groupby(names, dropna=False, sort=False, observed=True):
         accuracy = group["value"].fillna(0.0).to_numpy(dtype=np.float64)  # a diverged run classifies nothing
         reached = group["reached"].fillna(False).to_numpy(dtype=bool)
-        row = dict(zip(names, key, strict=True))
+        row: dict[str, Any] = dict(zip(names, key, strict=True))
         row |= {"n": len(group), "hits": int(reached.sum()), "diverged": int((group["status"] == "diverged").sum())}
         for name, interval in (
             (("mean_accuracy", "accuracy_low", "accuracy_high"), bootstrap_interval(accuracy)),

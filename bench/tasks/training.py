@@ -1,5 +1,6 @@
 """One training run of an image classifier: what happens inside the clock, step by step."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,11 +97,13 @@ class Trainer:
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
         self.total_steps = math.ceil(recipe.epochs * self.steps_per_epoch)
         self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
-        if implementations.compile:
-            mode = "reduce-overhead" if implementations.cuda_graph else "default"
-            self.network = torch.compile(self.model, mode=mode, dynamic=False)
+        if implementations.compile or implementations.cuda_graph:
+            # "cudagraphs" captures the eager operations, "reduce-overhead" those that inductor has fused.
+            backend = "inductor" if implementations.compile else "cudagraphs"
+            mode = "reduce-overhead" if implementations.compile and implementations.cuda_graph else None
+            self.network = torch.compile(self.model, backend=backend, mode=mode, dynamic=False)
         self._loss_sum = torch.zeros((), device=device)
-        if implementations.compile or device.type == "cuda":
+        if self.network is not self.model or device.type == "cuda":
             self._warm_up()
 
     def batches(self, size: int | None = None) -> DeviceBatches:
@@ -128,6 +131,20 @@ class Trainer:
             shuffle=False,
             drop_last=False,
         )
+
+    def endless_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields training batches at full resolution, epoch after epoch."""
+        batches = self.batches()
+        for epoch in itertools.count():
+            batches.set_epoch(epoch)
+            yield from batches
+
+    @torch.no_grad()
+    def evaluate_batch(self, images: torch.Tensor) -> None:
+        """Evaluates one batch without test-time augmentation, for the phase pass."""
+        self.model.eval()
+        self.predict(images, None)
+        self.model.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns float32 logits [N, classes] of normalised images [N, 3, H, W]."""
@@ -230,8 +247,6 @@ class Trainer:
         unmeasured = PhaseTimer(self.device, enabled=False)
         for size in (*(r.size for r in self.recipe.resolutions), None):
             batches = self.batches(size)
-            if self.recipe.implementations.cuda_graph and not self.recipe.implementations.compile:
-                self._capture(next(iter(batches))[0])
             for index in range(WARMUP_STEPS):
                 self.step(iter(batches), index * (self.total_steps - 1) // (WARMUP_STEPS - 1), unmeasured)
         self.accuracy(self.recipe.tta)

@@ -149,6 +149,28 @@ class Recipe:
 
         return plain(self)
 
+    @classmethod
+    def from_resolved(cls, resolved: dict[str, Any]) -> "Recipe":
+        """Returns the recipe that `resolved` was made from.
+
+        Raises:
+            ValueError: if a field or a part is unknown: the record is of another version.
+        """
+        parts = {c.__name__: c for c in (SGD, MuonSGD, TestTimeAugmentation, Resolution, Implementations)}
+        parts |= {"OneCycle": OneCycle, "LinearDecay": LinearDecay}
+
+        def rebuilt(value: Any) -> Any:
+            if isinstance(value, list):
+                return tuple(rebuilt(item) for item in value)
+            if isinstance(value, dict) and "type" in value:
+                return parts[value["type"]](**{k: rebuilt(v) for k, v in value.items() if k != "type"})
+            return value
+
+        try:
+            return cls(**{key: rebuilt(value) for key, value in resolved.items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the record's recipe is of another version ({error}); start a new run") from None
+
     def hash(self) -> str:
         """Returns twelve hex digits that two recipes share only when they compute the same."""
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]

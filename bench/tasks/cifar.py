@@ -1,0 +1,319 @@
+"""CIFAR-10 to a target: seeds, records and the score of one recipe on one data set."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from loaders.synthetic import synthetic_split
+
+from bench.environment import Telemetry, provenance, source_hash
+from bench.numerics import numerics
+from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer
+from bench.timing import Deadline, PhaseTimer, RunClocks
+from loaders.batches import Split
+from loaders.cifar10 import load_cifar10
+from models.recipes.recipe import Recipe
+from reports.reading import load
+from reports.schema import Run, RunStatus, Sample
+from reports.store import RunWriter, StoreError, new_run_id, utc_now
+
+SYNTHETIC = "synthetic"
+PHASE_STEPS = 12
+REQUEST_KEYS = ("data", "target", "seeds", "device", "split", "phases")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarRequest:
+    """What is asked of one run.
+
+    Attributes:
+        recipe: with all overrides applied.
+        data: a path, or "synthetic" for the embedded set.
+        target: accuracy, a fraction in (0, 1).
+        seeds: how many; they are 0, 1, ...; none measures the phases only.
+        device: "cpu" or "cuda".
+        split: "test" scores on the test set; "tune" holds a tenth of the training set out and leaves the test set alone.
+        phases: steps of the separate phase pass; 0 for none.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    recipe: Recipe
+    data: str
+    target: float
+    seeds: int
+    device: str
+    split: Literal["test", "tune"] = "test"
+    phases: int = PHASE_STEPS
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            hint = f"; did you mean {self.target / 100:g}?" if 1 < self.target < 100 else ""
+            raise ValueError(f"target is {self.target:g}; expected an accuracy between 0 and 1, such as 0.94{hint}")
+        if self.seeds < 0:
+            raise ValueError(f"seeds is {self.seeds}; expected at least 1, or 0 to measure the phases only")
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what a record keeps of the request, so that the run can be resumed."""
+        return {"benchmark": "cifar", **{key: getattr(self, key) for key in REQUEST_KEYS}}
+
+
+@dataclass(frozen=True)
+class SeedEvent:
+    """An event of one seed's training, with its place in the run."""
+
+    seed: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class SeedDiverged:
+    """A seed whose loss is no longer a number."""
+
+    seed: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and where its records are."""
+
+    path: Path
+    status: RunStatus
+
+
+Observer = Callable[[SeedEvent | SeedDiverged], None]
+
+
+def load_split(request: CifarRequest) -> Split:
+    """Returns the data the request names.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    split = synthetic_split() if request.data == SYNTHETIC else load_cifar10(Path(request.data))
+    return split.tune() if request.split == "tune" else split
+
+
+class CifarRun:
+    """One run of a request: trains every seed for the recipe's fixed budget and records it as it goes.
+
+    Args:
+        request: what to run.
+        split: from `load_split`.
+        writer: where records go.
+        observe: is shown every event.
+        deadline: no seed is begun that would overrun it, judged by the slowest seed so far.
+        estimate_s: what the first seed is judged by.
+        done: seeds that the records hold already.
+    """
+
+    def __init__(
+        self,
+        request: CifarRequest,
+        split: Split,
+        writer: RunWriter,
+        observe: Observer,
+        deadline: Deadline | None = None,
+        estimate_s: float = 0.0,
+        done: frozenset[int] = frozenset(),
+    ) -> None:
+        self.request, self.split, self.writer, self.observe = request, split, writer, observe
+        self.deadline, self.done = deadline or Deadline(None), done
+        self.device = torch.device(request.device)
+        self._slowest_s = estimate_s
+
+    def execute(self) -> Outcome:
+        """Runs what is left and ends the records.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+        """
+        status: RunStatus = "done"
+        with self.writer, Telemetry() as telemetry:
+            for position, seed in enumerate(s for s in range(self.request.seeds) if s not in self.done):
+                if self.deadline.remaining_s() < self._slowest_s:
+                    status = "stopped"
+                    self.writer.note(f"stopped before seed {seed}: the budget does not hold another seed")
+                    break
+                clocks = RunClocks(self.device)
+                try:
+                    self._train(seed, clocks, telemetry, cold=position == 0 and not self.done)
+                except Diverged as error:
+                    self._record_divergence(seed, clocks, str(error))
+                    status = "diverged"
+                self._slowest_s = max(self._slowest_s, clocks.train_eval_s)
+            if status == "done" and self.request.phases:
+                self._measure_phases()
+            self.writer.finish(status)
+        return Outcome(self.writer.path, status)
+
+    def _sample(self, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        recipe, request = self.request.recipe, self.request
+        parameters = {
+            "dataset": self.split.train.name,
+            "device": request.device,
+            "precision": recipe.precision,
+            "batch_size": recipe.batch_size,
+            "split": request.split,
+        }
+        return Sample(
+            benchmark="cifar",
+            case=recipe.name,
+            variant=recipe.implementations.variant,
+            parameters=parameters | fields.pop("parameters", {}),
+            metric=metric,
+            unit=unit,
+            value=value,
+            better="higher" if metric in ("accuracy", "final_accuracy", "images_per_s") else "lower",
+            **fields,
+        )
+
+    def _numerics(self, seed: int) -> Any:
+        return numerics(seed=seed, keep_heap=self.request.recipe.implementations.keep_heap)
+
+    def _train(self, seed: int, clocks: RunClocks, telemetry: Telemetry, *, cold: bool) -> None:
+        with self._numerics(seed):
+            trainer = Trainer(self.request.recipe, self.split, device=self.device, seed=seed, clocks=clocks)
+            for event in trainer.train():
+                if isinstance(event, Evaluated):
+                    at = {"seed": seed, "epoch": event.epoch, "step": event.step, **telemetry.read()}
+                    self.writer.add(
+                        self._sample("accuracy", "fraction", event.accuracy, **at),
+                        self._sample("elapsed_train_eval_s", "s", event.elapsed_train_eval_s, **at),
+                        self._sample("train_loss", "nats", event.train_loss_nats, **at),
+                    )
+                elif isinstance(event, Finished):
+                    self._record_result(seed, event, cold=cold)
+                self.observe(SeedEvent(seed, event))
+
+    def _record_result(self, seed: int, result: Finished, *, cold: bool) -> None:
+        reached = result.accuracy >= self.request.target
+        score = {"seed": seed, "target": self.request.target, "reached": reached, "censored": not reached}
+        score["status"] = "ok" if reached else "missed"
+        times = {"train_eval_s": result.train_eval_s, "resident_s": result.resident_s}
+        if cold:  # later seeds find the process warm
+            times["process_s"] = result.process_s
+        self.writer.add(
+            *(self._sample(metric, "s", value, **score) for metric, value in times.items()),
+            self._sample("images_per_s", "images/s", result.images_per_s, seed=seed),
+            self._sample("final_accuracy", "fraction", result.accuracy, **score),
+        )
+
+    def _record_divergence(self, seed: int, clocks: RunClocks, error: str) -> None:
+        lost = {"seed": seed, "target": self.request.target, "reached": False, "censored": True}
+        lost |= {"status": "diverged", "error": error}
+        self.writer.add(
+            self._sample("train_eval_s", "s", clocks.train_eval_s, **lost),
+            self._sample("final_accuracy", "fraction", math.nan, **lost),
+        )
+        self.observe(SeedDiverged(seed, error))
+
+    def _measure_phases(self) -> None:
+        """Splits steps at full resolution into phases, in a pass of its own: every timed step stands next to a plain one."""
+        request, device = self.request, self.device
+        with self._numerics(0):
+            trainer = Trainer(request.recipe, self.split, device=device, seed=0, clocks=RunClocks(device))
+            trainer.model.train()
+            phases, unmeasured = PhaseTimer(device), PhaseTimer(device, enabled=False)
+            whole = {True: PhaseTimer(device), False: PhaseTimer(device)}
+            batches = trainer.endless_batches()
+            trainer.step(batches, 0, unmeasured)
+            for step in range(2 * request.phases):
+                timed = step % 2 == 1
+                with whole[timed].phase("step"):
+                    trainer.step(batches, 0, phases if timed else unmeasured)
+            images, _ = next(iter(trainer.test_batches()))
+            for _ in range(3):
+                with phases.phase("evaluation"):
+                    trainer.evaluate_batch(images)
+        samples = []
+        for name, times in phases.times_s().items():
+            parameters = {
+                "phase_name": name,
+                "images": len(images) if name == "evaluation" else request.recipe.batch_size,
+            }
+            for index, value in enumerate(times):
+                samples.append(self._sample("phase_time", "s", value, index=index, parameters=parameters))
+        plain, instrumented = (whole[timed].times_s()["step"] for timed in (False, True))
+        samples += [self._sample("step_time", "s", value, index=index) for index, value in enumerate(plain)]
+        overhead = statistics.median(instrumented) / statistics.median(plain) - 1
+        self.writer.add(*samples, self._sample("phase_overhead", "fraction", overhead))
+
+
+def start(
+    request: CifarRequest,
+    out: Path,
+    command: str,
+    observe: Observer,
+    *,
+    deadline: Deadline | None = None,
+    estimate_s: float = 0.0,
+) -> Outcome:
+    """Runs a request as a new run under `out`.
+
+    Args:
+        request: what to run.
+        out: folder that holds runs.
+        command: as typed, for the record.
+        observe: is shown every event.
+        deadline: see `CifarRun`.
+        estimate_s: see `CifarRun`.
+
+    Raises:
+        DataError: if the data are missing or damaged; nothing is recorded then.
+        StoreError: if `out` cannot be written.
+        ValueError: if the recipe cannot run on this device.
+    """
+    split = load_split(request)
+    run = Run(
+        run_id=new_run_id(request.recipe.name),
+        started_utc=utc_now(),
+        command=command,
+        request={**request.stored(), "content_hash": split.train.content_hash},
+        recipe=request.recipe.resolved(),
+        recipe_hash=request.recipe.hash(),
+        **_provenance(request),
+    )
+    writer = RunWriter.create(out, run)
+    return CifarRun(request, split, writer, observe, deadline=deadline, estimate_s=estimate_s).execute()
+
+
+def _provenance(request: CifarRequest) -> dict[str, Any]:
+    fields = provenance(torch.device(request.device).type)
+    with numerics(seed=0, keep_heap=request.recipe.implementations.keep_heap) as settings:
+        fields["environment"] |= settings
+    del fields["environment"]["seed"]  # each sample names its own
+    return fields
+
+
+def resume(path: Path, observe: Observer) -> Outcome:
+    """Goes on with a run that was interrupted, stopped or killed: finished seeds are kept, an unfinished one starts over.
+
+    Args:
+        path: the run's directory.
+        observe: is shown every event.
+
+    Raises:
+        StoreError: if the run is finished, being written, or was made with another recipe or other data.
+    """
+    writer = RunWriter.resume(path)
+    run = writer.run
+    recipe = Recipe.from_resolved(run.recipe)
+    if recipe.hash() != run.recipe_hash:
+        raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
+    request = CifarRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
+    split = load_split(request)
+    if split.train.content_hash != run.request["content_hash"]:
+        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
+    source = source_hash()
+    if source != run.source_hash:
+        writer.note(f"resumed with sources {source}; began with {run.source_hash}")
+    samples = load(path)
+    done = frozenset(int(seed) for seed in samples.loc[samples["metric"] == "final_accuracy", "seed"])
+    return CifarRun(request, split, writer, observe, done=done).execute()

@@ -1,0 +1,245 @@
+"""One self-contained HTML page from a set of runs: works offline and from a mail attachment, in dark and light."""
+
+import base64
+import gzip
+import json
+import math
+from datetime import UTC, datetime
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reports import plots
+from reports.stats import parameter_columns, summarise, time_to_target
+from reports.store import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
+MOST_SAMPLES = 20_000
+# Shown by figures or cards of their own; the generic table leaves them out.
+_SERIES = ("accuracy", "elapsed_train_eval", "train_loss", "phase_time", "phase_overhead", "final_accuracy")
+
+
+def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path:
+    """Writes the report page.
+
+    Args:
+        samples: from `reports.load`; what it skipped (`attrs["skipped"]`) is listed on the page.
+        runs: from `reports.load_runs`, of the same paths.
+        out: the file to write; its directory is made.
+
+    Returns:
+        `out`.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    html = environment.get_template("page.html.j2").render(
+        css=_template("page.css"),
+        script=_template("page.js"),
+        plotly=_packed(_plotly_script(), level=6),
+        figures=_figures(samples),
+        verdicts=_verdicts(samples),
+        summary=_summary(samples),
+        runs=_runs(runs),
+        skipped=list(samples.attrs.get("skipped", ())),
+        n_samples=len(samples),
+        samples_csv=_packed(_csv(samples), level=6) if 0 < len(samples) <= MOST_SAMPLES else None,
+        made_utc=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+    return out
+
+
+def _template(name: str) -> str:
+    return (resources.files("reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _plotly_script() -> bytes:
+    """Returns plotly.js from the installed package, found without `import plotly`, which takes 0.4 s."""
+    spec = find_spec("plotly")
+    assert spec is not None and spec.origin is not None, "plotly is a dependency"
+    return (Path(spec.origin).parent / "package_data" / "plotly.min.js").read_bytes()
+
+
+def _packed(content: bytes, level: int) -> str:
+    return base64.b64encode(gzip.compress(content, level, mtime=0)).decode()
+
+
+def _csv(samples: "pd.DataFrame") -> bytes:
+    filled = samples.dropna(axis="columns", how="all")
+    return filled.to_csv(index=False, float_format="%.10g").encode()
+
+
+def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
+    """Returns the figures there is data for, each with what a reader has to know beside it."""
+    overheads = samples.loc[samples["metric"] == "phase_overhead", "value"].dropna()
+    overhead = (
+        f"Measured in a pass of its own; its timers cost {100 * overheads.median():+.1f}% a step, which is in the bars."
+        if len(overheads)
+        else "Measured in a pass of its own; the timers' overhead was not recorded."
+    )
+    made = {
+        "accuracy": (
+            "Accuracy over time",
+            plots.accuracy_over_time(samples),
+            "One line a seed, at each evaluation. The clock stands still during all evaluations but the last.",
+        ),
+        "target": (
+            "Time to target",
+            plots.time_to_target_dots(samples),
+            "A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts. The diamond is "
+            "the expected time when a miss is followed by another run (all time spent over hits), with its 95% bootstrap "
+            "interval.",
+        ),
+        "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
+        "loss": ("Training loss", plots.training_loss(samples), "One line a seed; long lines show means of stretches."),
+    }
+    return {
+        name: {"title": title, "figure": json.loads(_json(figure)), "caption": caption}
+        for name, (title, figure, caption) in made.items()
+        if figure is not None
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=float)
+
+
+def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Returns a card for each recipe and target, in words and figures that the statistics back."""
+    cards = []
+    for row in time_to_target(samples).to_dict("records"):
+        target, n, hits = row["target"], row["n"], row["hits"]
+        p, time = row["p_value"], row.get(plots.CLOCK, math.inf)
+        if not hits:
+            kind, word = "bad", "target missed"
+        elif p < 0.05:
+            kind, word = "good", "mean at or above target"
+        else:
+            kind, word = "open", "not shown"
+        reasons = {
+            "bad": f"No run of {n} reached {_percent(target)}: the time to target is unknown.",
+            "good": f"The runs show that the mean accuracy is at least {_percent(target)} (p = {_significant(p)}).",
+            "open": f"{n} run{'s do' if n > 1 else ' does'} not show a mean accuracy of at least {_percent(target)} "
+            + (f"(p = {_significant(p)})." if p == p else "(a test needs two different results)."),
+        }
+        details = [
+            (
+                "Reached",
+                f"{hits} of {n}" + (f" · {row['diverged']} diverged, counted as 0%" if row["diverged"] else ""),
+            ),
+            ("P(reach)", _percent(row["hit_share"], 0) + _percents(row["hit_low"], row["hit_high"], 0)),
+            (
+                "Mean accuracy",
+                _percent(row["mean_accuracy"], 2) + _percents(row["accuracy_low"], row["accuracy_high"], 2),
+            ),
+            ("p (mean ≥ target)", _significant(p, 2)),
+        ]
+        cards.append(
+            {
+                "name": row["case"] or row["benchmark"],
+                "where": " · ".join(
+                    str(row[k]) for k in ("variant", "dataset", "device", "gpu_name", "host") if _present(row.get(k))
+                ),
+                "target": _percent(target),
+                "kind": kind,
+                "word": word,
+                "reason": reasons[kind],
+                "time": f"{_significant(time)} s" if time < math.inf else "unknown",
+                "interval": _range(row.get(f"{plots.CLOCK}_low"), row.get(f"{plots.CLOCK}_high"), " s"),
+                "details": details,
+            }
+        )
+    return cards
+
+
+def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
+    rows = summarise(samples[~samples["metric"].isin(_SERIES)])
+    known = parameter_columns(samples)
+    return [
+        {
+            "benchmark": row["benchmark"],
+            "case": row["case"],
+            "variant": row.get("variant") or "",
+            "parameters": ", ".join(f"{k}={_plain(row[k])}" for k in known if _present(row.get(k))),
+            "metric": row["metric"],
+            "n": row["n"],
+            "failed": row["failed"],
+            "censored": row["censored"],
+            "median": row["median"] if row["n"] else None,
+            "median_text": _significant(row["median"], 4) if row["n"] else "none",
+            "interval": _range(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
+            "unit": row["unit"],
+            "better": row["better"],
+        }
+        for row in rows.to_dict("records")
+    ]
+
+
+def _runs(runs: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Returns what is to be known about each run: a line for the table, and all else folded away."""
+    first = ("run_id", "run_status", "started_utc", "host")
+    table = []
+    for row in runs.to_dict("records"):
+        software = [f"{k} {row[k]}" for k in ("python", "torch", "triton", "cuda") if _present(row.get(k))]
+        sha = str(row["git_sha"])[:10] if _present(row.get("git_sha")) else "not from a checkout"
+        rest = {k: v for k, v in row.items() if k not in first and _present(v) and v not in ({}, (), [])}
+        table.append(
+            {
+                **{k: row.get(k, "") for k in first},
+                "device": row["gpu_name"] if _present(row.get("gpu_name")) else row["cpu"],
+                "software": ", ".join(software),
+                "source": sha + (" with changes" if row.get("git_dirty") is True else ""),
+                "rest": {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in rest.items()},
+            }
+        )
+    return table
+
+
+def _present(value: Any) -> bool:
+    """Says whether a cell holds something; pandas has three ways of saying no."""
+    import pandas as pd
+
+    return isinstance(value, dict | list | tuple) or not (pd.isna(value) or value == "")
+
+
+def _percent(share: float, digits: int | None = None) -> str:
+    return f"{100 * share:g}%" if digits is None else f"{100 * share:.{digits}f}%"
+
+
+def _percents(low: float, high: float, digits: int) -> str:
+    return "" if math.isinf(low) else f" [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
+def _plain(value: Any) -> str:
+    """Returns a parameter as it was given: a column that other runs lack holds its whole numbers as floats."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _significant(value: float, digits: int = 3) -> str:
+    """Returns the value with so many significant digits, in plain notation where that stays short."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
+    if not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def _range(low: float | None, high: float | None, unit: str = "") -> str:
+    if low is None or high is None or low != low or high != high or math.isinf(low):
+        return ""
+    return f"[{_significant(low, 4)}, {_significant(high, 4)}]{unit}"
