@@ -64,23 +64,23 @@ def _images(labels: npt.NDArray[np.int64], random: np.random.Generator) -> npt.N
         cosine, sine = (1 - tilt * tilt) / (1 + tilt * tilt), 2 * tilt / (1 + tilt * tilt)
         return (x * cosine + y * sine) / half, (y * cosine - x * sine) / half
 
-    # Background: a gradient between two colours, with two small distractors of any class.
+    # Background: a gradient between two colours, with three small distractors of any class.
     first, second = uniform(30, 225, 1, 1, 3), uniform(30, 225, 1, 1, 3)
     ramp = (rows * uniform(0, 1, 1, 1) + columns * uniform(0, 1, 1, 1)) / np.float32(2 * SIZE)
     image = _mixed(first, second, ramp[..., None])
-    for _ in range(2):
-        masks = _shapes(*own_coordinates(2.0, 3.5))
+    for _ in range(3):
+        masks = _shapes(*own_coordinates(1.5, 3.5))
         chosen = random.integers(0, len(CLASSES), count)
         mask = np.select([(chosen == c)[:, None, None] for c in range(len(CLASSES))], masks)
         image = np.where(mask[..., None] != 0, uniform(0, 255, 1, 1, 3), image)
     # The shape: any colour that differs from the mean of the background by a contrast with a lower limit.
-    masks = _shapes(*own_coordinates(6.0, 11.0))
+    masks = _shapes(*own_coordinates(4.5, 9.5))
     mask = np.select([(labels == c)[:, None, None] for c in range(len(CLASSES))], masks)
     sign = np.where(random.random((count, 1, 1, 3)) < 0.5, np.float32(-1), np.float32(1))
-    colour = (first + second) / 2 + sign * uniform(25, 110, 1, 1, 3)
+    colour = (first + second) / 2 + sign * uniform(12, 90, 1, 1, 3)
     image = np.where(mask[..., None] != 0, colour, image)
     noise = random.random((4, count, SIZE, SIZE, 3), dtype=np.float32).sum(axis=0) - np.float32(2)
-    image = image + noise * uniform(10, 50, 1, 1, 1)
+    image = image + noise * uniform(10, 60, 1, 1, 1)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 

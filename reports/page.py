@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reports import plots
 from reports.stats import parameter_columns, summarise, time_to_target
 from reports.store import StoreError
+from reports.tables import CLOCK, interval_text, percent, percent_interval, plain, present, significant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,9 +101,9 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
         "target": (
             "Time to target",
             plots.time_to_target_dots(samples),
-            "A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts. The diamond is "
-            "the expected time when a miss is followed by another run (all time spent over hits), with its 95% bootstrap "
-            "interval.",
+            "A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts. The diamond "
+            "is the expected time when a miss is followed by another run (all time spent over hits), with its 95% "
+            "bootstrap interval.",
         ),
         "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
         "loss": ("Training loss", plots.training_loss(samples), "One line a seed; long lines show means of stretches."),
@@ -123,7 +124,7 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
     cards = []
     for row in time_to_target(samples).to_dict("records"):
         target, n, hits = row["target"], row["n"], row["hits"]
-        p, time = row["p_value"], row.get(plots.CLOCK, math.inf)
+        p, time = row["p_value"], row.get(CLOCK, math.inf)
         if not hits:
             kind, word = "bad", "target missed"
         elif p < 0.05:
@@ -131,35 +132,35 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
         else:
             kind, word = "open", "not shown"
         reasons = {
-            "bad": f"No run of {n} reached {_percent(target)}: the time to target is unknown.",
-            "good": f"The runs show that the mean accuracy is at least {_percent(target)} (p = {_significant(p)}).",
-            "open": f"{n} run{'s do' if n > 1 else ' does'} not show a mean accuracy of at least {_percent(target)} "
-            + (f"(p = {_significant(p)})." if p == p else "(a test needs two different results)."),
+            "bad": f"No run of {n} reached {percent(target)}: the time to target is unknown.",
+            "good": f"The runs show that the mean accuracy is at least {percent(target)} (p = {significant(p)}).",
+            "open": f"{n} run{'s do' if n > 1 else ' does'} not show a mean accuracy of at least {percent(target)} "
+            + (f"(p = {significant(p)})." if p == p else "(a test needs two different results)."),
         }
         details = [
             (
                 "Reached",
                 f"{hits} of {n}" + (f" · {row['diverged']} diverged, counted as 0%" if row["diverged"] else ""),
             ),
-            ("P(reach)", _percent(row["hit_share"], 0) + _percents(row["hit_low"], row["hit_high"], 0)),
+            ("P(reach)", f"{100 * row['hit_share']:.0f}% {percent_interval(row['hit_low'], row['hit_high'], 0)}"),
             (
                 "Mean accuracy",
-                _percent(row["mean_accuracy"], 2) + _percents(row["accuracy_low"], row["accuracy_high"], 2),
+                f"{100 * row['mean_accuracy']:.2f}% {percent_interval(row['accuracy_low'], row['accuracy_high'])}",
             ),
-            ("p (mean ≥ target)", _significant(p, 2)),
+            ("p (mean ≥ target)", significant(p, 2)),
         ]
         cards.append(
             {
                 "name": row["case"] or row["benchmark"],
                 "where": " · ".join(
-                    str(row[k]) for k in ("variant", "dataset", "device", "gpu_name", "host") if _present(row.get(k))
+                    str(row[k]) for k in ("variant", "dataset", "device", "gpu_name", "host") if present(row.get(k))
                 ),
-                "target": _percent(target),
+                "target": percent(target),
                 "kind": kind,
                 "word": word,
                 "reason": reasons[kind],
-                "time": f"{_significant(time)} s" if time < math.inf else "unknown",
-                "interval": _range(row.get(f"{plots.CLOCK}_low"), row.get(f"{plots.CLOCK}_high"), " s"),
+                "time": f"{significant(time)} s" if time < math.inf else "unknown",
+                "interval": interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s"),
                 "details": details,
             }
         )
@@ -174,14 +175,14 @@ def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
             "benchmark": row["benchmark"],
             "case": row["case"],
             "variant": row.get("variant") or "",
-            "parameters": ", ".join(f"{k}={_plain(row[k])}" for k in known if _present(row.get(k))),
+            "parameters": ", ".join(f"{k}={plain(row[k])}" for k in known if present(row.get(k))),
             "metric": row["metric"],
             "n": row["n"],
             "failed": row["failed"],
             "censored": row["censored"],
             "median": row["median"] if row["n"] else None,
-            "median_text": _significant(row["median"], 4) if row["n"] else "none",
-            "interval": _range(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
+            "median_text": significant(row["median"], 4) if row["n"] else "none",
+            "interval": interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
             "unit": row["unit"],
             "better": row["better"],
         }
@@ -194,52 +195,16 @@ def _runs(runs: "pd.DataFrame") -> list[dict[str, Any]]:
     first = ("run_id", "run_status", "started_utc", "host")
     table = []
     for row in runs.to_dict("records"):
-        software = [f"{k} {row[k]}" for k in ("python", "torch", "triton", "cuda") if _present(row.get(k))]
-        sha = str(row["git_sha"])[:10] if _present(row.get("git_sha")) else "not from a checkout"
-        rest = {k: v for k, v in row.items() if k not in first and _present(v) and v not in ({}, (), [])}
+        software = [f"{k} {row[k]}" for k in ("python", "torch", "triton", "cuda") if present(row.get(k))]
+        sha = str(row["git_sha"])[:10] if present(row.get("git_sha")) else "not from a checkout"
+        rest = {k: v for k, v in row.items() if k not in first and present(v) and v not in ({}, (), [])}
         table.append(
             {
                 **{k: row.get(k, "") for k in first},
-                "device": row["gpu_name"] if _present(row.get("gpu_name")) else row["cpu"],
+                "device": row["gpu_name"] if present(row.get("gpu_name")) else row["cpu"],
                 "software": ", ".join(software),
                 "source": sha + (" with changes" if row.get("git_dirty") is True else ""),
                 "rest": {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in rest.items()},
             }
         )
     return table
-
-
-def _present(value: Any) -> bool:
-    """Says whether a cell holds something; pandas has three ways of saying no."""
-    import pandas as pd
-
-    return isinstance(value, dict | list | tuple) or not (pd.isna(value) or value == "")
-
-
-def _percent(share: float, digits: int | None = None) -> str:
-    return f"{100 * share:g}%" if digits is None else f"{100 * share:.{digits}f}%"
-
-
-def _percents(low: float, high: float, digits: int) -> str:
-    return "" if math.isinf(low) else f" [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
-
-
-def _plain(value: Any) -> str:
-    """Returns a parameter as it was given: a column that other runs lack holds its whole numbers as floats."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _significant(value: float, digits: int = 3) -> str:
-    """Returns the value with so many significant digits, in plain notation where that stays short."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
-    if not 1e-4 <= abs(value) < 1e7:
-        return f"{value:.{digits - 1}e}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}"
-
-
-def _range(low: float | None, high: float | None, unit: str = "") -> str:
-    if low is None or high is None or low != low or high != high or math.isinf(low):
-        return ""
-    return f"[{_significant(low, 4)}, {_significant(high, 4)}]{unit}"

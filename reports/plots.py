@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reports.stats import KEYS, expected_time_to_target
+from reports.tables import CLOCK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +17,6 @@ Figure = dict[str, Any]
 # Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
 COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
-CLOCK = "train_eval_s"
 
 
 def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:

@@ -16,6 +16,7 @@ Array = npt.NDArray[np.float64]
 # What makes two samples the same measurement, apart from the parameters.
 KEYS = ("benchmark", "case", "variant", "arm", "host", "gpu_name")
 TIMES = ("train_eval_s", "resident_s", "process_s")
+STATISTICS = ("n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def median_interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Interva
     if n > 1000:  # the binomial is normal enough, and its exact sum is no longer cheap
         from statistics import NormalDist
 
-        rank = math.floor(n / 2 - NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(n) / 2)
+        rank = math.floor((n + 1) / 2 - NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(n) / 2)
     else:
         rank, term, cumulative = 0, 1, 1
         while cumulative / 2**n <= (1 - confidence) / 2:
@@ -208,8 +209,7 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
             row |= {"median": middle.value, "ci_low": middle.low, "ci_high": middle.high}
             row |= {"min": finite.min(), "max": finite.max()}
         rows.append(row)
-    columns = [*keys, "n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*keys, *STATISTICS])
 
 
 def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -242,9 +242,10 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
             row |= dict(zip(name, (interval.value, interval.low, interval.high), strict=True))
         row["p_value"] = mean_reaches_p(accuracy, row["target"])
         own = clocks[clocks["run_id"].isin(group["run_id"].unique())]
+        same = ["run_id", "case", "variant", "arm", "seed"]
         for clock, times in own.groupby("metric"):
-            timed = times.merge(group[["run_id", "seed"]], on=["run_id", "seed"])
+            timed = times.merge(group[same], on=same)
             interval = expected_time_to_target(timed["value"], timed["reached"].fillna(False))
-            row |= {clock: interval.value, f"{clock}_low": interval.low, f"{clock}_high": interval.high}
+            row |= {str(clock): interval.value, f"{clock}_low": interval.low, f"{clock}_high": interval.high}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -1,0 +1,147 @@
+"""Summaries as tables: for the terminal within 80 columns, as CSV, and as Markdown; and how figures are written."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from reports.stats import STATISTICS, parameter_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+CLOCK = "train_eval_s"
+Rows = tuple[list[str], list[list[str]]]
+
+
+def accuracy_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the time-to-accuracy table; a cell may have several lines.
+
+    Args:
+        summary: from `reports.time_to_target`.
+    """
+    header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
+    rows = []
+    for row in summary.to_dict("records"):
+        time = row.get(CLOCK, math.inf)
+        interval = interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s")
+        names = [row["case"] or row["benchmark"], *(row.get(k) for k in ("variant", "arm", "dataset", "gpu_name"))]
+        accuracy = percent_interval(row["accuracy_low"], row["accuracy_high"])
+        diverged = f"{row['diverged']} diverged" if row["diverged"] else ""
+        rows.append(
+            [
+                _lines(*(str(name) for name in names if present(name))),
+                percent(row["target"]),
+                _lines(f"{row['hits']} of {row['n']}", diverged),
+                _lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
+                significant(row["p_value"], 2),
+                _lines(f"{significant(time)} s" if time < math.inf else "unknown", interval),
+            ]
+        )
+    return header, rows
+
+
+def summary_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of any metric; parameters that never vary are left out.
+
+    Args:
+        summary: from `reports.summarise`.
+    """
+    header = ["case", "metric", "n", "median", "95% interval", "unit"]
+    names_of = [c for c in parameter_columns(summary) if c not in STATISTICS]
+    varying = {
+        benchmark: [c for c in names_of if group[c].nunique(dropna=False) > 1]
+        for benchmark, group in summary.groupby("benchmark", observed=True)
+    }
+    rows = []
+    for row in summary.to_dict("records"):
+        names = [row["case"] or row["benchmark"], row.get("variant"), row.get("arm")]
+        parameters = ", ".join(f"{k}={plain(row[k])}" for k in varying[row["benchmark"]] if present(row[k]))
+        missed = f"{row['censored']} missed" if row["censored"] else ""
+        failed = f"{row['failed']} failed" if row["failed"] else ""
+        rows.append(
+            [
+                _lines(" ".join(str(name) for name in names if present(name)), parameters),
+                f"{row['metric']} {'↓' if row['better'] == 'lower' else '↑'}",
+                _lines(str(row["n"]), missed, failed),
+                significant(row["median"], 4) if row["n"] else "none",
+                interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
+                row["unit"],
+            ]
+        )
+    return header, rows
+
+
+def terminal(rows: Rows, title: str) -> "Table":
+    """Returns the table for `rich.print`; names are shown as they are, never read as markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    header, cells = rows
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in header:
+        numeric = name not in ("case", "metric", "unit")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name in ("n", "median"))
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def markdown(rows: Rows) -> str:
+    """Returns the table as GitHub Markdown; names are escaped."""
+    import html
+
+    def line(cells: list[str]) -> str:
+        escaped = (html.escape(c, quote=False).replace("\\", "\\\\").replace("|", "\\|") for c in cells)
+        return "| " + " | ".join(c.replace("\n", "<br>") for c in escaped) + " |"
+
+    header, cells = rows
+    return "\n".join([line(header), "|" + " --- |" * len(header), *map(line, cells)]) + "\n"
+
+
+def csv(summary: "pd.DataFrame") -> str:
+    """Returns a summary as CSV with all its columns, figures in full."""
+    return summary.to_csv(index=False)
+
+
+def present(value: Any) -> bool:
+    """Says whether a cell holds something; pandas has three ways of saying no."""
+    import pandas as pd
+
+    return isinstance(value, dict | list | tuple) or not (pd.isna(value) or value == "")
+
+
+def plain(value: Any) -> str:
+    """Returns a parameter as it was given: a column that other runs lack holds its whole numbers as floats."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: float) -> str:
+    """Returns a share in percent, with the digits it has."""
+    return f"{100 * share:g}%"
+
+
+def percent_interval(low: float, high: float, digits: int = 2) -> str:
+    """Returns an interval of shares in percent; empty when it is unbounded."""
+    return "" if math.isinf(low) else f"[{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Returns the value with so many significant digits, in plain notation where that stays short."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
+    if not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def interval_text(low: float | None, high: float | None, unit: str = "") -> str:
+    """Returns `[low, high]unit`; empty when there is no interval."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high) or math.isinf(low):
+        return ""
+    return f"[{significant(low, 4)}, {significant(high, 4)}]{unit}"
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)

@@ -1,0 +1,69 @@
+"""Tables: within 80 columns, honest about misses, and with names shown as they are."""
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from reports import Run, RunWriter, Sample, load, summarise, tables, time_to_target
+
+
+def printed(table: object) -> str:
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    return text
+
+
+def test_accuracy_table_says_n_hits_intervals_and_p(cifar_root: Path) -> None:
+    text = printed(tables.terminal(tables.accuracy_rows(time_to_target(load(cifar_root))), "Time to accuracy"))
+    for figure in ("sprint", "eager", "cifar10-jpeg", "90%", "4 of 5", "90.34%", "15.0 s", "["):
+        assert figure in text
+
+
+def test_summary_table_says_who_missed(cifar_root: Path) -> None:
+    rows = summarise(load(cifar_root))
+    text = printed(tables.terminal(tables.summary_rows(rows[rows["metric"] == "train_eval_s"]), "All"))
+    assert "1 missed" in text and "12.00" in text and "↓" in text
+
+
+def test_long_and_hostile_names_fit_and_show_as_they_are(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    with RunWriter.create(tmp_path, make_run()) as writer:
+        for case in ("[bold]x[/bold]", "very-long-name-" * 9, "a|b <script>\\"):
+            for batch in (1, 123456789):
+                writer.add(make_sample(case=case, variant="v" * 30, value=1e-9, parameters={"batch_size": batch}))
+    rows = tables.summary_rows(summarise(load(tmp_path)))
+    text = printed(tables.terminal(rows, "All"))
+    assert "[bold]x[/bold]" in text and "1.000e-09" in text
+    lines = tables.markdown(rows).splitlines()
+    assert "a\\|b &lt;script&gt;\\\\" in lines[-1]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {7}
+
+
+def test_csv_holds_figures_in_full(cifar_root: Path) -> None:
+    summary = time_to_target(load(cifar_root))
+    (row,) = csv.DictReader(io.StringIO(tables.csv(summary)))
+    assert float(row["p_value"]) == summary["p_value"][0]
+    assert row["hits"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.5, "1,234"), (0.123456, "0.123"), (12.0, "12.0"), (0.0, "0"), (3.2e-7, "3.20e-07"), (5e9, "5.00e+09")]
+    + [(math.inf, "∞"), (math.nan, "unknown"), (-0.5, "-0.500")],
+)
+def test_significant_digits(value: float, text: str) -> None:
+    assert tables.significant(value) == text
+
+
+def test_intervals_without_ends_are_left_out() -> None:
+    assert tables.interval_text(None, 1.0) == tables.interval_text(math.nan, 1.0) == ""
+    assert tables.interval_text(-math.inf, math.inf) == tables.percent_interval(-math.inf, math.inf) == ""
+    assert tables.interval_text(8.0, math.inf, " s") == "[8.000, ∞] s"
