@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports import plots
-from reports.stats import parameter_columns, summarise, time_to_target
+from reports.stats import summarise, time_to_target
 from reports.store import StoreError
-from reports.tables import CLOCK, interval_text, percent, percent_interval, plain, present, significant
+from reports.tables import (
+    CLOCK,
+    SERIES,
+    interval_text,
+    percent,
+    percent_interval,
+    plain,
+    present,
+    significant,
+    varying_parameters,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
 MOST_SAMPLES = 20_000
-# Shown by figures or cards of their own; the generic table leaves them out.
-_SERIES = ("accuracy", "elapsed_train_eval", "train_loss", "phase_time", "phase_overhead", "final_accuracy")
 
 
 def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path:
@@ -88,7 +96,7 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
     """Returns the figures there is data for, each with what a reader has to know beside it."""
     overheads = samples.loc[samples["metric"] == "phase_overhead", "value"].dropna()
     overhead = (
-        f"Measured in a pass of its own; its timers cost {100 * overheads.median():+.1f}% a step, which is in the bars."
+        f"Measured in a pass of its own; the timers cost {100 * overheads.median():+.1f}% a step, which the bars hold."
         if len(overheads)
         else "Measured in a pass of its own; the timers' overhead was not recorded."
     )
@@ -140,12 +148,12 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
         details = [
             (
                 "Reached",
-                f"{hits} of {n}" + (f" · {row['diverged']} diverged, counted as 0%" if row["diverged"] else ""),
+                f"{hits} of {n}" + (f"\n{row['diverged']} diverged (0%)" if row["diverged"] else ""),
             ),
-            ("P(reach)", f"{100 * row['hit_share']:.0f}% {percent_interval(row['hit_low'], row['hit_high'], 0)}"),
+            ("P(reach)", f"{100 * row['hit_share']:.0f}%\n{percent_interval(row['hit_low'], row['hit_high'], 0)}"),
             (
                 "Mean accuracy",
-                f"{100 * row['mean_accuracy']:.2f}% {percent_interval(row['accuracy_low'], row['accuracy_high'])}",
+                f"{100 * row['mean_accuracy']:.2f}%\n{percent_interval(row['accuracy_low'], row['accuracy_high'])}",
             ),
             ("p (mean ≥ target)", significant(p, 2)),
         ]
@@ -168,14 +176,14 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
-    rows = summarise(samples[~samples["metric"].isin(_SERIES)])
-    known = parameter_columns(samples)
+    rows = summarise(samples[~samples["metric"].isin(SERIES)])
+    varying = varying_parameters(rows)
     return [
         {
             "benchmark": row["benchmark"],
             "case": row["case"],
             "variant": row.get("variant") or "",
-            "parameters": ", ".join(f"{k}={plain(row[k])}" for k in known if present(row.get(k))),
+            "parameters": ", ".join(f"{k}={plain(row[k])}" for k in varying[row["benchmark"]] if present(row[k])),
             "metric": row["metric"],
             "n": row["n"],
             "failed": row["failed"],

@@ -6,8 +6,8 @@ Plotly itself is not imported: its import costs more than all else that a report
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from reports.stats import KEYS, expected_time_to_target
-from reports.tables import CLOCK
+from reports.stats import KEYS, expected_time_to_target, parameter_columns
+from reports.tables import CLOCK, plain, present
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +16,8 @@ Figure = dict[str, Any]
 
 # Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
 COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
+# Columns that vary within one line or bar: parameters of a phase, and what this module works out.
+_WITHIN = ("phase_name", "images", "ms", "elapsed_s")
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 
 
@@ -28,7 +30,7 @@ def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
     if accuracy.empty:
         return None
     keys = ["run_id", "case", "variant", "seed", "epoch"]
-    clock = frame.loc[frame["metric"] == "elapsed_train_eval", [*keys, "value"]].drop_duplicates(keys)
+    clock = frame.loc[frame["metric"] == "elapsed_train_eval_s", [*keys, "value"]].drop_duplicates(keys)
     joined = accuracy.merge(clock.rename(columns={"value": "elapsed_s"}), on=keys, how="left")
     traces, groups = [], list(_by_label(joined))
     for position, (label, group) in enumerate(groups):
@@ -118,36 +120,38 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
 
 
 def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
-    """Returns where a training step's time goes, as stacked bars; None without a phase pass.
+    """Returns where the time of a training step and of an evaluation goes, as stacked bars; None without a phase pass.
 
-    A bar's part is the phase's whole time over the number of steps, so that the parts add up.
+    Parts are means, so that they add up to the whole, for 1,000 images, so that batches of any size compare.
     """
     phases = frame[frame["metric"] == "phase_time"]
-    if phases.empty or "phase_name" not in phases:
+    if phases.empty or not {"phase_name", "images"} <= set(phases):
         return None
-    groups = list(_by_label(phases))
-    traces = []
-    for position, name in enumerate(PHASES):
-        parts = []
-        for _, group in groups:
-            steps = int(group["phase_name"].value_counts().get("forward", 0)) or int(group["index"].nunique()) or 1
-            parts.append(1000 * float(group.loc[group["phase_name"] == name, "value"].sum()) / steps)
-        if any(parts):
-            traces.append(
-                {
-                    "type": "bar",
-                    "orientation": "h",
-                    "name": name,
-                    "x": [round(part, 6) for part in parts],
-                    "y": [label for label, _ in groups],
-                    "marker": {"color": COLOURS[position]},
-                    "hovertemplate": f"{name}: %{{x:.3g}} ms a step<extra></extra>",
-                }
-            )
-    layout = _layout("milliseconds a training step", "")
-    layout |= {"barmode": "stack", "bargap": 0.35, "height": 130 + 58 * len(groups)}
+    phases = phases.assign(ms=1e6 * phases["value"] / phases["images"].astype("float64"))
+    parts: dict[str, dict[str, float]] = {}
+    for label, group in _by_label(phases):
+        means = group.groupby("phase_name", observed=True)["ms"].mean().to_dict()
+        parts[label] = {name: means[name] for name in PHASES if name in means and name != "evaluation"}
+        if "evaluation" in means:
+            parts[f"{label} · evaluation"] = {"evaluation": means["evaluation"]}
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "x": [_number(bar[name]) for bar in parts.values() if name in bar],
+            "y": [label for label, bar in parts.items() if name in bar],
+            "marker": {"color": COLOURS[position]},
+            "hovertemplate": f"{name}: %{{x:.3g}} ms<extra></extra>",
+        }
+        for position, name in enumerate(PHASES)
+        if any(name in bar for bar in parts.values())
+    ]
+    layout = _layout("milliseconds for 1,000 images", "")
+    layout |= {"barmode": "stack", "bargap": 0.35, "height": 140 + 42 * len(parts)}
     layout["legend"]["traceorder"] = "normal"
-    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
+    layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": list(parts)}
+    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False}
     return {"data": traces, "layout": layout}
 
 
@@ -191,16 +195,18 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
 
 def _by_label(frame: "pd.DataFrame", more: list[str] | None = None) -> Iterator[tuple[str, "pd.DataFrame"]]:
     """Yields the samples of each case under the shortest label that tells it from the others in the figure."""
-    keys = [k for k in (*KEYS, "dataset", *(more or [])) if k in frame]
-    telling = [k for k in keys if k == "case" or frame[k].nunique(dropna=False) > 1]
+    parameters = [c for c in parameter_columns(frame) if c not in _WITHIN]
+    keys = [k for k in (*KEYS, *parameters, *(more or [])) if k != "recipe_hash"]
+    telling = [k for k in keys if k == "case" or frame[k].nunique() > 1]
     seen: set[str] = set()
-    for key, group in frame.groupby(telling, dropna=False, sort=False, observed=True):
-        named: dict[str, Any] = dict(zip(telling, key, strict=True))
-        parts = [f"{100 * v:g}%" if k == "target" else str(v) for k, v in named.items() if v == v and v != ""]
+    for key, group in frame.groupby([*telling, "recipe_hash"], dropna=False, sort=False, observed=True):
+        named: dict[str, Any] = dict(zip(telling, key, strict=False))
+        parts = [f"{100 * v:g}%" if k == "target" else plain(v) for k, v in named.items() if present(v)]
         label = _text(" · ".join(parts)) or "unnamed"
-        if label not in seen:
-            seen.add(label)
-            yield label, group
+        if label in seen:  # the same recipe with something set otherwise
+            label += f" · {str(key[-1])[:8]}"
+        seen.add(label)
+        yield label, group
 
 
 def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:

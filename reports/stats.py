@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 # What makes two samples the same measurement, apart from the parameters.
-KEYS = ("benchmark", "case", "variant", "arm", "host", "gpu_name")
+KEYS = ("benchmark", "case", "variant", "arm", "host", "gpu_name", "recipe_hash")
 TIMES = ("train_eval_s", "resident_s", "process_s")
 STATISTICS = ("n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max")
 

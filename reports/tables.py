@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CLOCK = "train_eval_s"
+# Points of a curve and parts of a step: drawn in figures, and noise in a table of medians.
+SERIES = ("accuracy", "elapsed_train_eval_s", "train_loss", "phase_time", "phase_overhead", "final_accuracy")
 Rows = tuple[list[str], list[list[str]]]
 
 
@@ -22,9 +24,11 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
     header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
     rows = []
     for row in summary.to_dict("records"):
+        variations = summary.loc[summary["case"] == row["case"], "recipe_hash"].nunique() if "recipe_hash" in row else 1
         time = row.get(CLOCK, math.inf)
         interval = interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s")
         names = [row["case"] or row["benchmark"], *(row.get(k) for k in ("variant", "arm", "dataset", "gpu_name"))]
+        names += [f"recipe {row['recipe_hash'][:8]}"] if variations > 1 else []  # something was set otherwise
         accuracy = percent_interval(row["accuracy_low"], row["accuracy_high"])
         diverged = f"{row['diverged']} diverged" if row["diverged"] else ""
         rows.append(
@@ -47,11 +51,7 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
         summary: from `reports.summarise`.
     """
     header = ["case", "metric", "n", "median", "95% interval", "unit"]
-    names_of = [c for c in parameter_columns(summary) if c not in STATISTICS]
-    varying = {
-        benchmark: [c for c in names_of if group[c].nunique(dropna=False) > 1]
-        for benchmark, group in summary.groupby("benchmark", observed=True)
-    }
+    varying = varying_parameters(summary)
     rows = []
     for row in summary.to_dict("records"):
         names = [row["case"] or row["benchmark"], row.get("variant"), row.get("arm")]
@@ -69,6 +69,15 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
             ]
         )
     return header, rows
+
+
+def varying_parameters(summary: "pd.DataFrame") -> dict[str, list[str]]:
+    """Returns for each benchmark of a summary the parameters that tell its rows apart."""
+    names = [c for c in parameter_columns(summary) if c not in STATISTICS]
+    return {
+        str(benchmark): [c for c in names if group[c].nunique(dropna=False) > 1]
+        for benchmark, group in summary.groupby("benchmark", observed=True)
+    }
 
 
 def terminal(rows: Rows, title: str) -> "Table":

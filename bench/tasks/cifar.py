@@ -1,5 +1,6 @@
 """CIFAR-10 to a target: seeds, records and the score of one recipe on one data set."""
 
+import functools
 import math
 import statistics
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class CifarRequest:
         target: accuracy, a fraction in (0, 1).
         seeds: how many; they are 0, 1, ...; none measures the phases only.
         device: "cpu" or "cuda".
-        split: "test" scores on the test set; "tune" holds a tenth of the training set out and leaves the test set alone.
+        split: "test" scores on the test set; "tune" on a tenth held out of the training set, leaving the test set alone.
         phases: steps of the separate phase pass; 0 for none.
 
     Raises:
@@ -90,14 +91,15 @@ class Outcome:
 Observer = Callable[[SeedEvent | SeedDiverged], None]
 
 
-def load_split(request: CifarRequest) -> Split:
-    """Returns the data the request names.
+@functools.lru_cache(maxsize=1)  # a suite runs job after job on the same data
+def load_split(data: str, split: str) -> Split:
+    """Returns the data that a request names by `data` and `split`.
 
     Raises:
         DataError: if it is missing or damaged.
     """
-    split = synthetic_split() if request.data == SYNTHETIC else load_cifar10(Path(request.data))
-    return split.tune() if request.split == "tune" else split
+    whole = synthetic_split() if data == SYNTHETIC else load_cifar10(Path(data))
+    return whole.tune() if split == "tune" else whole
 
 
 class CifarRun:
@@ -215,7 +217,7 @@ class CifarRun:
         self.observe(SeedDiverged(seed, error))
 
     def _measure_phases(self) -> None:
-        """Splits steps at full resolution into phases, in a pass of its own: every timed step stands next to a plain one."""
+        """Splits steps at full resolution into phases, in a pass of its own: timed and plain steps take turns."""
         request, device = self.request, self.device
         with self._numerics(0):
             trainer = Trainer(request.recipe, self.split, device=device, seed=0, clocks=RunClocks(device))
@@ -226,6 +228,8 @@ class CifarRun:
             trainer.step(batches, 0, unmeasured)
             for step in range(2 * request.phases):
                 timed = step % 2 == 1
+                if step >= 2 and not timed and self.deadline.expired():
+                    break
                 with whole[timed].phase("step"):
                     trainer.step(batches, 0, phases if timed else unmeasured)
             images, _ = next(iter(trainer.test_batches()))
@@ -270,7 +274,7 @@ def start(
         StoreError: if `out` cannot be written.
         ValueError: if the recipe cannot run on this device.
     """
-    split = load_split(request)
+    split = load_split(request.data, request.split)
     run = Run(
         run_id=new_run_id(request.recipe.name),
         started_utc=utc_now(),
@@ -293,7 +297,7 @@ def _provenance(request: CifarRequest) -> dict[str, Any]:
 
 
 def resume(path: Path, observe: Observer) -> Outcome:
-    """Goes on with a run that was interrupted, stopped or killed: finished seeds are kept, an unfinished one starts over.
+    """Goes on with a run that was interrupted, stopped or killed: finished seeds stay, an unfinished one starts over.
 
     Args:
         path: the run's directory.
@@ -308,7 +312,7 @@ def resume(path: Path, observe: Observer) -> Outcome:
     if recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
     request = CifarRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
-    split = load_split(request)
+    split = load_split(request.data, request.split)
     if split.train.content_hash != run.request["content_hash"]:
         raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
     source = source_hash()

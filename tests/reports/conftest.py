@@ -45,7 +45,7 @@ def cifar_root(tmp_path: Path) -> Path:
             for epoch, value in ((1, 0.5), (2, final)):
                 at = {"epoch": epoch, "step": 100 * epoch}
                 writer.add(_sample(metric="accuracy", unit="fraction", better="higher", value=value, **at, **same))
-                writer.add(_sample(metric="elapsed_train_eval", value=epoch * (10 + seed) / 2, **at, **same))
+                writer.add(_sample(metric="elapsed_train_eval_s", value=epoch * (10 + seed) / 2, **at, **same))
                 writer.add(_sample(metric="train_loss", unit="nats", value=2.0 / epoch, **at, **same))
             writer.add(
                 _sample(metric="final_accuracy", unit="fraction", better="higher", value=final, **scored, **same)
@@ -53,10 +53,10 @@ def cifar_root(tmp_path: Path) -> Path:
             writer.add(_sample(value=10.0 + seed, **scored, **same))
         for index in range(4):
             for name, value in (("data", 0.001), ("forward", 0.01), ("backward", 0.02), ("optimiser", 0.002)):
-                phase = {**parameters, "phase_name": name}
+                phase = {**parameters, "phase_name": name, "images": 500}
                 where = {"case": "sprint", "variant": "eager", "index": index, "parameters": phase}
                 writer.add(_sample(metric="phase_time", value=value, **where))
-        where["parameters"] = {**parameters, "phase_name": "evaluation"}
+        where["parameters"] = {**parameters, "phase_name": "evaluation", "images": 1000}
         writer.add(_sample(metric="phase_time", value=0.04, **where))
         writer.add(_sample(metric="phase_overhead", unit="fraction", value=0.02, case="sprint", variant="eager"))
     return root

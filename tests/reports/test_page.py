@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects
 import pytest
 
-from reports import Run, RunWriter, Sample, StoreError, build_page, load, load_runs, page, plots
+from reports import Run, RunWriter, Sample, StoreError, build_page, load, load_runs, page, plots, tables, time_to_target
 
 
 class Elements(HTMLParser):
@@ -21,7 +21,7 @@ class Elements(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = [("", {})]
         self.scripts: dict[str, str] = {}
         self.text = ""
         self.feed(html)
@@ -34,7 +34,7 @@ class Elements(HTMLParser):
         if self.cdata_elem == "script":
             name = attributes.get("id") or ""
             self.scripts[name] = self.scripts.get(name, "") + data
-        elif tag != "style":
+        elif self.cdata_elem is None:
             self.text += data
 
 
@@ -104,11 +104,30 @@ def test_a_miss_is_marked_and_moves_the_expected_time(cifar_root: Path) -> None:
     assert expected["x"] == [15]
 
 
-def test_phases_add_up_to_the_step(cifar_root: Path) -> None:
+def test_phases_are_means_for_1000_images(cifar_root: Path) -> None:
     figure = plots.phase_breakdown(load(cifar_root))
     assert figure is not None
-    parts = {trace["name"]: trace["x"][0] for trace in figure["data"]}
-    assert parts == pytest.approx({"data": 1, "forward": 10, "backward": 20, "optimiser": 2, "evaluation": 10})
+    parts = {
+        (label, trace["name"]): x for trace in figure["data"] for label, x in zip(trace["y"], trace["x"], strict=True)
+    }
+    steps = {("sprint", n): ms for n, ms in (("data", 2), ("forward", 20), ("backward", 40), ("optimiser", 4))}
+    assert parts == pytest.approx({**steps, ("sprint · evaluation", "evaluation"): 40})
+
+
+def test_a_recipe_with_something_set_otherwise_is_apart_everywhere(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    for recipe_hash, time in (("aaaa1111", 10.0), ("bbbb2222", 20.0)):
+        with RunWriter.create(tmp_path / "runs", make_run(recipe_hash=recipe_hash)) as writer:
+            scored = {"case": "sprint", "seed": 0, "target": 0.9, "reached": True, "censored": False}
+            writer.add(make_sample(metric="final_accuracy", unit="fraction", value=0.91, **scored))
+            writer.add(make_sample(value=time, **scored))
+    figure = plots.time_to_target_dots(load(tmp_path))
+    assert figure is not None
+    assert figure["layout"]["yaxis"]["ticktext"] == ["sprint", "sprint · bbbb2222"]
+    rows = time_to_target(load(tmp_path))
+    assert rows["train_eval_s"].tolist() == [10.0, 20.0]
+    assert [row[0] for row in tables.accuracy_rows(rows)[1]] == ["sprint\nrecipe aaaa1111", "sprint\nrecipe bbbb2222"]
 
 
 def test_long_losses_are_thinned_to_means(

@@ -1,0 +1,77 @@
+"""The benchmarks that `quick` and `suite` run: each declares itself here once, and both take it in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.timing import Deadline
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a job is run with.
+
+    Attributes:
+        out: folder that holds runs.
+        data: path of the real data set, or None to stay with the embedded one.
+        device: "cpu" or "cuda".
+        deadline: of the whole suite.
+        console: for progress.
+        command: as typed, for the records.
+    """
+
+    out: Path
+    data: str | None
+    device: str
+    deadline: Deadline
+    console: Console
+    command: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of `quick` or `suite`.
+
+    Attributes:
+        name: unique, such as "cifar sprint".
+        summary: one line for `wallclock list`.
+        unavailable: why it cannot run in a context; empty when it can.
+        run: does it; returns how it ended, "done", "stopped" or "diverged".
+        at_least_s: what it takes before it has measured anything; with less left of the budget it is not begun.
+    """
+
+    name: str
+    summary: str
+    unavailable: Callable[[Context], str]
+    run: Callable[[Context], str]
+    at_least_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A list of jobs, most informative first."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+    def __post_init__(self) -> None:
+        names = [job.name for job in self.jobs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"plan '{self.name}' has {', '.join(twice)} twice; every job needs a name of its own")
+
+
+def quick_plan() -> Plan:
+    """Returns everything, small and on embedded data."""
+    from bench.tasks import cifar_jobs
+
+    return Plan("quick", cifar_jobs.quick())
+
+
+def suite_plan() -> Plan:
+    """Returns everything at real sizes."""
+    from bench.tasks import cifar_jobs
+
+    return Plan("suite", cifar_jobs.suite())

@@ -1,0 +1,105 @@
+"""The cifar benchmark's part in `quick` and `suite`."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+from bench.display import Display
+from bench.registry import Context, Job
+from bench.tasks.cifar import SYNTHETIC, CifarRequest, start
+from models.recipes import get_recipe
+from models.recipes.recipe import Recipe
+from reports.reading import load
+
+# Fewer steps than this say nothing of a median; more cost a CPU minutes at real sizes.
+THROUGHPUT_STEPS = 6
+TARGETS = {"synthetic": 0.94, "cifar10-jpeg": 0.90}
+
+
+def _quick_recipe(device: str) -> Recipe:
+    recipe = get_recipe("sprint", device)
+    implementations = replace(recipe.implementations, compile=False)  # compiling takes longer than the run
+    return replace(recipe, batch_size=250, epochs=3, resolutions=(), implementations=implementations)
+
+
+def _run_quick(context: Context) -> str:
+    recipe = _quick_recipe(context.device)
+    request = CifarRequest(
+        recipe=recipe, data=SYNTHETIC, target=TARGETS[SYNTHETIC], seeds=2, device=context.device, phases=6
+    )
+    with Display(context.console, "sprint", request.target) as display:
+        return start(request, context.out, context.command, display, deadline=context.deadline).status
+
+
+def _needs_data(context: Context) -> str:
+    return "" if context.data else "needs real images: --data PATH (wallclock data fetch gets them)"
+
+
+def _needs_gpu_and_data(context: Context) -> str:
+    return _needs_data(context) or ("" if context.device == "cuda" else "its full run takes hours on a CPU")
+
+
+def _target(context: Context) -> float:
+    return TARGETS["cifar10-jpeg"] if "jpeg" in str(context.data) else 0.94
+
+
+def _throughput(name: str) -> Job:
+    """Steps and phases of a recipe at real sizes, without training it through."""
+
+    def run(context: Context) -> str:
+        recipe = get_recipe(name, context.device)
+        request = _request(context, recipe, seeds=0, phases=THROUGHPUT_STEPS)
+        return start(request, context.out, context.command, _silent, deadline=context.deadline).status
+
+    return Job(f"cifar {name} throughput", f"step time and phases of {name} at real sizes", _needs_data, run, at_least_s=45)
+
+
+def _training(name: str, seeds: int, unavailable: Callable[[Context], str]) -> Job:
+    """Trains a recipe to its target, as many of the seeds as the budget holds."""
+
+    def run(context: Context) -> str:
+        recipe = get_recipe(name, context.device)
+        request = _request(context, recipe, seeds=seeds, phases=0)
+        estimate_s = _estimate_s(context, recipe)
+        with Display(context.console, name, request.target) as display:
+            outcome = start(
+                request, context.out, context.command, display, deadline=context.deadline, estimate_s=estimate_s
+            )
+        return outcome.status
+
+    return Job(f"cifar {name}", f"{name} to its target, {seeds} seeds at most", unavailable, run)
+
+
+def _request(context: Context, recipe: Recipe, *, seeds: int, phases: int) -> CifarRequest:
+    return CifarRequest(
+        recipe=recipe, data=str(context.data), target=_target(context), seeds=seeds, device=context.device, phases=phases
+    )
+
+
+def _estimate_s(context: Context, recipe: Recipe) -> float:
+    """The time of one seed, from the step time that this suite has just measured."""
+    samples = load(context.out)
+    steps = samples[(samples["metric"] == "step_time") & (samples["case"] == recipe.name)]["value"]
+    images = 50_000
+    return statistics.median(steps) * recipe.epochs * images / recipe.batch_size if len(steps) else 0.0
+
+
+def _silent(seen: object) -> None:
+    """Shows nothing: a throughput job has no events."""
+
+
+def quick() -> tuple[Job, ...]:
+    """Returns the jobs of `wallclock quick`."""
+    return (Job("cifar sprint", "sprint to 94% on embedded images, 2 seeds", lambda context: "", _run_quick),)
+
+
+def suite() -> tuple[Job, ...]:
+    """Returns the jobs of `wallclock suite`, most informative first."""
+    return (
+        _throughput("sprint"),
+        _training("sprint", 5, _needs_data),
+        _throughput("darknet"),
+        _throughput("wrn22"),
+        _training("wrn22", 1, _needs_gpu_and_data),
+        _training("darknet", 1, _needs_gpu_and_data),
+    )

@@ -1,0 +1,94 @@
+"""How long a fresh process takes, bytecode compiled, start of Python included; and that no torch is in it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.timing import now_s
+from reports import Run, RunWriter, Sample
+from reports.store import SAMPLE_TABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+REPORT = """
+import sys
+from pathlib import Path
+import rich
+import reports
+from reports import tables
+samples, runs = (read(sys.argv[1], on_damage="skip") for read in (reports.load, reports.load_runs))
+rich.print(tables.terminal(tables.accuracy_rows(reports.time_to_target(samples)), "Time to accuracy"))
+rich.print(tables.terminal(tables.summary_rows(reports.summarise(samples)), "All"))
+reports.build_page(samples, runs, Path(sys.argv[2]))
+assert len(samples) == 10_000
+assert not {"torch", "plotly", "scipy.stats"} & set(sys.modules)
+"""
+SUMMARISE = """
+import sys
+import reports
+rows = reports.summarise(reports.load(sys.argv[1]))
+assert rows["n"].sum() == 1_000_000 and len(rows) == 100
+assert not {"torch", "plotly", "scipy.stats"} & set(sys.modules)
+"""
+LAZY = """
+import sys
+import reports
+reports.Run, reports.Sample, reports.RunWriter
+assert not {"torch", "pandas", "numpy", "pyarrow"} & set(sys.modules)
+"""
+
+
+def best_of_three_s(script: str, *arguments: str) -> float:
+    """Returns the shortest of three runs: other processes share these cores, and can only add to it."""
+    taken = []
+    for _ in range(3):
+        start = now_s()
+        subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        taken.append(now_s() - start)
+    return min(taken)
+
+
+@pytest.fixture
+def ten_thousand(tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]) -> Path:
+    root = tmp_path / "runs"
+    for _ in range(5):
+        with RunWriter.create(root, make_run()) as writer:
+            for seed in range(2):
+                same = {"case": "sprint", "variant": "eager", "seed": seed, "parameters": {"dataset": "cifar10-jpeg"}}
+                scored = {"target": 0.9, "reached": True, "censored": False}
+                fraction = {"unit": "fraction", "better": "higher"}
+                writer.add(make_sample(metric="final_accuracy", value=0.9 + seed / 100, **fraction, **scored, **same))
+                writer.add(make_sample(value=10.0 + seed, **scored, **same))
+                for step in range(998):
+                    writer.add(make_sample(metric="train_loss", unit="nats", value=1.0, step=step, epoch=1, **same))
+    return root
+
+
+def test_a_report_on_ten_thousand_samples_takes_under_1_3_s(ten_thousand: Path, tmp_path: Path) -> None:
+    assert best_of_three_s(REPORT, str(ten_thousand), str(tmp_path / "page.html")) < 1.3
+
+
+def test_a_million_samples_load_and_summarise_in_under_5_s(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with RunWriter.create(tmp_path, make_run()) as writer:
+        for case in range(100):
+            parameters = {"batch": 2 ** (case % 5), "mode": f"m{case % 3}"}
+            for index in range(100):
+                value = case + index / 100
+                writer.add(make_sample(case=f"c{case}", value=value, index=index, seed=0, parameters=parameters))
+    table = pq.read_table(writer.path / SAMPLE_TABLE)
+    pq.write_table(
+        pa.concat_tables([table] * 100), writer.path / SAMPLE_TABLE
+    )  # writing a million lines takes a minute
+    assert best_of_three_s(SUMMARISE, str(tmp_path)) < 5
+
+
+def test_importing_reports_imports_next_to_nothing() -> None:
+    assert best_of_three_s(LAZY) < 0.3
