@@ -132,7 +132,7 @@ class PhaseTimer:
     """Splits the steps of a training loop into phases.
 
     On a GPU it records events and resolves them when asked, so that the loop is never made to wait; on a CPU it reads
-    the host clock. What that costs is measured, not assumed: run the same steps with `enabled=False` in turn and compare.
+    the host clock. What that costs is measured, not assumed: run steps with `enabled=False` in turn and compare.
 
     Args:
         device: where the work runs.
@@ -334,8 +334,8 @@ def measure(
     median = statistics.median(samples)
     if median < floor_s:
         raise TimingError(
-            f"measured {median:.3g} s a call, below the physical limit of {floor_s:.3g} s: the work was not done or the "
-            "clock is wrong; nothing was recorded"
+            f"measured {median:.3g} s a call, below the physical limit of {floor_s:.3g} s: the work was not done, "
+            "or the clock is wrong; nothing was recorded"
         )
     return Measurement(
         tuple(samples), launches, statistics.median(host), warmup_s, stopped_by, cold, graph, _outliers(samples)

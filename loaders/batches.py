@@ -64,8 +64,8 @@ class Dataset:
         if low < 0 or high >= len(classes):
             raise DataError(f"{name}: labels run from {low} to {high}; expected 0 to {len(classes) - 1}")
         digest = hashlib.sha256(repr(tuple(images_NHWC.shape)).encode())
-        digest.update(images_NHWC.contiguous().numpy())
-        digest.update(labels.contiguous().numpy())
+        digest.update(images_NHWC.contiguous().numpy().data)
+        digest.update(labels.contiguous().numpy().data)
         return cls(name, images_NHWC, labels, classes, digest.hexdigest())
 
     def __len__(self) -> int:

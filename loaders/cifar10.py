@@ -234,7 +234,7 @@ def find_source(path: Path) -> Source:
     """Reads a data set in whatever form it lies at `path`.
 
     Args:
-        path: a directory of one of the formats (or the one above `cifar-10-batches-py` or `-bin`), or the published archive.
+        path: a folder in one of the formats (or the one above `cifar-10-batches-py` or `-bin`), or the archive.
 
     Raises:
         DataError: if there is none, or it is damaged; names the file and the next step.
@@ -274,9 +274,32 @@ def load_cifar10(path: Path) -> Split:
     Raises:
         DataError: if it is missing or damaged.
     """
-    source = find_source(Path(path))
+    return as_split(find_source(Path(path)))
+
+
+def as_split(source: Source) -> Split:
+    """Returns what was found on disk as data sets."""
     parts = [
         Dataset.create(source.name, torch.from_numpy(images), torch.from_numpy(labels), source.classes)
         for images, labels in (source.train, source.test)
     ]
     return Split(*parts)
+
+
+def describe(path: Path) -> dict[str, str | int | list[str]]:
+    """Returns what lies at `path`, read whole: name, format, counts, content hashes, classes.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    source = find_source(Path(path))
+    split = as_split(source)
+    return {
+        "name": source.name,
+        "format": source.format,
+        "train_images": len(split.train),
+        "test_images": len(split.test),
+        "train_hash": split.train.content_hash,
+        "test_hash": split.test.content_hash,
+        "classes": list(source.classes),
+    }

@@ -1,11 +1,13 @@
 """An embedded 10-class set of 32x32 images, made from a seed: a real learning problem that needs no download.
 
-Each image shows one shape, of random place, size, tilt, colours and contrast, over a shaded and cluttered background with
-noise. The colours say nothing about the class, so that a linear classifier on the pixels stays far below 60%; a small
-convolutional network passes 94%.
+Each image shows one shape, of random place, size, tilt, colours and contrast, over a shaded and cluttered background
+with noise. The colours say nothing about the class, so that a linear classifier on the pixels stays far below 60%; a
+small convolutional network passes 94%.
 
 Shape legend: N images, H = W = 32.
 """
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ from loaders.batches import Dataset, Split
 
 CLASSES = ("disc", "ring", "square", "frame", "triangle", "plus", "saltire", "bars", "crescent", "diamond")
 SIZE = 32
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[Any]  # float32 throughout
 
 
 def _shapes(u: Floats, v: Floats) -> list[npt.NDArray[np.bool_]]:
@@ -45,8 +47,8 @@ def _mixed(low: Floats, high: Floats, weight: Floats) -> Floats:
 def _images(labels: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Draws one image per label, uint8 [N, 32, 32, 3].
 
-    Only additions, products, quotients and comparisons are used: they are exact by IEEE 754, so that every machine makes
-    the same pixels.
+    Only additions, products, quotients and comparisons are used: they are exact by IEEE 754, so that every machine
+    makes the same pixels.
     """
     count = len(labels)
 

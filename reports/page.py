@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
 MOST_SAMPLES = 20_000
+_WHERE = ("variant", "dataset", "device", "gpu_name", "host", "recipe_hash")
 
 
 def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path:
@@ -160,9 +161,7 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
         cards.append(
             {
                 "name": row["case"] or row["benchmark"],
-                "where": " · ".join(
-                    str(row[k]) for k in ("variant", "dataset", "device", "gpu_name", "host") if present(row.get(k))
-                ),
+                "where": " · ".join(str(row[k]) for k in _WHERE if present(row.get(k))),
                 "target": percent(target),
                 "kind": kind,
                 "word": word,

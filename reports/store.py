@@ -127,8 +127,8 @@ class RunWriter:
         """
         from reports.reading import write_tables
 
-        self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})
         try:
+            self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})
             if status not in ("interrupted", "stopped"):
                 write_tables(self.path)
         except OSError as failure:  # the JSON lines are whole, and are read just as well

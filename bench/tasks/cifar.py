@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from loaders.synthetic import synthetic_split
 
 from bench.environment import Telemetry, provenance, source_hash
 from bench.numerics import numerics
@@ -17,6 +16,7 @@ from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer
 from bench.timing import Deadline, PhaseTimer, RunClocks
 from loaders.batches import Split
 from loaders.cifar10 import load_cifar10
+from loaders.synthetic import synthetic_split
 from models.recipes.recipe import Recipe
 from reports.reading import load
 from reports.schema import Run, RunStatus, Sample
@@ -37,7 +37,7 @@ class CifarRequest:
         target: accuracy, a fraction in (0, 1).
         seeds: how many; they are 0, 1, ...; none measures the phases only.
         device: "cpu" or "cuda".
-        split: "test" scores on the test set; "tune" on a tenth held out of the training set, leaving the test set alone.
+        split: "test" scores on the test set; "tune" on a tenth of the training set, held out from training.
         phases: steps of the separate phase pass; 0 for none.
 
     Raises:
@@ -109,7 +109,6 @@ class CifarRun:
         request: what to run.
         split: from `load_split`.
         writer: where records go.
-        observe: is shown every event.
         deadline: no seed is begun that would overrun it, judged by the slowest seed so far.
         estimate_s: what the first seed is judged by.
         done: seeds that the records hold already.
@@ -120,18 +119,21 @@ class CifarRun:
         request: CifarRequest,
         split: Split,
         writer: RunWriter,
-        observe: Observer,
+        *,
         deadline: Deadline | None = None,
         estimate_s: float = 0.0,
         done: frozenset[int] = frozenset(),
     ) -> None:
-        self.request, self.split, self.writer, self.observe = request, split, writer, observe
+        self.request, self.split, self.writer = request, split, writer
         self.deadline, self.done = deadline or Deadline(None), done
         self.device = torch.device(request.device)
         self._slowest_s = estimate_s
 
-    def execute(self) -> Outcome:
+    def execute(self, observe: Observer) -> Outcome:
         """Runs what is left and ends the records.
+
+        Args:
+            observe: is shown every event.
 
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
@@ -145,9 +147,10 @@ class CifarRun:
                     break
                 clocks = RunClocks(self.device)
                 try:
-                    self._train(seed, clocks, telemetry, cold=position == 0 and not self.done)
+                    self._train(seed, clocks, telemetry, observe, cold=position == 0 and not self.done)
                 except Diverged as error:
                     self._record_divergence(seed, clocks, str(error))
+                    observe(SeedDiverged(seed, str(error)))
                     status = "diverged"
                 self._slowest_s = max(self._slowest_s, clocks.train_eval_s)
             if status == "done" and self.request.phases:
@@ -179,7 +182,7 @@ class CifarRun:
     def _numerics(self, seed: int) -> Any:
         return numerics(seed=seed, keep_heap=self.request.recipe.implementations.keep_heap)
 
-    def _train(self, seed: int, clocks: RunClocks, telemetry: Telemetry, *, cold: bool) -> None:
+    def _train(self, seed: int, clocks: RunClocks, telemetry: Telemetry, observe: Observer, *, cold: bool) -> None:
         with self._numerics(seed):
             trainer = Trainer(self.request.recipe, self.split, device=self.device, seed=seed, clocks=clocks)
             for event in trainer.train():
@@ -192,12 +195,12 @@ class CifarRun:
                     )
                 elif isinstance(event, Finished):
                     self._record_result(seed, event, cold=cold)
-                self.observe(SeedEvent(seed, event))
+                observe(SeedEvent(seed, event))
 
     def _record_result(self, seed: int, result: Finished, *, cold: bool) -> None:
         reached = result.accuracy >= self.request.target
-        score = {"seed": seed, "target": self.request.target, "reached": reached, "censored": not reached}
-        score["status"] = "ok" if reached else "missed"
+        score: dict[str, Any] = {"seed": seed, "target": self.request.target, "reached": reached}
+        score |= {"censored": not reached, "status": "ok" if reached else "missed"}
         times = {"train_eval_s": result.train_eval_s, "resident_s": result.resident_s}
         if cold:  # later seeds find the process warm
             times["process_s"] = result.process_s
@@ -208,13 +211,12 @@ class CifarRun:
         )
 
     def _record_divergence(self, seed: int, clocks: RunClocks, error: str) -> None:
-        lost = {"seed": seed, "target": self.request.target, "reached": False, "censored": True}
+        lost: dict[str, Any] = {"seed": seed, "target": self.request.target, "reached": False, "censored": True}
         lost |= {"status": "diverged", "error": error}
         self.writer.add(
             self._sample("train_eval_s", "s", clocks.train_eval_s, **lost),
             self._sample("final_accuracy", "fraction", math.nan, **lost),
         )
-        self.observe(SeedDiverged(seed, error))
 
     def _measure_phases(self) -> None:
         """Splits steps at full resolution into phases, in a pass of its own: timed and plain steps take turns."""
@@ -250,22 +252,15 @@ class CifarRun:
         self.writer.add(*samples, self._sample("phase_overhead", "fraction", overhead))
 
 
-def start(
-    request: CifarRequest,
-    out: Path,
-    command: str,
-    observe: Observer,
-    *,
-    deadline: Deadline | None = None,
-    estimate_s: float = 0.0,
-) -> Outcome:
-    """Runs a request as a new run under `out`.
+def new_run(
+    request: CifarRequest, out: Path, command: str, *, deadline: Deadline | None = None, estimate_s: float = 0.0
+) -> CifarRun:
+    """Returns a request as a new run under `out`, ready to be executed.
 
     Args:
         request: what to run.
         out: folder that holds runs.
         command: as typed, for the record.
-        observe: is shown every event.
         deadline: see `CifarRun`.
         estimate_s: see `CifarRun`.
 
@@ -285,7 +280,7 @@ def start(
         **_provenance(request),
     )
     writer = RunWriter.create(out, run)
-    return CifarRun(request, split, writer, observe, deadline=deadline, estimate_s=estimate_s).execute()
+    return CifarRun(request, split, writer, deadline=deadline, estimate_s=estimate_s)
 
 
 def _provenance(request: CifarRequest) -> dict[str, Any]:
@@ -296,12 +291,13 @@ def _provenance(request: CifarRequest) -> dict[str, Any]:
     return fields
 
 
-def resume(path: Path, observe: Observer) -> Outcome:
-    """Goes on with a run that was interrupted, stopped or killed: finished seeds stay, an unfinished one starts over.
+def resumed_run(path: Path) -> CifarRun:
+    """Returns a run that was interrupted, stopped or killed, ready to go on.
+
+    Finished seeds stay as they are, an unfinished one starts over.
 
     Args:
         path: the run's directory.
-        observe: is shown every event.
 
     Raises:
         StoreError: if the run is finished, being written, or was made with another recipe or other data.
@@ -320,4 +316,4 @@ def resume(path: Path, observe: Observer) -> Outcome:
         writer.note(f"resumed with sources {source}; began with {run.source_hash}")
     samples = load(path)
     done = frozenset(int(seed) for seed in samples.loc[samples["metric"] == "final_accuracy", "seed"])
-    return CifarRun(request, split, writer, observe, done=done).execute()
+    return CifarRun(request, split, writer, done=done)

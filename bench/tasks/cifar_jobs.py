@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bench.display import Display
 from bench.registry import Context, Job
-from bench.tasks.cifar import SYNTHETIC, CifarRequest, start
+from bench.tasks.cifar import SYNTHETIC, CifarRequest, new_run
 from models.recipes import get_recipe
 from models.recipes.recipe import Recipe
 from reports.reading import load
@@ -28,7 +28,7 @@ def _run_quick(context: Context) -> str:
         recipe=recipe, data=SYNTHETIC, target=TARGETS[SYNTHETIC], seeds=2, device=context.device, phases=6
     )
     with Display(context.console, "sprint", request.target) as display:
-        return start(request, context.out, context.command, display, deadline=context.deadline).status
+        return new_run(request, context.out, context.command, deadline=context.deadline).execute(display).status
 
 
 def _needs_data(context: Context) -> str:
@@ -46,33 +46,39 @@ def _target(context: Context) -> float:
 def _throughput(name: str) -> Job:
     """Steps and phases of a recipe at real sizes, without training it through."""
 
-    def run(context: Context) -> str:
+    def measure(context: Context) -> str:
         recipe = get_recipe(name, context.device)
         request = _request(context, recipe, seeds=0, phases=THROUGHPUT_STEPS)
-        return start(request, context.out, context.command, _silent, deadline=context.deadline).status
+        run = new_run(request, context.out, context.command, deadline=context.deadline)
+        return run.execute(lambda seen: None).status
 
-    return Job(f"cifar {name} throughput", f"step time and phases of {name} at real sizes", _needs_data, run, at_least_s=45)
+    return Job(
+        f"cifar {name} throughput", f"step time and phases of {name} at real sizes", _needs_data, measure, at_least_s=45
+    )
 
 
 def _training(name: str, seeds: int, unavailable: Callable[[Context], str]) -> Job:
     """Trains a recipe to its target, as many of the seeds as the budget holds."""
 
-    def run(context: Context) -> str:
+    def train(context: Context) -> str:
         recipe = get_recipe(name, context.device)
         request = _request(context, recipe, seeds=seeds, phases=0)
         estimate_s = _estimate_s(context, recipe)
+        run = new_run(request, context.out, context.command, deadline=context.deadline, estimate_s=estimate_s)
         with Display(context.console, name, request.target) as display:
-            outcome = start(
-                request, context.out, context.command, display, deadline=context.deadline, estimate_s=estimate_s
-            )
-        return outcome.status
+            return run.execute(display).status
 
-    return Job(f"cifar {name}", f"{name} to its target, {seeds} seeds at most", unavailable, run)
+    return Job(f"cifar {name}", f"{name} to its target, {seeds} seeds at most", unavailable, train)
 
 
 def _request(context: Context, recipe: Recipe, *, seeds: int, phases: int) -> CifarRequest:
     return CifarRequest(
-        recipe=recipe, data=str(context.data), target=_target(context), seeds=seeds, device=context.device, phases=phases
+        recipe=recipe,
+        data=str(context.data),
+        target=_target(context),
+        seeds=seeds,
+        device=context.device,
+        phases=phases,
     )
 
 
@@ -82,10 +88,6 @@ def _estimate_s(context: Context, recipe: Recipe) -> float:
     steps = samples[(samples["metric"] == "step_time") & (samples["case"] == recipe.name)]["value"]
     images = 50_000
     return statistics.median(steps) * recipe.epochs * images / recipe.batch_size if len(steps) else 0.0
-
-
-def _silent(seen: object) -> None:
-    """Shows nothing: a throughput job has no events."""
 
 
 def quick() -> tuple[Job, ...]:

@@ -114,12 +114,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"no small file system to fill: {mounted.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_told_and_keeps_what_was_added(
     small_disk: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
 ) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(16_384))
     writer = RunWriter.create(small_disk, make_run())
     added = 0
     with pytest.raises(StoreError, match="is full; all that was recorded before is kept. Make room"):
@@ -128,11 +130,17 @@ def test_a_full_disk_is_told_and_keeps_what_was_added(
             added += 1
     assert 100 < added < 10_000
     assert load(small_disk)["value"].tolist() == list(range(added))
+    ballast.unlink()
+    writer.add(make_sample(value=-1.0))  # no half line may be left for this one to be glued to
+    assert load(small_disk)["value"].tolist() == [*range(added), -1.0]
+    with pytest.raises(StoreError, match="is full"):
+        while True:
+            writer.add(make_sample())
     with pytest.raises(StoreError, match="is full"):
         writer.finish()
-    writer._close()
-    assert load(small_disk)["value"].tolist() == list(range(added))
     assert [p.name for p in writer.path.iterdir()] == [RECORDS]
+    with pytest.raises(StoreError, match="nothing can be added"):  # closed, so that another process can resume it
+        writer.note("late")
 
 
 def test_a_disk_that_fills_at_the_end_keeps_the_lines(

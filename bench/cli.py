@@ -1,0 +1,367 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` and `report` need no torch."""
+
+import enum
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.registry import Context, Plan
+
+USAGE_ERROR, INVALID_RESULT, CTRL_C = 2, 3, 130
+RUNS = Path("runs")
+REPORT_PAGE = "report.html"
+SUITE_MARGIN_S = 10.0  # for the tables and the page
+
+app = typer.Typer(
+    name="wallclock",
+    help="Benchmark deep-learning training by wall-clock time, not FLOPs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Fetch data sets, and check what lies on the disk.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(run_app, name="run")
+app.add_typer(data_app, name="data")
+
+
+class SplitName(enum.StrEnum):
+    """Which images a run is scored on."""
+
+    test = "test"
+    tune = "tune"
+
+
+Out = Annotated[Path, typer.Option(help="Folder that runs are written to, each in a directory of its own.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto for the GPU where there is one.")]
+
+
+def _consoles() -> "tuple[Console, Console]":
+    """Standard output for results and standard error for progress, 80 columns wide where no terminal says otherwise."""
+    from rich.console import Console
+
+    return tuple(Console(stderr=e, soft_wrap=False, highlight=False, width=_width()) for e in (False, True))  # type: ignore[return-value]
+
+
+def _width() -> int | None:
+    return None if sys.stderr.isatty() or "COLUMNS" in os.environ else 80
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device is '{name}'; expected cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA GPU answers here; `wallclock env` says why. Use --device cpu")
+    return name
+
+
+def _command() -> str:
+    return shlex.join(["wallclock", *sys.argv[1:]])
+
+
+def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> None:
+    """Prints the tables of what lies at the paths, and writes the page."""
+    import reports
+    from reports import tables
+
+    out, progress = _consoles()
+    samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
+    for problem in samples.attrs["skipped"]:
+        progress.print(f"skipped: {problem}", style="yellow", markup=False)
+    scores, summary = reports.time_to_target(samples), reports.summarise(samples)
+    if html is not None:
+        reports.build_page(samples, runs, html)
+    if as_json:
+        columns = ["run_id", "run_status", "error"]
+        document = {
+            "runs": json.loads(runs[columns].to_json(orient="records")),
+            "time_to_target": json.loads(scores.to_json(orient="records")),
+            "summary": json.loads(summary.to_json(orient="records")),
+        }
+        typer.echo(json.dumps(document, indent=2))
+        return
+    if len(scores):
+        out.print(tables.terminal(tables.accuracy_rows(scores), "Time to accuracy"))
+    if len(summary):
+        out.print(tables.terminal(tables.summary_rows(summary), "All metrics"))
+    unfinished = runs[runs["run_status"] != "done"]
+    for row in unfinished.to_dict("records"):
+        out.print(f"{row['run_id']}: {row['run_status']}. {row['error'] or ''}".rstrip(". ") + ".", markup=False)
+    if html is not None:
+        out.print(f"report: {html}", markup=False, soft_wrap=True)
+
+
+def _exit_for(statuses: list[str]) -> None:
+    if any(status in ("diverged", "failed") for status in statuses):
+        raise typer.Exit(INVALID_RESULT)
+
+
+@run_app.command("cifar")
+def run_cifar(
+    recipe: Annotated[str, typer.Option(help="sprint, wrn22 or darknet; `wallclock list` describes them.")] = "sprint",
+    data: Annotated[str, typer.Option(help="Path of the data set, or 'synthetic' for the embedded one.")] = "synthetic",
+    target: Annotated[float | None, typer.Option(help="Accuracy to reach, such as 0.94.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds to train; 0 measures the phases only.")] = 1,
+    device: Device = "auto",
+    split: Annotated[
+        SplitName, typer.Option(help="tune: score on a tenth of the training set instead.")
+    ] = SplitName.test,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run; no other option but --json applies.")
+    ] = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Train CIFAR-10 to a target accuracy for a recipe's fixed budget, and score it."""
+    from bench.display import Display
+    from bench.tasks import cifar
+    from models.recipes import get_recipe
+    from models.recipes.override import override
+
+    _, progress = _consoles()
+    if resume is not None:
+        run = cifar.resumed_run(resume)
+    else:
+        resolved = get_recipe(recipe, device_type := _device(device))
+        for assignment in set_ or ():
+            resolved = override(resolved, assignment)
+        request = cifar.CifarRequest(
+            recipe=resolved,
+            data=data,
+            target=resolved.target if target is None else target,
+            seeds=seeds,
+            device=device_type,
+            split=split.value,
+        )
+        run = cifar.new_run(request, out, _command())
+    with Display(progress, run.request.recipe.name, run.request.target) as display:
+        outcome = run.execute(display)
+    _print_report([outcome.path], None, as_json=json_)
+    if not json_:
+        typer.echo(f"records: {outcome.path}")
+    _exit_for([outcome.status])
+
+
+@app.command()
+def quick(out: Out = RUNS, device: Device = "auto", json_: Json = False) -> None:
+    """Run everything, small, on embedded data: tables, and an HTML report. At most 3 minutes on 2 CPU cores."""
+    from bench.registry import quick_plan
+
+    _run_plan(quick_plan(), out, None, device, None, as_json=json_)
+
+
+@app.command()
+def suite(
+    budget: Annotated[str, typer.Option(help="Time to stay within: 90s, 8m, 1h.")],
+    data: Annotated[Path | None, typer.Option(help="Path of the real data set.")] = None,
+    out: Out = RUNS,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Run everything this machine can at real sizes, most informative first, within a time budget."""
+    from bench.registry import suite_plan
+
+    _run_plan(suite_plan(), out, None if data is None else str(data), device, _seconds(budget), as_json=json_)
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"budget is '{text}'; expected a time such as 90s, 8m or 1h")
+    return seconds
+
+
+def _run_plan(plan: "Plan", out: Path, data: str | None, device: str, budget_s: float | None, *, as_json: bool) -> None:
+    from bench.registry import Context
+    from bench.timing import Deadline
+
+    _, progress = _consoles()
+    deadline = Deadline(None if budget_s is None else budget_s - SUITE_MARGIN_S)
+    folder = out / _plan_folder(plan.name)
+    context = Context(folder, data, _device(device), deadline, progress, _command())
+    statuses = [_run_job(job, context) for job in plan.jobs]
+    if not folder.exists():
+        raise ValueError("nothing could be measured; `wallclock env` says what this machine lacks")
+    _print_report([folder], folder / REPORT_PAGE, as_json=as_json)
+    _exit_for(statuses)
+
+
+def _plan_folder(name: str) -> str:
+    from reports.store import new_run_id
+
+    return new_run_id(name)
+
+
+def _run_job(job: Any, context: "Context") -> str:
+    why_not = job.unavailable(context)
+    if not why_not and context.deadline.remaining_s() < max(job.at_least_s, 1.0):
+        why_not = f"the budget has {max(0.0, context.deadline.remaining_s()):.0f} s left"
+    if why_not:
+        context.console.print(f"{job.name}: skipped, {why_not}", style="yellow", markup=False)
+        return "skipped"
+    context.console.print(f"{job.name}: {job.summary}", style="bold", markup=False)
+    return job.run(context)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold some.")],
+    html: Annotated[Path | None, typer.Option(help="Write the HTML page here.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the summary of every metric as CSV here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown here.")] = None,
+    json_: Json = False,
+) -> None:
+    """Make tables and pages from stored runs, finished or not."""
+    _print_report(paths, html, as_json=json_)
+    if csv is None and markdown is None:
+        return
+    import reports
+    from reports import tables
+
+    samples = reports.load(paths, on_damage="skip")
+    summary = reports.summarise(samples)
+    texts = {
+        csv: tables.csv(summary),
+        markdown: tables.markdown(tables.accuracy_rows(reports.time_to_target(samples)))
+        + "\n"
+        + tables.markdown(tables.summary_rows(summary)),
+    }
+    for path, text in texts.items():
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+@app.command("list")
+def list_(json_: Json = False) -> None:
+    """List recipes and benchmarks."""
+    from rich.table import Table
+
+    from bench.registry import quick_plan, suite_plan
+    from models.recipes import RECIPES
+
+    recipes = [RECIPES[name]("cpu") for name in RECIPES]
+    plans = [quick_plan(), suite_plan()]
+    if json_:
+        document = {
+            "recipes": {recipe.name: recipe.resolved() for recipe in recipes},
+            **{plan.name: {job.name: job.summary for job in plan.jobs} for plan in plans},
+        }
+        typer.echo(json.dumps(document, indent=2))
+        return
+    out, _ = _consoles()
+    table = Table("recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
+    for recipe in recipes:
+        table.add_row(recipe.name, f"{recipe.epochs:g}", str(recipe.batch_size), recipe.summary)
+    out.print(table)
+    for plan in plans:
+        table = Table(f"wallclock {plan.name}", "", box=None, padding=(0, 2, 0, 0))
+        for job in plan.jobs:
+            table.add_row(job.name, job.summary)
+        out.print()
+        out.print(table)
+
+
+@app.command()
+def env(json_: Json = False) -> None:
+    """Say what this machine can run, what it cannot and why, and what to install."""
+    from dataclasses import asdict
+
+    from bench.environment import capabilities, machine
+
+    found = capabilities()
+    if json_:
+        typer.echo(json.dumps({"machine": machine(), "capabilities": [asdict(c) for c in found]}, indent=2))
+        return
+    out, _ = _consoles()
+    out.print(machine(), markup=False)
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "can use", "found", "to do", box=None, padding=(0, 2, 0, 0))
+    for capability in found:
+        mark = Text("yes", "green") if capability.available else Text("no", "yellow")
+        table.add_row(mark, capability.name, Text(capability.detail), Text(capability.install))
+    out.print(table)
+
+
+@data_app.command("check")
+def data_check(path: Annotated[Path, typer.Argument(help="Of the data set.")], json_: Json = False) -> None:
+    """Read a data set whole and say what it is."""
+    from loaders.cifar10 import describe
+
+    description = describe(path)
+    if json_:
+        typer.echo(json.dumps(description, indent=2))
+        return
+    for key, value in description.items():
+        typer.echo(f"{key:14}{', '.join(value) if isinstance(value, list) else value}")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    to: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
+    url: Annotated[str | None, typer.Option(help="Another source of the same archive.")] = None,
+) -> None:
+    """Fetch CIFAR-10's python batches, with resume and checksum."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from loaders.download import CIFAR10_URL, fetch_cifar10
+
+    _, progress = _consoles()
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), console=progress) as bar:
+        task = bar.add_task("cifar-10", total=None)
+        archive = fetch_cifar10(
+            to, url or CIFAR10_URL, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    typer.echo(f"use it with --data {archive}")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"wallclock: {message}", err=True)
+    raise SystemExit(USAGE_ERROR)
+
+
+def main() -> None:
+    """Runs the command line.
+
+    Exit code 0 is a result (a missed target is one), 2 a request that cannot be met, 3 a run that diverged, 130 Ctrl-C.
+    """
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"wallclock: interrupted; all that was measured is kept. Go on with --resume RUN ({RUNS}/...)", err=True
+        )
+        raise SystemExit(CTRL_C) from None
+    except ValueError as error:  # bad input: DataError, StoreError, unknown names, values out of range
+        _fail(str(error))
+    except typer.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    raise SystemExit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

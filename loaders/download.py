@@ -1,0 +1,95 @@
+"""Fetches CIFAR-10's published archive: with progress, resumed where it broke off, and checked before it is used."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from loaders.batches import DataError
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+CHUNK_BYTES = 1 << 20
+TIMEOUT_S = 60
+
+Progress = Callable[[int, int | None], None]
+
+
+def fetch_cifar10(folder: Path, url: str = CIFAR10_URL, progress: Progress = lambda done, total: None) -> Path:
+    """Downloads the archive of CIFAR-10's python batches, or finds it there already.
+
+    Args:
+        folder: to put it in; made if missing.
+        url: where from; the content has to be the published one.
+        progress: is told bytes done and bytes in all (None when the server does not say).
+
+    Returns:
+        The archive, for `--data`; it is read as it is, without being extracted.
+
+    Raises:
+        DataError: if the connection fails (what arrived is kept and resumed) or the checksum is not the published one.
+    """
+    return fetch(url, folder / "cifar-10-python.tar.gz", CIFAR10_MD5, progress)
+
+
+def fetch(url: str, target: Path, md5: str, progress: Progress) -> Path:
+    """Downloads `url` to `target` through `target.part`, going on where an earlier attempt stopped.
+
+    Args:
+        url: http or https.
+        target: the file; nothing is downloaded if it is there with the right checksum.
+        md5: hex digest of the whole content.
+        progress: see `fetch_cifar10`.
+
+    Raises:
+        DataError: see `fetch_cifar10`.
+    """
+    if target.exists() and _md5(target) == md5:
+        return target
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _append(url, part, progress)
+    except urllib.error.HTTPError as error:
+        raise DataError(f"{url} answered {error.code} {error.reason}; try again later, or another --url") from None
+    except (OSError, ValueError) as error:
+        kept = part.stat().st_size if part.exists() else 0
+        raise DataError(
+            f"cannot fetch {url} ({error}); {kept:,} bytes are kept, run the command again to go on"
+        ) from None
+    if _md5(part) != md5:
+        part.unlink()
+        raise DataError(
+            f"{url} delivered another content than the published one; it was deleted, try again or another --url"
+        )
+    part.replace(target)
+    return target
+
+
+def _append(url: str, part: Path, progress: Progress) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and done:  # the server has no more than is here: whole already, or of another file
+            return
+        raise
+    with answer:
+        if answer.status != 206:
+            done = 0  # the server does not resume
+        length = answer.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with part.open("ab" if done else "wb") as file:
+            while chunk := answer.read(CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, total)
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
