@@ -1,10 +1,12 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` and `report` need no torch."""
 
+import contextlib
 import enum
 import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from bench.registry import Context, Plan
 
-USAGE_ERROR, INVALID_RESULT, CTRL_C = 2, 3, 130
+USAGE_ERROR, INVALID_RESULT = 2, 3
 RUNS = Path("runs")
 REPORT_PAGE = "report.html"
 SUITE_MARGIN_S = 10.0  # for the tables and the page
@@ -107,6 +109,19 @@ def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> Non
         out.print(f"report: {html}", markup=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def _interruptible(records: Path) -> Iterator[None]:
+    """Says after Ctrl-C where the records are; typer then exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"wallclock: interrupted; what was measured is in {records}", err=True)
+        typer.echo(
+            f"look at it with `wallclock report {records}`, go on with `wallclock run cifar --resume RUN`", err=True
+        )
+        raise
+
+
 def _exit_for(statuses: list[str]) -> None:
     if any(status in ("diverged", "failed") for status in statuses):
         raise typer.Exit(INVALID_RESULT)
@@ -151,7 +166,7 @@ def run_cifar(
             split=split.value,
         )
         run = cifar.new_run(request, out, _command())
-    with Display(progress, run.request.recipe.name, run.request.target) as display:
+    with Display(progress, run.request.recipe.name, run.request.target) as display, _interruptible(run.writer.path):
         outcome = run.execute(display)
     _print_report([outcome.path], None, as_json=json_)
     if not json_:
@@ -201,7 +216,8 @@ def _run_plan(plan: "Plan", out: Path, data: str | None, device: str, budget_s: 
     deadline = Deadline(None if budget_s is None else budget_s - SUITE_MARGIN_S)
     folder = out / _plan_folder(plan.name)
     context = Context(folder, data, _device(device), deadline, progress, _command())
-    statuses = [_run_job(job, context) for job in plan.jobs]
+    with _interruptible(folder):
+        statuses = [_run_job(job, context) for job in plan.jobs]
     if not folder.exists():
         raise ValueError("nothing could be measured; `wallclock env` says what this machine lacks")
     _print_report([folder], folder / REPORT_PAGE, as_json=as_json)
@@ -350,17 +366,15 @@ def main() -> None:
     Exit code 0 is a result (a missed target is one), 2 a request that cannot be met, 3 a run that diverged, 130 Ctrl-C.
     """
     try:
-        code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"wallclock: interrupted; all that was measured is kept. Go on with --resume RUN ({RUNS}/...)", err=True
-        )
-        raise SystemExit(CTRL_C) from None
+        app()
     except ValueError as error:  # bad input: DataError, StoreError, unknown names, values out of range
         _fail(str(error))
-    except typer.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
-    raise SystemExit(code or 0)
+    except OSError as error:
+        _fail(f"{error.filename or 'the system'}: {error.strerror}; check the path, its permissions and the disk")
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _fail("out of memory; use a smaller batch (--set batch_size=...) or a device with more")
 
 
 if __name__ == "__main__":

@@ -55,14 +55,14 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
     html = environment.get_template("page.html.j2").render(
         css=_template("page.css"),
         script=_template("page.js"),
-        plotly=_packed(_plotly_script(), level=6),
+        plotly=_packed(_plotly_script()),
         figures=_figures(samples),
         verdicts=_verdicts(samples),
         summary=_summary(samples),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),
         n_samples=len(samples),
-        samples_csv=_packed(_csv(samples), level=6) if 0 < len(samples) <= MOST_SAMPLES else None,
+        samples_csv=_packed(_csv(samples)) if 0 < len(samples) <= MOST_SAMPLES else None,
         made_utc=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     try:
@@ -84,8 +84,9 @@ def _plotly_script() -> bytes:
     return (Path(spec.origin).parent / "package_data" / "plotly.min.js").read_bytes()
 
 
-def _packed(content: bytes, level: int) -> str:
-    return base64.b64encode(gzip.compress(content, level, mtime=0)).decode()
+def _packed(content: bytes) -> str:
+    # Level 4 packs plotly.js into 2.04 MB in 0.07 s; level 6 into 1.96 MB in 0.13 s.
+    return base64.b64encode(gzip.compress(content, 4, mtime=0)).decode()
 
 
 def _csv(samples: "pd.DataFrame") -> bytes:

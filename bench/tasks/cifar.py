@@ -54,7 +54,7 @@ class CifarRequest:
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
-            hint = f"; did you mean {self.target / 100:g}?" if 1 < self.target < 100 else ""
+            hint = f"; did you mean {self.target / 100:g}?" if 10 <= self.target < 100 else ""
             raise ValueError(f"target is {self.target:g}; expected an accuracy between 0 and 1, such as 0.94{hint}")
         if self.seeds < 0:
             raise ValueError(f"seeds is {self.seeds}; expected at least 1, or 0 to measure the phases only")

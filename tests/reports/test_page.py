@@ -118,7 +118,9 @@ def test_a_recipe_with_something_set_otherwise_is_apart_everywhere(
     tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
 ) -> None:
     for recipe_hash, time in (("aaaa1111", 10.0), ("bbbb2222", 20.0)):
-        with RunWriter.create(tmp_path / "runs", make_run(recipe_hash=recipe_hash)) as writer:
+        with RunWriter.create(
+            tmp_path / "runs", make_run(run_id=f"run-{recipe_hash}", recipe_hash=recipe_hash)
+        ) as writer:
             scored = {"case": "sprint", "seed": 0, "target": 0.9, "reached": True, "censored": False}
             writer.add(make_sample(metric="final_accuracy", unit="fraction", value=0.91, **scored))
             writer.add(make_sample(value=time, **scored))
