@@ -86,7 +86,8 @@ def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> Non
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
     for problem in samples.attrs["skipped"]:
         progress.print(f"skipped: {problem}", style="yellow", markup=False)
-    scores, summary = reports.time_to_target(samples), reports.summarise(samples)
+    scores = reports.time_to_target(samples)
+    summary = reports.summarise(samples[~samples["metric"].isin(tables.SERIES)])
     if html is not None:
         reports.build_page(samples, runs, html)
     if as_json:
@@ -98,10 +99,16 @@ def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> Non
         }
         typer.echo(json.dumps(document, indent=2))
         return
-    if len(scores):
-        out.print(tables.terminal(tables.accuracy_rows(scores), "Time to accuracy"))
-    if len(summary):
-        out.print(tables.terminal(tables.summary_rows(summary), "All metrics"))
+    titled = {
+        "Time to accuracy": tables.accuracy_rows(scores) if len(scores) else ([], []),
+        "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
+        "Other metrics": tables.summary_rows(summary),
+    }
+    for title, rows in titled.items():
+        if rows[1]:
+            out.print(title, style="bold")
+            out.print(tables.terminal(rows))
+            out.print()
     unfinished = runs[runs["run_status"] != "done"]
     for row in unfinished.to_dict("records"):
         out.print(f"{row['run_id']}: {row['run_status']}. {row['error'] or ''}".rstrip(". ") + ".", markup=False)
@@ -257,7 +264,7 @@ def report(
     from reports import tables
 
     samples = reports.load(paths, on_damage="skip")
-    summary = reports.summarise(samples)
+    summary = reports.summarise(samples[~samples["metric"].isin(tables.SERIES)])
     texts = {
         csv: tables.csv(summary),
         markdown: tables.markdown(tables.accuracy_rows(reports.time_to_target(samples)))

@@ -3,11 +3,11 @@
 Plotly itself is not imported: its import costs more than all else that a report does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.stats import KEYS, expected_time_to_target, parameter_columns
-from reports.tables import CLOCK, plain, present
+from reports.stats import expected_time_to_target
+from reports.tables import CLOCK, PHASES, by_label, phase_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,9 +16,6 @@ Figure = dict[str, Any]
 
 # Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
 COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
-# Columns that vary within one line or bar: parameters of a phase, and what this module works out.
-_WITHIN = ("phase_name", "images", "ms", "elapsed_s")
-PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 
 
 def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
@@ -32,7 +29,7 @@ def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
     keys = ["run_id", "case", "variant", "seed", "epoch"]
     clock = frame.loc[frame["metric"] == "elapsed_train_eval_s", [*keys, "value"]].drop_duplicates(keys)
     joined = accuracy.merge(clock.rename(columns={"value": "elapsed_s"}), on=keys, how="left")
-    traces, groups = [], list(_by_label(joined))
+    traces, groups = [], list(_cases(joined))
     for position, (label, group) in enumerate(groups):
         for number, (_, line) in enumerate(group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)):
             line = line.sort_values("epoch")
@@ -68,7 +65,7 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
         return None
     traces: list[Figure] = []
     labels = []
-    for position, (label, group) in enumerate(_by_label(times, ["target"])):
+    for position, (label, group) in enumerate(_cases(times, ["target"])):
         labels.append(label)
         hit = group["reached"].fillna(False).to_numpy(dtype=bool)
         for these, symbol, what in ((hit, "circle", "reached after"), (~hit, "x-thin", "missed: at least")):
@@ -120,20 +117,14 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
 
 
 def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
-    """Returns where the time of a training step and of an evaluation goes, as stacked bars; None without a phase pass.
-
-    Parts are means, so that they add up to the whole, for 1,000 images, so that batches of any size compare.
-    """
-    phases = frame[frame["metric"] == "phase_time"]
-    if phases.empty or not {"phase_name", "images"} <= set(phases):
-        return None
-    phases = phases.assign(ms=1e6 * phases["value"] / phases["images"].astype("float64"))
+    """Returns where the time of a step and of an evaluation goes, as stacked bars; None without a phase pass."""
     parts: dict[str, dict[str, float]] = {}
-    for label, group in _by_label(phases):
-        means = group.groupby("phase_name", observed=True)["ms"].mean().to_dict()
-        parts[label] = {name: means[name] for name in PHASES if name in means and name != "evaluation"}
+    for label, means in phase_parts(frame).items():
+        parts[_text(label)] = {name: ms for name, ms in means.items() if name != "evaluation"}
         if "evaluation" in means:
-            parts[f"{label} · evaluation"] = {"evaluation": means["evaluation"]}
+            parts[f"{_text(label)} · evaluation"] = {"evaluation": means["evaluation"]}
+    if not parts:
+        return None
     traces = [
         {
             "type": "bar",
@@ -167,7 +158,7 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
     losses = frame[frame["metric"] == "train_loss"]
     if losses.empty:
         return None
-    traces, groups = [], list(_by_label(losses))
+    traces, groups = [], list(_cases(losses))
     for position, (label, group) in enumerate(groups):
         for number, (_, line) in enumerate(group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)):
             line = line.sort_values("step")
@@ -193,20 +184,8 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
     return {"data": traces, "layout": layout}
 
 
-def _by_label(frame: "pd.DataFrame", more: list[str] | None = None) -> Iterator[tuple[str, "pd.DataFrame"]]:
-    """Yields the samples of each case under the shortest label that tells it from the others in the figure."""
-    parameters = [c for c in parameter_columns(frame) if c not in _WITHIN]
-    keys = [k for k in (*KEYS, *parameters, *(more or [])) if k != "recipe_hash"]
-    telling = [k for k in keys if k == "case" or frame[k].nunique() > 1]
-    seen: set[str] = set()
-    for key, group in frame.groupby([*telling, "recipe_hash"], dropna=False, sort=False, observed=True):
-        named: dict[str, Any] = dict(zip(telling, key, strict=False))
-        parts = [f"{100 * v:g}%" if k == "target" else plain(v) for k, v in named.items() if present(v)]
-        label = _text(" · ".join(parts)) or "unnamed"
-        if label in seen:  # the same recipe with something set otherwise
-            label += f" · {str(key[-1])[:8]}"
-        seen.add(label)
-        yield label, group
+def _cases(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":
+    return ((_text(label), group) for label, group in by_label(frame, more))
 
 
 def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:

@@ -1,9 +1,10 @@
 """Summaries as tables: for the terminal within 80 columns, as CSV, and as Markdown; and how figures are written."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.stats import STATISTICS, parameter_columns
+from reports.stats import KEYS, STATISTICS, parameter_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 CLOCK = "train_eval_s"
 # Points of a curve and parts of a step: drawn in figures, and noise in a table of medians.
 SERIES = ("accuracy", "elapsed_train_eval_s", "train_loss", "phase_time", "phase_overhead", "final_accuracy")
+PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
+# Columns that vary within one line or bar: parameters of a phase, and what is worked out from its samples.
+WITHIN = ("phase_name", "images", "ms", "elapsed_s")
 Rows = tuple[list[str], list[list[str]]]
 
 
@@ -71,6 +75,60 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
     return header, rows
 
 
+def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":
+    """Yields the samples of each case under the shortest label that tells it from the others in the frame.
+
+    Args:
+        frame: from `reports.load`.
+        more: columns that tell cases apart, besides those that always do.
+    """
+    parameters = [c for c in parameter_columns(frame) if c not in WITHIN]
+    keys = [k for k in (*KEYS, *parameters, *more) if k != "recipe_hash"]
+    telling = [k for k in keys if k == "case" or frame[k].nunique() > 1]
+    seen: set[str] = set()
+    for key, group in frame.groupby([*telling, "recipe_hash"], dropna=False, sort=False, observed=True):
+        named: dict[str, Any] = dict(zip(telling, key, strict=False))
+        parts = [percent(v) if k == "target" else plain(v) for k, v in named.items() if present(v)]
+        label = " · ".join(parts) or "unnamed"
+        if label in seen:  # the same recipe with something set otherwise
+            label += f" · {str(key[-1])[:8]}"
+        seen.add(label)
+        yield label, group
+
+
+def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
+    """Returns for each case the mean time of each of its phases, in milliseconds for 1,000 images.
+
+    Means add up to the whole, and batches of any size compare.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    phases = frame[frame["metric"] == "phase_time"]
+    if phases.empty or not {"phase_name", "images"} <= set(phases):
+        return {}
+    phases = phases.assign(ms=1e6 * phases["value"] / phases["images"].astype("float64"))
+    parts = {}
+    for label, group in by_label(phases):
+        means = group.groupby("phase_name", observed=True)["ms"].mean()
+        parts[label] = {name: float(means[name]) for name in PHASES if name in means}
+    return parts
+
+
+def phase_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the phase table, milliseconds for 1,000 images.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["case", *PHASES]
+    rows = [
+        [label, *(significant(means[name]) if name in means else "" for name in PHASES)]
+        for label, means in phase_parts(frame).items()
+    ]
+    return header, rows
+
+
 def varying_parameters(summary: "pd.DataFrame") -> dict[str, list[str]]:
     """Returns for each benchmark of a summary the parameters that tell its rows apart."""
     names = [c for c in parameter_columns(summary) if c not in STATISTICS]
@@ -80,14 +138,14 @@ def varying_parameters(summary: "pd.DataFrame") -> dict[str, list[str]]:
     }
 
 
-def terminal(rows: Rows, title: str) -> "Table":
+def terminal(rows: Rows) -> "Table":
     """Returns the table for `rich.print`; names are shown as they are, never read as markup."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     header, cells = rows
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in header:
         numeric = name not in ("case", "metric", "unit")
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name in ("n", "median"))

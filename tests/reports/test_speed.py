@@ -20,8 +20,8 @@ import rich
 import reports
 from reports import tables
 samples, runs = (read(sys.argv[1], on_damage="skip") for read in (reports.load, reports.load_runs))
-rich.print(tables.terminal(tables.accuracy_rows(reports.time_to_target(samples)), "Time to accuracy"))
-rich.print(tables.terminal(tables.summary_rows(reports.summarise(samples)), "All"))
+rich.print(tables.terminal(tables.accuracy_rows(reports.time_to_target(samples))))
+rich.print(tables.terminal(tables.summary_rows(reports.summarise(samples))))
 reports.build_page(samples, runs, Path(sys.argv[2]))
 assert len(samples) == 10_000
 assert not {"torch", "plotly", "scipy.stats"} & set(sys.modules)

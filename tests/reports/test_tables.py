@@ -21,14 +21,14 @@ def printed(table: object) -> str:
 
 
 def test_accuracy_table_says_n_hits_intervals_and_p(cifar_root: Path) -> None:
-    text = printed(tables.terminal(tables.accuracy_rows(time_to_target(load(cifar_root))), "Time to accuracy"))
+    text = printed(tables.terminal(tables.accuracy_rows(time_to_target(load(cifar_root)))))
     for figure in ("sprint", "eager", "cifar10-jpeg", "90%", "4 of 5", "90.34%", "15.0 s", "["):
         assert figure in text
 
 
 def test_summary_table_says_who_missed(cifar_root: Path) -> None:
     rows = summarise(load(cifar_root))
-    text = printed(tables.terminal(tables.summary_rows(rows[rows["metric"] == "train_eval_s"]), "All"))
+    text = printed(tables.terminal(tables.summary_rows(rows[rows["metric"] == "train_eval_s"])))
     assert "1 missed" in text and "12.00" in text and "↓" in text
 
 
@@ -40,7 +40,7 @@ def test_long_and_hostile_names_fit_and_show_as_they_are(
             for batch in (1, 123456789):
                 writer.add(make_sample(case=case, variant="v" * 30, value=1e-9, parameters={"batch_size": batch}))
     rows = tables.summary_rows(summarise(load(tmp_path)))
-    text = printed(tables.terminal(rows, "All"))
+    text = printed(tables.terminal(rows))
     assert "[bold]x[/bold]" in text and "1.000e-09" in text
     lines = tables.markdown(rows).splitlines()
     assert "a\\|b &lt;script&gt;\\\\" in lines[-1]
@@ -67,3 +67,10 @@ def test_intervals_without_ends_are_left_out() -> None:
     assert tables.interval_text(None, 1.0) == tables.interval_text(math.nan, 1.0) == ""
     assert tables.interval_text(-math.inf, math.inf) == tables.percent_interval(-math.inf, math.inf) == ""
     assert tables.interval_text(8.0, math.inf, " s") == "[8.000, ∞] s"
+
+
+def test_phases_are_for_a_thousand_images(cifar_root):
+    header, rows = tables.phase_rows(load(cifar_root))
+    assert header == ["case", "data", "forward", "backward", "optimiser", "evaluation"]
+    assert rows == [["sprint", "2.00", "20.0", "40.0", "4.00", "40.0"]]
+    assert tables.phase_rows(load(cifar_root).query("metric != 'phase_time'"))[1] == []
