@@ -76,56 +76,65 @@ class RunClocks:
 
     def __init__(self, device: "torch.device") -> None:
         self._device = device
-        self._resident_start: float | None = None
-        self._train_start: float | None = None
-        self._stopped: float | None = None
-        self._excluded_s = 0.0
-        self._process_offset_s = process_elapsed_s() - now_s()
+        self._resident_start_s: float | None = None
+        self._train_start_s: float | None = None
+        self._standing_s: float | None = None
+        self._stopped_s: float | None = None
+        self._offset_s = process_elapsed_s() - now_s()
 
-    def _mark(self) -> float:
+    def _running_s(self) -> float:
+        """Time since the process was created, less exclusions; stands still within one and from `stop` on."""
+        for standing in (self._stopped_s, self._standing_s):
+            if standing is not None:
+                return standing
         synchronize(self._device)
-        return now_s()
+        return now_s() + self._offset_s
 
     def start_resident(self) -> None:
         """Marks raw data on the device."""
-        self._resident_start = self._mark()
+        self._resident_start_s = self._running_s()
 
     def start_train_eval(self) -> None:
         """Marks the beginning of whitening or of the first step."""
-        self._train_start = self._mark()
+        self._train_start_s = self._running_s()
 
     def stop(self) -> None:
         """Marks the end of the final evaluation; stops all three clocks."""
-        self._stopped = self._mark()
+        self._stopped_s = self._running_s()
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
-        """Takes what happens inside (evaluations on the way, reporting) off all three clocks."""
-        start = self._mark()
+        """Takes what happens inside (evaluations on the way, reporting) off all three clocks, which stand meanwhile."""
+        if self._standing_s is not None:  # within another exclusion
+            yield
+            return
+        self._standing_s = self._running_s()
         try:
             yield
         finally:
-            self._excluded_s += self._mark() - start
+            synchronize(self._device)
+            self._offset_s = self._standing_s - now_s()
+            self._standing_s = None
 
-    def _since(self, start: float | None) -> float:
-        if start is None:
+    def _since(self, start_s: float | None) -> float:
+        if start_s is None:
             raise TimingError("the clock was read before it was started")
-        return (self._stopped if self._stopped is not None else self._mark()) - start - self._excluded_s
+        return self._running_s() - start_s
 
     @property
     def process_s(self) -> float:
         """Time since the process was created."""
-        return self._since(-self._process_offset_s)
+        return self._since(0.0)
 
     @property
     def resident_s(self) -> float:
         """Time since `start_resident`."""
-        return self._since(self._resident_start)
+        return self._since(self._resident_start_s)
 
     @property
     def train_eval_s(self) -> float:
         """Time since `start_train_eval`."""
-        return self._since(self._train_start)
+        return self._since(self._train_start_s)
 
 
 class PhaseTimer:
@@ -263,13 +272,17 @@ def _window_s(fn: Callable[[], object], launches: int, device: "torch.device") -
 
 def _warm_up(fn: Callable[[], object], device: "torch.device", budget_s: float) -> tuple[float, float]:
     """Calls `fn` until two windows of five calls agree within 5%: (time spent, time of one call)."""
-    start, previous = now_s(), math.inf
-    _window_s(fn, 1, device)  # compilation, autotuning, first touch of memory
-    while True:
-        one = statistics.median(_window_s(fn, 1, device)[1] for _ in range(5))
-        if abs(one - previous) <= 0.05 * previous or now_s() - start > budget_s:
-            return now_s() - start, one
+    start, deadline, previous = now_s(), Deadline(budget_s), math.inf
+    one = _window_s(fn, 1, device)[1]  # compilation, autotuning, first touch of memory
+    while not deadline.expired():
+        window: list[float] = []
+        while len(window) < 5 and not deadline.expired():
+            window.append(_window_s(fn, 1, device)[1])
+        one = statistics.median(window or [one])
+        if abs(one - previous) <= 0.05 * one:
+            break
         previous = one
+    return now_s() - start, one
 
 
 def measure(

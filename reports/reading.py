@@ -66,6 +66,20 @@ def run_from(lines: list[dict[str, Any]], records: Path) -> Run:
     return Run(**{**{k: v for k, v in head.items() if k in known}, "notes": tuple(notes)})
 
 
+def read_unfinished(path: Path) -> Run:
+    """Returns the run in the directory `path`, if it can be resumed.
+
+    Raises:
+        StoreError: if it is finished, or there is none.
+    """
+    records = Path(path) / RECORDS
+    if records.exists():
+        return run_from(read_lines(records)[0], records)
+    if (Path(path) / SAMPLE_TABLE).exists():
+        raise StoreError(f"{path} is finished; start a new run")
+    raise StoreError(f"{path} holds no run; name a run's directory")
+
+
 def _ending(lines: list[dict[str, Any]]) -> tuple[str, str | None]:
     last = next((line for line in reversed(lines) if line["kind"] in ("end", "resume")), None)
     if last is None or last["kind"] == "resume":

@@ -82,22 +82,18 @@ class RunWriter:
         Raises:
             StoreError: if the run is finished, being written by another process, or unreadable.
         """
-        from reports.reading import read_lines, run_from
+        from reports.reading import read_lines, read_unfinished
 
+        read_unfinished(path)
         records = Path(path) / RECORDS
-        if not records.exists():
-            finished = (Path(path) / SAMPLE_TABLE).exists()
-            raise StoreError(
-                f"{path} is finished; start a new run" if finished else f"{path} holds no run; name a run's directory"
-            )
         writer = cls(
             Path(path), Run(run_id="unread", started_utc="", command=""), os.open(records, os.O_RDWR | os.O_APPEND)
         )
         try:
             writer._lock()
-            lines, whole_bytes = read_lines(records)
+            _, whole_bytes = read_lines(records)
             os.ftruncate(writer._descriptor, whole_bytes)
-            writer.run = run_from(lines, records)
+            writer.run = read_unfinished(path)
             writer._append({"kind": "resume", "at_utc": utc_now()})
         except StoreError:
             writer._close()

@@ -18,7 +18,7 @@ from loaders.batches import Split
 from loaders.cifar10 import load_cifar10
 from loaders.synthetic import synthetic_split
 from models.recipes.recipe import Recipe
-from reports.reading import load
+from reports.reading import load, read_unfinished
 from reports.schema import Run, RunStatus, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
 
@@ -302,8 +302,7 @@ def resumed_run(path: Path) -> CifarRun:
     Raises:
         StoreError: if the run is finished, being written, or was made with another recipe or other data.
     """
-    writer = RunWriter.resume(path)
-    run = writer.run
+    run = read_unfinished(path)
     recipe = Recipe.from_resolved(run.recipe)
     if recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
@@ -311,6 +310,7 @@ def resumed_run(path: Path) -> CifarRun:
     split = load_split(request.data, request.split)
     if split.train.content_hash != run.request["content_hash"]:
         raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
+    writer = RunWriter.resume(path)
     source = source_hash()
     if source != run.source_hash:
         writer.note(f"resumed with sources {source}; began with {run.source_hash}")

@@ -37,7 +37,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An epoch is done and its plain, unaugmented test accuracy known; outside the train_eval clock."""
+    """A look at the plain, unaugmented test accuracy on the way, off the clocks, and the mean loss since the last."""
 
     epoch: float
     step: int
@@ -96,6 +96,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
         self.total_steps = math.ceil(recipe.epochs * self.steps_per_epoch)
+        # Once an epoch; a run of a single epoch is looked at four times, to see it learn.
+        looks = 1 if recipe.epochs > 1 else 4
+        self.evaluation_interval = math.ceil(min(self.steps_per_epoch, self.total_steps) / looks)
         self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
         if implementations.compile or implementations.cuda_graph:
             # "cudagraphs" captures the eager operations, "reduce-overhead" those that inductor has fused.
@@ -186,23 +189,28 @@ class Trainer:
                 size, batches = wanted, self.batches(wanted)
             batches.set_epoch(epoch)
             iterator = iter(batches)
-            first = step
             for _ in range(min(self.steps_per_epoch, self.total_steps - step)):
                 self.step(iterator, step, unmeasured)
                 step += 1
                 if self.device.type == "cpu":
                     with clocks.excluded():
                         yield StepDone(step, self.total_steps, step * recipe.batch_size, clocks.train_eval_s)
-            with clocks.excluded():
-                loss = self._loss_sum.item() / (step - first)
-                self._loss_sum.zero_()
-                if not math.isfinite(loss):
-                    raise Diverged(f"the training loss became {loss} by step {step} of {self.total_steps}")
-                yield Evaluated(step / self.steps_per_epoch, step, self.accuracy(), loss, clocks.train_eval_s)
+                if step % self.evaluation_interval == 0 or step == self.total_steps:
+                    with clocks.excluded():
+                        yield self._evaluated(step)
         images_per_s = step * recipe.batch_size / clocks.train_eval_s
         accuracy = self.accuracy(recipe.tta)
         clocks.stop()
         yield Finished(accuracy, images_per_s, clocks.train_eval_s, clocks.resident_s, clocks.process_s)
+
+    def _evaluated(self, step: int) -> Evaluated:
+        """Evaluates on the way; the mean loss since the last look shows divergence without a host sync a step."""
+        steps = (step - 1) % self.evaluation_interval + 1
+        loss = self._loss_sum.item() / steps
+        self._loss_sum.zero_()
+        if not math.isfinite(loss):
+            raise Diverged(f"the training loss became {loss} by step {step} of {self.total_steps}")
+        return Evaluated(step / self.steps_per_epoch, step, self.accuracy(), loss, self.clocks.train_eval_s)
 
     @torch.no_grad()
     def accuracy(self, tta: TestTimeAugmentation | None = None) -> float:

@@ -1,0 +1,252 @@
+"""The cifar task: what it records, that it repeats itself, and what becomes of runs that diverge, stop or break off."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import reports
+from bench.numerics import numerics
+from bench.tasks.cifar import CifarRequest, CifarRun, SeedDiverged, SeedEvent, new_run, resumed_run
+from bench.tasks.training import Evaluated, Finished, StepDone, Trainer
+from bench.timing import Deadline, RunClocks
+from loaders.batches import DataError
+from loaders.synthetic import synthetic_split
+from models.recipes import get_recipe
+from models.recipes.recipe import Implementations, Resolution, TestTimeAugmentation
+from reports.schema import Run
+from reports.store import RunWriter, StoreError, new_run_id, utc_now
+
+CPU = torch.device("cpu")
+
+
+def tiny_recipe(**changes):
+    """Sprint, narrow enough to learn the embedded set in seconds."""
+    fields = {"model_arguments": {"widths": (16, 32, 32)}, "batch_size": 100, "epochs": 2, "resolutions": ()}
+    return replace(get_recipe("sprint", "cpu"), **(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def small_split():
+    return synthetic_split(train=1000, test=300)
+
+
+def request(recipe=None, **changes):
+    fields = {"data": "synthetic", "target": 0.2, "seeds": 1, "device": "cpu", "phases": 0}
+    return CifarRequest(recipe=recipe or tiny_recipe(), **(fields | changes))
+
+
+def run_of(asked, split, root, **options):
+    run = Run(
+        run_id=new_run_id("tiny"),
+        started_utc=utc_now(),
+        command="test",
+        request={**asked.stored(), "content_hash": split.train.content_hash},
+        recipe=asked.recipe.resolved(),
+        recipe_hash=asked.recipe.hash(),
+    )
+    return CifarRun(asked, split, RunWriter.create(root, run), **options)
+
+
+def execute(asked, split, root, **options):
+    return run_of(asked, split, root, **options).execute(lambda seen: None)
+
+
+def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_path):
+    outcome = execute(request(seeds=2, phases=3), small_split, tmp_path)
+    assert outcome.status == "done"
+    frame = reports.load(outcome.path)
+    looks = frame[frame["metric"] == "accuracy"]
+    assert looks.groupby("seed")["epoch"].apply(list).to_list() == [[1.0, 2.0], [1.0, 2.0]]
+    assert frame[frame["metric"] == "train_loss"]["value"].between(0.5, 4).all()
+    finals = frame[frame["metric"] == "final_accuracy"].set_index("seed")
+    assert list(finals.index) == [0, 1]
+    assert (finals["reached"] == (finals["value"] >= 0.2)).all()
+    times = frame.pivot_table(index="seed", columns="metric", values="value")
+    assert (times["train_eval_s"] <= times["resident_s"]).all()
+    assert times.loc[0, "process_s"] > times.loc[0, "resident_s"]
+    assert math.isnan(times.loc[1, "process_s"])  # the second seed did not start cold
+    phases = frame[frame["metric"] == "phase_time"]
+    assert phases.groupby("phase_name").size().to_dict() == {
+        "backward": 3, "data": 3, "evaluation": 3, "forward": 3, "optimiser": 3
+    }  # fmt: skip
+    assert len(frame[frame["metric"] == "step_time"]) == 3
+    assert frame["dataset"].unique().tolist() == ["synthetic"]
+
+
+def test_a_missed_target_is_a_censored_result(small_split, tmp_path):
+    outcome = execute(request(target=0.999), small_split, tmp_path)
+    frame = reports.load(outcome.path)
+    scored = frame[frame["target"].notna()]
+    assert outcome.status == "done"
+    assert set(scored["status"]) == {"missed"} and scored["censored"].all()
+    assert reports.time_to_target(frame).loc[0, "hits"] == 0
+
+
+def test_the_same_seed_gives_the_same_digits_and_another_does_not(small_split, tmp_path):
+    values = {}
+    for name, seeds in (("first", 2), ("again", 2)):
+        frame = reports.load(execute(request(seeds=seeds), small_split, tmp_path / name).path)
+        kept = frame[frame["metric"].isin(["accuracy", "train_loss", "final_accuracy"])]
+        values[name] = kept.groupby("seed")["value"].apply(list).to_dict()
+    assert values["first"] == values["again"]
+    assert values["first"][0] != values["first"][1]
+
+
+def test_it_learns(small_split):
+    with numerics(seed=0):
+        trainer = Trainer(tiny_recipe(epochs=8), small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+        events = list(trainer.train())
+    losses = [e.train_loss_nats for e in events if isinstance(e, Evaluated)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert events[-1].accuracy > 0.35
+    assert sum(isinstance(e, StepDone) for e in events) == 80
+
+
+def test_a_single_epoch_is_looked_at_four_times(small_split):
+    with numerics(seed=0):
+        trainer = Trainer(tiny_recipe(epochs=1), small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+        looks = [e.step for e in trainer.train() if isinstance(e, Evaluated)]
+    assert looks == [3, 6, 9, 10]
+
+
+def test_small_images_come_first(small_split, monkeypatch):
+    recipe = tiny_recipe(resolutions=(Resolution(size=20, until_epoch=1),))
+    with numerics(seed=0):
+        trainer = Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+        sizes = []
+        trainer.model.register_forward_pre_hook(
+            lambda module, inputs: sizes.append(inputs[0].shape[-1]) if module.training else None
+        )
+        list(trainer.train())
+    assert sizes == [20] * 10 + [32] * 10
+
+
+def test_a_prediction_depends_on_its_own_image_alone(small_split):
+    recipe = tiny_recipe(precision="fp32")
+    with numerics(seed=0):
+        trainer = Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+        list(trainer.train())
+        trainer.model.eval()
+        images, _ = next(iter(trainer.test_batches()))
+        tta = TestTimeAugmentation(threshold=0.5)
+        with torch.no_grad():
+            together = trainer.predict(images[:64], tta)
+            alone = torch.cat([trainer.predict(image[None], tta) for image in images[:64]])
+            plain = trainer.predict(images[:64], None)
+            untouched = trainer.predict(images[:64], TestTimeAugmentation(threshold=0.0))
+    assert torch.equal(together, alone)
+    assert torch.equal(plain, untouched)
+
+
+def test_six_views_are_the_weighted_mean_of_their_logits(small_split):
+    with numerics(seed=0):
+        trainer = Trainer(tiny_recipe(precision="fp32"), small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+        trainer.model.eval()
+        images, _ = next(iter(trainer.test_batches()))
+        images = images[:8]
+        with torch.no_grad():
+            plain = trainer.forward(images)
+            result = trainer._six_views(images, plain)
+            padded = torch.nn.functional.pad(images, (1, 1, 1, 1), "reflect")
+            views = [images, padded[:, :, :32, :32], padded[:, :, 2:, 2:]]
+            logits = [trainer.forward(v) + trainer.forward(v.flip(3)) for v in views]
+    torch.testing.assert_close(result, 0.25 * logits[0] + 0.125 * (logits[1] + logits[2]))
+
+
+def test_divergence_is_recorded_and_the_other_seeds_still_run(small_split, tmp_path):
+    recipe = tiny_recipe(optimizer=replace(tiny_recipe().optimizer, head_lr=1e30))
+    seen = []
+    outcome = run_of(request(recipe, seeds=2), small_split, tmp_path).execute(seen.append)
+    assert outcome.status == "diverged"
+    frame = reports.load(outcome.path)
+    finals = frame[frame["metric"] == "final_accuracy"]
+    assert finals["status"].tolist() == ["diverged", "diverged"]
+    assert finals["value"].isna().all() and finals["error"].str.contains("loss became").all()
+    assert [s.seed for s in seen if isinstance(s, SeedDiverged)] == [0, 1]
+    assert reports.time_to_target(frame).loc[0, "diverged"] == 2
+
+
+def test_a_budget_that_holds_no_seed_stops_before_it(small_split, tmp_path):
+    outcome = execute(request(seeds=3), small_split, tmp_path, deadline=Deadline(60), estimate_s=1000)
+    assert outcome.status == "stopped"
+    assert "does not hold another seed" in reports.load_runs(outcome.path).loc[0, "notes"][0]
+
+
+class Interrupt:
+    """Raises Ctrl-C's exception in the middle of one seed."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __call__(self, seen):
+        if isinstance(seen, SeedEvent) and seen.seed == self.seed and isinstance(seen.event, Evaluated):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path):
+    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=1), seeds=2)
+    whole = reports.load(new_run(asked, tmp_path / "whole", "test").execute(lambda seen: None).path)
+    broken = new_run(asked, tmp_path / "broken", "test")
+    with pytest.raises(KeyboardInterrupt):
+        broken.execute(Interrupt(seed=1))
+    assert reports.load_runs(broken.writer.path).loc[0, "run_status"] == "interrupted"
+    outcome = resumed_run(broken.writer.path).execute(lambda seen: None)
+    assert outcome.status == "done"
+    resumed = reports.load(outcome.path)
+
+    def finals(frame):
+        return frame[frame["metric"] == "final_accuracy"].set_index("seed")["value"].to_dict()
+
+    assert finals(resumed) == finals(whole)
+    assert len(resumed[resumed["metric"] == "process_s"]) == 1
+    with pytest.raises(StoreError, match="finished"):
+        resumed_run(outcome.path)
+
+
+def test_resuming_on_other_data_is_refused_and_leaves_the_run_resumable(tmp_path, small_split):
+    run = run_of(request(seeds=2), small_split, tmp_path)  # the record's hash is not that of "synthetic"
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(Interrupt(seed=0))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="other data"):
+            resumed_run(run.writer.path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (tiny_recipe(precision="fp16"), "bf16 or a GPU"),
+        (tiny_recipe(implementations=Implementations(cuda_graph=True)), "need a GPU"),
+        (tiny_recipe(batch_size=2000), "do not fill one batch"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_with_the_next_step(recipe, message, small_split):
+    with pytest.raises(ValueError, match=message):
+        Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+
+
+@pytest.mark.parametrize("target", [0, 1, 1.5, 94, -1, float("nan")])
+def test_targets_outside_0_to_1_are_refused(target):
+    with pytest.raises(ValueError, match="expected an accuracy between 0 and 1"):
+        request(target=target)
+
+
+def test_images_too_small_for_a_resolution_are_refused(small_split):
+    recipe = tiny_recipe(resolutions=(Resolution(size=64, until_epoch=1),))
+    with numerics(seed=0), pytest.raises(DataError, match="64-pixel"):
+        list(Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU)).train())
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(small_split):
+    accuracies = []
+    for compiled in (False, True):
+        recipe = tiny_recipe(precision="fp32", epochs=4, implementations=Implementations(compile=compiled))
+        with numerics(seed=0):
+            events = list(Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU)).train())
+        first = next(e for e in events if isinstance(e, Evaluated))
+        accuracies.append((first.train_loss_nats, isinstance(events[-1], Finished)))
+    assert accuracies[0][1] and accuracies[1][1]
+    assert accuracies[1][0] == pytest.approx(accuracies[0][0], rel=0.02)
