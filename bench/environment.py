@@ -104,11 +104,20 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def _nvml_handle(nvml: Any, index: int) -> Any:
+    """The GPU that torch calls `index`: NVML takes no notice of CUDA_VISIBLE_DEVICES and counts in its own order."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+
+
 class Telemetry:
     """GPU clock, temperature and power through NVML; every reading is None where there is no NVML.
 
     Args:
-        index: of the GPU, as NVML counts.
+        index: of the GPU, as torch counts.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -118,7 +127,7 @@ class Telemetry:
             import pynvml
 
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self._handle = _nvml_handle(pynvml, index)
             self._nvml = pynvml
         except ImportError:
             self.unavailable = "nvidia-ml-py is not installed"
@@ -149,9 +158,10 @@ class Telemetry:
         return None if milliwatts is None else milliwatts / 1e3
 
     def clocks_locked(self) -> bool | None:
-        """Returns whether an application clock below the maximum is set; None when the driver does not tell."""
-        wanted, highest = self._query("nvmlDeviceGetApplicationsClock", 1), self._query("nvmlDeviceGetMaxClockInfo", 1)
-        return None if wanted is None or highest is None else wanted < highest
+        """Returns True when application clocks are set, else None: no driver tells of clocks locked by `-lgc`."""
+        wanted = self._query("nvmlDeviceGetApplicationsClock", 1)
+        usual = self._query("nvmlDeviceGetDefaultApplicationsClock", 1)  # below the maximum on many cards
+        return True if None not in (wanted, usual) and wanted != usual else None
 
     def driver(self) -> str | None:
         """Returns the driver's version."""

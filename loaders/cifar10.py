@@ -1,8 +1,11 @@
 """CIFAR-10 from whatever form it lies in: python batches, binary batches, Parquet, or folders of images."""
 
 import hashlib
+import lzma
 import re
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,7 +69,15 @@ def _python_batch(content: bytes, path: Path) -> Labelled:
         raise damaged(path, "no uint8 array [N, 3072] under 'data'")
     if not isinstance(labels, list) or len(labels) != len(data) or not all(isinstance(v, int) for v in labels):
         raise damaged(path, f"not {len(data)} whole numbers under 'labels'")
+    _check_labels(labels, path)
     return _from_planes(data), np.array(labels, dtype=np.int64)
+
+
+def _check_labels(labels: list[int], path: Path, classes: int = len(CLASSES)) -> None:
+    """Refuses labels that name no class here, where the file at fault is known."""
+    low, high = min(labels, default=0), max(labels, default=0)
+    if low < 0 or high >= classes:
+        raise damaged(path, f"labels run from {low:.6g} to {high:.6g}; expected 0 to {classes - 1}")
 
 
 def _binary_batch(content: bytes, path: Path) -> Labelled:
@@ -74,6 +85,7 @@ def _binary_batch(content: bytes, path: Path) -> Labelled:
         whole = max(BATCH_IMAGES * ROW_BYTES, -(-len(content) // ROW_BYTES) * ROW_BYTES)
         raise damaged(path, f"{len(content):,} bytes; expected rows of {ROW_BYTES:,}, {whole:,} in all")
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, ROW_BYTES)
+    _check_labels(rows[:, 0].tolist(), path)
     return _from_planes(rows[:, 1:]), rows[:, 0].astype(np.int64)
 
 
@@ -129,7 +141,10 @@ def _from_archive(path: Path) -> Source:
                 if member.isfile() and member.size < 64 << 20:
                     file = archive.extractfile(member)
                     contents[place.name] = file.read() if file else b""
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except DataError:
+        raise
+    # Damage shows in the compression, in the members' headers, or in the text of an extended header.
+    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, zlib.error, lzma.LZMAError) as error:
         raise damaged(path, str(error)) from None
     suffix = ".bin" if any(name.endswith(".bin") for name in contents) else ""
     return _from_batches(contents.__getitem__, contents, path, suffix)
@@ -139,50 +154,72 @@ def _decoded(encoded: Iterable[bytes], where: str) -> Pixels:
     """Decodes PNG or JPEG images of 32x32 pixels, on two threads: Pillow lets the lock go while it decodes."""
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    # What Pillow raises for damaged files, UnidentifiedImageError being an OSError.
+    errors = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
 
     def decode(item: tuple[int, bytes]) -> Pixels:
         index, content = item
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            # Only these two decoders: Pillow would hand some other formats to programs outside.
+            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+                width, height = image.size
+                if (width, height) == (32, 32):  # a larger one may be a bomb, and is not decoded
+                    return np.asarray(image.convert("RGB"))
+        except (*errors, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{where}, image {index}, cannot be decoded ({error}); restore it from its source"
             ) from None
-        if pixels.shape != (32, 32, 3):
-            raise DataError(f"{where}, image {index}, is {pixels.shape[1]}x{pixels.shape[0]}; expected 32x32 pixels")
-        return pixels
+        raise DataError(f"{where}, image {index}, is {width}x{height}; expected 32x32 pixels, scale it first")
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(decode, enumerate(encoded), chunksize=500)))
 
 
-def _parquet_part(files: list[Path]) -> tuple[Labelled, tuple[str, ...] | None]:
-    """Reads hub-style Parquet: an image column of structs with encoded bytes, and a column of labels."""
-    import json
+def _parquet_part(files: list[Path], names: tuple[str, ...] | None = None) -> tuple[Labelled, tuple[str, ...] | None]:
+    """Reads hub-style Parquet: an image column of structs with encoded bytes, and a column of labels.
 
+    The class names are those of the files' metadata, `names` where it has none.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts, names = [], None
+    parts = []
     for file in files:
         try:
             table = pq.read_table(file)
-        except (OSError, pa.ArrowException) as error:
-            raise damaged(file, str(error).splitlines()[0]) from None
-        image = next((c for c in ("img", "image") if c in table.column_names), None)
-        label = next((c for c in ("label", "labels", "fine_label") if c in table.column_names), None)
+            table.validate(full=True)
+            columns = table.column_names
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise damaged(file, str(error)) from None
+        image = next((c for c in ("img", "image") if c in columns), None)
+        label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
         if image is None or label is None:
-            raise DataError(f"{file} has columns {', '.join(table.column_names)}; expected img or image, and label")
+            raise DataError(f"{file} has columns {', '.join(columns)}; expected img or image, and label")
         column = table[image].combine_chunks()
-        encoded = column.field("bytes") if pa.types.is_struct(column.type) else column
-        pixels = _decoded((value.as_py() or b"" for value in encoded), str(file))
-        parts.append((pixels, table[label].to_numpy().astype(np.int64)))
-        described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-        feature = described.get("info", {}).get("features", {}).get(label, {})
-        names = tuple(feature["names"]) if "names" in feature else names
+        if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+            column = column.field("bytes")
+        if len(column) == 0 or not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+            raise damaged(file, f"{len(column)} images of type {column.type}, expected some, encoded, as binary")
+        if not pa.types.is_integer(table[label].type) or table[label].null_count:
+            raise damaged(file, f"labels of type {table[label].type}, {table[label].null_count} of them missing")
+        labels, names = table[label].to_numpy().astype(np.int64), _class_names(table.schema.metadata, label) or names
+        _check_labels(labels.tolist(), file, len(names or CLASSES))
+        pixels = _decoded((value.as_py() or b"" for value in column), str(file))
+        parts.append((pixels, labels))
     return _joined(parts), names
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
+    """Returns the names that the hub's metadata gives the labels, if it does."""
+    import json
+
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _from_parquet(path: Path) -> Source:
@@ -190,7 +227,10 @@ def _from_parquet(path: Path) -> Source:
     for part, found in files.items():
         if not found:
             raise DataError(f"{path} has no {part}*.parquet; name a folder that holds both train and test")
-    (train, names), (test, _) = _parquet_part(files["train"]), _parquet_part(files["test"])
+    train, names = _parquet_part(files["train"])
+    test, test_names = _parquet_part(files["test"], names)
+    if test_names != names:
+        raise DataError(f"{files['train'][0]} names other classes than {files['test'][0].name}; take both from one set")
     name = "cifar10-jpeg" if path.name == "cifar10-jpeg" or _is_jpeg(files["train"][0]) else "cifar10-unverified"
     return Source(name, "parquet", names or CLASSES, train, test)
 
@@ -208,7 +248,10 @@ def _folder_part(path: Path, classes: tuple[str, ...]) -> Labelled:
     files = [(file, label) for label, name in enumerate(classes) for file in _images_in(path / name)]
     if not files:
         raise DataError(f"{path} holds no images; expected {path}/<class>/*.png or *.jpg")
-    pixels = [_decoded((file.read_bytes(),), str(file)) for file, _ in files]
+    try:
+        pixels = [_decoded((file.read_bytes(),), str(file)) for file, _ in files]
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}; restore or remove it") from None
     return np.concatenate(pixels), np.array([label for _, label in files], dtype=np.int64)
 
 

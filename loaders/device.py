@@ -73,8 +73,9 @@ class DeviceBatches:
         self.pad = 0
         if augmentation is not None and augmentation.pad > 0:
             self.pad = max(1, round(augmentation.pad * (size or edge) / edge))
-            if self.pad >= self.images_NHWC.shape[1]:
-                raise DataError(f"cannot reflect {self.pad} pixels of an image of {self.images_NHWC.shape[1]}")
+            smallest = min(self.images_NHWC.shape[1:3])
+            if self.pad >= smallest:
+                raise DataError(f"cannot reflect {self.pad} pixels of an image of {smallest}; choose a smaller pad")
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -110,7 +111,9 @@ class DeviceBatches:
                 first = torch.rand(count, generator=self._generator(2), device=device) < 0.5
                 flips = first if epoch % 2 == 0 else ~first
             if augmentation.cutout:
-                centres = torch.randint(0, self.images_NHWC.shape[1], (count, 2), generator=random, device=device)
+                edges = self.images_NHWC.shape[1:3]
+                drawn = [torch.randint(0, edge, (count,), generator=random, device=device) for edge in edges]
+                centres = torch.stack(drawn, dim=1)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             indices = order[start : start + self.batch_size]
             images = augment(

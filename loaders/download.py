@@ -1,6 +1,7 @@
 """Fetches CIFAR-10's published archive: with progress, resumed where it broke off, and checked before it is used."""
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def fetch(url: str, target: Path, md5: str, progress: Progress) -> Path:
         _append(url, part, progress)
     except urllib.error.HTTPError as error:
         raise DataError(f"{url} answered {error.code} {error.reason}; try again later, or another --url") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         kept = part.stat().st_size if part.exists() else 0
         raise DataError(
             f"cannot fetch {url} ({error}); {kept:,} bytes are kept, run the command again to go on"

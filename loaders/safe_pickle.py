@@ -37,7 +37,10 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuses references to objects outside the file."""
-        raise DataError(f"{self._name} refers to an object outside the file; it is not a CIFAR-10 batch")
+        raise DataError(
+            f"{self._name} refers to an object outside the file; it is not a CIFAR-10 batch. "
+            "Delete it and get the set from its source: wallclock data fetch"
+        )
 
 
 def load_pickle(content: bytes, path: Path) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def load_pickle(content: bytes, path: Path) -> dict[str, Any]:
         DataError: if the file is damaged, holds something else, or asks for any code.
     """
     try:
-        loaded = _Unpickler(content, path.name).load()
+        loaded = _Unpickler(content, str(path)).load()
     except DataError:
         raise
     # A damaged stream makes the unpickler raise nearly anything, numpy's own checks included.
@@ -61,9 +64,12 @@ def load_pickle(content: bytes, path: Path) -> dict[str, Any]:
         raise damaged(path, f"no readable pickle ({error})") from None
     if not isinstance(loaded, dict):
         raise damaged(path, f"a {type(loaded).__name__} instead of a dictionary")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in loaded.items()}
+    texts = {key: value for key, value in loaded.items() if isinstance(key, str | bytes)}
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in texts.items()}
 
 
 def damaged(path: Path, why: str) -> DataError:
     """Returns the error for a file that is not what it should be."""
-    return DataError(f"{path} is damaged: {why}; delete it and fetch the set again: wallclock data fetch")
+    return DataError(
+        f"{path} is damaged: {' '.join(why.split())}; delete it and fetch the set again: wallclock data fetch"
+    )

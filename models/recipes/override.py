@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import json
-from typing import Any
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from models.recipes.recipe import Recipe
 
@@ -16,7 +17,7 @@ def override(recipe: Recipe, assignment: str) -> Recipe:
         assignment: `field=value`, or `part.field=value`; the value as JSON, or as bare text for names.
 
     Raises:
-        ValueError: if there is no such field (names the nearest), or the value has another type than the present one.
+        ValueError: if there is no such field (names the nearest), or the field does not take the value.
     """
     key, equals, text = assignment.partition("=")
     if not equals:
@@ -43,17 +44,21 @@ def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
         if not dataclasses.is_dataclass(present):
             raise ValueError(f"--set {assignment}: '{name}' has no parts; write {name}=value")
         return dataclasses.replace(part, **{name: _replaced(present, rest, value, assignment)})
-    return dataclasses.replace(part, **{name: _converted(present, value, assignment)})
+    return dataclasses.replace(part, **{name: _converted(get_type_hints(type(part))[name], present, value, assignment)})
 
 
-def _converted(present: Any, value: Any, assignment: str) -> Any:
-    if dataclasses.is_dataclass(present) and value is not None:
+def _converted(declared: Any, present: Any, value: Any, assignment: str) -> Any:
+    if value is None and type(None) in get_args(declared):
+        return None
+    if dataclasses.is_dataclass(present):
         raise ValueError(f"--set {assignment}: set one of its fields: {', '.join(vars(present))}")
     if isinstance(present, tuple) and value == []:
         return ()
-    if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    number = isinstance(present, int) and not isinstance(present, bool) and isinstance(value, float)
-    if number or (value is not None and present is not None and type(value) is not type(present)):
+    if get_origin(declared) is Literal and value not in get_args(declared):
+        raise ValueError(f"--set {assignment}: got {value!r}, expected one of {', '.join(get_args(declared))}")
+    if declared is float and type(value) in (int, float) and math.isfinite(value):
+        # 7 where the recipe says 7: 7.0 would be another text in its record, and so another hash.
+        return int(value) if type(present) is int and value == int(value) else float(value)
+    if declared is float or type(value) is not type(present):
         raise ValueError(f"--set {assignment}: got {value!r}, expected something like {present!r}")
     return value

@@ -162,12 +162,12 @@ class Recipe:
         def rebuilt(value: Any) -> Any:
             if isinstance(value, list):
                 return tuple(rebuilt(item) for item in value)
-            if isinstance(value, dict) and "type" in value:
+            if isinstance(value, dict):
                 return parts[value["type"]](**{k: rebuilt(v) for k, v in value.items() if k != "type"})
             return value
 
         try:
-            return cls(**{key: rebuilt(value) for key, value in resolved.items()})
+            return cls(**{k: value if k == "model_arguments" else rebuilt(value) for k, value in resolved.items()})
         except (KeyError, TypeError) as error:
             raise ValueError(f"the record's recipe is of another version ({error}); start a new run") from None
 

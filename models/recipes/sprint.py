@@ -30,6 +30,6 @@ def sprint(device_type: str) -> Recipe:
         pad=2,
         flip="alternating",
         resolutions=(Resolution(size=24, until_epoch=3),),
-        tta=TestTimeAugmentation(threshold=0.9),
+        tta=TestTimeAugmentation(threshold=0.65),
         implementations=Implementations(compile=device_type == "cuda", keep_heap=device_type == "cpu"),
     )

@@ -197,3 +197,182 @@ def test_no_budget_never_runs_out_and_an_empty_one_has() -> None:
     assert Deadline(None).remaining_s() == math.inf
     assert not Deadline(None).expired()
     assert Deadline(0.0).expired()
+
+
+@pytest.mark.parametrize("seconds", [2e-4, 1e-3, 5e-3])
+def test_a_known_duration_is_measured(seconds: float) -> None:
+    measured = measure(spinning(seconds), device=CPU, budget_s=0.5)
+    assert measured.median_s == pytest.approx(seconds, rel=0.03)
+    assert measured.host_median_s == pytest.approx(seconds, rel=0.03)
+    assert measured.launches_per_sample == 1
+    assert not measured.cold and not measured.graph
+
+
+def test_a_microsecond_shares_its_window_and_is_still_measured() -> None:
+    one_microsecond = spinning(1e-6)
+    rounds = []
+    for _ in range(5):
+        start = now_s()
+        for _ in range(10_000):
+            one_microsecond()
+        rounds.append((now_s() - start) / 10_000)
+    measured = measure(one_microsecond, device=CPU, max_count=200)
+    assert 10 <= measured.launches_per_sample <= 50
+    assert measured.median_s == pytest.approx(min(rounds), rel=0.15)
+
+
+def test_a_narrow_interval_ends_the_sampling() -> None:
+    measured = measure(spinning(3e-4), device=CPU, relative_ci=0.1, min_count=12)
+    assert measured.stopped_by == "ci"
+    assert 12 <= len(measured.samples_s) < 100
+
+
+def test_the_count_ends_the_sampling() -> None:
+    measured = measure(spinning(1e-4), device=CPU, relative_ci=0.0, min_count=7, max_count=7)
+    assert measured.stopped_by == "count"
+    assert len(measured.samples_s) == 7
+
+
+def test_the_budget_ends_the_sampling() -> None:
+    start = now_s()
+    measured = measure(spinning(0.01), device=CPU, relative_ci=0.0, budget_s=0.2)
+    assert measured.stopped_by == "budget"
+    assert 3 <= len(measured.samples_s) <= 21
+    assert sum(measured.samples_s) >= 0.15
+    assert 0.01 <= measured.warmup_s <= now_s() - start - sum(measured.samples_s)
+
+
+def test_one_call_longer_than_the_budget_is_not_made_six_times_to_warm_up() -> None:
+    calls: list[float] = []
+
+    def slow() -> None:
+        calls.append(now_s())
+        spin(0.1)
+
+    measured = measure(slow, device=CPU, budget_s=0.05)
+    assert len(calls) == 2
+    assert measured.samples_s == pytest.approx((0.1,), rel=0.1)
+    assert measured.warmup_s == pytest.approx(0.1, rel=0.1)
+
+
+def test_warm_up_lasts_until_the_times_stand_still() -> None:
+    calls: list[float] = []
+
+    def settling() -> None:
+        spin(5e-4 + 4e-3 * 0.8 ** len(calls))
+        calls.append(now_s())
+
+    measured = measure(settling, device=CPU, relative_ci=0.0, min_count=5, max_count=20)
+    assert min(measured.samples_s[:3]) < 5.5e-4
+    assert measured.warmup_s > 0.015
+
+
+def test_compilation_in_the_first_call_is_warm_up() -> None:
+    calls: list[float] = []
+
+    def compiling() -> None:
+        spin(1e-4 if calls else 0.1)
+        calls.append(now_s())
+
+    measured = measure(compiling, device=CPU, max_count=50)
+    assert measured.warmup_s > 0.1
+    assert measured.median_s == pytest.approx(1e-4, rel=0.1)
+    assert measured.launches_per_sample == 1
+
+
+def test_an_outlier_is_flagged_and_kept() -> None:
+    calls: list[float] = []
+
+    def with_one_slow_call() -> None:
+        spin(0.05 if len(calls) == 40 else 1e-3)
+        calls.append(now_s())
+
+    measured = measure(with_one_slow_call, device=CPU, relative_ci=0.0, min_count=60, max_count=60)
+    assert len(measured.samples_s) == 60
+    slowest = max(range(60), key=lambda place: measured.samples_s[place])
+    assert measured.samples_s[slowest] >= 0.05
+    assert slowest in measured.outliers
+    assert len(measured.outliers) < 30
+    assert measured.median_s == pytest.approx(1e-3, rel=0.03)
+
+
+def test_the_median_is_of_the_samples() -> None:
+    measured = Measurement((3.0, 1.0, 2.0, 9.0), 1, 2.5, 0.0, "count", cold=False, graph=False, outliers=())
+    assert measured.median_s == 2.5
+
+
+def test_cold_finds_the_cache_empty() -> None:
+    """A MiB lies in the second-level cache when hot: 14 us against 40 us from memory on one core of an EPYC."""
+    assert last_level_cache_bytes() > 1 << 20
+    numbers, threads = torch.ones(1 << 18), torch.get_num_threads()
+    torch.set_num_threads(1)  # with two, a busy neighbour holds up either by milliseconds
+    try:
+        hot = measure(numbers.sum, device=CPU, max_count=200, budget_s=1)
+        cold = measure(numbers.sum, device=CPU, max_count=200, budget_s=1, cold=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert cold.cold and cold.launches_per_sample == 1
+    assert cold.median_s > 1.5 * hot.median_s
+
+
+def test_a_time_below_the_physical_limit_is_refused_and_one_above_is_not() -> None:
+    with pytest.raises(TimingError, match=r"below the physical limit of 0\.002 s"):
+        measure(spinning(1e-3), device=CPU, max_count=20, floor_s=2e-3)
+    assert measure(spinning(1e-3), device=CPU, max_count=20, floor_s=9e-4).median_s >= 9e-4
+
+
+def test_a_graph_on_a_cpu_is_refused_without_a_call() -> None:
+    with pytest.raises(ValueError, match="a CUDA graph needs a GPU"):
+        measure(lambda: pytest.fail("was called"), device=CPU, graph=True)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 10), (11, 10)])
+def test_impossible_counts_are_refused(least: int, most: int) -> None:
+    with pytest.raises(ValueError, match=f"min_count is {least} and max_count {most}"):
+        measure(lambda: pytest.fail("was called"), device=CPU, min_count=least, max_count=most)
+
+
+def product() -> tuple[torch.device, Callable[[], torch.Tensor], float]:
+    """A float32 product on the GPU, and the time below which no GPU of today gets: 137 GFLOP at 2 PFLOP/s."""
+    device = torch.device("cuda")
+    x = torch.randn(4096, 4096, device=device)
+    return device, lambda: x @ x, 2 * 4096**3 / 2e15
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("cold", [False, True])
+def test_gpu_events_agree_with_the_synchronised_host_clock(graph: bool, cold: bool) -> None:
+    device, multiply, floor_s = product()
+    measured = measure(multiply, device=device, graph=graph, cold=cold, floor_s=floor_s)
+    assert measured.graph == graph and measured.cold == cold
+    assert measured.median_s <= measured.host_median_s < 1.5 * measured.median_s + 50e-6
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_phases_wait_for_the_work_that_they_queued() -> None:
+    device, multiply, floor_s = product()
+    multiply()
+    synchronize(device)
+    phases, start = PhaseTimer(device), now_s()
+    with phases.phase("forward"):
+        for _ in range(20):
+            multiply()
+    queued_s = now_s() - start
+    (forward,) = phases.times_s()["forward"]
+    assert forward > 20 * floor_s
+    assert queued_s < forward <= now_s() - start  # the loop was not made to wait
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_run_clocks_wait_for_the_gpu() -> None:
+    device, multiply, floor_s = product()
+    clocks = RunClocks(device)
+    clocks.start_train_eval()
+    for _ in range(20):
+        multiply()
+    clocks.stop()
+    assert clocks.train_eval_s > 20 * floor_s

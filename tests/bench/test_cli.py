@@ -1,0 +1,258 @@
+"""The command line as a user meets it: a process, its exit code, what it prints, and what it leaves on the disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reports
+from bench.timing import now_s
+from reports.store import RECORDS
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--set", 'model_arguments={"widths":[8,8,8]}', "--set", "batch_size=500", "--set", "resolutions=[]")
+# Enough epochs to be caught in the middle; each takes well under a second.
+LONG = (*TINY, "--set", "epochs=300")
+
+
+def start(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options,
+    )  # fmt: skip
+
+
+def wallclock(*arguments, **options):
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+def wait_for_looks(out, count, process):
+    """Waits until a run under `out` has recorded so many accuracies; returns its directory."""
+    deadline = now_s() + 120
+    while now_s() < deadline:
+        for records in out.rglob(RECORDS):
+            if records.read_text().count('"metric": "accuracy"') >= count:
+                return records.parent
+        assert process.poll() is None, process.communicate()
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError("no accuracy was recorded in 120 s")
+
+
+def test_a_run_prints_its_score_and_where_the_records_are(tmp_path):
+    code, out, err = wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.05", "--out", tmp_path)
+    assert code == 0, err
+    assert "Time to accuracy" in out and "1 of 1" in out and "target of 5% reached" in err
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    (run,) = tmp_path.iterdir()
+    assert f"records: {run}" in out
+    assert reports.load_runs(run).loc[0, "command"].startswith("wallclock run cifar")
+
+
+def test_json_is_all_that_goes_to_standard_output(tmp_path):
+    code, out, _ = wallclock(
+        "run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.99", "--out", tmp_path, "--json"
+    )
+    document = json.loads(out)
+    assert code == 0  # a missed target is a result
+    assert document["time_to_target"][0]["hits"] == 0
+    assert document["runs"][0]["run_status"] == "done"
+
+
+def test_killed_run_is_reported_and_resumed(tmp_path):
+    process = start("run", "cifar", *LONG, "--seeds", "2", "--out", tmp_path)
+    run = wait_for_looks(tmp_path, 2, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    looks = (run / RECORDS).read_text().count('"metric": "accuracy"')
+    code, out, err = wallclock("report", tmp_path, "--html", tmp_path / "page.html")
+    assert code == 0 and "unfinished" in out, err
+    assert (reports.load(run)["metric"] == "accuracy").sum() == looks
+    records = (run / RECORDS).read_text()
+    (run / RECORDS).write_text(records.replace('"epochs": 300.0', '"epochs": 1.0') + '{"kind": "sam')  # torn line
+    code, _, err = wallclock("run", "cifar", "--resume", run)
+    assert code == 2 and "start a new run" in err  # the recipe is no longer the recorded one
+    (run / RECORDS).write_text(records)
+    process = start("run", "cifar", "--resume", run)
+    wait_for_looks(tmp_path, looks + 1, process)
+    code, _, err = wallclock("run", "cifar", "--resume", run)
+    assert code == 2 and "being written by another process" in err
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in err
+    assert reports.load_runs(run).loc[0, "run_status"] == "interrupted"
+
+
+def test_resume_finishes_what_was_killed(tmp_path):
+    short = (*TINY, "--set", "epochs=2", "--seeds", "30", "--target", "0.05")
+    process = start("run", "cifar", *short, "--out", tmp_path)
+    run = wait_for_looks(tmp_path, 3, process)
+    process.kill()
+    process.communicate()
+    # The request asks for thirty seeds; three are enough to see the end.
+    lines = (run / RECORDS).read_text().splitlines(keepends=True)
+    head = json.loads(lines[0])
+    head["request"] |= {"seeds": 3, "phases": 2}
+    (run / RECORDS).write_text(json.dumps(head) + "\n" + "".join(lines[1:]))
+    code, out, err = wallclock("run", "cifar", "--resume", run)
+    assert code == 0 and "3 of 3" in out, err
+    frame = reports.load(run)
+    assert sorted(frame[frame["metric"] == "final_accuracy"]["seed"]) == [0, 1, 2]
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    process = start("run", "cifar", *LONG, "--out", tmp_path)
+    run = wait_for_looks(tmp_path, 1, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert str(run) in err and "Traceback" not in err
+    assert reports.load_runs(run).loc[0, "run_status"] == "interrupted"
+    assert len(reports.load(run)) >= 3
+
+
+def test_two_runs_write_into_one_folder_at_once(tmp_path):
+    both = [start("run", "cifar", *TINY, "--set", "epochs=2", "--out", tmp_path) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+    assert len(list(tmp_path.iterdir())) == 2
+    finals = reports.load(tmp_path).query("metric == 'final_accuracy'")
+    assert finals["run_id"].nunique() == 2 and finals["value"].nunique() == 1
+
+
+def test_full_disk_is_told_and_nothing_measured_is_lost(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False).returncode != 0:
+        pytest.skip("this system does not let a test mount a tmpfs")
+    try:
+        (disk / "filler").write_bytes(bytes(44 << 10))
+        code, _, err = wallclock("run", "cifar", *LONG, "--out", disk)
+        assert code == 2
+        assert "is full" in err and "--resume" in err and "Traceback" not in err
+        frame = reports.load(disk)
+        assert (frame["metric"] == "accuracy").sum() >= 2
+        assert reports.load_runs(disk).loc[0, "run_status"] == "unfinished"
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_run_that_diverges_exits_3(tmp_path):
+    diverging = ("--set", "optimizer.head_lr=1e38", "--set", "epochs=1")
+    code, out, err = wallclock("run", "cifar", *TINY, *diverging, "--out", tmp_path)
+    assert code == 3, err
+    assert "diverged" in out and "loss became" in err
+    assert reports.load_runs(tmp_path).loc[0, "run_status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "cifar", "--recipe", "sprnt"), "did you mean 'sprint'"),
+        (("run", "cifar", "--target", "1.5"), "between 0 and 1"),
+        (("run", "cifar", "--target", "94"), "did you mean 0.94"),
+        (("run", "cifar", "--seeds", "-1"), "at least 1"),
+        (("run", "cifar", "--device", "tpu"), "cpu, cuda or auto"),
+        (("run", "cifar", "--data", "/no/such/place"), "no such path: /no/such/place"),
+        (("run", "cifar", "--data", "{empty}"), "holds no data set"),
+        (("run", "cifar", "--data", "{hollow}"), "holds no images"),
+        (("run", "cifar", "--set", "epohcs=2"), "did you mean 'epochs'"),
+        (("run", "cifar", "--set", "epochs=many"), "expected something like"),
+        (("run", "cifar", "--set", "precision=fp16"), "bf16 or a GPU"),
+        (("run", "cifar", "--resume", "{empty}"), "holds no run"),
+        (("run", "cifr"), "Did you mean 'cifar'"),
+        (("suite", "--budget", "soon"), "a time such as 90s, 8m or 1h"),
+        (("suite", "--budget", "30s"), "nothing could be measured"),
+        (("report", "/no/such/run"), "no such path"),
+        (("report", "{empty}"), "no runs in"),
+        (("data", "check", "{empty}"), "holds no data set"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, says, tmp_path):
+    empty, hollow, out = tmp_path / "empty", tmp_path / "hollow", tmp_path / "out"
+    empty.mkdir()
+    (hollow / "train" / "cat").mkdir(parents=True)
+    (hollow / "test" / "cat").mkdir(parents=True)
+    arguments = [a.format(empty=empty, hollow=hollow) if a.startswith("{") else a for a in arguments]
+    options = ["--out", out] if arguments[0] in ("run", "suite") and "cifr" not in arguments else []
+    code, printed, err = wallclock(*arguments, *options)
+    assert code == 2, err
+    assert says in err and "Traceback" not in err and printed == ""
+    assert not list(out.rglob("*.parquet"))
+
+
+def test_list_env_and_data_speak_json_too(tmp_path):
+    listed = json.loads(wallclock("list", "--json")[1])
+    assert set(listed["recipes"]) == {"sprint", "wrn22", "darknet"} and "cifar sprint" in listed["quick"]
+    found = {c["name"]: c for c in json.loads(wallclock("env", "--json")[1])["capabilities"]}
+    assert all(c["detail"] for c in found.values())
+    code, out, _ = wallclock("list")
+    assert code == 0 and "darknet" in out and max(map(len, out.splitlines())) <= 80
+    code, out, _ = wallclock("env")
+    assert code == 0 and "CUDA GPU" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_report_of_10_000_samples_takes_under_a_second_and_a_half_without_torch(tmp_path):
+    run = reports.Run(run_id="r", started_utc="2026-01-01T00:00:00Z", command="")
+    with reports.RunWriter.create(tmp_path, run) as writer:
+        for index in range(10_000):
+            writer.add(
+                reports.Sample(
+                    benchmark="b",
+                    case=f"c{index % 20}",
+                    metric="m",
+                    unit="s",
+                    better="lower",
+                    value=1 + index % 97,
+                    index=index,
+                    parameters={"n": index % 5},
+                )  # fmt: skip
+            )
+    code = (
+        "import sys; from bench.cli import main\n"
+        "sys.argv = ['wallclock', 'report', {0!r}, '--html', {0!r} + '/p.html']\n"
+        "try: main()\nexcept SystemExit as stop: sys.exit(stop.code or ('torch' in sys.modules) * 9)"
+    ).format(str(tmp_path))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    times = []
+    for _ in range(4):  # the first may have to write bytecode
+        begun = now_s()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
+        times.append(now_s() - begun)
+        assert done.returncode == 0, done.stderr
+    assert min(times) < 1.5
+
+
+def test_report_writes_csv_markdown_and_page(tmp_path):
+    wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--out", tmp_path / "runs")
+    files = {kind: tmp_path / "new" / f"r.{kind}" for kind in ("csv", "markdown", "html")}
+    code, _, err = wallclock("report", tmp_path / "runs", *(p for k, f in files.items() for p in (f"--{k}", f)))
+    assert code == 0, err
+    assert "train_eval_s" in files["csv"].read_text()
+    assert "| sprint" in files["markdown"].read_text()
+    assert 1 << 20 < files["html"].stat().st_size < 3 << 20
+
+
+def test_a_damaged_run_does_not_hide_the_others(tmp_path):
+    for name in ("a", "b"):
+        wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--seeds", "1", "--out", tmp_path / name)
+    (table,) = (tmp_path / "a").rglob("samples.parquet")
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    table.write_bytes(content)
+    code, out, err = wallclock("report", tmp_path)
+    assert code == 0 and "1 of 1" in out or "0 of 1" in out
+    assert str(table) in err.replace("\n", "")

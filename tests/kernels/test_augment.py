@@ -1,0 +1,144 @@
+"""The batched augmentation equals its reference image by image; the reference equals a plain loop."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.augment import MEAN, STD, augment, augment_ref
+
+TOLERANCE = {"rtol": 0.0, "atol": 2e-6}  # float32 rounding of values up to 2.2
+
+
+def images_of(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=random)
+
+
+def looped(image: torch.Tensor, offset: tuple[int, int], flip: bool, cutout: tuple[int, int, int] | None) -> list:
+    """The augmentation in plain Python, pixel by pixel: what the words in `augment_ref` say."""
+    height, width, _ = image.shape
+
+    def mirror(position: int, size: int) -> int:
+        position = abs(position)
+        return 2 * (size - 1) - position if position >= size else position
+
+    def pixel(channel: int, row: int, column: int) -> float:
+        if cutout is not None:
+            top, left = cutout[0] - cutout[2] // 2, cutout[1] - cutout[2] // 2
+            if top <= row < top + cutout[2] and left <= column < left + cutout[2]:
+                return 0.0
+        from_column = width - 1 - column if flip else column
+        value = image[mirror(row + offset[0], height), mirror(from_column + offset[1], width), channel].item()
+        return (value / 255 - MEAN[channel]) / STD[channel]
+
+    return [[[pixel(c, row, column) for column in range(width)] for row in range(height)] for c in range(3)]
+
+
+@st.composite
+def augmented(draw: st.DrawFn) -> tuple[torch.Tensor, list[tuple[tuple[int, int], bool, tuple[int, int, int] | None]]]:
+    height, width, count = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 4))
+    images = images_of(count, height, width, draw(st.integers(0, 99)))
+    edge = draw(st.sampled_from((0, 1, 2, 3, 8, 20)))
+    choices = []
+    for _ in range(count):
+        offset = draw(st.integers(1 - height, height - 1)), draw(st.integers(1 - width, width - 1))
+        reach = min(height, width) - 1  # the reference pads all sides alike
+        offset = tuple(max(-reach, min(reach, value)) for value in offset)
+        centre = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        choices.append((offset, draw(st.booleans()), (*centre, edge) if edge else None))
+    return images, choices
+
+
+@settings(max_examples=150, deadline=None)
+@given(augmented())
+def test_a_batch_equals_the_reference_image_by_image(case: tuple) -> None:
+    images, choices = case
+    indices = torch.arange(len(images)).flip(0)
+    offsets = torch.tensor([offset for offset, _, _ in choices]).flip(0)
+    flips = torch.tensor([flip for _, flip, _ in choices]).flip(0)
+    edge = choices[0][2][2] if choices[0][2] else 0
+    centres = torch.tensor([cut[:2] if cut else (0, 0) for _, _, cut in choices]).flip(0)
+    found = augment(
+        images, indices, offsets=offsets, flips=flips, cutout_centres=centres if edge else None, cutout=edge
+    )
+    for image, (offset, flip, cutout), got in zip(images, choices, found.flip(0), strict=True):
+        expected = augment_ref(image, offset, flip, cutout)
+        torch.testing.assert_close(got, expected, **TOLERANCE)
+        torch.testing.assert_close(expected, torch.tensor(looped(image, offset, flip, cutout)), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (7, 5), (32, 32), (33, 9)])
+def test_every_corner_of_the_crop(height: int, width: int) -> None:
+    images, reach = images_of(1, height, width), min(height, width) - 1
+    corners = [(a, b) for a in (-reach, -2, 0, 2, reach) for b in (-reach, -2, 0, 2, reach)]
+    for flip in (False, True):
+        found = augment(
+            images,
+            torch.zeros(len(corners), dtype=torch.int64),
+            offsets=torch.tensor(corners),
+            flips=torch.full((len(corners),), flip),
+        )
+        for got, corner in zip(found, corners, strict=True):
+            torch.testing.assert_close(got, augment_ref(images[0], corner, flip), **TOLERANCE)
+
+
+def test_each_part_alone_and_none() -> None:
+    images, indices = images_of(3, 5, 7), torch.tensor([2, 0, 2, 1])
+    offsets, flips = torch.tensor([[1, -2], [0, 4], [-4, 0], [2, 2]]), torch.tensor([True, False, False, True])
+    plain = augment(images, indices)
+    cropped = augment(images, indices, offsets=offsets)
+    flipped = augment(images, indices, flips=flips)
+    for row, index in enumerate(indices):
+        torch.testing.assert_close(plain[row], augment_ref(images[index]), **TOLERANCE)
+        corner = (int(offsets[row, 0]), int(offsets[row, 1]))
+        torch.testing.assert_close(cropped[row], augment_ref(images[index], corner), **TOLERANCE)
+        torch.testing.assert_close(flipped[row], augment_ref(images[index], flip=bool(flips[row])), **TOLERANCE)
+
+
+def test_a_flip_mirrors_the_crop_not_the_image() -> None:
+    images = images_of(1, 5, 7)
+    offsets, flips = torch.tensor([[0, 2]]), torch.tensor([True])
+    both = augment(images, torch.zeros(1, dtype=torch.int64), offsets=offsets, flips=flips)
+    cropped = augment(images, torch.zeros(1, dtype=torch.int64), offsets=offsets)
+    assert torch.equal(both, cropped.flip(3)) and not torch.equal(both, cropped)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    """Every pixel value of every channel is the nearest of its type to the exact value."""
+    values = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    found = augment(values, torch.tensor([0]), dtype=dtype)[0].permute(1, 2, 0).reshape(256, 3)
+    mean, std = (torch.tensor(constants, dtype=torch.float64) for constants in (MEAN, STD))
+    exact = (torch.arange(256, dtype=torch.float64)[:, None] / 255 - mean) / std
+    assert found.dtype == dtype and torch.equal(found, exact.to(dtype))
+
+
+def test_memory_is_channels_last_and_the_input_is_untouched() -> None:
+    images = images_of(4, 32, 32)
+    before = images.clone()
+    indices = torch.tensor([3, 1])
+    for flips in (None, torch.tensor([True, False])):
+        centres = torch.tensor([[0, 0], [31, 31]])
+        found = augment(images, indices, flips=flips, cutout_centres=centres, cutout=8)
+        assert found.shape == (2, 3, 32, 32) and found.is_contiguous(memory_format=torch.channels_last)
+        assert not found.is_contiguous()
+    assert torch.equal(images, before)
+
+
+def test_images_of_any_layout_in_memory_are_read() -> None:
+    images = images_of(3, 6, 6)
+    strided = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    indices, flips = torch.tensor([2, 0, 1]), torch.tensor([True, False, True])
+    assert not strided.is_contiguous()
+    assert torch.equal(augment(strided, indices, flips=flips), augment(images, indices, flips=flips))
+
+
+def test_extreme_pixels_and_an_empty_batch() -> None:
+    black, white = torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)
+    found = augment(torch.cat([black, white]), torch.tensor([0, 1]), flips=torch.tensor([True, True]))
+    for channel in range(3):
+        assert found[0, channel, 0, 0].item() == pytest.approx(-MEAN[channel] / STD[channel], abs=1e-6)
+        assert found[1, channel, 1, 1].item() == pytest.approx((1 - MEAN[channel]) / STD[channel], abs=1e-6)
+    empty = torch.zeros(0, dtype=torch.int64)
+    assert augment(black, empty, offsets=torch.zeros(0, 2, dtype=torch.int64)).shape == (0, 3, 2, 2)
