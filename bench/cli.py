@@ -245,7 +245,11 @@ def _run_job(job: Any, context: "Context") -> str:
         context.console.print(f"{job.name}: skipped, {why_not}", style="yellow", markup=False)
         return "skipped"
     context.console.print(f"{job.name}: {job.summary}", style="bold", markup=False)
-    return job.run(context)
+    try:
+        return job.run(context)
+    except (RuntimeError, MemoryError) as error:  # out of memory, a compiler's or a driver's error: the others go on
+        context.console.print(f"{job.name}: failed, {type(error).__name__}: {error}", style="red", markup=False)
+        return "failed"
 
 
 @app.command()

@@ -117,12 +117,15 @@ class Telemetry:
     """GPU clock, temperature and power through NVML; every reading is None where there is no NVML.
 
     Args:
-        index: of the GPU, as torch counts.
+        index: of the GPU, as torch counts; None asks none, for a run on the CPU of a machine that has one.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int | None = 0) -> None:
         self._nvml: Any = None
         self.unavailable = ""
+        if index is None:
+            self.unavailable = "not asked"
+            return
         try:
             import pynvml
 

@@ -18,6 +18,10 @@ from reports.stats import median_interval
 if TYPE_CHECKING:
     import torch
 
+# Events resolve about 0.5 us and perf_counter 0.1 us: a window of 50 us keeps either at 1% or below.
+WINDOW_S = 50e-6
+MAX_LAUNCHES = 1000
+
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation", "step")
 
 
@@ -232,29 +236,34 @@ def _cache_flusher(device: "torch.device") -> Callable[[], object]:
     return buffer.zero_
 
 
-def _graphed(fn: Callable[[], object], device: "torch.device") -> Callable[[], object]:
-    """Captures `fn` in a CUDA graph, after the warm-up calls on a side stream that capture asks for."""
+def _window(fn: Callable[[], object], launches: int, device: "torch.device", *, graph: bool) -> Callable[[], object]:
+    """`launches` calls of `fn` as one: a loop, or a CUDA graph that holds them all."""
+
+    def looped() -> None:
+        for _ in range(launches):
+            fn()
+
+    if not graph:
+        return looped
     import torch
 
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # capture asks for a call on a stream other than the default one
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        for _ in range(3):
-            fn()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
         fn()
-    return graph.replay
+    torch.cuda.current_stream(device).wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        looped()
+    return captured.replay
 
 
-def _window_s(fn: Callable[[], object], launches: int, device: "torch.device") -> tuple[float, float]:
-    """Times `launches` calls together: (seconds by the device's clock, seconds by the synchronised host clock)."""
+def _elapsed_s(window: Callable[[], object], device: "torch.device") -> tuple[float, float]:
+    """Times one window: (seconds by the device's clock, seconds by the synchronised host clock)."""
     synchronize(device)
     if device.type != "cuda":
         start = now_s()
-        for _ in range(launches):
-            fn()
+        window()
         elapsed = now_s() - start
         return elapsed, elapsed
     import torch
@@ -262,23 +271,36 @@ def _window_s(fn: Callable[[], object], launches: int, device: "torch.device") -
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start = now_s()
     first.record()
-    for _ in range(launches):
-        fn()
+    window()
     last.record()
     synchronize(device)
     host = now_s() - start
     return first.elapsed_time(last) / 1e3, host
 
 
+def _resolved(fn: Callable[[], object], device: "torch.device", *, graph: bool) -> tuple[Callable[[], object], int]:
+    """A window long enough for the clock, and how many calls of `fn` it holds.
+
+    Its length is that of the calls together: alone, a small GPU kernel seems to last as long as its launch.
+    """
+    launches = 1
+    while True:
+        window = _window(fn, launches, device, graph=graph)
+        elapsed = min(_elapsed_s(window, device)[0] for _ in range(3))
+        if elapsed >= 0.8 * WINDOW_S or launches == MAX_LAUNCHES:
+            return window, launches
+        launches = min(MAX_LAUNCHES, max(launches + 1, math.ceil(launches * WINDOW_S / max(elapsed, 1e-9))))
+
+
 def _warm_up(fn: Callable[[], object], device: "torch.device", budget_s: float) -> tuple[float, float]:
-    """Calls `fn` until two windows of five calls agree within 5%: (time spent, time of one call)."""
+    """Calls `fn` until the medians of five calls and of the next five agree within 5%: (time spent, time of a call)."""
     start, deadline, previous = now_s(), Deadline(budget_s), math.inf
-    one = _window_s(fn, 1, device)[1]  # compilation, autotuning, first touch of memory
+    one = _elapsed_s(fn, device)[1]  # compilation, autotuning, first touch of memory
     while not deadline.expired():
-        window: list[float] = []
-        while len(window) < 5 and not deadline.expired():
-            window.append(_window_s(fn, 1, device)[1])
-        one = statistics.median(window or [one])
+        calls: list[float] = []
+        while len(calls) < 5 and not deadline.expired():
+            calls.append(_elapsed_s(fn, device)[1])
+        one = statistics.median(calls or [one])
         if abs(one - previous) <= 0.05 * one:
             break
         previous = one
@@ -321,19 +343,19 @@ def measure(
         raise ValueError("a CUDA graph needs a GPU; call measure(..., graph=False)")
     if not 1 <= min_count <= max_count:
         raise ValueError(f"min_count is {min_count} and max_count {max_count}; expected 1 <= min_count <= max_count")
-    if graph:
-        fn = _graphed(fn, device)
     flush = _cache_flusher(device) if cold else None
     warmup_s, one_s = _warm_up(fn, device, budget_s / 2)
-    # Events resolve about 0.5 us and perf_counter 0.1 us: a window of 50 us keeps either below 1%.
-    launches = 1 if cold else max(1, math.ceil(50e-6 / max(one_s, 1e-9)))
+    if cold or (one_s >= 20 * WINDOW_S and not graph):
+        window, launches = _window(fn, 1, device, graph=graph), 1
+    else:
+        window, launches = _resolved(fn, device, graph=graph)
     samples: list[float] = []
     host: list[float] = []
     deadline, stopped_by = Deadline(budget_s), "count"
     while len(samples) < max_count:
         if flush is not None:
             flush()
-        elapsed, host_elapsed = _window_s(fn, launches, device)
+        elapsed, host_elapsed = _elapsed_s(window, device)
         samples.append(elapsed / launches)
         host.append(host_elapsed / launches)
         if len(samples) >= min_count and len(samples) % 5 == 0:

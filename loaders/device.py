@@ -49,7 +49,8 @@ class DeviceBatches:
         size: scale the images down to this edge once, beforehand, and the padding with them; None keeps theirs.
 
     Raises:
-        DataError: if the images are smaller than `size` or than the padding allows.
+        DataError: if the images are smaller than `size` or than the padding allows, or too few for one batch.
+        ValueError: if `batch_size` or `size` is not above 0.
     """
 
     def __init__(
@@ -65,6 +66,10 @@ class DeviceBatches:
         drop_last: bool = False,
         size: int | None = None,
     ) -> None:
+        if batch_size < 1 or (size is not None and size < 1):
+            raise ValueError(f"batch_size is {batch_size} and size {size}; expected numbers above 0")
+        if drop_last and len(dataset) < batch_size:
+            raise DataError(f"{len(dataset)} images do not fill one batch of {batch_size}; choose a smaller batch_size")
         edge = dataset.images_NHWC.shape[1]
         self.images_NHWC = dataset.images_NHWC if size is None else scaled(dataset.images_NHWC, size)
         self.labels = dataset.labels

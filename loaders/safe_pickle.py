@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batches import DataError
+from loaders.source import damaged
 
 # Python 2 wrote these batches; numpy may have been called either way since.
 _ADMITTED = {
@@ -66,10 +67,3 @@ def load_pickle(content: bytes, path: Path) -> dict[str, Any]:
         raise damaged(path, f"a {type(loaded).__name__} instead of a dictionary")
     texts = {key: value for key, value in loaded.items() if isinstance(key, str | bytes)}
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in texts.items()}
-
-
-def damaged(path: Path, why: str) -> DataError:
-    """Returns the error for a file that is not what it should be."""
-    return DataError(
-        f"{path} is damaged: {' '.join(why.split())}; delete it and fetch the set again: wallclock data fetch"
-    )

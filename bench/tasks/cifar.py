@@ -13,7 +13,7 @@ import torch
 from bench.environment import Telemetry, provenance, source_hash
 from bench.numerics import numerics
 from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer
-from bench.timing import Deadline, PhaseTimer, RunClocks
+from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
 from loaders.batches import Split
 from loaders.cifar10 import load_cifar10
 from loaders.synthetic import synthetic_split
@@ -102,6 +102,10 @@ def load_split(data: str, split: str) -> Split:
     return whole.tune() if split == "tune" else whole
 
 
+class _BudgetSpent(Exception):
+    """The deadline has passed within a seed."""
+
+
 class CifarRun:
     """One run of a request: trains every seed for the recipe's fixed budget and records it as it goes.
 
@@ -109,7 +113,7 @@ class CifarRun:
         request: what to run.
         split: from `load_split`.
         writer: where records go.
-        deadline: no seed is begun that would overrun it, judged by the slowest seed so far.
+        deadline: no seed is begun that would overrun it, judged by the slowest seed so far; one that does is given up.
         estimate_s: what the first seed is judged by.
         done: seeds that the records hold already.
     """
@@ -139,20 +143,24 @@ class CifarRun:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
         status: RunStatus = "done"
-        with self.writer, Telemetry() as telemetry:
+        with self.writer, Telemetry(self.device.index or 0 if self.device.type == "cuda" else None) as telemetry:
             for position, seed in enumerate(s for s in range(self.request.seeds) if s not in self.done):
                 if self.deadline.remaining_s() < self._slowest_s:
                     status = "stopped"
                     self.writer.note(f"stopped before seed {seed}: the budget does not hold another seed")
                     break
-                clocks = RunClocks(self.device)
+                clocks, begun_s = RunClocks(self.device), now_s()
                 try:
                     self._train(seed, clocks, telemetry, observe, cold=position == 0 and not self.done)
                 except Diverged as error:
                     self._record_divergence(seed, clocks, str(error))
                     observe(SeedDiverged(seed, str(error)))
                     status = "diverged"
-                self._slowest_s = max(self._slowest_s, clocks.train_eval_s)
+                except _BudgetSpent:
+                    status = "stopped"
+                    self.writer.note(f"stopped within seed {seed}: the budget is spent")
+                    break
+                self._slowest_s = max(self._slowest_s, now_s() - begun_s)
             if status == "done" and self.request.phases:
                 self._measure_phases()
             self.writer.finish(status)
@@ -196,6 +204,8 @@ class CifarRun:
                 elif isinstance(event, Finished):
                     self._record_result(seed, event, cold=cold)
                 observe(SeedEvent(seed, event))
+                if self.deadline.expired() and not isinstance(event, Finished):
+                    raise _BudgetSpent
 
     def _record_result(self, seed: int, result: Finished, *, cold: bool) -> None:
         reached = result.accuracy >= self.request.target

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 from bench.display import Display
 from bench.registry import Context, Job
-from bench.tasks.cifar import SYNTHETIC, CifarRequest, new_run
+from bench.tasks.cifar import SYNTHETIC, CifarRequest, load_split, new_run
 from models.recipes import get_recipe
 from models.recipes.recipe import Recipe
 from reports.reading import load
 
 # Fewer steps than this say nothing of a median; more cost a CPU minutes at real sizes.
 THROUGHPUT_STEPS = 6
-TARGETS = {"synthetic": 0.94, "cifar10-jpeg": 0.90}
+TARGETS = {"cifar10-jpeg": 0.90}  # JPEG costs accuracy: a public recipe of 94.0% reaches 90.7% there
+TARGET = 0.94
 
 
 def _quick_recipe(device: str) -> Recipe:
@@ -24,9 +25,7 @@ def _quick_recipe(device: str) -> Recipe:
 
 def _run_quick(context: Context) -> str:
     recipe = _quick_recipe(context.device)
-    request = CifarRequest(
-        recipe=recipe, data=SYNTHETIC, target=TARGETS[SYNTHETIC], seeds=2, device=context.device, phases=6
-    )
+    request = CifarRequest(recipe=recipe, data=SYNTHETIC, target=TARGET, seeds=2, device=context.device, phases=6)
     with Display(context.console, "sprint", request.target) as display:
         return new_run(request, context.out, context.command, deadline=context.deadline).execute(display).status
 
@@ -37,10 +36,6 @@ def _needs_data(context: Context) -> str:
 
 def _needs_gpu_and_data(context: Context) -> str:
     return _needs_data(context) or ("" if context.device == "cuda" else "its full run takes hours on a CPU")
-
-
-def _target(context: Context) -> float:
-    return TARGETS["cifar10-jpeg"] if "jpeg" in str(context.data) else 0.94
 
 
 def _throughput(name: str) -> Job:
@@ -72,10 +67,11 @@ def _training(name: str, seeds: int, unavailable: Callable[[Context], str]) -> J
 
 
 def _request(context: Context, recipe: Recipe, *, seeds: int, phases: int) -> CifarRequest:
+    data = str(context.data)
     return CifarRequest(
         recipe=recipe,
-        data=str(context.data),
-        target=_target(context),
+        data=data,
+        target=TARGETS.get(load_split(data, "test").train.name, TARGET),
         seeds=seeds,
         device=context.device,
         phases=phases,
@@ -83,10 +79,10 @@ def _request(context: Context, recipe: Recipe, *, seeds: int, phases: int) -> Ci
 
 
 def _estimate_s(context: Context, recipe: Recipe) -> float:
-    """The time of one seed, from the step time that this suite has just measured."""
+    """The time of one seed's steps, from the step time that this suite has just measured."""
     samples = load(context.out)
     steps = samples[(samples["metric"] == "step_time") & (samples["case"] == recipe.name)]["value"]
-    images = 50_000
+    images = len(load_split(str(context.data), "test").train)
     return statistics.median(steps) * recipe.epochs * images / recipe.batch_size if len(steps) else 0.0
 
 

@@ -174,6 +174,32 @@ def test_a_budget_that_holds_no_seed_stops_before_it(small_split, tmp_path):
     assert "does not hold another seed" in reports.load_runs(outcome.path).loc[0, "notes"][0]
 
 
+class Spent(Deadline):
+    """A budget that is spent at the second look of the first seed."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.looks = 0
+
+    def __call__(self, seen):
+        self.looks += isinstance(seen.event, Evaluated)
+
+    def expired(self):
+        return self.looks >= 2
+
+
+def test_a_seed_that_overruns_the_budget_is_given_up_and_can_be_resumed(tmp_path):
+    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=3), seeds=2)
+    deadline = Spent()
+    outcome = new_run(asked, tmp_path, "test", deadline=deadline).execute(deadline)
+    assert outcome.status == "stopped"
+    run = reports.load_runs(outcome.path).loc[0]
+    assert run["run_status"] == "stopped" and "within seed 0" in run["notes"][0]
+    metrics = reports.load(outcome.path)["metric"]
+    assert (metrics == "accuracy").sum() == 2 and not (metrics == "final_accuracy").any()
+    assert resumed_run(outcome.path).execute(lambda seen: None).status == "done"
+
+
 class Interrupt:
     """Raises Ctrl-C's exception in the middle of one seed."""
 

@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
 import reports
-from bench.timing import now_s
+from bench.cli import _run_job
+from bench.registry import Context, Job
+from bench.timing import Deadline, now_s
 from reports.store import RECORDS
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +83,7 @@ def test_killed_run_is_reported_and_resumed(tmp_path):
     assert code == 0 and "unfinished" in out, err
     assert (reports.load(run)["metric"] == "accuracy").sum() == looks
     records = (run / RECORDS).read_text()
-    (run / RECORDS).write_text(records.replace('"epochs": 300.0', '"epochs": 1.0') + '{"kind": "sam')  # torn line
+    (run / RECORDS).write_text(records.replace('"epochs": 300,', '"epochs": 1,') + '{"kind": "sam')  # torn line
     code, _, err = wallclock("run", "cifar", "--resume", run)
     assert code == 2 and "start a new run" in err  # the recipe is no longer the recorded one
     (run / RECORDS).write_text(records)
@@ -192,6 +196,18 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, says, tmp_path):
     assert code == 2, err
     assert says in err and "Traceback" not in err and printed == ""
     assert not list(out.rglob("*.parquet"))
+
+
+def test_a_job_that_fails_does_not_end_the_plan(tmp_path, capsys):
+    def fails(context):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    context = Context(tmp_path, None, "cpu", Deadline(None), Console(stderr=True, width=80), "test")
+    assert _run_job(Job("first", "fails", lambda c: "", fails), context) == "failed"
+    assert _run_job(Job("second", "works", lambda c: "", lambda c: "done"), context) == "done"
+    assert _run_job(Job("third", "cannot", lambda c: "no GPU", fails), context) == "skipped"
+    told = capsys.readouterr().err
+    assert "first: failed, OutOfMemoryError: CUDA out of memory" in told and "third: skipped, no GPU" in told
 
 
 def test_list_env_and_data_speak_json_too(tmp_path):

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loaders import cifar10
+from loaders import cifar10_batches
 from loaders.batches import DataError
 from loaders.cifar10 import Source, as_split, find_source
 
-NAMES = (*cifar10.TRAIN_BATCHES, "test_batch")
+NAMES = cifar10_batches.BATCHES
 IMAGES = 4  # in a batch
 
 
@@ -69,7 +69,7 @@ def write_archive(path: Path, folder: Path, extra: tarfile.TarInfo | None = None
 
 def assert_holds_the_images(source: Source) -> None:
     """Pixel (image, row, column, channel) is at [image, channel * 1024 + row * 32 + column] of the planes."""
-    assert (source.name, source.classes) == ("cifar10-unverified", cifar10.CLASSES)
+    assert (source.name, source.classes) == ("cifar10-unverified", cifar10_batches.CLASSES)
     images, labels = source.train
     assert images.shape == (5 * IMAGES, 32, 32, 3) and labels.tolist() == sum((labels_of(s) for s in range(5)), [])
     for batch, image, row, column, channel in ((0, 0, 0, 1, 0), (1, 3, 31, 0, 2), (4, 2, 5, 17, 1)):
@@ -106,9 +106,9 @@ def test_only_the_published_checksums_make_it_cifar10(tmp_path: Path, monkeypatc
     folder = write_batches(tmp_path / "set", python2_pickle)
     digests = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in NAMES}
     assert find_source(folder).name == "cifar10-unverified"
-    monkeypatch.setattr(cifar10, "MD5", digests)
+    monkeypatch.setattr(cifar10_batches, "MD5", digests)
     assert find_source(folder).name == "cifar10"
-    monkeypatch.setattr(cifar10, "MD5", digests | {"test_batch": "0" * 32})
+    monkeypatch.setattr(cifar10_batches, "MD5", digests | {"test_batch": "0" * 32})
     assert find_source(folder).name == "cifar10-unverified"
 
 

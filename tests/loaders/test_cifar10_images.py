@@ -1,5 +1,6 @@
 """Encoded images, in hub-style Parquet or in folders: read, named, and refused where they are damaged."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from loaders import encoded_images
 from loaders.batches import DataError
 from loaders.cifar10 import CLASSES, as_split, find_source
 
@@ -77,13 +79,29 @@ def test_png_parquet_is_read_pixel_by_pixel(tmp_path: Path, image: str, label: s
         assert np.array_equal(images, pixels_of(seed)) and labels.tolist() == [1, 0, 2, 2, 1, 0]
 
 
-def test_jpeg_parquet_is_named_after_its_loss_and_its_classes_come_from_the_metadata(tmp_path: Path) -> None:
+def test_jpeg_parquet_has_the_classes_of_its_metadata(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "set", "JPEG", names=("a", "b", "c"))
     for path in (folder, folder / "train-00000-of-00001.parquet"):
         source = find_source(path)
-        assert (source.name, source.classes) == ("cifar10-jpeg", ("a", "b", "c"))
+        assert (source.name, source.classes) == ("cifar10-unverified", ("a", "b", "c"))
         difference = np.abs(source.train[0].astype(int) - pixels_of(0))
         assert 0 < difference.max() < 12, "decoded, and lossy"
+
+
+def test_a_known_set_is_named_by_what_its_files_hold_and_by_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_parquet(tmp_path / "cifar10-jpeg", "JPEG")
+    assert find_source(folder).name == "cifar10-unverified"  # the name of a folder proves nothing
+    hashes = []
+    for seed in (0, 1):
+        digest = hashlib.sha256(b"".join(encoded(pixels, "JPEG") for pixels in pixels_of(seed)))
+        digest.update(np.array([1, 0, 2, 2, 1, 0], "<i8").tobytes())
+        hashes.append(digest.hexdigest())
+    monkeypatch.setitem(encoded_images.KNOWN, tuple(hashes), "the known one")
+    assert find_source(folder).name == "the known one"
+    write_part(folder / "test-00000-of-00001.parquet", [encoded(pixels_of(1)[0], "JPEG")], [1])
+    assert find_source(folder).name == "cifar10-unverified"
 
 
 def test_shards_are_joined_in_order(tmp_path: Path) -> None:
@@ -97,6 +115,9 @@ def test_shards_are_joined_in_order(tmp_path: Path) -> None:
 def test_folders_are_read_with_their_classes(tmp_path: Path, test: str) -> None:
     root = write_folders(tmp_path / "my pets", test)
     (root / "train" / "notes.txt").write_text("no image")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    (root / test / ".ipynb_checkpoints").mkdir()
+    (root / "train" / "cat" / "._0.png").write_bytes(b"no image, but what a Mac leaves on a foreign disk")
     source = find_source(root)
     assert (source.name, source.format, source.classes) == ("folder:my-pets", "image folders", ("cat", "dog", "ship"))
     for seed, (images, labels) in enumerate((source.train, source.test)):
@@ -182,6 +203,10 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="test has classes that train/ lacks: cow"):
         find_source(root)
     (root / "test" / "cow").rmdir()
+    (root / "train" / "cow").mkdir()
+    with pytest.raises(DataError, match="train/cow holds no images; put some there, or remove the folder"):
+        find_source(root)
+    (root / "train" / "cow").rmdir()
     (root / "train" / "dog" / "gone.png").symlink_to(root / "nowhere.png")
     with pytest.raises(DataError, match="gone.png"):
         find_source(root)

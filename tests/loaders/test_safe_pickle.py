@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loaders.batches import DataError
-from loaders.cifar10 import _python_batch
+from loaders.cifar10_batches import _python_batch
 from loaders.safe_pickle import load_pickle
 
 PATH = Path("data_batch_1")

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.muon import Muon, newton_schulz_ref
 from models.build import build_model, build_optimizers
 from models.darknet import Darknet
 from models.recipes import RECIPES
@@ -110,27 +109,6 @@ def test_sprint_convolutions_start_as_the_identity():
     group = Sprint(10, widths=(32, 48, 48)).groups[0]
     x = torch.randn(2, 24, 8, 8)
     torch.testing.assert_close(group.conv1(x)[:, :24], x)
-
-
-@pytest.mark.parametrize("shape", [(5, 123), (123, 5), (64, 64)])
-def test_newton_schulz_keeps_singular_vectors_and_flattens_singular_values(shape):
-    matrix = torch.randn(shape, dtype=torch.float64)
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    result = newton_schulz_ref(matrix, steps=5)
-    in_its_basis = left.T @ result @ right.T
-    flattened = in_its_basis.diagonal()
-    torch.testing.assert_close(in_its_basis, torch.diag(flattened), atol=1e-9, rtol=0)
-    large = values > 0.05 * values.norm()
-    assert flattened[large].min() > 0.6
-    assert flattened.max() < 1.3
-    assert newton_schulz_ref(torch.zeros(3, 4)).abs().max() == 0
-
-
-def test_muon_refuses_vectors():
-    with pytest.raises(ValueError, match="give it to SGD"):
-        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
-    with pytest.raises(ValueError, match="needs a matrix"):
-        newton_schulz_ref(torch.zeros(2, 3, 4))
 
 
 def test_a_frozen_group_asks_for_no_gradient():
