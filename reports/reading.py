@@ -150,7 +150,9 @@ def _read_tables(directory: Path) -> tuple["pa.Table", "pa.Table"]:
     for name in (RUN_TABLE, SAMPLE_TABLE):
         try:
             tables.append(pq.read_table(directory / name, page_checksum_verification=True))
-        except (OSError, pa.ArrowException) as error:
+            tables[-1].validate(full=True)
+            tables[-1].schema.names  # noqa: B018  # decoded here, and damaged names are no text
+        except (OSError, ValueError, pa.ArrowException) as error:
             why = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             raise StoreError(f"{directory / name} {why}; restore it from a copy, or remove the directory") from None
     return tables[0], tables[1]

@@ -12,7 +12,7 @@ import torch
 
 from bench.environment import Telemetry, provenance, source_hash
 from bench.numerics import numerics
-from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer
+from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
 from loaders.batches import Split
 from loaders.cifar10 import load_cifar10
@@ -280,6 +280,7 @@ def new_run(
         ValueError: if the recipe cannot run on this device.
     """
     split = load_split(request.data, request.split)
+    check_runnable(request.recipe, split, torch.device(request.device))
     run = Run(
         run_id=new_run_id(request.recipe.name),
         started_utc=utc_now(),

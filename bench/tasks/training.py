@@ -60,6 +60,23 @@ class Finished:
 Event = StepDone | Evaluated | Finished
 
 
+def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
+    """Refuses what could not be trained, before anything is moved, built or recorded.
+
+    Raises:
+        ValueError: if the recipe cannot run on this device or this data; names the change that helps.
+    """
+    if device.type == "cpu" and recipe.precision == "fp16":
+        raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
+    if device.type == "cpu" and recipe.implementations.cuda_graph:
+        raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    if len(split.train) < recipe.batch_size:
+        raise ValueError(
+            f"{len(split.train)} training images do not fill one batch of {recipe.batch_size}; "
+            f"use --set batch_size={len(split.train)} or more data"
+        )
+
+
 class Trainer:
     """A recipe's network, optimisers and pipelines for one seed, on one device.
 
@@ -77,16 +94,8 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, split: Split, *, device: torch.device, seed: int, clocks: RunClocks) -> None:
+        check_runnable(recipe, split, device)
         implementations = recipe.implementations
-        if device.type == "cpu" and recipe.precision == "fp16":
-            raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
-        if device.type == "cpu" and implementations.cuda_graph:
-            raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
-        if len(split.train.labels) < recipe.batch_size:
-            raise ValueError(
-                f"{len(split.train.labels)} training images do not fill one batch of {recipe.batch_size}; "
-                f"use --set batch_size={len(split.train.labels)} or more data"
-            )
         self.recipe, self.device, self.seed, self.clocks = recipe, device, seed, clocks
         self.split = Split(split.train.to(device), split.test.to(device))
         clocks.start_resident()

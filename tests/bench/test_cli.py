@@ -266,9 +266,7 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path):
     for name in ("a", "b"):
         wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--seeds", "1", "--out", tmp_path / name)
     (table,) = (tmp_path / "a").rglob("samples.parquet")
-    content = bytearray(table.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    table.write_bytes(content)
+    table.write_bytes(table.read_bytes()[:-100])
     code, out, err = wallclock("report", tmp_path)
-    assert code == 0 and "1 of 1" in out or "0 of 1" in out
+    assert code == 0 and "0 of 1" in out
     assert str(table) in err.replace("\n", "")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loaders.batches import DataError, Dataset, Split
+from loaders.batches import Augmentation, DataError, Dataset, Split
 
 CLASSES = ("cat", "dog", "ship")
 
@@ -83,3 +83,9 @@ def test_tuning_splits_the_training_set_alone() -> None:
 def test_tuning_leaves_images_on_both_sides(held_out: int) -> None:
     with pytest.raises(DataError, match=rf"cannot hold out {held_out} of 100 training images; use --split test"):
         Split(made(100), made(9)).tune(held_out)
+
+
+@pytest.mark.parametrize(("field", "value"), [("pad", -1), ("cutout", -4), ("flip", "sideways")])
+def test_augmentation_that_cannot_be_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} is.*expected"):
+        Augmentation(**{field: value})  # type: ignore[arg-type]

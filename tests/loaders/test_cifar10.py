@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from loaders.batches import DataError, Split
-from loaders.cifar10 import CLASSES, describe, find_source, load_cifar10
+from loaders.cifar10 import describe, find_source, load_cifar10
+from loaders.source import CLASSES
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:

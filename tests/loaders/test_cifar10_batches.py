@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from loaders import cifar10_batches
 from loaders.batches import DataError
-from loaders.cifar10 import Source, as_split, find_source
+from loaders.cifar10 import as_split, find_source
+from loaders.source import Source
 
 NAMES = cifar10_batches.BATCHES
 IMAGES = 4  # in a batch

@@ -16,7 +16,8 @@ from PIL import Image
 
 from loaders import encoded_images
 from loaders.batches import DataError
-from loaders.cifar10 import CLASSES, as_split, find_source
+from loaders.cifar10 import as_split, find_source
+from loaders.source import CLASSES
 
 Pixels = Any
 

@@ -58,7 +58,6 @@ def test_every_image_comes_once_an_epoch_with_its_label() -> None:
 
 @pytest.mark.parametrize(("batch_size", "drop_last", "sizes"), [
     (7, False, [7, 7, 7, 3]), (7, True, [7, 7, 7]), (8, False, [8] * 3), (8, True, [8] * 3), (25, False, [24]),
-    (25, True, []),
 ])  # fmt: skip
 def test_the_last_batch(batch_size: int, drop_last: bool, sizes: list[int]) -> None:
     batches = DeviceBatches(made(), batch_size, device=CPU, augmentation=Augmentation(), drop_last=drop_last)
@@ -67,6 +66,14 @@ def test_the_last_batch(batch_size: int, drop_last: bool, sizes: list[int]) -> N
     assert len(batches) == len(sizes)
     labels = [label for _, part in parts for label in part.tolist()]
     assert len(set(labels)) == sum(sizes), "no image twice"
+
+
+def test_sizes_that_give_no_batch_are_refused() -> None:
+    with pytest.raises(DataError, match="24 images do not fill one batch of 25"):
+        DeviceBatches(made(), 25, device=CPU, augmentation=None, drop_last=True)
+    for batch_size, size in ((0, None), (-1, None), (8, 0)):
+        with pytest.raises(ValueError, match="expected numbers above 0"):
+            DeviceBatches(made(), batch_size, device=CPU, augmentation=None, size=size)
 
 
 def test_without_shuffling_the_order_is_kept() -> None:
