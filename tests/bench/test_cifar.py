@@ -1,6 +1,7 @@
 """The cifar task: what it records, that it repeats itself, and what becomes of runs that diverge, stop or break off."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -266,6 +267,7 @@ def test_images_too_small_for_a_resolution_are_refused(small_split):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs g++")
 def test_compiled_equals_eager(small_split):
     accuracies = []
     for compiled in (False, True):

@@ -89,6 +89,8 @@ STRANGE = {
     "a dtype of Python's text": b"cnumpy\ndtype\n(S'(2,)u1, ((('\ntR.",
     "a dtype's strange state": b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I9\nS'|'\nNI1\nNI7\nI7\nI3\ntb.",
     "an array's strange state": NUMPY + b"(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I9\ntcnumpy\ndtype\nI00\nS'x'\ntb.",
+    "a negative edge": NUMPY
+    + b"(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I-1\nI3072\ntcnumpy\ndtype\n(S'u1'\ntRI00\nS'x'\ntb.",
     "a state on the class": b"cnumpy\nndarray\n}S'shape'\nI1\nsb.",
     "unhashable key": b"}]I1\ns.",
     "a list": b"].",
@@ -107,7 +109,7 @@ def test_admitted_globals_with_strange_arguments_are_refused(kind: str) -> None:
         _python_batch(STRANGE[kind], PATH)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(st.data())
 def test_random_damage_never_raises_anything_else(data: st.DataObject) -> None:
     content = bytearray(array_pickle())

@@ -5,27 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from bench.timing import now_s
 from reports import Run, RunWriter, Sample
 from reports.store import SAMPLE_TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 
-REPORT = """
-import sys
-from pathlib import Path
-import rich
-import reports
-from reports import tables
-samples, runs = (read(sys.argv[1], on_damage="skip") for read in (reports.load, reports.load_runs))
-rich.print(tables.terminal(tables.accuracy_rows(reports.time_to_target(samples))))
-rich.print(tables.terminal(tables.summary_rows(reports.summarise(samples))))
-reports.build_page(samples, runs, Path(sys.argv[2]))
-assert len(samples) == 10_000
-assert not {"torch", "plotly", "scipy.stats"} & set(sys.modules)
-"""
 SUMMARISE = """
 import sys
 import reports
@@ -49,26 +34,6 @@ def best_of_three_s(script: str, *arguments: str) -> float:
         subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         taken.append(now_s() - start)
     return min(taken)
-
-
-@pytest.fixture
-def ten_thousand(tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]) -> Path:
-    root = tmp_path / "runs"
-    for _ in range(5):
-        with RunWriter.create(root, make_run()) as writer:
-            for seed in range(2):
-                same = {"case": "sprint", "variant": "eager", "seed": seed, "parameters": {"dataset": "cifar10-jpeg"}}
-                scored = {"target": 0.9, "reached": True, "censored": False}
-                fraction = {"unit": "fraction", "better": "higher"}
-                writer.add(make_sample(metric="final_accuracy", value=0.9 + seed / 100, **fraction, **scored, **same))
-                writer.add(make_sample(value=10.0 + seed, **scored, **same))
-                for step in range(998):
-                    writer.add(make_sample(metric="train_loss", unit="nats", value=1.0, step=step, epoch=1, **same))
-    return root
-
-
-def test_a_report_on_ten_thousand_samples_takes_under_1_3_s(ten_thousand: Path, tmp_path: Path) -> None:
-    assert best_of_three_s(REPORT, str(ten_thousand), str(tmp_path / "page.html")) < 1.3
 
 
 def test_a_million_samples_load_and_summarise_in_under_5_s(
