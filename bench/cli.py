@@ -100,7 +100,7 @@ def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> Non
         typer.echo(json.dumps(document, indent=2))
         return
     titled = {
-        "Time to accuracy": tables.accuracy_rows(scores) if len(scores) else ([], []),
+        "Time to accuracy": tables.accuracy_rows(scores),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(summary),
     }

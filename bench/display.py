@@ -49,7 +49,7 @@ class Display:
             self._accuracy = f"{100 * result.accuracy:.2f}%"
             if not self.console.is_terminal:
                 self._line(
-                    f"seed {seen.seed} epoch {result.epoch:g}: accuracy {self._accuracy}, "
+                    f"seed {seen.seed} epoch {result.epoch:.3g}: accuracy {self._accuracy}, "
                     f"loss {result.train_loss_nats:.4f}, {result.elapsed_train_eval_s:.1f} s {self._rate}".rstrip()
                 )
         elif isinstance(seen.event, Finished):

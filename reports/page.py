@@ -15,14 +15,15 @@ from reports.stats import summarise, time_to_target
 from reports.store import StoreError
 from reports.tables import (
     CLOCK,
+    NAMES,
     SERIES,
+    SUMMARY_NAMES,
+    distinctions,
     interval_text,
     percent,
     percent_interval,
-    plain,
     present,
     significant,
-    varying_parameters,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
 MOST_SAMPLES = 20_000
-_WHERE = ("variant", "dataset", "device", "gpu_name", "host", "recipe_hash")
+_WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
 def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path:
@@ -132,7 +133,9 @@ def _json(value: Any) -> str:
 def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
     """Returns a card for each recipe and target, in words and figures that the statistics back."""
     cards = []
-    for row in time_to_target(samples).to_dict("records"):
+    scores = time_to_target(samples)
+    distinguished = distinctions(scores.loc[:, :"target"], [*NAMES, "target"])
+    for row, told in zip(scores.to_dict("records"), distinguished, strict=True):
         target, n, hits = row["target"], row["n"], row["hits"]
         p, time = row["p_value"], row.get(CLOCK, math.inf)
         if not hits:
@@ -162,7 +165,7 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
         cards.append(
             {
                 "name": row["case"] or row["benchmark"],
-                "where": " · ".join(str(row[k]) for k in _WHERE if present(row.get(k))),
+                "where": " · ".join([*(str(row[k]) for k in _WHERE if present(row.get(k))), *told]),
                 "target": percent(target),
                 "kind": kind,
                 "word": word,
@@ -177,13 +180,13 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
     rows = summarise(samples[~samples["metric"].isin(SERIES)])
-    varying = varying_parameters(rows)
+    distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
         {
             "benchmark": row["benchmark"],
             "case": row["case"],
             "variant": row.get("variant") or "",
-            "parameters": ", ".join(f"{k}={plain(row[k])}" for k in varying[row["benchmark"]] if present(row[k])),
+            "parameters": ", ".join(told),
             "metric": row["metric"],
             "n": row["n"],
             "failed": row["failed"],
@@ -194,7 +197,7 @@ def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
             "unit": row["unit"],
             "better": row["better"],
         }
-        for row in rows.to_dict("records")
+        for row, told in zip(rows.to_dict("records"), distinguished, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Columns of the run that a samples frame carries along.
-CARRIED = ("run_status", "started_utc", "recipe_hash", "host", "cpu", "gpu_name", "git_sha")
+CARRIED = ("run_status", "started_utc", "recipe_hash", "host", "cpu", "gpu_name", "torch", "git_sha", "source_hash")
 _JSON_COLUMNS = ("request", "recipe", "environment", "notes")
 _INTEGERS = ("round", "slot", "process", "seed", "index", "step")
 _FLOATS = ("value", "epoch", "target", "sm_clock_mhz", "temperature_c", "power_w")
@@ -225,8 +225,7 @@ def load(paths: Path | str | Sequence[Path | str], *, on_damage: Literal["raise"
         on_damage: "skip" leaves damaged runs out and lists them in `frame.attrs["skipped"]`.
 
     Returns:
-        Columns of `reports.schema.Sample`, `run_id`, and of the run: `run_status`, `started_utc`, `recipe_hash`,
-        `host`, `cpu`, `gpu_name`, `git_sha`.
+        Columns of `reports.schema.Sample`, `run_id`, and of the run those in `CARRIED`.
 
     Raises:
         StoreError: if there is no run, or one is damaged.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 # What makes two samples the same measurement, apart from the parameters.
-KEYS = ("benchmark", "case", "variant", "arm", "host", "gpu_name", "recipe_hash")
+KEYS = ("benchmark", "case", "variant", "arm", "host", "cpu", "gpu_name", "torch", "source_hash", "recipe_hash")
 TIMES = ("train_eval_s", "resident_s", "process_s")
 STATISTICS = ("n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max")
 
@@ -182,8 +182,8 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
         frame: from `reports.load`; warm-up samples are left out, samples without a number are counted as `failed`.
 
     Returns:
-        The case's columns, then `metric`, `unit`, `better`, `n`, `failed`, `censored`, `median`, `ci_low`, `ci_high`,
-        `min`, `max`. A median over censored samples is a lower bound of a time.
+        The columns that make the case, then `metric`, `unit`, `better`, `n`, `failed`, `censored`, `median`, `ci_low`,
+        `ci_high`, `min`, `max`. A median over censored samples is a lower bound of a time.
     """
     import pandas as pd
 
@@ -213,15 +213,16 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row for each recipe, data set, target and machine that was trained to a target.
+    """Returns one row for each recipe, data set, target, machine and version that was trained to a target.
 
     Args:
         frame: from `reports.load`.
 
     Returns:
-        The columns that name the case, then `target`, `n`, `hits`, `diverged`, `mean_accuracy` with `accuracy_low` and
-        `accuracy_high` (bootstrap), `p_value` (the mean reaches the target), `hit_low` and `hit_high` (Wilson), and for
-        each clock the expected time to target `<clock>`, `<clock>_low`, `<clock>_high`.
+        The columns that make the case, `target` the last of them, then `n`, `hits`, `diverged`, `mean_accuracy` with
+        `accuracy_low` and `accuracy_high` (bootstrap), `hit_share` with `hit_low` and `hit_high` (Wilson), `p_value`
+        (the mean reaches the target), and for each clock the expected time to target `<clock>`, `<clock>_low`,
+        `<clock>_high`.
     """
     import pandas as pd
 
@@ -248,4 +249,4 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
             interval = expected_time_to_target(timed["value"], timed["reached"].fillna(False))
             row |= {str(clock): interval.value, f"{clock}_low": interval.low, f"{clock}_high": interval.high}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else names)

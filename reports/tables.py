@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.stats import KEYS, STATISTICS, parameter_columns
+import numpy as np
+
+from reports.stats import KEYS, parameter_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,6 +16,9 @@ CLOCK = "train_eval_s"
 # Points of a curve and parts of a step: drawn in figures, and noise in a table of medians.
 SERIES = ("accuracy", "elapsed_train_eval_s", "train_loss", "phase_time", "phase_overhead", "final_accuracy")
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
+# What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
+NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
+SUMMARY_NAMES = ("benchmark", "case", "variant", "arm", "metric")
 # Columns that vary within one line or bar: parameters of a phase, and what is worked out from its samples.
 WITHIN = ("phase_name", "images", "ms", "elapsed_s")
 Rows = tuple[list[str], list[list[str]]]
@@ -26,18 +31,17 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
         summary: from `reports.time_to_target`.
     """
     header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
+    distinguished = distinctions(summary.loc[:, :"target"], [*NAMES, "target"])
     rows = []
-    for row in summary.to_dict("records"):
-        variations = summary.loc[summary["case"] == row["case"], "recipe_hash"].nunique() if "recipe_hash" in row else 1
+    for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
         time = row.get(CLOCK, math.inf)
         interval = interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s")
-        names = [row["case"] or row["benchmark"], *(row.get(k) for k in ("variant", "arm", "dataset", "gpu_name"))]
-        names += [f"recipe {row['recipe_hash'][:8]}"] if variations > 1 else []  # something was set otherwise
+        names = [row["case"] or row["benchmark"], *(row.get(k) for k in NAMES[1:])]
         accuracy = percent_interval(row["accuracy_low"], row["accuracy_high"])
         diverged = f"{row['diverged']} diverged" if row["diverged"] else ""
         rows.append(
             [
-                _lines(*(str(name) for name in names if present(name))),
+                _lines(*(str(name) for name in names if present(name)), *told),
                 percent(row["target"]),
                 _lines(f"{row['hits']} of {row['n']}", diverged),
                 _lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
@@ -49,22 +53,21 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
 
 
 def summary_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of any metric; parameters that never vary are left out.
+    """Returns the header and the cells of the table of any metric; of the rest, what tells rows apart.
 
     Args:
         summary: from `reports.summarise`.
     """
     header = ["case", "metric", "n", "median", "95% interval", "unit"]
-    varying = varying_parameters(summary)
+    distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)
     rows = []
-    for row in summary.to_dict("records"):
+    for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
         names = [row["case"] or row["benchmark"], row.get("variant"), row.get("arm")]
-        parameters = ", ".join(f"{k}={plain(row[k])}" for k in varying[row["benchmark"]] if present(row[k]))
         missed = f"{row['censored']} missed" if row["censored"] else ""
         failed = f"{row['failed']} failed" if row["failed"] else ""
         rows.append(
             [
-                _lines(" ".join(str(name) for name in names if present(name)), parameters),
+                _lines(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
                 f"{row['metric']} {'↓' if row['better'] == 'lower' else '↑'}",
                 _lines(str(row["n"]), missed, failed),
                 significant(row["median"], 4) if row["n"] else "none",
@@ -82,18 +85,41 @@ def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple
         frame: from `reports.load`.
         more: columns that tell cases apart, besides those that always do.
     """
-    parameters = [c for c in parameter_columns(frame) if c not in WITHIN]
-    keys = [k for k in (*KEYS, *parameters, *more) if k != "recipe_hash"]
-    telling = [k for k in keys if k == "case" or frame[k].nunique() > 1]
-    seen: set[str] = set()
-    for key, group in frame.groupby([*telling, "recipe_hash"], dropna=False, sort=False, observed=True):
-        named: dict[str, Any] = dict(zip(telling, key, strict=False))
-        parts = [percent(v) if k == "target" else plain(v) for k, v in named.items() if present(v)]
-        label = " · ".join(parts) or "unnamed"
-        if label in seen:  # the same recipe with something set otherwise
-            label += f" · {str(key[-1])[:8]}"
-        seen.add(label)
-        yield label, group
+    import pandas as pd
+
+    keys = [*KEYS, *(c for c in parameter_columns(frame) if c not in WITHIN), *more]
+    groups = list(frame.groupby(keys, dropna=False, sort=False, observed=True))
+    cases = pd.DataFrame([key for key, _ in groups], columns=keys)
+    names = ["case", *(k for k in (*NAMES[1:], *more) if k in cases and cases[k].nunique() > 1)]
+    for (_, group), case, told in zip(groups, cases.to_dict("records"), distinctions(cases, names), strict=True):
+        parts = [percent(case[k]) if k == "target" else plain(case[k]) for k in names if present(case[k])]
+        yield " · ".join([*parts, *told]) or "unnamed", group
+
+
+def distinctions(cases: "pd.DataFrame", names: Sequence[str]) -> list[list[str]]:
+    """Returns for each case what tells it from the cases of the same names, as "column=value".
+
+    Args:
+        cases: one row each, without columns that hold results.
+        names: columns that are shown in any case; the others are looked at where these agree.
+    """
+    own = [name for name in names if name in cases]
+    others = [column for column in cases if column not in own]
+    told: list[list[str]] = [[] for _ in range(len(cases))]
+    group = cases.groupby(own, dropna=False, sort=False, observed=True).ngroup().to_numpy()
+    for places in (np.flatnonzero(group == number) for number in range(group.max(initial=-1) + 1)):
+        for column in others if len(places) > 1 else ():
+            values = cases[column].iloc[places]
+            if values.nunique(dropna=False) > 1:
+                for place, value in zip(places, values, strict=True):
+                    if present(value):
+                        told[place].append(_distinction(column, value))
+    return told
+
+
+def _distinction(column: str, value: Any) -> str:
+    short = column.removesuffix("_hash")
+    return f"{short}={plain(value) if short == column else str(value)[:8]}"
 
 
 def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
@@ -127,15 +153,6 @@ def phase_rows(frame: "pd.DataFrame") -> Rows:
         for label, means in phase_parts(frame).items()
     ]
     return header, rows
-
-
-def varying_parameters(summary: "pd.DataFrame") -> dict[str, list[str]]:
-    """Returns for each benchmark of a summary the parameters that tell its rows apart."""
-    names = [c for c in parameter_columns(summary) if c not in STATISTICS]
-    return {
-        str(benchmark): [c for c in names if group[c].nunique(dropna=False) > 1]
-        for benchmark, group in summary.groupby("benchmark", observed=True)
-    }
 
 
 def terminal(rows: Rows) -> "Table":

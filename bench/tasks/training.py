@@ -159,9 +159,12 @@ class Trainer:
         self.model.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns float32 logits [N, classes] of normalised images [N, 3, H, W]."""
+        """Returns float32 logits [N, classes] of normalised images [N, 3, H, W].
+
+        They are a copy always: a captured graph overwrites its own output in its next replay.
+        """
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.network(images).float()
+            return self.network(images).to(torch.float32, copy=True)
 
     def step(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], step: int, phases: PhaseTimer) -> None:
         """Takes one optimiser step on the next batch."""

@@ -126,10 +126,10 @@ def test_a_recipe_with_something_set_otherwise_is_apart_everywhere(
             writer.add(make_sample(value=time, **scored))
     figure = plots.time_to_target_dots(load(tmp_path))
     assert figure is not None
-    assert figure["layout"]["yaxis"]["ticktext"] == ["sprint", "sprint · bbbb2222"]
+    assert figure["layout"]["yaxis"]["ticktext"] == ["sprint · recipe=aaaa1111", "sprint · recipe=bbbb2222"]
     rows = time_to_target(load(tmp_path))
     assert rows["train_eval_s"].tolist() == [10.0, 20.0]
-    assert [row[0] for row in tables.accuracy_rows(rows)[1]] == ["sprint\nrecipe aaaa1111", "sprint\nrecipe bbbb2222"]
+    assert [row[0] for row in tables.accuracy_rows(rows)[1]] == ["sprint\nrecipe=aaaa1111", "sprint\nrecipe=bbbb2222"]
 
 
 def test_long_losses_are_thinned_to_means(

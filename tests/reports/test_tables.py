@@ -47,6 +47,41 @@ def test_long_and_hostile_names_fit_and_show_as_they_are(
     assert {line.replace("\\|", "").count("|") for line in lines} == {7}
 
 
+@pytest.mark.parametrize(
+    ("differing", "told"),
+    [
+        ({"cpu": ("one CPU", "another")}, ("cpu=one CPU", "cpu=another")),
+        ({"torch": ("2.11.0", "2.15.0")}, ("torch=2.11.0", "torch=2.15.0")),
+        ({"source_hash": ("0123456789ab", "ba9876543210")}, ("source=01234567", "source=ba987654")),
+        ({"split": ("test", "tune")}, ("split=test", "split=tune")),
+    ],
+)
+def test_what_differs_is_never_one_row_and_says_in_what(
+    tmp_path: Path,
+    make_run: Callable[..., Run],
+    make_sample: Callable[..., Sample],
+    differing: dict[str, tuple[str, str]],
+    told: tuple[str, str],
+) -> None:
+    ((column, values),) = differing.items()
+    for value in values:
+        of_run, parameters = ({}, {column: value}) if column == "split" else ({column: value}, {})
+        with RunWriter.create(tmp_path, make_run(host="vm", **of_run)) as writer:
+            fields = {"case": "sprint", "target": 0.9, "reached": True, "seed": 0, "parameters": parameters}
+            writer.add(make_sample(metric="final_accuracy", unit="fraction", better="higher", value=0.91, **fields))
+            writer.add(make_sample(value=10.0, **fields))
+    frame = load(tmp_path)
+    _, rows = tables.accuracy_rows(time_to_target(frame))
+    assert sorted(row[0] for row in rows) == sorted(f"sprint\n{text}" for text in told)
+    _, rows = tables.summary_rows(summarise(frame[frame["metric"] == "train_eval_s"]))
+    assert sorted(row[0] for row in rows) == sorted(f"sprint\n{text}" for text in told)
+    assert sorted(label for label, _ in tables.by_label(frame)) == sorted(f"sprint · {text}" for text in told)
+
+
+def test_no_scores_make_an_empty_table(cifar_root: Path) -> None:
+    assert tables.accuracy_rows(time_to_target(load(cifar_root).query("metric == 'train_loss'")))[1] == []
+
+
 def test_csv_holds_figures_in_full(cifar_root: Path) -> None:
     summary = time_to_target(load(cifar_root))
     (row,) = csv.DictReader(io.StringIO(tables.csv(summary)))
