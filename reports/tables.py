@@ -104,7 +104,7 @@ def distinctions(cases: "pd.DataFrame", names: Sequence[str]) -> list[list[str]]
         names: columns that are shown in any case; the others are looked at where these agree.
     """
     own = [name for name in names if name in cases]
-    others = [column for column in cases if column not in own]
+    others = [str(column) for column in cases if column not in own]
     told: list[list[str]] = [[] for _ in range(len(cases))]
     group = cases.groupby(own, dropna=False, sort=False, observed=True).ngroup().to_numpy()
     for places in (np.flatnonzero(group == number) for number in range(group.max(initial=-1) + 1)):
