@@ -77,8 +77,15 @@ def _command() -> str:
     return shlex.join(["wallclock", *sys.argv[1:]])
 
 
-def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> None:
-    """Prints the tables of what lies at the paths, and writes the page."""
+def _print_report(
+    paths: list[Path],
+    *,
+    as_json: bool,
+    html: Path | None = None,
+    csv: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Prints the tables of what lies at the paths, and writes the files asked for."""
     import reports
     from reports import tables
 
@@ -87,11 +94,21 @@ def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> Non
     for problem in samples.attrs["skipped"]:
         progress.print(f"skipped: {problem}", style="yellow", markup=False)
     scores = reports.time_to_target(samples)
-    summary = reports.summarise(samples[~samples["metric"].isin(tables.SERIES)])
+    summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
+    titled = {
+        "Time to accuracy": tables.accuracy_rows(scores),
+        "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
+        "Other metrics": tables.summary_rows(summary[~summary["metric"].isin(tables.TABLED)]),
+    }
+    titled = {title: rows for title, rows in titled.items() if rows[1]}
     if html is not None:
         reports.build_page(samples, runs, html)
+    if csv is not None:
+        _write(csv, tables.csv(summary))
+    if markdown is not None:
+        _write(markdown, "\n".join(f"## {title}\n\n{tables.markdown(rows)}" for title, rows in titled.items()))
     if as_json:
-        columns = ["run_id", "run_status", "error"]
+        columns = ["run_id", "run_status", "error", "notes"]
         document = {
             "runs": json.loads(runs[columns].to_json(orient="records")),
             "time_to_target": json.loads(scores.to_json(orient="records")),
@@ -99,21 +116,20 @@ def _print_report(paths: list[Path], html: Path | None, *, as_json: bool) -> Non
         }
         typer.echo(json.dumps(document, indent=2))
         return
-    titled = {
-        "Time to accuracy": tables.accuracy_rows(scores),
-        "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
-        "Other metrics": tables.summary_rows(summary),
-    }
     for title, rows in titled.items():
-        if rows[1]:
-            out.print(title, style="bold")
-            out.print(tables.terminal(rows))
-            out.print()
-    unfinished = runs[runs["run_status"] != "done"]
-    for row in unfinished.to_dict("records"):
-        out.print(f"{row['run_id']}: {row['run_status']}. {row['error'] or ''}".rstrip(". ") + ".", markup=False)
+        out.print(title, style="bold")
+        out.print(tables.terminal(rows))
+        out.print()
+    for row in runs[runs["run_status"] != "done"].to_dict("records"):
+        why = "; ".join([*([row["error"]] if row["error"] else []), *row["notes"]])
+        out.print(f"{row['run_id']}: {row['run_status']}. {why}".rstrip(". ") + ".", markup=False)
     if html is not None:
         out.print(f"report: {html}", markup=False, soft_wrap=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -175,7 +191,7 @@ def run_cifar(
         run = cifar.new_run(request, out, _command())
     with Display(progress, run.request.recipe.name, run.request.target) as display, _interruptible(run.writer.path):
         outcome = run.execute(display)
-    _print_report([outcome.path], None, as_json=json_)
+    _print_report([outcome.path], as_json=json_)
     if not json_:
         typer.echo(f"records: {outcome.path}")
     _exit_for([outcome.status])
@@ -227,7 +243,7 @@ def _run_plan(plan: "Plan", out: Path, data: str | None, device: str, budget_s: 
         statuses = [_run_job(job, context) for job in plan.jobs]
     if not folder.exists():
         raise ValueError("nothing could be measured; `wallclock env` says what this machine lacks")
-    _print_report([folder], folder / REPORT_PAGE, as_json=as_json)
+    _print_report([folder], as_json=as_json, html=folder / REPORT_PAGE)
     _exit_for(statuses)
 
 
@@ -261,24 +277,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """Make tables and pages from stored runs, finished or not."""
-    _print_report(paths, html, as_json=json_)
-    if csv is None and markdown is None:
-        return
-    import reports
-    from reports import tables
-
-    samples = reports.load(paths, on_damage="skip")
-    summary = reports.summarise(samples[~samples["metric"].isin(tables.SERIES)])
-    texts = {
-        csv: tables.csv(summary),
-        markdown: tables.markdown(tables.accuracy_rows(reports.time_to_target(samples)))
-        + "\n"
-        + tables.markdown(tables.summary_rows(summary)),
-    }
-    for path, text in texts.items():
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+    _print_report(paths, as_json=json_, html=html, csv=csv, markdown=markdown)
 
 
 @app.command("list")

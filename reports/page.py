@@ -16,8 +16,8 @@ from reports.store import StoreError
 from reports.tables import (
     CLOCK,
     NAMES,
-    SERIES,
     SUMMARY_NAMES,
+    TABLED,
     distinctions,
     interval_text,
     percent,
@@ -153,7 +153,9 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
         details = [
             (
                 "Reached",
-                f"{hits} of {n}" + (f"\n{row['diverged']} diverged (0%)" if row["diverged"] else ""),
+                f"{hits} of {n}"
+                + (f"\n{row['diverged']} diverged (0%)" if row["diverged"] else "")
+                + (f"\n{row['repeats']} repeated" if row["repeats"] else ""),
             ),
             ("P(reach)", f"{100 * row['hit_share']:.0f}%\n{percent_interval(row['hit_low'], row['hit_high'], 0)}"),
             (
@@ -179,7 +181,7 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
-    rows = summarise(samples[~samples["metric"].isin(SERIES)])
+    rows = summarise(samples[~samples["metric"].isin(TABLED)])
     distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
         {

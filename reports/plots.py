@@ -6,13 +6,14 @@ Plotly itself is not imported: its import costs more than all else that a report
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports.stats import expected_time_to_target
+from reports.stats import by_seed, expected_time_to_target
 from reports.tables import CLOCK, PHASES, by_label, phase_parts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Figure = dict[str, Any]
+LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # tells looks on the way apart
 
 # Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
 COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
@@ -23,12 +24,11 @@ def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
 
     Each trace carries both axes in `meta` ("time", "epoch"), so that the page can switch between them.
     """
-    accuracy = frame[(frame["metric"] == "accuracy") & (frame["phase"] == "steady")]
+    accuracy = _looks(frame[frame["phase"] == "steady"], "accuracy")
     if accuracy.empty:
         return None
-    keys = ["run_id", "case", "variant", "seed", "epoch"]
-    clock = frame.loc[frame["metric"] == "elapsed_train_eval_s", [*keys, "value"]].drop_duplicates(keys)
-    joined = accuracy.merge(clock.rename(columns={"value": "elapsed_s"}), on=keys, how="left")
+    clock = _looks(frame, "elapsed_train_eval_s")[[*LOOK, "value"]].rename(columns={"value": "elapsed_s"})
+    joined = accuracy.merge(clock, on=LOOK, how="left")
     traces, groups = [], list(_cases(joined))
     for position, (label, group) in enumerate(groups):
         for number, (_, line) in enumerate(group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)):
@@ -84,7 +84,8 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
                         "hovertemplate": f"%{{text}}, {what} %{{x:.4g}} s<extra></extra>",
                     }
                 )
-        expected = expected_time_to_target(group["value"], hit)
+        seeds = by_seed(group)
+        expected = expected_time_to_target(seeds["value"], seeds["reached"])
         if hit.any():
             high, low = expected.high - expected.value, expected.value - expected.low
             bars = {
@@ -120,7 +121,7 @@ def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
     """Returns where the time of a step and of an evaluation goes, as stacked bars; None without a phase pass."""
     parts: dict[str, dict[str, float]] = {}
     for label, means in phase_parts(frame).items():
-        parts[_text(label)] = {name: ms for name, ms in means.items() if name != "evaluation"}
+        parts[_text(label)] = {name: means[name] for name in PHASES[:-1] if name in means}
         if "evaluation" in means:
             parts[f"{_text(label)} · evaluation"] = {"evaluation": means["evaluation"]}
     if not parts:
@@ -155,7 +156,7 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
     """
     import numpy as np
 
-    losses = frame[frame["metric"] == "train_loss"]
+    losses = _looks(frame, "train_loss")
     if losses.empty:
         return None
     traces, groups = [], list(_cases(losses))
@@ -182,6 +183,11 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
     layout = _layout("optimiser step", "training loss, nats")
     layout |= {"showlegend": len(groups) > 1}
     return {"data": traces, "layout": layout}
+
+
+def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
+    """One metric of each look; of a seed that a resumed run began anew, the last attempt's."""
+    return frame[frame["metric"] == metric].drop_duplicates(LOOK, keep="last")
 
 
 def _cases(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":

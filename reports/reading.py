@@ -1,6 +1,5 @@
 """Reading the store: runs and samples as tidy pandas frames, finished or not."""
 
-import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -8,15 +7,22 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reports.schema import RUN_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Run
-from reports.store import RECORDS, RUN_TABLE, SAMPLE_TABLE, StoreError, run_directories
+import numpy as np
+
+from reports.schema import RESUMABLE, RUN_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Run
+from reports.store import RECORDS, RUN_TABLE, SAMPLE_TABLE, StoreError, being_written, run_directories
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-# Columns of the run that a samples frame carries along.
-CARRIED = ("run_status", "started_utc", "recipe_hash", "host", "cpu", "gpu_name", "torch", "git_sha", "source_hash")
+# Columns of the run that a samples frame carries along, besides the settings in its environment.
+CARRIED: tuple[str, ...] = ("run_status", "started_utc", "recipe_hash", "host", "cpu", "cpu_cores", "gpu_name")
+CARRIED += ("gpu_driver", "gpu_power_limit_w", "torch", "git_sha", "source_hash")
+# Of the environment: names a build of the operating system, which is no setting.
+_NO_SETTINGS = ("platform",)
+OnDamage = Literal["raise", "skip"]
+StoredRun = tuple[dict[str, Any], "pa.Table | None"]
 _JSON_COLUMNS = ("request", "recipe", "environment", "notes")
 _INTEGERS = ("round", "slot", "process", "seed", "index", "step")
 _FLOATS = ("value", "epoch", "target", "sm_clock_mhz", "temperature_c", "power_w")
@@ -80,11 +86,13 @@ def read_unfinished(path: Path) -> Run:
     raise StoreError(f"{path} holds no run; name a run's directory")
 
 
-def _ending(lines: list[dict[str, Any]]) -> tuple[str, str | None]:
+def _ending(lines: list[dict[str, Any]], records: Path) -> tuple[str, str | None]:
     last = next((line for line in reversed(lines) if line["kind"] in ("end", "resume")), None)
-    if last is None or last["kind"] == "resume":
-        return "unfinished", "its process was killed; go on with --resume"
-    return last["status"], last.get("error")
+    if last is not None and last["kind"] == "end":
+        return last["status"], last.get("error")
+    if being_written(records):
+        return "running", "what it has measured so far"
+    return "unfinished", "its process was killed; go on with --resume"
 
 
 def _sample_schema() -> "pa.Schema":
@@ -100,20 +108,22 @@ def _sample_schema() -> "pa.Schema":
     return pa.schema([(name, of(name)) for name in (*SAMPLE_COLUMNS, "parameters")])
 
 
-def _tables_from_lines(directory: Path) -> tuple["pa.Table", "pa.Table"]:
+def _run_from_lines(directory: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    run = asdict(run_from(lines, directory / RECORDS))
+    run["run_status"], run["error"] = _ending(lines, directory / RECORDS)
+    return {k: json.dumps(v, sort_keys=True) if k in _JSON_COLUMNS else v for k, v in run.items()}
+
+
+def _samples_from_lines(lines: list[dict[str, Any]]) -> "pa.Table":
     import pyarrow as pa
 
-    lines, _ = read_lines(directory / RECORDS)
-    run = asdict(run_from(lines, directory / RECORDS))
-    run["run_status"], run["error"] = _ending(lines)
-    run = {k: json.dumps(v, sort_keys=True) if k in _JSON_COLUMNS else v for k, v in run.items()}
     defaults = {"phase": "steady", "status": "ok", "case": "", "variant": "", "arm": ""}
     rows = [
         {**defaults, **line, "parameters": json.dumps(line.get("parameters", {}), sort_keys=True)}
         for line in lines
         if line["kind"] == "sample"
     ]
-    return pa.Table.from_pylist([run]), pa.Table.from_pylist(rows, schema=_sample_schema())
+    return pa.Table.from_pylist(rows, schema=_sample_schema())
 
 
 def write_tables(directory: Path) -> None:
@@ -122,9 +132,12 @@ def write_tables(directory: Path) -> None:
     Raises:
         OSError: if the disk is full; nothing is lost then.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = dict(zip((RUN_TABLE, SAMPLE_TABLE), _tables_from_lines(directory), strict=True))
+    lines, _ = read_lines(directory / RECORDS)
+    run = pa.Table.from_pylist([_run_from_lines(directory, lines)])
+    tables = {RUN_TABLE: run, SAMPLE_TABLE: _samples_from_lines(lines)}
     try:
         for name, table in tables.items():
             with open(directory / f"{name}.part", "wb") as file:
@@ -140,22 +153,26 @@ def write_tables(directory: Path) -> None:
     (directory / RECORDS).unlink()
 
 
-def _read_tables(directory: Path) -> tuple["pa.Table", "pa.Table"]:
+def _read_table(path: Path) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        table.schema.names  # noqa: B018  # decoded here, and damaged names are no text
+    except (OSError, ValueError, pa.ArrowException) as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+        raise StoreError(f"{path} {why}; restore it from a copy, or remove the directory") from None
+    return table
+
+
+def _read_run(directory: Path, *, with_samples: bool) -> StoredRun:
     if (directory / RECORDS).exists():  # also when the process died between the tables and the lines' removal
-        return _tables_from_lines(directory)
-    tables = []
-    for name in (RUN_TABLE, SAMPLE_TABLE):
-        try:
-            tables.append(pq.read_table(directory / name, page_checksum_verification=True))
-            tables[-1].validate(full=True)
-            tables[-1].schema.names  # noqa: B018  # decoded here, and damaged names are no text
-        except (OSError, ValueError, pa.ArrowException) as error:
-            why = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
-            raise StoreError(f"{directory / name} {why}; restore it from a copy, or remove the directory") from None
-    return tables[0], tables[1]
+        lines, _ = read_lines(directory / RECORDS)
+        return _run_from_lines(directory, lines), _samples_from_lines(lines) if with_samples else None
+    samples = _read_table(directory / SAMPLE_TABLE) if with_samples else None
+    return _read_table(directory / RUN_TABLE).to_pylist()[0], samples
 
 
 def _with_parameters(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -174,29 +191,30 @@ def _with_parameters(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _read_all(
-    paths: Path | str | Sequence[Path | str], on_damage: Literal["raise", "skip"]
-) -> tuple[list[tuple["pa.Table", "pa.Table"]], list[str]]:
-    tables, skipped = [], []
+    paths: Path | str | Sequence[Path | str], on_damage: OnDamage, *, with_samples: bool
+) -> tuple[list[StoredRun], list[str]]:
+    """The runs, each once however often its directory was copied, and what is to be said of the others."""
+    whole: dict[str, StoredRun] = {}
+    skipped = []
     for directory in run_directories(paths):
         try:
-            tables.append(_read_tables(directory))
+            run, samples = _read_run(directory, with_samples=with_samples)
         except StoreError as error:
             if on_damage == "raise":
                 raise
             skipped.append(str(error))
-    return tables, skipped
+            continue
+        known = whole.get(run["run_id"])
+        if known is not None:
+            skipped.append(f"{directory} is a copy of run {run['run_id']}, which counts once")
+        if known is None or (known[0]["run_status"] in RESUMABLE and run["run_status"] not in RESUMABLE):
+            whole[run["run_id"]] = run, samples
+    if not whole:
+        raise StoreError("; ".join(skipped))
+    return list(whole.values()), skipped
 
 
-def _run_frame(run: "pa.Table") -> "pd.DataFrame":
-    frame = run.to_pandas()
-    for name in _JSON_COLUMNS:
-        frame[name] = [json.loads(text) for text in frame[name]]
-    return frame.reindex(columns=[*RUN_COLUMNS, "run_status", "error"])
-
-
-def load_runs(
-    paths: Path | str | Sequence[Path | str], *, on_damage: Literal["raise", "skip"] = "raise"
-) -> "pd.DataFrame":
+def load_runs(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
     """Returns one row a run, with the columns of `reports.schema.Run`, `run_status` and `error`.
 
     Args:
@@ -204,51 +222,56 @@ def load_runs(
         on_damage: "skip" leaves damaged runs out and lists them in `frame.attrs["skipped"]`.
 
     Raises:
-        StoreError: if there is no run, or one is damaged.
+        StoreError: if there is no run, one is damaged, or all are where damaged ones are to be skipped.
     """
     import pandas as pd
 
-    tables, skipped = _read_all(paths, on_damage)
-    frames = [_run_frame(run) for run, _ in tables]
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*RUN_COLUMNS, "run_status"])
+    stored, skipped = _read_all(paths, on_damage, with_samples=False)
+    rows = [run | {name: json.loads(run[name]) for name in _JSON_COLUMNS} for run, _ in stored]
+    frame = pd.DataFrame(rows, columns=[*RUN_COLUMNS, "run_status", "error"])
     frame.attrs["skipped"] = skipped
     return frame
 
 
-def load(paths: Path | str | Sequence[Path | str], *, on_damage: Literal["raise", "skip"] = "raise") -> "pd.DataFrame":
-    """Returns the samples of all runs, one row each, with parameters as columns.
+def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
+    """Returns the samples of all runs, one row each, with parameters and settings of the environment as columns.
 
-    A parameter whose name is that of another column becomes `parameter_<name>`.
+    A parameter whose name is that of another column becomes `parameter_<name>`, such a setting `environment_<name>`.
 
     Args:
         paths: run directories, or folders that hold some at any depth.
         on_damage: "skip" leaves damaged runs out and lists them in `frame.attrs["skipped"]`.
 
     Returns:
-        Columns of `reports.schema.Sample`, `run_id`, and of the run those in `CARRIED`.
+        Columns of `reports.schema.Sample`, `run_id`, and of the run those in `CARRIED` and its environment.
 
     Raises:
-        StoreError: if there is no run, or one is damaged.
+        StoreError: if there is no run, one is damaged, or all are where damaged ones are to be skipped.
     """
     import pandas as pd
     import pyarrow as pa
 
-    tables, skipped = _read_all(paths, on_damage)
+    stored, skipped = _read_all(paths, on_damage, with_samples=True)
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-    frames = []
-    for run, samples in tables:
-        frame = samples.to_pandas(types_mapper=nullable.get)
-        row = run.to_pylist()[0]
-        for name in ("run_id", *CARRIED):
-            frame[name] = pd.Series([row.get(name)] * len(frame), index=frame.index, dtype="str").astype("category")
-        frames.append(frame)
-    if not frames:
-        frames.append(_sample_schema().empty_table().to_pandas(types_mapper=nullable.get).assign(run_id=""))
-    for name in ("run_id", *CARRIED):
-        with contextlib.suppress(KeyError, AttributeError):
-            categories = pd.Index(dict.fromkeys(c for f in frames for c in f[name].cat.categories), dtype="str")
-            for frame in frames:
-                frame[name] = frame[name].cat.set_categories(categories)
+    frames = [samples.to_pandas(types_mapper=nullable.get) for _, samples in stored if samples is not None]
     frame = _with_parameters(pd.concat(frames, ignore_index=True))
+    rows, lengths = [run for run, _ in stored], [len(samples) for samples in frames]
+    columns = {name: [row.get(name) for row in rows] for name in ("run_id", *CARRIED)}
+    environments = [json.loads(row["environment"]) for row in rows]
+    for name in dict.fromkeys(key for environment in environments for key in environment if key not in _NO_SETTINGS):
+        taken = name in frame.columns or name in columns
+        columns[f"environment_{name}" if taken else name] = [environment.get(name) for environment in environments]
+    carried = {name: _repeated(values, lengths).set_axis(frame.index) for name, values in columns.items()}
+    frame = pd.concat([frame, pd.DataFrame(carried, index=frame.index)], axis=1)
     frame.attrs["skipped"] = skipped
     return frame
+
+
+def _repeated(values: list[Any], lengths: list[int]) -> "pd.Series[Any]":
+    """Each run's value as text, once for each of its samples, as a category."""
+    import pandas as pd
+
+    texts = [value if value is None else str(value) for value in values]
+    distinct = pd.Index(dict.fromkeys(text for text in texts if text is not None), dtype="str")
+    codes = np.repeat([-1 if text is None else distinct.get_loc(text) for text in texts], lengths)
+    return pd.Series(pd.Categorical.from_codes(codes, distinct))

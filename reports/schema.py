@@ -11,7 +11,8 @@ SCHEMA_VERSION = 1
 Better = Literal["lower", "higher"]
 Phase = Literal["warm-up", "steady"]
 SampleStatus = Literal["ok", "missed", "diverged", "interrupted", "failed"]
-RunStatus = Literal["done", "stopped", "interrupted", "diverged", "failed", "unfinished"]
+RunStatus = Literal["done", "stopped", "interrupted", "diverged", "failed", "running", "unfinished"]
+RESUMABLE: tuple[RunStatus, ...] = ("running", "unfinished", "interrupted", "stopped")
 ParameterValue = str | int | float | bool
 
 

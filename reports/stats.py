@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-# What makes two samples the same measurement, apart from the parameters.
-KEYS = ("benchmark", "case", "variant", "arm", "host", "cpu", "gpu_name", "torch", "source_hash", "recipe_hash")
+# What makes two samples the same measurement, apart from the parameters and the settings of the environment.
+KEYS: tuple[str, ...] = ("benchmark", "case", "variant", "arm", "host", "cpu", "cpu_cores", "gpu_name", "gpu_driver")
+KEYS += ("gpu_power_limit_w", "torch", "source_hash", "recipe_hash")
 TIMES = ("train_eval_s", "resident_s", "process_s")
 STATISTICS = ("n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max")
 
@@ -168,7 +169,7 @@ def expected_time_to_target(
 
 
 def parameter_columns(frame: "pd.DataFrame") -> list[str]:
-    """Returns the columns of a samples frame that came from parameters."""
+    """Returns the columns of a samples frame that came from parameters and from settings of the environment."""
     from reports.reading import CARRIED
     from reports.schema import SAMPLE_COLUMNS
 
@@ -212,6 +213,28 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=[*keys, *STATISTICS])
 
 
+def by_seed(scored: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns one row a seed: a seed that was run again is no new draw, and proves nothing twice.
+
+    Args:
+        scored: samples of one metric of one case, each with its `seed`; those without one stand for themselves.
+
+    Returns:
+        `value` (mean; a diverged seed's missing value counts as 0), `reached` (by every repeat, so that running a seed
+        again until it hits gains nothing), `diverged` (any repeat).
+    """
+    import pandas as pd
+
+    seed = scored["seed"].astype("Int64").to_numpy(dtype="float64", na_value=math.nan)
+    own = np.where(np.isnan(seed), -1.0 - np.arange(len(scored)), seed)
+    parts = {
+        "value": scored["value"].fillna(0.0).to_numpy(dtype=np.float64),
+        "reached": scored["reached"].fillna(False).to_numpy(dtype=bool),
+        "diverged": (scored["status"] == "diverged").to_numpy(dtype=bool),
+    }
+    return pd.DataFrame(parts).groupby(own).agg({"value": "mean", "reached": "all", "diverged": "any"})
+
+
 def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each recipe, data set, target, machine and version that was trained to a target.
 
@@ -219,10 +242,10 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
         frame: from `reports.load`.
 
     Returns:
-        The columns that make the case, `target` the last of them, then `n`, `hits`, `diverged`, `mean_accuracy` with
-        `accuracy_low` and `accuracy_high` (bootstrap), `hit_share` with `hit_low` and `hit_high` (Wilson), `p_value`
-        (the mean reaches the target), and for each clock the expected time to target `<clock>`, `<clock>_low`,
-        `<clock>_high`.
+        The columns that make the case, `target` the last of them, then `n` (seeds, see `by_seed`), `repeats` (runs of
+        a seed beyond its first), `hits`, `diverged`, `mean_accuracy` with `accuracy_low` and `accuracy_high`
+        (bootstrap), `hit_share` with `hit_low` and `hit_high` (Wilson), `p_value` (the mean reaches the target), and
+        for each clock the expected time to target `<clock>`, `<clock>_low`, `<clock>_high`.
     """
     import pandas as pd
 
@@ -232,10 +255,11 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
     clocks = frame[frame["metric"].isin(TIMES)]
     rows = []
     for key, group in finals.groupby(names, dropna=False, sort=False, observed=True):
-        accuracy = group["value"].fillna(0.0).to_numpy(dtype=np.float64)  # a diverged run classifies nothing
-        reached = group["reached"].fillna(False).to_numpy(dtype=bool)
+        seeds = by_seed(group)
+        accuracy = seeds["value"].to_numpy()
         row: dict[str, Any] = dict(zip(names, key, strict=True))
-        row |= {"n": len(group), "hits": int(reached.sum()), "diverged": int((group["status"] == "diverged").sum())}
+        row |= {"n": len(seeds), "repeats": len(group) - len(seeds)}
+        row |= {"hits": int(seeds["reached"].sum()), "diverged": int(seeds["diverged"].sum())}
         for name, interval in (
             (("mean_accuracy", "accuracy_low", "accuracy_high"), bootstrap_interval(accuracy)),
             (("hit_share", "hit_low", "hit_high"), wilson_interval(row["hits"], row["n"])),
@@ -245,8 +269,8 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
         own = clocks[clocks["run_id"].isin(group["run_id"].unique())]
         same = ["run_id", "case", "variant", "arm", "seed"]
         for clock, times in own.groupby("metric"):
-            timed = times.merge(group[same], on=same)
-            interval = expected_time_to_target(timed["value"], timed["reached"].fillna(False))
+            timed = by_seed(times.merge(group[same], on=same))
+            interval = expected_time_to_target(timed["value"], timed["reached"])
             row |= {str(clock): interval.value, f"{clock}_low": interval.low, f"{clock}_high": interval.high}
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else names)

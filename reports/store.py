@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from reports.schema import Run, RunStatus, Sample
+from reports.schema import RESUMABLE, Run, RunStatus, Sample
 
 RECORDS = "records.jsonl"
 RUN_TABLE = "run.parquet"
@@ -42,8 +42,8 @@ def utc_now() -> str:
 class RunWriter:
     """Appends the records of one run; a context manager that ends the run as "failed" if an exception passes through.
 
-    Every line reaches the operating system in one write before the call returns, so that SIGKILL loses nothing that was
-    added. The records are locked while open: a second writer on the same run is refused.
+    What is added reaches the operating system in one write before the call returns, so that SIGKILL loses nothing. The
+    records are locked while open: a second writer on the same run is refused.
 
     Attributes:
         path: the run's directory.
@@ -101,14 +101,16 @@ class RunWriter:
         return writer
 
     def add(self, *samples: Sample) -> None:
-        """Appends samples.
+        """Appends samples, all of them or none.
 
         Raises:
             StoreError: if the disk is full; what was added before stays readable.
         """
+        records = []
         for sample in samples:
             fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
-            self._append({"kind": "sample", **{k: v for k, v in fields.items() if v is not None and v != ""}})
+            records.append({"kind": "sample", **{k: v for k, v in fields.items() if v is not None and v != ""}})
+        self._append(*records)
 
     def note(self, text: str) -> None:
         """Appends a remark about the run."""
@@ -125,7 +127,7 @@ class RunWriter:
 
         try:
             self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})
-            if status not in ("interrupted", "stopped"):
+            if status not in RESUMABLE:
                 write_tables(self.path)
         except OSError as failure:  # the JSON lines are whole, and are read just as well
             if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -143,14 +145,14 @@ class RunWriter:
                 f"{self.path} is being written by another process; wait for it, or start a new run"
             ) from None
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, *records: dict[str, Any]) -> None:
         if self._descriptor < 0:
             raise StoreError(f"{self.path.name} is finished; nothing can be added")
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         before = os.fstat(self._descriptor).st_size
         try:
-            written = os.write(self._descriptor, line)
-            if written < len(line):  # a file system fills up in the middle of a line
+            written = os.write(self._descriptor, lines)
+            if written < len(lines):  # a file system fills up in the middle of a line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._descriptor, before)
@@ -187,6 +189,18 @@ def _disk_full(path: Path) -> str:
     )
 
 
+def being_written(records: Path) -> bool:
+    """Says whether a process holds a run's JSON lines open for writing."""
+    try:
+        with open(records, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # gone meanwhile, or a file system without locks
+        return False
+    return False
+
+
 def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     """Returns the run directories at or below the paths, oldest first.
 
@@ -200,7 +214,7 @@ def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
             raise StoreError(f"no such path: {path}; name a run's directory, or one that holds runs")
         start = path.parent if path.is_file() else path
         for name in (RECORDS, SAMPLE_TABLE):
-            found.update(match.parent for match in start.rglob(name))
+            found.update(match.parent.resolve() for match in start.rglob(name))
     if not found:
         raise StoreError(f"no runs in {', '.join(map(str, given))}; make one with `wallclock run` or `wallclock quick`")
     return sorted(found, key=lambda p: (p.name, str(p)))

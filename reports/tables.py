@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CLOCK = "train_eval_s"
-# Points of a curve and parts of a step: drawn in figures, and noise in a table of medians.
-SERIES = ("accuracy", "elapsed_train_eval_s", "train_loss", "phase_time", "phase_overhead", "final_accuracy")
+# Points of a curve: drawn in figures; their median says nothing.
+CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
+# What has a table of its own.
+TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy")
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
@@ -39,11 +41,12 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
         names = [row["case"] or row["benchmark"], *(row.get(k) for k in NAMES[1:])]
         accuracy = percent_interval(row["accuracy_low"], row["accuracy_high"])
         diverged = f"{row['diverged']} diverged" if row["diverged"] else ""
+        repeats = f"{row['repeats']} repeated" if row["repeats"] else ""
         rows.append(
             [
                 _lines(*(str(name) for name in names if present(name)), *told),
                 percent(row["target"]),
-                _lines(f"{row['hits']} of {row['n']}", diverged),
+                _lines(f"{row['hits']} of {row['n']}", diverged, repeats),
                 _lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
                 significant(row["p_value"], 2),
                 _lines(f"{significant(time)} s" if time < math.inf else "unknown", interval),
@@ -125,31 +128,40 @@ def _distinction(column: str, value: Any) -> str:
 def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
     """Returns for each case the mean time of each of its phases, in milliseconds for 1,000 images.
 
-    Means add up to the whole, and batches of any size compare.
+    Means add up to the whole, and batches of any size compare. `overhead` is what the timers cost, a share of a step.
 
     Args:
         frame: from `reports.load`.
     """
-    phases = frame[frame["metric"] == "phase_time"]
-    if phases.empty or not {"phase_name", "images"} <= set(phases):
+    if not {"phase_name", "images"} <= set(frame):
         return {}
-    phases = phases.assign(ms=1e6 * phases["value"] / phases["images"].astype("float64"))
+    measured = frame[frame["metric"].isin(("phase_time", "phase_overhead"))]
+    measured = measured.assign(ms=1e6 * measured["value"] / measured["images"].astype("float64"))
     parts = {}
-    for label, group in by_label(phases):
+    for label, group in by_label(measured):
         means = group.groupby("phase_name", observed=True)["ms"].mean()
+        if means.empty:
+            continue
         parts[label] = {name: float(means[name]) for name in PHASES if name in means}
+        overhead = group.loc[group["metric"] == "phase_overhead", "value"]
+        if len(overhead):
+            parts[label]["overhead"] = float(overhead.mean())
     return parts
 
 
 def phase_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the phase table, milliseconds for 1,000 images.
+    """Returns the header and the cells of the phase table: milliseconds for 1,000 images, and the timers' overhead.
 
     Args:
         frame: from `reports.load`.
     """
-    header = ["case", *PHASES]
+    header = ["case", *PHASES, "overhead"]
     rows = [
-        [label, *(significant(means[name]) if name in means else "" for name in PHASES)]
+        [
+            label,
+            *(significant(means[name]) if name in means else "" for name in PHASES),
+            f"{100 * means['overhead']:+.1f}%" if "overhead" in means else "",
+        ]
         for label, means in phase_parts(frame).items()
     ]
     return header, rows

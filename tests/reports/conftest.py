@@ -58,5 +58,6 @@ def cifar_root(tmp_path: Path) -> Path:
                 writer.add(_sample(metric="phase_time", value=value, **where))
         where["parameters"] = {**parameters, "phase_name": "evaluation", "images": 1000}
         writer.add(_sample(metric="phase_time", value=0.04, **where))
-        writer.add(_sample(metric="phase_overhead", unit="fraction", value=0.02, case="sprint", variant="eager"))
+        where = {"case": "sprint", "variant": "eager", "parameters": parameters}
+        writer.add(_sample(metric="phase_overhead", unit="fraction", value=0.02, **where))
     return root

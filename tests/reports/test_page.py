@@ -95,6 +95,21 @@ def test_accuracy_lines_hold_the_samples(cifar_root: Path) -> None:
     assert [trace["showlegend"] for trace in figure["data"]] == [True, False, False, False, False]
 
 
+def test_of_a_seed_that_was_begun_anew_the_last_attempt_is_drawn(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    with RunWriter.create(tmp_path, make_run()) as writer:
+        for attempt in (1, 2):
+            at = {"seed": 0, "epoch": 1, "step": 100}
+            writer.add(make_sample(metric="accuracy", unit="fraction", better="higher", value=attempt / 10, **at))
+            writer.add(make_sample(metric="elapsed_train_eval_s", value=float(attempt), **at))
+            writer.add(make_sample(metric="train_loss", unit="nats", value=float(attempt), **at))
+    for make, axis, value in ((plots.accuracy_over_time, "y", 20), (plots.training_loss, "y", 2)):
+        figure = make(load(tmp_path))
+        assert figure is not None
+        assert [trace[axis] for trace in figure["data"]] == [[value]]
+
+
 def test_a_miss_is_marked_and_moves_the_expected_time(cifar_root: Path) -> None:
     figure = plots.time_to_target_dots(load(cifar_root))
     assert figure is not None

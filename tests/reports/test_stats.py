@@ -112,6 +112,24 @@ def test_diverged_seeds_count_as_nothing_learned_and_are_listed(
     assert (row["n"], row["failed"], row["median"]) == (1, 1, 0.95)
 
 
+def test_a_seed_that_is_run_again_is_no_new_draw(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    for again, accuracies in enumerate([(0.95, 0.93, 0.96), (0.95, 0.95, 0.94)]):
+        with RunWriter.create(tmp_path, make_run(run_id=f"run-{again}")) as writer:
+            for seed, accuracy in enumerate(accuracies):
+                scored = {"seed": seed, "target": 0.94, "reached": accuracy >= 0.94}
+                fields = {"metric": "final_accuracy", "unit": "fraction", "better": "higher"}
+                writer.add(make_sample(value=accuracy, **fields, **scored))
+                writer.add(make_sample(value=10.0 + 2 * again + seed, **scored))
+    (row,) = time_to_target(load(tmp_path)).to_dict("records")
+    assert (row["n"], row["repeats"], row["hits"]) == (3, 3, 2)  # seed 1 hit only when it was run again
+    means = [0.95, 0.94, 0.95]
+    assert row["mean_accuracy"] == pytest.approx(np.mean(means))
+    assert row["p_value"] == pytest.approx(scipy.stats.ttest_1samp(means, 0.94, alternative="greater").pvalue)
+    assert row["train_eval_s"] == pytest.approx((11 + 12 + 13) / 2)
+
+
 def test_one_run_of_two_cases_keeps_them_apart(
     tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
 ) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,44 @@ def test_a_plain_copy_merges_roots(two_runs: tuple[Path, Path], tmp_path: Path) 
     assert load(tmp_path)["run_id"].nunique() == 2
     assert load([two_runs[0], deep])["run_id"].nunique() == 2
     assert run_directories(two_runs[0] / RUN_TABLE) == [two_runs[0]]
+
+
+def test_a_run_counts_once_however_it_is_reached(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    once = len(load(two_runs[0]))
+    os.symlink(two_runs[0], tmp_path / "link")
+    assert len(load([two_runs[0], tmp_path / "link"])) == once
+    shutil.copytree(two_runs[0], tmp_path / "copy" / two_runs[0].name)
+    frame = load([two_runs[0], tmp_path / "copy"])
+    assert len(frame) == once and "counts once" in frame.attrs["skipped"][0]
+    assert len(load_runs([two_runs[0], tmp_path / "copy"])) == 1
+
+
+def test_of_two_copies_the_finished_one_counts(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    with RunWriter.create(tmp_path / "run", make_run(run_id="r")) as writer:
+        writer.add(make_sample(value=1.0))
+        shutil.copytree(writer.path, tmp_path / "backup" / "r")
+        writer.add(make_sample(value=2.0))
+    assert load(tmp_path)["value"].tolist() == [1.0, 2.0]
+
+
+def test_a_run_that_is_under_way_is_not_called_killed(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    with RunWriter.create(tmp_path, make_run()) as writer:
+        writer.add(make_sample(value=1.0))
+        assert load_runs(tmp_path)["run_status"].tolist() == ["running"]
+        writer.add(make_sample(value=2.0))  # being looked at does it no harm
+    assert load_runs(tmp_path)["run_status"].tolist() == ["done"]
+
+
+def test_nothing_but_damage_is_an_error_that_names_it(two_runs: tuple[Path, Path]) -> None:
+    for run in two_runs:
+        (run / RUN_TABLE).write_bytes(b"PAR1")
+    for read in (load, load_runs):
+        with pytest.raises(StoreError, match="is damaged; restore it from a copy"):
+            read(two_runs, on_damage="skip")
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=8)

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -53,19 +54,23 @@ def test_long_and_hostile_names_fit_and_show_as_they_are(
         ({"cpu": ("one CPU", "another")}, ("cpu=one CPU", "cpu=another")),
         ({"torch": ("2.11.0", "2.15.0")}, ("torch=2.11.0", "torch=2.15.0")),
         ({"source_hash": ("0123456789ab", "ba9876543210")}, ("source=01234567", "source=ba987654")),
+        ({"cpu_cores": (2, 4)}, ("cpu_cores=2", "cpu_cores=4")),
+        ({"gpu_power_limit_w": (350.0, 700.0)}, ("gpu_power_limit_w=350.0", "gpu_power_limit_w=700.0")),
+        ({"environment": ({"threads": "1"}, {"threads": "2"})}, ("threads=1", "threads=2")),
         ({"split": ("test", "tune")}, ("split=test", "split=tune")),
+        ({"data_hash": ("0123456789ab", "ba9876543210")}, ("data=01234567", "data=ba987654")),
     ],
 )
 def test_what_differs_is_never_one_row_and_says_in_what(
     tmp_path: Path,
     make_run: Callable[..., Run],
     make_sample: Callable[..., Sample],
-    differing: dict[str, tuple[str, str]],
+    differing: dict[str, tuple[Any, Any]],
     told: tuple[str, str],
 ) -> None:
     ((column, values),) = differing.items()
     for value in values:
-        of_run, parameters = ({}, {column: value}) if column == "split" else ({column: value}, {})
+        of_run, parameters = ({}, {column: value}) if column in ("split", "data_hash") else ({column: value}, {})
         with RunWriter.create(tmp_path, make_run(host="vm", **of_run)) as writer:
             fields = {"case": "sprint", "target": 0.9, "reached": True, "seed": 0, "parameters": parameters}
             writer.add(make_sample(metric="final_accuracy", unit="fraction", better="higher", value=0.91, **fields))
@@ -106,6 +111,6 @@ def test_intervals_without_ends_are_left_out() -> None:
 
 def test_phases_are_for_a_thousand_images(cifar_root):
     header, rows = tables.phase_rows(load(cifar_root))
-    assert header == ["case", "data", "forward", "backward", "optimiser", "evaluation"]
-    assert rows == [["sprint", "2.00", "20.0", "40.0", "4.00", "40.0"]]
+    assert header == ["case", "data", "forward", "backward", "optimiser", "evaluation", "overhead"]
+    assert rows == [["sprint", "2.00", "20.0", "40.0", "4.00", "40.0", "+2.0%"]]
     assert tables.phase_rows(load(cifar_root).query("metric != 'phase_time'"))[1] == []
