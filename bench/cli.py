@@ -8,14 +8,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.registry import Context, Plan
+    from bench.registry import Context, Job, Plan
 
 USAGE_ERROR, INVALID_RESULT = 2, 3
 RUNS = Path("runs")
@@ -59,18 +59,6 @@ def _consoles() -> "tuple[Console, Console]":
 
 def _width() -> int | None:
     return None if sys.stderr.isatty() or "COLUMNS" in os.environ else 80
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device is '{name}'; expected cpu, cuda or auto")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA GPU answers here; `wallclock env` says why. Use --device cpu")
-    return name
 
 
 def _command() -> str:
@@ -169,6 +157,7 @@ def run_cifar(
 ) -> None:
     """Train CIFAR-10 to a target accuracy for a recipe's fixed budget, and score it."""
     from bench.display import Display
+    from bench.environment import resolve_device
     from bench.tasks import cifar
     from models.recipes import get_recipe
     from models.recipes.override import override
@@ -177,7 +166,7 @@ def run_cifar(
     if resume is not None:
         run = cifar.resumed_run(resume)
     else:
-        resolved = get_recipe(recipe, device_type := _device(device))
+        resolved = get_recipe(recipe, device_type := resolve_device(device))
         for assignment in set_ or ():
             resolved = override(resolved, assignment)
         request = cifar.CifarRequest(
@@ -194,7 +183,7 @@ def run_cifar(
     _print_report([outcome.path], as_json=json_)
     if not json_:
         typer.echo(f"records: {outcome.path}")
-    _exit_for([outcome.status])
+    _exit_for([outcome.verdict])
 
 
 @app.command()
@@ -232,19 +221,21 @@ def _seconds(text: str) -> float:
 
 
 def _run_plan(plan: "Plan", out: Path, data: str | None, device: str, budget_s: float | None, *, as_json: bool) -> None:
+    from bench.environment import resolve_device
     from bench.registry import Context
     from bench.timing import Deadline
 
     _, progress = _consoles()
     deadline = Deadline(None if budget_s is None else budget_s - SUITE_MARGIN_S)
     folder = out / _plan_folder(plan.name)
-    context = Context(folder, data, _device(device), deadline, progress, _command())
+    context = Context(folder, data, resolve_device(device), deadline, progress, _command())
     with _interruptible(folder):
-        statuses = [_run_job(job, context) for job in plan.jobs]
+        ended = {job.name: _run_job(job, context) for job in plan.jobs}
     if not folder.exists():
-        raise ValueError("nothing could be measured; `wallclock env` says what this machine lacks")
+        why = "; ".join(f"{name}: {how}" for name, how in ended.items())
+        raise ValueError(f"nothing could be measured. {why}")
     _print_report([folder], as_json=as_json, html=folder / REPORT_PAGE)
-    _exit_for(statuses)
+    _exit_for(list(ended.values()))
 
 
 def _plan_folder(name: str) -> str:
@@ -253,13 +244,14 @@ def _plan_folder(name: str) -> str:
     return new_run_id(name)
 
 
-def _run_job(job: Any, context: "Context") -> str:
+def _run_job(job: "Job", context: "Context") -> str:
+    """Runs one job of a plan, whatever becomes of it; returns how it ended, with the reason if it did not run."""
     why_not = job.unavailable(context)
     if not why_not and context.deadline.remaining_s() < max(job.at_least_s, 1.0):
         why_not = f"the budget has {max(0.0, context.deadline.remaining_s()):.0f} s left"
     if why_not:
         context.console.print(f"{job.name}: skipped, {why_not}", style="yellow", markup=False)
-        return "skipped"
+        return f"skipped, {why_not}"
     context.console.print(f"{job.name}: {job.summary}", style="bold", markup=False)
     try:
         return job.run(context)
@@ -365,15 +357,16 @@ def data_fetch(
     typer.echo(f"use it with --data {archive}")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     typer.echo(f"wallclock: {message}", err=True)
-    raise SystemExit(USAGE_ERROR)
+    raise SystemExit(code)
 
 
 def main() -> None:
     """Runs the command line.
 
-    Exit code 0 is a result (a missed target is one), 2 a request that cannot be met, 3 a run that diverged, 130 Ctrl-C.
+    Exit codes: 0 a result (a missed target is one), 2 a request that cannot be met, 3 a run that diverged or failed,
+    130 Ctrl-C.
     """
     try:
         app()
@@ -381,10 +374,22 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'the system'}: {error.strerror}; check the path, its permissions and the disk")
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        _fail("out of memory; use a smaller batch (--set batch_size=...) or a device with more")
+    except (RuntimeError, MemoryError) as error:  # of torch, a compiler or a driver, in the middle of a run
+        kept = "; ".join(getattr(error, "__notes__", ()))
+        if _out_of_memory(error):
+            _fail(
+                f"out of memory; use a smaller batch (--set batch_size=...) or a device with more; {kept}".rstrip("; ")
+            )
+        _fail(f"{type(error).__name__}: {error}; {kept}".rstrip("; "), INVALID_RESULT)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's
+        or any(words in text for words in ("out of memory", "can't allocate memory", "cannot allocate memory"))
+    )
 
 
 if __name__ == "__main__":

@@ -188,6 +188,35 @@ class Telemetry:
         self.close()
 
 
+def _flags() -> dict[str, str]:
+    """The environment variables that decide how torch and its libraries compute; where files lie decides nothing."""
+    return {
+        key: value
+        for key, value in sorted(os.environ.items())
+        if key.startswith(FLAG_PREFIXES) and not key.endswith(("_DIR", "_PATH", "_HOME"))
+    }
+
+
+def resolve_device(name: str) -> str:
+    """Returns "cpu" or "cuda".
+
+    Args:
+        name: one of them, or "auto" for the GPU where there is one.
+
+    Raises:
+        ValueError: if there is no such device, or none that answers.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device is '{name}'; expected cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA GPU answers here; `wallclock env` says why. Use --device cpu")
+    return name
+
+
 def provenance(device_type: str) -> dict[str, Any]:
     """Returns the fields of `reports.Run` that describe machine, software and source.
 
@@ -212,7 +241,7 @@ def provenance(device_type: str) -> dict[str, Any]:
         "environment": {
             "platform": platform.platform(),
             "cpu_bf16": ",".join(sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})) or "none",
-            **{key: value for key, value in sorted(os.environ.items()) if key.startswith(FLAG_PREFIXES)},
+            **_flags(),
         },
     }
     if device_type == "cuda":

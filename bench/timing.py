@@ -72,14 +72,21 @@ class RunClocks:
     """The three clocks of one training run.
 
     `process_s` runs from the creation of the process, `resident_s` from raw uint8 on the device, `train_eval_s` from
-    the first step (or whitening) through the final evaluation. The device is synchronised at every mark, nowhere else.
+    the first step (or whitening) through the final evaluation. The device is synchronised at every mark and reading; a
+    training loop in between reads no clock.
 
     Args:
         device: where the work runs.
+
+    Attributes:
+        cold: whether these are the first of the process: only then does `process_s` hold this run and nothing else.
     """
+
+    _first = True
 
     def __init__(self, device: "torch.device") -> None:
         self._device = device
+        self.cold, RunClocks._first = RunClocks._first, False
         self._resident_start_s: float | None = None
         self._train_start_s: float | None = None
         self._standing_s: float | None = None
@@ -199,7 +206,7 @@ class Measurement:
     Attributes:
         samples_s: time of one call, in the order taken.
         launches_per_sample: calls that share one sample's window, for operations shorter than the clock can resolve.
-        host_median_s: the same by a synchronised host clock, as a cross-check.
+        host_median_s: the same by a synchronised host clock, as a cross-check; cold on a GPU, it holds the flush too.
         warmup_s: what warm-up took, compilation included.
         stopped_by: "ci" when the interval was narrow enough, else "count" or "budget".
         cold: whether caches were flushed before every sample.
@@ -258,9 +265,16 @@ def _window(fn: Callable[[], object], launches: int, device: "torch.device", *, 
     return captured.replay
 
 
-def _elapsed_s(window: Callable[[], object], device: "torch.device") -> tuple[float, float]:
-    """Times one window: (seconds by the device's clock, seconds by the synchronised host clock)."""
+def _elapsed_s(
+    window: Callable[[], object], device: "torch.device", flush: Callable[[], object] | None = None
+) -> tuple[float, float]:
+    """Times one window: (seconds by the device's clock, seconds by the synchronised host clock).
+
+    On a GPU the launches of the window queue up behind the flush, which hides them; the host's time then holds both.
+    """
     synchronize(device)
+    if flush is not None:
+        flush()
     if device.type != "cuda":
         start = now_s()
         window()
@@ -353,9 +367,7 @@ def measure(
     host: list[float] = []
     deadline, stopped_by = Deadline(budget_s), "count"
     while len(samples) < max_count:
-        if flush is not None:
-            flush()
-        elapsed, host_elapsed = _elapsed_s(window, device)
+        elapsed, host_elapsed = _elapsed_s(window, device, flush)
         samples.append(elapsed / launches)
         host.append(host_elapsed / launches)
         if len(samples) >= min_count and len(samples) % 5 == 0:

@@ -92,6 +92,11 @@ class Split:
     train: Dataset
     test: Dataset
 
+    @property
+    def content_hash(self) -> str:
+        """The sha256 of both sets' hashes: equal only when both are."""
+        return hashlib.sha256((self.train.content_hash + self.test.content_hash).encode()).hexdigest()
+
     def tune(self, validation: int | None = None) -> "Split":
         """Returns a split of the training set alone, for tuning without looking at the test set.
 

@@ -1,5 +1,6 @@
 """From a recipe to its network and optimisers."""
 
+import difflib
 from collections.abc import Callable
 
 import torch
@@ -21,10 +22,21 @@ def build_model(recipe: Recipe, classes: int, device: torch.device) -> nn.Module
     Args:
         recipe: names the network and its arguments.
         classes: number of outputs.
-        device: where the weights live.
+        device: where the weights live; "meta" only tries it out.
+
+    Raises:
+        ValueError: if there is no such network (names the nearest), or it does not take the arguments.
     """
+    if recipe.model not in MODELS:
+        near = difflib.get_close_matches(recipe.model, MODELS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ValueError(f"no model '{recipe.model}'; {hint}models: {', '.join(MODELS)}")
     memory_format = torch.channels_last if recipe.implementations.channels_last else torch.contiguous_format
-    model = MODELS[recipe.model](classes, **recipe.model_arguments)
+    try:
+        with torch.device("meta" if device.type == "meta" else "cpu"):
+            model = MODELS[recipe.model](classes, **recipe.model_arguments)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"model {recipe.model} does not take {recipe.model_arguments}: {error}") from error
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 

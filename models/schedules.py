@@ -1,6 +1,25 @@
 """Learning-rate schedules as functions of training progress, so that a recipe means the same at any batch size."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+
+def demand(owner: object, names: str, accepted: Callable[[Any], bool], expected: str) -> None:
+    """Refuses a field of a recipe's part that is out of range.
+
+    Args:
+        owner: the part.
+        names: of its fields, separated by spaces.
+        accepted: says whether a value will do.
+        expected: the same in words.
+
+    Raises:
+        ValueError: if one will not do.
+    """
+    for name in names.split():
+        if not accepted(getattr(owner, name)):
+            raise ValueError(f"{name} is {getattr(owner, name)}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,11 @@ class OneCycle:
     momentum_max: float = 0.95
     momentum_min: float = 0.85
 
+    def __post_init__(self) -> None:
+        demand(self, "start_ratio final_ratio", lambda v: v > 0, "a positive number")
+        demand(self, "final_fraction", lambda v: 0 < v < 1, "a share of training between 0 and 1")
+        demand(self, "momentum_max momentum_min", lambda v: 0 <= v < 1, "a momentum from 0 to below 1")
+
     def at(self, progress: float) -> Setting:
         """Returns the setting at `progress`, from 0 at the first step to 1 after the last."""
         first = 1 / self.start_ratio
@@ -52,6 +76,9 @@ class LinearDecay:
     """
 
     until: float = 1.0
+
+    def __post_init__(self) -> None:
+        demand(self, "until", lambda v: v > 0, "a positive share of training")
 
     def at(self, progress: float) -> Setting:
         """Returns the setting at `progress`, from 0 at the first step to 1 after the last."""

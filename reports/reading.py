@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from reports.schema import RESUMABLE, RUN_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Run
+from reports.schema import PLACE, RESUMABLE, RUN_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Run
 from reports.store import RECORDS, RUN_TABLE, SAMPLE_TABLE, StoreError, being_written, run_directories
 
 if TYPE_CHECKING:
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Columns of the run that a samples frame carries along, besides the settings in its environment.
-CARRIED: tuple[str, ...] = ("run_status", "started_utc", "recipe_hash", "host", "cpu", "cpu_cores", "gpu_name")
-CARRIED += ("gpu_driver", "gpu_power_limit_w", "torch", "git_sha", "source_hash")
-# Of the environment: names a build of the operating system, which is no setting.
-_NO_SETTINGS = ("platform",)
+CARRIED = ("run_status", "started_utc", "recipe_hash", "git_sha", *PLACE)
 OnDamage = Literal["raise", "skip"]
 StoredRun = tuple[dict[str, Any], "pa.Table | None"]
 _JSON_COLUMNS = ("request", "recipe", "environment", "notes")
@@ -257,14 +254,19 @@ def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "rai
     frame = _with_parameters(pd.concat(frames, ignore_index=True))
     rows, lengths = [run for run, _ in stored], [len(samples) for samples in frames]
     columns = {name: [row.get(name) for row in rows] for name in ("run_id", *CARRIED)}
-    environments = [json.loads(row["environment"]) for row in rows]
-    for name in dict.fromkeys(key for environment in environments for key in environment if key not in _NO_SETTINGS):
+    environments = [settings(json.loads(row["environment"])) for row in rows]
+    for name in dict.fromkeys(key for environment in environments for key in environment):
         taken = name in frame.columns or name in columns
         columns[f"environment_{name}" if taken else name] = [environment.get(name) for environment in environments]
     carried = {name: _repeated(values, lengths).set_axis(frame.index) for name, values in columns.items()}
     frame = pd.concat([frame, pd.DataFrame(carried, index=frame.index)], axis=1)
     frame.attrs["skipped"] = skipped
     return frame
+
+
+def settings(environment: dict[str, str]) -> dict[str, str]:
+    """Returns what decides how a run computes: not which build of the system, nor which of the GPUs."""
+    return {name: value for name, value in environment.items() if name not in ("platform", "CUDA_VISIBLE_DEVICES")}
 
 
 def _repeated(values: list[Any], lengths: list[int]) -> "pd.Series[Any]":

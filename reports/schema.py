@@ -13,6 +13,8 @@ Phase = Literal["warm-up", "steady"]
 SampleStatus = Literal["ok", "missed", "diverged", "interrupted", "failed"]
 RunStatus = Literal["done", "stopped", "interrupted", "diverged", "failed", "running", "unfinished"]
 RESUMABLE: tuple[RunStatus, ...] = ("running", "unfinished", "interrupted", "stopped")
+# Where and with what a run was measured: samples of two such places are never one measurement.
+PLACE = ("host", "cpu", "cpu_cores", "gpu_name", "gpu_driver", "gpu_power_limit_w", "torch", "source_hash")
 ParameterValue = str | int | float | bool
 
 

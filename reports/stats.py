@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from reports.schema import PLACE
+
 if TYPE_CHECKING:
     import pandas as pd
 
 Array = npt.NDArray[np.float64]
 
 # What makes two samples the same measurement, apart from the parameters and the settings of the environment.
-KEYS: tuple[str, ...] = ("benchmark", "case", "variant", "arm", "host", "cpu", "cpu_cores", "gpu_name", "gpu_driver")
-KEYS += ("gpu_power_limit_w", "torch", "source_hash", "recipe_hash")
-TIMES = ("train_eval_s", "resident_s", "process_s")
+KEYS = ("benchmark", "case", "variant", "arm", *PLACE, "recipe_hash")
+TIMES = ("train_eval_s", "resident_s")
 STATISTICS = ("n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max")
 
 

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import format_exception
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from reports.schema import RESUMABLE, Run, RunStatus, Sample
 RECORDS = "records.jsonl"
 RUN_TABLE = "run.parquet"
 SAMPLE_TABLE = "samples.parquet"
+TRACEBACK = "traceback.txt"
 
 
 class StoreError(ValueError):
@@ -173,11 +175,15 @@ class RunWriter:
     ) -> None:
         if self._descriptor < 0:
             return
-        with contextlib.suppress(StoreError):  # a full disk must not hide the exception that is on its way
+        with contextlib.suppress(StoreError, OSError):  # a full disk must not hide the exception that is on its way
             if isinstance(error, KeyboardInterrupt):
                 self.finish("interrupted", "Ctrl-C")
+            elif isinstance(error, StoreError):
+                self._close()  # nothing more can be written; it may go on when that is mended
             elif error is not None:
+                error.add_note(f"what was measured is in {self.path}, with the traceback")
                 self.finish("failed", f"{type(error).__name__}: {error}")
+                (self.path / TRACEBACK).write_text("".join(format_exception(error)), encoding="utf-8")
             else:
                 self.finish()
         self._close()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from bench.environment import Telemetry, provenance, source_hash
+from bench.environment import Telemetry, provenance, resolve_device
 from bench.numerics import numerics
 from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
@@ -18,8 +18,8 @@ from loaders.batches import Split
 from loaders.cifar10 import load_cifar10
 from loaders.synthetic import synthetic_split
 from models.recipes.recipe import Recipe
-from reports.reading import load, read_unfinished
-from reports.schema import Run, RunStatus, Sample
+from reports.reading import load, read_unfinished, settings
+from reports.schema import PLACE, Run, RunStatus, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
 
 SYNTHETIC = "synthetic"
@@ -82,10 +82,22 @@ class SeedDiverged:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and where its records are."""
+    """How a run ended, and where its records are.
+
+    Attributes:
+        path: the run's directory.
+        status: as recorded; a run that was stopped can go on, whatever became of its seeds.
+        diverged: whether a seed did.
+    """
 
     path: Path
     status: RunStatus
+    diverged: bool
+
+    @property
+    def verdict(self) -> str:
+        """What the exit code tells: "diverged" if a seed did, else the status."""
+        return "diverged" if self.diverged else self.status
 
 
 Observer = Callable[[SeedEvent | SeedDiverged], None]
@@ -116,6 +128,7 @@ class CifarRun:
         deadline: no seed is begun that would overrun it, judged by the slowest seed so far; one that does is given up.
         estimate_s: what the first seed is judged by.
         done: seeds that the records hold already.
+        diverged: whether one of them diverged.
     """
 
     def __init__(
@@ -127,9 +140,10 @@ class CifarRun:
         deadline: Deadline | None = None,
         estimate_s: float = 0.0,
         done: frozenset[int] = frozenset(),
+        diverged: bool = False,
     ) -> None:
         self.request, self.split, self.writer = request, split, writer
-        self.deadline, self.done = deadline or Deadline(None), done
+        self.deadline, self.done, self.diverged = deadline or Deadline(None), done, diverged
         self.device = torch.device(request.device)
         self._slowest_s = estimate_s
 
@@ -142,34 +156,36 @@ class CifarRun:
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
-        status: RunStatus = "done"
+        stopped = ""
         with self.writer, Telemetry(self.device.index or 0 if self.device.type == "cuda" else None) as telemetry:
-            for position, seed in enumerate(s for s in range(self.request.seeds) if s not in self.done):
+            for seed in (s for s in range(self.request.seeds) if s not in self.done):
                 if self.deadline.remaining_s() < self._slowest_s:
-                    status = "stopped"
-                    self.writer.note(f"stopped before seed {seed}: the budget does not hold another seed")
+                    stopped = f"stopped before seed {seed}: the budget does not hold another seed"
                     break
                 clocks, begun_s = RunClocks(self.device), now_s()
                 try:
-                    self._train(seed, clocks, telemetry, observe, cold=position == 0 and not self.done)
+                    self._train(seed, clocks, telemetry, observe)
                 except Diverged as error:
                     self._record_divergence(seed, clocks, str(error))
                     observe(SeedDiverged(seed, str(error)))
-                    status = "diverged"
+                    self.diverged = True
                 except _BudgetSpent:
-                    status = "stopped"
-                    self.writer.note(f"stopped within seed {seed}: the budget is spent")
+                    stopped = f"stopped within seed {seed}: the budget is spent"
                     break
                 self._slowest_s = max(self._slowest_s, now_s() - begun_s)
-            if status == "done" and self.request.phases:
+            if stopped:
+                self.writer.note(stopped)
+            elif self.request.phases and not self.diverged:
                 self._measure_phases()
+            status: RunStatus = "stopped" if stopped else "diverged" if self.diverged else "done"
             self.writer.finish(status)
-        return Outcome(self.writer.path, status)
+        return Outcome(self.writer.path, status, self.diverged)
 
     def _sample(self, metric: str, unit: str, value: float, **fields: Any) -> Sample:
         recipe, request = self.request.recipe, self.request
         parameters = {
             "dataset": self.split.train.name,
+            "data_hash": self.split.content_hash[:12],
             "device": request.device,
             "precision": recipe.precision,
             "batch_size": recipe.batch_size,
@@ -190,7 +206,7 @@ class CifarRun:
     def _numerics(self, seed: int) -> Any:
         return numerics(seed=seed, keep_heap=self.request.recipe.implementations.keep_heap)
 
-    def _train(self, seed: int, clocks: RunClocks, telemetry: Telemetry, observe: Observer, *, cold: bool) -> None:
+    def _train(self, seed: int, clocks: RunClocks, telemetry: Telemetry, observe: Observer) -> None:
         with self._numerics(seed):
             trainer = Trainer(self.request.recipe, self.split, device=self.device, seed=seed, clocks=clocks)
             for event in trainer.train():
@@ -202,18 +218,18 @@ class CifarRun:
                         self._sample("train_loss", "nats", event.train_loss_nats, **at),
                     )
                 elif isinstance(event, Finished):
-                    self._record_result(seed, event, cold=cold)
+                    self._record_result(seed, event, clocks)
                 observe(SeedEvent(seed, event))
                 if self.deadline.expired() and not isinstance(event, Finished):
                     raise _BudgetSpent
 
-    def _record_result(self, seed: int, result: Finished, *, cold: bool) -> None:
+    def _record_result(self, seed: int, result: Finished, clocks: RunClocks) -> None:
         reached = result.accuracy >= self.request.target
         score: dict[str, Any] = {"seed": seed, "target": self.request.target, "reached": reached}
         score |= {"censored": not reached, "status": "ok" if reached else "missed"}
-        times = {"train_eval_s": result.train_eval_s, "resident_s": result.resident_s}
-        if cold:  # later seeds find the process warm
-            times["process_s"] = result.process_s
+        times = {"train_eval_s": clocks.train_eval_s, "resident_s": clocks.resident_s}
+        if clocks.cold:
+            times["process_s"] = clocks.process_s
         self.writer.add(
             *(self._sample(metric, "s", value, **score) for metric, value in times.items()),
             self._sample("images_per_s", "images/s", result.images_per_s, seed=seed),
@@ -225,6 +241,7 @@ class CifarRun:
         lost |= {"status": "diverged", "error": error}
         self.writer.add(
             self._sample("train_eval_s", "s", clocks.train_eval_s, **lost),
+            self._sample("resident_s", "s", clocks.resident_s, **lost),
             self._sample("final_accuracy", "fraction", math.nan, **lost),
         )
 
@@ -238,15 +255,18 @@ class CifarRun:
             whole = {True: PhaseTimer(device), False: PhaseTimer(device)}
             batches = trainer.endless_batches()
             trainer.step(batches, 0, unmeasured)
-            for step in range(2 * request.phases):
-                timed = step % 2 == 1
-                if step >= 2 and not timed and self.deadline.expired():
+            pair_s = 0.0
+            for step in range(request.phases):
+                if step and self.deadline.remaining_s() < 3 * pair_s:  # another pair, and evaluations as long as two
                     break
-                with whole[timed].phase("step"):
-                    trainer.step(batches, 0, phases if timed else unmeasured)
+                begun_s = now_s()
+                for timed in (False, True):
+                    with whole[timed].phase("step"):
+                        trainer.step(batches, 0, phases if timed else unmeasured)
+                pair_s = now_s() - begun_s
             images, _ = next(iter(trainer.test_batches()))
-            for _ in range(3):
-                with phases.phase("evaluation"):
+            for timer in (unmeasured, phases, phases, phases):
+                with timer.phase("evaluation"):
                     trainer.evaluate_batch(images)
         samples = []
         for name, times in phases.times_s().items():
@@ -285,7 +305,7 @@ def new_run(
         run_id=new_run_id(request.recipe.name),
         started_utc=utc_now(),
         command=command,
-        request={**request.stored(), "content_hash": split.train.content_hash},
+        request={**request.stored(), "content_hash": split.content_hash},
         recipe=request.recipe.resolved(),
         recipe_hash=request.recipe.hash(),
         **_provenance(request),
@@ -311,20 +331,37 @@ def resumed_run(path: Path) -> CifarRun:
         path: the run's directory.
 
     Raises:
-        StoreError: if the run is finished, being written, or was made with another recipe or other data.
+        StoreError: if the run is finished, being written, or was begun with another recipe or version, on other data or
+            another machine: one run is one measurement.
+        ValueError: if its device is not there.
     """
     run = read_unfinished(path)
     recipe = Recipe.from_resolved(run.recipe)
     if recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
     request = CifarRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
+    resolve_device(request.device)
+    if request.data != SYNTHETIC and not Path(request.data).exists():
+        raise StoreError(f"{path} needs its data at {request.data}, seen from where it was begun; go on from there")
     split = load_split(request.data, request.split)
-    if split.train.content_hash != run.request["content_hash"]:
+    if split.content_hash != run.request["content_hash"]:
         raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
+    _check_same_place(run, _provenance(request), path)
     writer = RunWriter.resume(path)
-    source = source_hash()
-    if source != run.source_hash:
-        writer.note(f"resumed with sources {source}; began with {run.source_hash}")
     samples = load(path)
-    done = frozenset(int(seed) for seed in samples.loc[samples["metric"] == "final_accuracy", "seed"])
-    return CifarRun(request, split, writer, done=done)
+    finals = samples[samples["metric"] == "final_accuracy"]
+    done = frozenset(int(seed) for seed in finals["seed"])
+    return CifarRun(request, split, writer, done=done, diverged=bool((finals["status"] == "diverged").any()))
+
+
+def _check_same_place(run: Run, here: dict[str, Any], path: Path) -> None:
+    """Refuses to go on where a sample would mean something else than those before.
+
+    Raises:
+        StoreError: if machine, versions, sources or settings differ; says in what.
+    """
+    then = {name: getattr(run, name) for name in PLACE} | settings(run.environment)
+    now = {name: here.get(name) for name in PLACE} | settings(here["environment"])
+    changes = [f"{k}: {then.get(k)} then, {now.get(k)} now" for k in {**then, **now} if then.get(k) != now.get(k)]
+    if changes:
+        raise StoreError(f"{path} was begun under other conditions ({'; '.join(changes)}); start a new run")

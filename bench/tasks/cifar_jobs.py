@@ -27,7 +27,7 @@ def _run_quick(context: Context) -> str:
     recipe = _quick_recipe(context.device)
     request = CifarRequest(recipe=recipe, data=SYNTHETIC, target=TARGET, seeds=2, device=context.device, phases=6)
     with Display(context.console, "sprint", request.target) as display:
-        return new_run(request, context.out, context.command, deadline=context.deadline).execute(display).status
+        return new_run(request, context.out, context.command, deadline=context.deadline).execute(display).verdict
 
 
 def _needs_data(context: Context) -> str:
@@ -45,7 +45,7 @@ def _throughput(name: str) -> Job:
         recipe = get_recipe(name, context.device)
         request = _request(context, recipe, seeds=0, phases=THROUGHPUT_STEPS)
         run = new_run(request, context.out, context.command, deadline=context.deadline)
-        return run.execute(lambda seen: None).status
+        return run.execute(lambda seen: None).verdict
 
     return Job(
         f"cifar {name} throughput", f"step time and phases of {name} at real sizes", _needs_data, measure, at_least_s=45
@@ -61,7 +61,7 @@ def _training(name: str, seeds: int, unavailable: Callable[[Context], str]) -> J
         estimate_s = _estimate_s(context, recipe)
         run = new_run(request, context.out, context.command, deadline=context.deadline, estimate_s=estimate_s)
         with Display(context.console, name, request.target) as display:
-            return run.execute(display).status
+            return run.execute(display).verdict
 
     return Job(f"cifar {name}", f"{name} to its target, {seeds} seeds at most", unavailable, train)
 
@@ -79,8 +79,10 @@ def _request(context: Context, recipe: Recipe, *, seeds: int, phases: int) -> Ci
 
 
 def _estimate_s(context: Context, recipe: Recipe) -> float:
-    """The time of one seed's steps, from the step time that this suite has just measured."""
-    samples = load(context.out)
+    """The time of one seed's steps, from the step time that this suite has just measured; 0 if it could not."""
+    if not context.out.exists():
+        return 0.0
+    samples = load(context.out, on_damage="skip")
     steps = samples[(samples["metric"] == "step_time") & (samples["case"] == recipe.name)]["value"]
     images = len(load_split(str(context.data), "test").train)
     return statistics.median(steps) * recipe.epochs * images / recipe.batch_size if len(steps) else 0.0

@@ -53,8 +53,6 @@ class Finished:
     accuracy: float
     images_per_s: float
     train_eval_s: float
-    resident_s: float
-    process_s: float
 
 
 Event = StepDone | Evaluated | Finished
@@ -64,12 +62,20 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
     """Refuses what could not be trained, before anything is moved, built or recorded.
 
     Raises:
-        ValueError: if the recipe cannot run on this device or this data; names the change that helps.
+        ValueError: if the recipe names no network, or cannot run on this device or this data; names the change that
+            helps.
     """
     if device.type == "cpu" and recipe.precision == "fp16":
         raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
     if device.type == "cpu" and recipe.implementations.cuda_graph:
         raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    model = build_model(recipe, len(split.train.classes), torch.device("meta"))
+    build_optimizers(recipe, model)
+    for size in (*(r.size for r in recipe.resolutions), split.train.images_NHWC.shape[1]):
+        try:
+            model(torch.empty(2, 3, size, size, device="meta"))
+        except RuntimeError as error:
+            raise ValueError(f"model {recipe.model} cannot compute images of {size} pixels: {error}") from error
     if len(split.train) < recipe.batch_size:
         raise ValueError(
             f"{len(split.train)} training images do not fill one batch of {recipe.batch_size}; "
@@ -102,7 +108,7 @@ class Trainer:
         self.dtype = DTYPES[recipe.precision]
         self.model = build_model(recipe, len(split.train.classes), device)
         self.optimizers = build_optimizers(recipe, self.model)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.scaler = self._new_scaler()
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
         self.total_steps = math.ceil(recipe.epochs * self.steps_per_epoch)
         # Once an epoch; a run of a single epoch is looked at four times, to see it learn.
@@ -117,6 +123,9 @@ class Trainer:
         self._loss_sum = torch.zeros((), device=device)
         if self.network is not self.model or device.type == "cuda":
             self._warm_up()
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
 
     def batches(self, size: int | None = None) -> DeviceBatches:
         """Returns the training pipeline, with images scaled to `size` pixels unless it is None."""
@@ -213,7 +222,7 @@ class Trainer:
         images_per_s = step * recipe.batch_size / clocks.train_eval_s
         accuracy = self.accuracy(recipe.tta)
         clocks.stop()
-        yield Finished(accuracy, images_per_s, clocks.train_eval_s, clocks.resident_s, clocks.process_s)
+        yield Finished(accuracy, images_per_s, clocks.train_eval_s)
 
     def _evaluated(self, step: int) -> Evaluated:
         """Evaluates on the way; the mean loss since the last look shows divergence without a host sync a step."""
@@ -254,9 +263,9 @@ class Trainer:
         return logits
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        """The network's logits; a compiled one sees a single batch shape, filled up with zeros."""
+        """The network's logits; where a new batch shape costs time, the batch is filled up with zeros."""
         missing = min(EVALUATION_BATCH, len(self.split.test.labels)) - len(images)
-        if self.network is self.model or missing == 0:
+        if missing == 0 or (self.network is self.model and self.device.type == "cpu"):
             return self.forward(images.contiguous(memory_format=torch.channels_last))
         padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
         return self.forward(padded)[: len(images)]
@@ -273,4 +282,5 @@ class Trainer:
         self.model.load_state_dict(initial)
         self.optimizers = build_optimizers(self.recipe, self.model)
         self.optimizers.set_progress(0.0)
+        self.scaler = self._new_scaler()
         self._loss_sum.zero_()

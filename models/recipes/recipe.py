@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from models.schedules import LinearDecay, OneCycle, Schedule
+from models.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -19,6 +19,9 @@ class SGD:
     weight_decay: float
     momentum: float = 0.9
     schedule: Schedule = field(default_factory=OneCycle)
+
+    def __post_init__(self) -> None:
+        _demand_rates(self, "lr", "momentum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,15 @@ class MuonSGD:
     schedule: Schedule = field(default_factory=LinearDecay)
     whiten_bias_schedule: LinearDecay = field(default_factory=LinearDecay)
 
+    def __post_init__(self) -> None:
+        _demand_rates(self, "filter_lr bias_lr head_lr", "filter_momentum momentum")
+
+
+def _demand_rates(rule: SGD | MuonSGD, rates: str, momenta: str) -> None:
+    demand(rule, rates, lambda v: v > 0, "a positive learning rate")
+    demand(rule, momenta, lambda v: 0 <= v < 1, "a momentum from 0 to below 1")
+    demand(rule, "weight_decay", lambda v: v >= 0, "0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TestTimeAugmentation:
@@ -60,6 +72,9 @@ class TestTimeAugmentation:
 
     threshold: float = 1.0
 
+    def __post_init__(self) -> None:
+        demand(self, "threshold", lambda v: 0 <= v <= 1, "a probability from 0 to 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
@@ -67,6 +82,10 @@ class Resolution:
 
     size: int
     until_epoch: float
+
+    def __post_init__(self) -> None:
+        demand(self, "size", lambda v: v >= 1, "at least one pixel")
+        demand(self, "until_epoch", lambda v: v > 0, "a positive number of passes over the training set")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +150,11 @@ class Recipe:
     implementations: Implementations = field(default_factory=Implementations)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; expected at least one image a step")
-        if not self.epochs > 0:
-            raise ValueError(f"epochs is {self.epochs}; expected a positive number of passes over the training set")
+        demand(self, "target", lambda v: 0 < v < 1, "an accuracy between 0 and 1, such as 0.94")
+        demand(self, "batch_size", lambda v: v >= 1, "at least one image a step")
+        demand(self, "epochs", lambda v: v > 0, "a positive number of passes over the training set")
+        demand(self, "label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1")
+        demand(self, "pad", lambda v: v >= 0, "pixels, 0 for none")
 
     def resolved(self) -> dict[str, Any]:
         """Returns the recipe as JSON types, each part with the name of its class, as the records store it."""

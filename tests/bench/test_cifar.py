@@ -1,5 +1,6 @@
 """The cifar task: what it records, that it repeats itself, and what becomes of runs that diverge, stop or break off."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ from loaders.synthetic import synthetic_split
 from models.recipes import get_recipe
 from models.recipes.recipe import Implementations, Resolution, TestTimeAugmentation
 from reports.schema import Run
-from reports.store import RunWriter, StoreError, new_run_id, utc_now
+from reports.store import RECORDS, RunWriter, StoreError, new_run_id, utc_now
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def run_of(asked, split, root, **options):
         run_id=new_run_id("tiny"),
         started_utc=utc_now(),
         command="test",
-        request={**asked.stored(), "content_hash": split.train.content_hash},
+        request={**asked.stored(), "content_hash": split.content_hash},
         recipe=asked.recipe.resolved(),
         recipe_hash=asked.recipe.hash(),
     )
@@ -54,7 +55,8 @@ def execute(asked, split, root, **options):
     return run_of(asked, split, root, **options).execute(lambda seen: None)
 
 
-def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_path):
+def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunClocks, "_first", True)
     outcome = execute(request(seeds=2, phases=3), small_split, tmp_path)
     assert outcome.status == "done"
     frame = reports.load(outcome.path)
@@ -68,6 +70,8 @@ def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_pa
     assert (times["train_eval_s"] <= times["resident_s"]).all()
     assert times.loc[0, "process_s"] > times.loc[0, "resident_s"]
     assert math.isnan(times.loc[1, "process_s"])  # the second seed did not start cold
+    again = reports.load(execute(request(), small_split, tmp_path).path)
+    assert "process_s" not in set(again["metric"])  # nor does another run of this process
     phases = frame[frame["metric"] == "phase_time"]
     assert phases.groupby("phase_name").size().to_dict() == {
         "backward": 3, "data": 3, "evaluation": 3, "forward": 3, "optimiser": 3
@@ -169,6 +173,33 @@ def test_divergence_is_recorded_and_the_other_seeds_still_run(small_split, tmp_p
     assert reports.time_to_target(frame).loc[0, "diverged"] == 2
 
 
+class BudgetOfOneSeed(Deadline):
+    """A budget that is spent when the first seed has ended."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.ended = False
+
+    def __call__(self, seen):
+        self.ended = isinstance(seen, SeedDiverged)
+
+    def remaining_s(self):
+        return -1.0 if self.ended else math.inf
+
+
+def test_a_divergence_outlives_stopping_and_resuming(tmp_path):
+    optimizer = replace(tiny_recipe().optimizer, head_lr=1e38)
+    recipe = tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=1, optimizer=optimizer)
+    deadline = BudgetOfOneSeed()
+    stopped = new_run(request(recipe, seeds=2), tmp_path, "test", deadline=deadline).execute(deadline)
+    assert (stopped.status, stopped.verdict) == ("stopped", "diverged")
+    frame = reports.load(stopped.path)
+    assert frame[frame["status"] == "diverged"]["metric"].tolist() == ["train_eval_s", "resident_s", "final_accuracy"]
+    again = resumed_run(stopped.path)
+    assert again.diverged and again.done == {0}
+    again.writer.finish("stopped")
+
+
 def test_a_budget_that_holds_no_seed_stops_before_it(small_split, tmp_path):
     outcome = execute(request(seeds=3), small_split, tmp_path, deadline=Deadline(60), estimate_s=1000)
     assert outcome.status == "stopped"
@@ -227,7 +258,6 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path):
         return frame[frame["metric"] == "final_accuracy"].set_index("seed")["value"].to_dict()
 
     assert finals(resumed) == finals(whole)
-    assert len(resumed[resumed["metric"] == "process_s"]) == 1
     with pytest.raises(StoreError, match="finished"):
         resumed_run(outcome.path)
 
@@ -241,9 +271,59 @@ def test_resuming_on_other_data_is_refused_and_leaves_the_run_resumable(tmp_path
             resumed_run(run.writer.path)
 
 
+@pytest.fixture
+def begun(tmp_path):
+    """A run that was interrupted in its first seed."""
+    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=1))
+    run = new_run(asked, tmp_path, "test")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(Interrupt(seed=0))
+    return run.writer.path
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"host": "another"}, "host: another then"),
+        ({"source_hash": "0123456789ab"}, "source_hash: 0123456789ab then"),
+        ({"environment": {"threads": "64"}}, "threads: 64 then, .* now"),
+        ({"request": {"device": "cuda"}}, "no CUDA GPU answers here"),
+        ({"request": {"data": "elsewhere"}}, "seen from where it was begun"),
+    ],
+)
+def test_a_run_goes_on_only_where_it_was_begun(begun, change, says):
+    if "cuda" in str(change) and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    records = begun / RECORDS
+    text = records.read_text()
+    head, rest = text.split("\n", 1)
+    run = json.loads(head)
+    for key, value in change.items():
+        run[key] = run[key] | value if isinstance(value, dict) else value
+    records.write_text(json.dumps(run) + "\n" + rest)
+    changed = records.read_text()
+    with pytest.raises(ValueError, match=says):
+        resumed_run(begun)
+    assert records.read_text() == changed  # refused before it was touched
+    records.write_text(text)
+    assert resumed_run(begun).execute(lambda seen: None).status == "done"
+
+
+def test_phases_stop_when_the_budget_holds_no_other_step(small_split, tmp_path):
+    deadline = BudgetOfOneSeed()
+    deadline.ended = True
+    frame = reports.load(execute(request(seeds=0, phases=5), small_split, tmp_path, deadline=deadline).path)
+    counts = frame[frame["metric"] == "phase_time"].groupby("phase_name").size()
+    assert counts.to_dict() == {"backward": 1, "data": 1, "evaluation": 3, "forward": 1, "optimiser": 1}
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
+        (tiny_recipe(model="sprnt"), "did you mean 'sprint'"),
+        (tiny_recipe(model="wrn_22", model_arguments={}), "use SGD"),
+        (tiny_recipe(model_arguments={"width": 1}), "does not take"),
+        (tiny_recipe(model_arguments={"widths": (8,) * 6}), "cannot compute images of 32 pixels"),
         (tiny_recipe(precision="fp16"), "bf16 or a GPU"),
         (tiny_recipe(implementations=Implementations(cuda_graph=True)), "need a GPU"),
         (tiny_recipe(batch_size=2000), "do not fill one batch"),

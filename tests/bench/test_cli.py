@@ -12,10 +12,11 @@ import torch
 from rich.console import Console
 
 import reports
-from bench.cli import _run_job
+from bench.cli import _run_job, main
 from bench.registry import Context, Job
+from bench.tasks.training import Trainer
 from bench.timing import Deadline, now_s
-from reports.store import RECORDS
+from reports.store import RECORDS, TRACEBACK
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--set", 'model_arguments={"widths":[8,8,8]}', "--set", "batch_size=500", "--set", "resolutions=[]")
@@ -80,7 +81,7 @@ def test_killed_run_is_reported_and_resumed(tmp_path):
     assert process.returncode == -signal.SIGKILL
     looks = (run / RECORDS).read_text().count('"metric": "accuracy"')
     code, out, err = wallclock("report", tmp_path, "--html", tmp_path / "page.html")
-    assert code == 0 and "unfinished" in out, err
+    assert code == 0 and "unfinished" in out and "its process was killed" in out, err
     assert (reports.load(run)["metric"] == "accuracy").sum() == looks
     records = (run / RECORDS).read_text()
     (run / RECORDS).write_text(records.replace('"epochs": 300,', '"epochs": 1,') + '{"kind": "sam')  # torn line
@@ -91,6 +92,7 @@ def test_killed_run_is_reported_and_resumed(tmp_path):
     wait_for_looks(tmp_path, looks + 1, process)
     code, _, err = wallclock("run", "cifar", "--resume", run)
     assert code == 2 and "being written by another process" in err
+    assert "running" in wallclock("report", run)[1]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "--resume" in err
@@ -176,10 +178,14 @@ def test_a_run_that_diverges_exits_3(tmp_path):
         (("run", "cifar", "--set", "epohcs=2"), "did you mean 'epochs'"),
         (("run", "cifar", "--set", "epochs=many"), "expected something like"),
         (("run", "cifar", "--set", "precision=fp16"), "bf16 or a GPU"),
+        (("run", "cifar", "--set", "model=sprnt"), "did you mean 'sprint'"),
+        (("run", "cifar", "--set", "optimizer.bias_lr=0"), "bias_lr is 0.0; expected a positive learning rate"),
+        (("run", "cifar", "--set", "label_smoothing=1"), "label_smoothing is 1.0"),
+        (("run", "cifar", "--set", 'model_arguments={"width":1}'), "does not take"),
         (("run", "cifar", "--resume", "{empty}"), "holds no run"),
         (("run", "cifr"), "Did you mean 'cifar'"),
         (("suite", "--budget", "soon"), "a time such as 90s, 8m or 1h"),
-        (("suite", "--budget", "30s"), "nothing could be measured"),
+        (("suite", "--budget", "30s"), "cifar sprint throughput: skipped, needs real images"),
         (("report", "/no/such/run"), "no such path"),
         (("report", "{empty}"), "no runs in"),
         (("data", "check", "{empty}"), "holds no data set"),
@@ -198,6 +204,29 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, says, tmp_path):
     assert not list(out.rglob("*.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "use a smaller batch"),
+        (RuntimeError("could not create a primitive in shared memory"), 3, "RuntimeError: could not create"),
+    ],
+)
+def test_an_error_in_mid_run_tells_where_the_records_are(error, code, says, tmp_path, monkeypatch, capsys):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", fails)
+    monkeypatch.setattr(sys, "argv", ["wallclock", "run", "cifar", *TINY, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    (run,) = tmp_path.iterdir()
+    told = capsys.readouterr().err
+    assert stopped.value.code == code
+    assert says in told and str(run) in told and "Traceback" not in told
+    assert reports.load_runs(run).loc[0, "run_status"] == "failed"
+    assert "in fails" in (run / TRACEBACK).read_text()
+
+
 def test_a_job_that_fails_does_not_end_the_plan(tmp_path, capsys):
     def fails(context):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -205,7 +234,7 @@ def test_a_job_that_fails_does_not_end_the_plan(tmp_path, capsys):
     context = Context(tmp_path, None, "cpu", Deadline(None), Console(stderr=True, width=80), "test")
     assert _run_job(Job("first", "fails", lambda c: "", fails), context) == "failed"
     assert _run_job(Job("second", "works", lambda c: "", lambda c: "done"), context) == "done"
-    assert _run_job(Job("third", "cannot", lambda c: "no GPU", fails), context) == "skipped"
+    assert _run_job(Job("third", "cannot", lambda c: "no GPU", fails), context) == "skipped, no GPU"
     told = capsys.readouterr().err
     assert "first: failed, OutOfMemoryError: CUDA out of memory" in told and "third: skipped, no GPU" in told
 
@@ -255,8 +284,8 @@ def test_report_writes_csv_markdown_and_page(tmp_path):
     files = {kind: tmp_path / "new" / f"r.{kind}" for kind in ("csv", "markdown", "html")}
     code, _, err = wallclock("report", tmp_path / "runs", *(p for k, f in files.items() for p in (f"--{k}", f)))
     assert code == 0, err
-    assert "train_eval_s" in files["csv"].read_text()
-    assert "| sprint" in files["markdown"].read_text()
+    assert "train_eval_s" in files["csv"].read_text() and "phase_overhead" in files["csv"].read_text()
+    assert "| sprint" in files["markdown"].read_text() and "| overhead |" in files["markdown"].read_text()
     assert 1 << 20 < files["html"].stat().st_size < 3 << 20
 
 
@@ -268,3 +297,6 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path):
     code, out, err = wallclock("report", tmp_path)
     assert code == 0 and "0 of 1" in out
     assert str(table) in err.replace("\n", "")
+    code, out, err = wallclock("report", tmp_path / "a", "--html", tmp_path / "page.html")
+    assert code == 2 and out == "" and f"{table} is damaged" in err
+    assert not (tmp_path / "page.html").exists()
