@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -368,6 +369,9 @@ def main() -> None:
     Exit codes: 0 a result (a missed target is one), 2 a request that cannot be met, 3 a run that diverged or failed,
     130 Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a locale without arrows and boxes gets question marks
+            stream.reconfigure(errors="replace")
     try:
         app()
     except ValueError as error:  # bad input: DataError, StoreError, unknown names, values out of range

@@ -70,7 +70,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(html, encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+        raise StoreError(f"cannot write {out}: {error.strerror}; choose another file") from None
     return out
 
 

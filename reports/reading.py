@@ -88,7 +88,7 @@ def _ending(lines: list[dict[str, Any]], records: Path) -> tuple[str, str | None
     if last is not None and last["kind"] == "end":
         return last["status"], last.get("error")
     if being_written(records):
-        return "running", "what it has measured so far"
+        return "running", "the tables hold what it has measured so far"
     return "unfinished", "its process was killed; go on with --resume"
 
 

@@ -289,6 +289,15 @@ def test_report_writes_csv_markdown_and_page(tmp_path):
     assert 1 << 20 < files["html"].stat().st_size < 3 << 20
 
 
+def test_a_terminal_without_unicode_gets_its_tables_too(tmp_path):
+    published = next(path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cli", "report", published], env=environment, capture_output=True, check=True
+    )
+    assert b"train_eval_s ?" in done.stdout
+
+
 def test_a_damaged_run_does_not_hide_the_others(tmp_path):
     for name in ("a", "b"):
         wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--seeds", "1", "--out", tmp_path / name)
