@@ -210,5 +210,5 @@ def test_many_samples_stay_in_the_parquet(cifar_root: Path, tmp_path: Path, monk
 
 def test_a_page_that_cannot_be_written_is_told(cifar_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot write .*; choose another --out"):
+    with pytest.raises(StoreError, match="cannot write .*; choose another file"):
         build_page(load(cifar_root), load_runs(cifar_root), tmp_path / "file" / "page.html")
