@@ -1,0 +1,304 @@
+"""batch_norm_act against its reference: values, gradients, statistics, and every input that is easy to get wrong."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernels.batch_norm_act import ACTS, batch_norm_act, batch_norm_act_ref, plan
+
+SLOPE = 0.1
+NO_FIXTURE_RESET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def made(shape, device, *, dtype=torch.float64, residual=False, mean=0.5, deviation=2.0, seed=0):
+    """Input, gamma (some negative), beta and residual of a shape; normal numbers of a fixed seed."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, dtype=torch.float64, generator=random)
+
+    channels = shape[1]
+    x = (mean + deviation * normal(*shape)).to(dtype)
+    weight = (0.3 + normal(channels).abs()) * (1 - 2 * (torch.arange(channels) % 4 == 3).double())
+    vectors = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = [x, weight.to(vectors), normal(channels).to(vectors), normal(*shape).to(dtype) if residual else None]
+    return [None if t is None else t.to(device) for t in tensors]
+
+
+def run(function, x, weight, bias, residual, *, training=True, dy=None, **options):
+    """Returns y, all gradients and the running statistics after one call, under their names."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, weight, bias, residual)]
+    x, weight, bias, residual = leaves
+    vectors = torch.float64 if x.dtype == torch.float64 else torch.float32
+    running_mean = torch.linspace(-1, 1, x.shape[1], dtype=vectors, device=x.device)
+    running_var = torch.linspace(0.5, 4, x.shape[1], dtype=vectors, device=x.device)
+    y = function(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        training=training,
+        residual=residual,
+        negative_slope=SLOPE,
+        **options,
+    )
+    if dy is None:
+        random = torch.Generator().manual_seed(9)
+        dy = torch.randn(y.shape, dtype=torch.float64, generator=random).to(y.device, y.dtype)
+    y.backward(dy)
+    results = {"y": y.detach(), "running_mean": running_mean, "running_var": running_var}
+    names = ("dx", "dweight", "dbias", "dresidual")
+    return results | {name: leaf.grad for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+
+
+def assert_same(ours, reference, rtol=1e-6):
+    """Every result within `rtol` of the reference's largest value."""
+    assert ours.keys() == reference.keys()
+    for name, expected in reference.items():
+        assert ours[name].dtype == expected.dtype and ours[name].shape == expected.shape, name
+        error = (ours[name].double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)
+        assert error <= rtol, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("persistent", [None, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("shape", [(4, 5, 7, 3), (2, 24, 8, 8), (3, 123, 1, 1), (40, 16, 12, 12)])
+def test_it_equals_its_reference(shape, act, residual, training, persistent, device):
+    tensors = made(shape, device, residual=residual)
+    ours = run(batch_norm_act, *tensors, training=training, act=act, persistent=persistent)
+    assert ours["y"].is_contiguous(memory_format=torch.channels_last)
+    assert_same(ours, run(batch_norm_act_ref, *tensors, training=training, act=act))
+
+
+@NO_FIXTURE_RESET
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 70), st.integers(1, 6), st.integers(1, 6)),
+    act=st.sampled_from(ACTS),
+    residual=st.booleans(),
+    training=st.booleans(),
+)
+def test_it_equals_its_reference_at_any_shape(shape, act, residual, training, device):
+    if training and shape[0] * shape[2] * shape[3] == 1:
+        return
+    tensors = made(shape, device, residual=residual)
+    ours = run(batch_norm_act, *tensors, training=training, act=act)
+    # Two values that lie close are normalised by a deviation of near nothing, which magnifies any rounding.
+    assert_same(ours, run(batch_norm_act_ref, *tensors, training=training, act=act), rtol=1e-5)
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_agree_with_finite_differences(act, training, device):
+    x, weight, bias, residual = (t.requires_grad_() for t in made((3, 4, 3, 2), device, residual=True))
+    running = torch.zeros(4, dtype=x.dtype, device=device), torch.ones(4, dtype=x.dtype, device=device)
+
+    def operation(x, weight, bias, residual):
+        fresh = (None, None) if training else running
+        return batch_norm_act(x, weight, bias, *fresh, training=training, act=act, residual=residual)
+
+    assert torch.autograd.gradcheck(operation, (x, weight, bias, residual), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("persistent", [None, False])
+def test_half_precision_errs_no_more_than_twice_as_much_as_pytorch(dtype, persistent, device):
+    tensors = made((8, 24, 9, 9), device, dtype=dtype, residual=True)
+    wide = [t.double() for t in tensors]
+    exact = run(batch_norm_act_ref, *wide, act="leaky_relu")
+    theirs = run(batch_norm_act_ref, *tensors, act="leaky_relu")
+    ours = run(batch_norm_act, *tensors, act="leaky_relu", persistent=persistent)
+    # The interpreter truncates where a GPU rounds, which is one unit in the last place more.
+    unit = torch.finfo(dtype).eps
+    for name, expected in exact.items():
+        scale = expected.abs().max()
+        ours_off, theirs_off = ((r[name].double() - expected).abs().max() / scale for r in (ours, theirs))
+        assert ours_off <= 2 * theirs_off + unit, f"{name}: {ours_off:.1e} against {theirs_off:.1e}"
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(1e3, 1.0), (0.0, 1e-12), (1e15, 1e12), (-3e4, 30.0)])
+@pytest.mark.parametrize("persistent", [None, False])
+def test_far_means_and_extreme_sizes_lose_no_digits_in_float32(mean, deviation, persistent, device):
+    tensors = made((16, 8, 12, 12), device, dtype=torch.float32, mean=mean, deviation=deviation)
+    exact = run(batch_norm_act_ref, *(None if t is None else t.double() for t in tensors), eps=1e-30)
+    assert_same(
+        {k: v.double() for k, v in run(batch_norm_act, *tensors, eps=1e-30, persistent=persistent).items()},
+        exact,
+        rtol=1e-4,
+    )
+
+
+def test_nan_and_infinity_stay_within_their_channel(device):
+    x, weight, bias, _ = made((4, 6, 5, 5), device, dtype=torch.float32)
+    x[1, 2, 3, 3], x[0, 4, 0, 0] = float("nan"), float("inf")
+    for training in (True, False):
+        ours = run(batch_norm_act, x, weight, bias, None, training=training, act="leaky_relu")
+        theirs = run(batch_norm_act_ref, x, weight, bias, None, training=training, act="leaky_relu")
+        for name, expected in theirs.items():
+            assert torch.equal(ours[name].isfinite(), expected.isfinite()), name
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "sliced", "expanded", "transposed"])
+def test_any_layout_gives_the_same(layout, device):
+    x, weight, bias, _ = made((4, 10, 6, 6), device)
+    x = {
+        "NCHW": lambda: x.contiguous(),
+        "sliced": lambda: torch.cat([x, x], 1)[:, 5:15],
+        "expanded": lambda: x[:1].expand(4, -1, -1, -1),
+        "transposed": lambda: x.transpose(2, 3),
+    }[layout]()
+    ours = run(batch_norm_act, x, weight, bias, x, act="silu")
+    assert_same(ours, run(batch_norm_act_ref, x, weight, bias, x, act="silu"))
+
+
+def test_a_gradient_of_stride_zero_is_read_as_it_is(device):
+    tensors = made((2, 6, 4, 4), device)
+    dy = torch.ones((), dtype=torch.float64, device=device).expand(2, 6, 4, 4)
+    assert_same(run(batch_norm_act, *tensors, act="gelu", dy=dy), run(batch_norm_act_ref, *tensors, act="gelu", dy=dy))
+
+
+def test_without_gamma_or_running_statistics(device):
+    x, *_ = made((3, 7, 4, 4), device)
+    ours = batch_norm_act(x, None, None, None, None, training=True, act="relu")
+    torch.testing.assert_close(ours, batch_norm_act_ref(x, None, None, None, None, training=True, act="relu"))
+
+
+def test_an_empty_batch_is_connected_and_leaves_the_statistics_alone(device):
+    x, weight, bias, _ = made((0, 6, 4, 4), device)
+    results = run(batch_norm_act, x, weight, bias, None)
+    assert results["y"].shape == results["dx"].shape == (0, 6, 4, 4)
+    assert not results["dweight"].any() and not results["dbias"].any()
+    assert torch.equal(results["running_mean"], torch.linspace(-1, 1, 6, dtype=torch.float64, device=device))
+
+
+def test_one_value_a_channel_is_refused_in_training_alone(device):
+    x, weight, bias, _ = made((1, 6, 1, 1), device)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        run(batch_norm_act, x, weight, bias, None)
+    assert_same(
+        run(batch_norm_act, x, weight, bias, None, training=False),
+        run(batch_norm_act_ref, x, weight, bias, None, training=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 3)}, r"needs a floating \[N, C, H, W\]"),
+        ({"weight": torch.ones(4)}, r"weight has shape \(4,\); expected \(3,\)"),
+        ({"bias": None}, "given together"),
+        ({"running_var": None}, "given together"),
+        ({"residual": torch.zeros(2, 3, 4, 5)}, "residual is"),
+        ({"act": "elu"}, "expected one of none, relu"),
+        ({"save": "nothing"}, "expected input, output or byte"),
+        ({"save": "output", "act": "gelu"}, "cannot invert gelu; use save='byte'"),
+        ({"training": False, "running_mean": None, "running_var": None}, "needs running statistics"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    arguments = {"x": torch.zeros(2, 3, 4, 4), "weight": torch.ones(3), "bias": torch.zeros(3)}
+    arguments |= {"running_mean": torch.zeros(3), "running_var": torch.ones(3), "training": True}
+    with pytest.raises(ValueError, match=message):
+        batch_norm_act(**(arguments | change))
+
+
+@pytest.mark.parametrize("persistent", [None, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_output_alone_gives_the_gradients_of_gammas_kept_from_zero(dtype, persistent, device):
+    x, weight, bias, _ = made((6, 8, 5, 5), device, dtype=dtype)
+    weight[0], weight[1], weight[2] = 0.0, 0.03, -0.03
+    floored = torch.where(weight < 0, weight.clamp(max=-0.1), weight.clamp(min=0.1))
+    options = {"act": "leaky_relu"}
+    ours = run(batch_norm_act, x, weight, bias, None, save="output", persistent=persistent, **options)
+    assert_same(ours, run(batch_norm_act_ref, x, floored, bias, None, **options), rtol=1e-4)
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("persistent", [None, False])
+def test_a_byte_an_element_gives_gradients_near_the_exact_ones(act, persistent, device):
+    tensors = made((32, 8, 12, 12), device, dtype=torch.float32, residual=True)
+    ours = run(batch_norm_act, *tensors, act=act, save="byte", persistent=persistent)
+    kinked = act in ("none", "relu", "leaky_relu")
+    allowed = {"dx": 1e-3 if kinked else 0.015, "dweight": 0.03, "dbias": 1e-6 if kinked else 0.01}
+    for name, expected in run(batch_norm_act_ref, *tensors, act=act).items():
+        off = (ours[name] - expected).norm() / expected.norm()
+        assert off < allowed.get(name, 1e-6), f"{name}: {off:.1e}"
+
+
+def saved_bytes(function):
+    """Bytes that autograd keeps for backward while the function runs, each storage once."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    return sum(storages.values()), result
+
+
+def test_what_is_kept_for_backward(device):
+    x, weight, bias, _ = made((8, 16, 16, 16), device, dtype=torch.bfloat16)
+    x.requires_grad_()
+    elements = x.numel()
+    kept = {}
+    for save in ("input", "output", "byte"):
+        kept[save], y = saved_bytes(
+            lambda save=save: batch_norm_act(
+                x, weight, bias, None, None, training=True, act="leaky_relu", negative_slope=SLOPE, save=save
+            )
+        )
+        assert y.requires_grad
+    small = 16 * 4 * 4 + 64
+    assert kept["input"] <= 2 * elements + small and kept["output"] <= 2 * elements + small
+    assert kept["byte"] <= elements + small
+
+
+def test_the_same_input_gives_the_same_bits(device):
+    tensors = made((16, 40, 9, 9), device, dtype=torch.float32, residual=True)
+    first, again = (run(batch_norm_act, *tensors, act="leaky_relu", persistent=False) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("save", ["input", "byte"])
+@pytest.mark.parametrize("training", [True, False])
+def test_opcheck_finds_nothing(training, save, device):
+    x, weight, bias, residual = made((2, 5, 4, 3), device, residual=True)
+    for tensor in (x, weight, bias, residual):
+        tensor.requires_grad_()
+    running = [torch.zeros(5, dtype=x.dtype, device=device), torch.ones(5, dtype=x.dtype, device=device)]
+    given_statistics = (None, None) if training else running
+    options = (1e-5, "leaky_relu", SLOPE, save, None)
+    torch.library.opcheck(torch.ops.wallclock.batch_norm_act, (x, weight, bias, *given_statistics, residual, *options))
+    arguments = (*running, torch.ones_like(running[0]), torch.ones_like(running[0]), 24, 0.1)
+    torch.library.opcheck(torch.ops.wallclock.update_running_stats_, arguments)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_compiles_without_a_graph_break(training, device):
+    tensors = made((2, 5, 4, 3), device, residual=True)
+    compiled = torch.compile(batch_norm_act, fullgraph=True, backend="aot_eager")
+    ours = run(compiled, *tensors, training=training, act="silu")
+    assert_same(ours, run(batch_norm_act_ref, *tensors, training=training, act="silu"))
+
+
+@pytest.mark.parametrize(
+    ("m", "c"), list(itertools.product((1, 2, 127, 128, 129, 4096, 25_088, 524_288), (1, 3, 5, 24, 64, 123, 256, 1024)))
+)
+def test_plans_cover_every_row_once_and_fill_the_gpu(m, c):
+    for resident in (0, 132):
+        cut = plan(m, c, resident_programs=resident)
+        assert (cut.splits - 1) * cut.split_rows < m <= cut.splits * cut.split_rows
+        assert cut.block_c >= min(c, 64) and cut.block_c & (cut.block_c - 1) == 0
+        assert cut.block_m & (cut.block_m - 1) == 0
+        programs = cut.splits * -(-c // cut.block_c)
+        if cut.persistent:
+            assert cut.split_rows <= cut.block_m and (cut.splits == 1 or programs <= resident)
+        else:
+            assert cut.split_rows % cut.block_m == 0 and programs <= max(1024, -(-c // cut.block_c))
