@@ -345,8 +345,8 @@ def batch_norm_act(
         residual: [N, C, H, W] of x's dtype, added after the activation, or None.
         save: what backward reads. "input" keeps x. "output" keeps y alone, which the next convolution keeps anyway, and
             inverts it: for `act` none or leaky_relu, without a residual; gamma then counts as at least 0.1 in size.
-            "byte" keeps one byte an element: the normalised input in small steps, and exactly on which side of a kink it
-            lies. It errs by 1 to 3% of gamma's gradient, and by 0.1% of x's (1% with a smooth activation).
+            "byte" keeps one byte an element: the normalised input in small steps, and exactly on which side of the kink
+            it is. It errs by 1 to 3% of gamma's gradient, and by 0.1% of x's (1% with a smooth activation).
         persistent: None chooses the form by size; False forbids the one that reads its input once.
 
     Returns:

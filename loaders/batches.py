@@ -6,11 +6,11 @@ Shape legend: N images, H, W height and width, C = 3 colour channels.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 
-Flip = Literal["alternating", "random", "none"]
+from kernels.augment import Augmentation
 
 
 class DataError(ValueError):
@@ -111,31 +111,6 @@ class Split:
             raise DataError(f"cannot hold out {held_out} of {len(self.train)} training images; use --split test")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
         return Split(self.train.subset(order[held_out:]), self.train.subset(order[:held_out]))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training image: reflect-pad, crop at random, flip, cut a square out.
-
-    Attributes:
-        pad: pixels of reflect padding on every side before the crop back to the image's size.
-        flip: "alternating" mirrors a fixed random half of the images in even epochs and the other half in odd ones, so
-            that two epochs show every image both ways; "random" tosses a coin for each; "none".
-        cutout: edge of a square set to the mean colour, pixels; 0 for none.
-
-    Raises:
-        ValueError: if a number is negative, or there is no such flip.
-    """
-
-    pad: int = 2
-    flip: Flip = "alternating"
-    cutout: int = 0
-
-    def __post_init__(self) -> None:
-        if self.pad < 0 or self.cutout < 0:
-            raise ValueError(f"pad is {self.pad} and cutout {self.cutout}; expected pixels, 0 for none")
-        if self.flip not in get_args(Flip):
-            raise ValueError(f"flip is '{self.flip}'; expected one of {', '.join(get_args(Flip))}")
 
 
 class Batches(Protocol):

@@ -1,12 +1,14 @@
 """The device-resident pipeline: uint8 images live on the device, and every batch is made there without a host sync."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
-from kernels.augment import augment
-from loaders.batches import Augmentation, DataError, Dataset
+from kernels.augment import Augmentation, augment, augment_fused, draw
+from loaders.batches import DataError, Dataset
 
 
 def scaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
@@ -47,6 +49,7 @@ class DeviceBatches:
         shuffle: whether each epoch has its own order.
         drop_last: whether an incomplete last batch is dropped.
         size: scale the images down to this edge once, beforehand, and the padding with them; None keeps theirs.
+        implementation: of the augmentation; either draws the same.
 
     Raises:
         DataError: if the images are smaller than `size` or than the padding allows, or too few for one batch.
@@ -65,6 +68,7 @@ class DeviceBatches:
         shuffle: bool = True,
         drop_last: bool = False,
         size: int | None = None,
+        implementation: Literal["eager", "triton"] = "eager",
     ) -> None:
         if batch_size < 1 or (size is not None and size < 1):
             raise ValueError(f"batch_size is {batch_size} and size {size}; expected numbers above 0")
@@ -75,12 +79,14 @@ class DeviceBatches:
         self.labels = dataset.labels
         self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
         self.augmentation, self.shuffle, self.drop_last = augmentation, shuffle, drop_last
+        self.implementation = implementation
         self.pad = 0
         if augmentation is not None and augmentation.pad > 0:
             self.pad = max(1, round(augmentation.pad * (size or edge) / edge))
             smallest = min(self.images_NHWC.shape[1:3])
             if self.pad >= smallest:
                 raise DataError(f"cannot reflect {self.pad} pixels of an image of {smallest}; choose a smaller pad")
+        self._scaled_augmentation = replace(augmentation or Augmentation(flip="none"), pad=self.pad)
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -92,42 +98,28 @@ class DeviceBatches:
         """Chooses the epoch that the next iteration yields."""
         self._epoch = epoch
 
-    def _generator(self, *keys: int) -> torch.Generator:
-        """A generator on the device for this seed and these keys; seeding one copies nothing from the device."""
-        mixed = 0
-        for key in (self.seed, *keys):
-            mixed = (mixed * 0x9E3779B97F4A7C15 + key + 1) % 2**63
-        return torch.Generator(self.device).manual_seed(mixed)
-
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
-        count, device, epoch, augmentation = len(self.labels), self.device, self._epoch, self.augmentation
-        random = self._generator(1, epoch)
-        order = torch.arange(count, device=device)
+        count, epoch = len(self.labels), self._epoch
+        order = torch.arange(count, device=self.device)
         if self.shuffle:
-            order = torch.randperm(count, generator=random, device=device)
-        offsets = flips = centres = None
-        if augmentation is not None:
-            if self.pad:
-                offsets = torch.randint(-self.pad, self.pad + 1, (count, 2), generator=random, device=device)
-            if augmentation.flip == "random":
-                flips = torch.rand(count, generator=random, device=device) < 0.5
-            elif augmentation.flip == "alternating":
-                first = torch.rand(count, generator=self._generator(2), device=device) < 0.5
-                flips = first if epoch % 2 == 0 else ~first
-            if augmentation.cutout:
-                edges = self.images_NHWC.shape[1:3]
-                drawn = [torch.randint(0, edge, (count,), generator=random, device=device) for edge in edges]
-                centres = torch.stack(drawn, dim=1)
+            # Seeding a generator on the device copies nothing from it.
+            mixed = (self.seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63
+            random = torch.Generator(self.device).manual_seed(mixed)
+            order = torch.randperm(count, generator=random, device=self.device)
+        drawn = {}  # the whole epoch's at once: drawing takes some 300 small operations, however many they draw
+        if self.implementation == "eager":
+            places = torch.arange(count, device=self.device)
+            drawn = draw(self._scaled_augmentation, self.seed, epoch, places, *self.images_NHWC.shape[1:3])
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             indices = order[start : start + self.batch_size]
-            images = augment(
-                self.images_NHWC,
-                indices,
-                offsets=None if offsets is None else offsets[indices],
-                flips=None if flips is None else flips[indices],
-                cutout_centres=None if centres is None else centres[indices],
-                cutout=augmentation.cutout if augmentation else 0,
-                dtype=self.dtype,
+            yield self._images(indices, drawn), self.labels[indices]
+
+    def _images(self, indices: torch.Tensor, drawn: dict[str, torch.Tensor]) -> torch.Tensor:
+        augmentation = self._scaled_augmentation
+        if self.implementation == "triton":
+            return augment_fused(
+                self.images_NHWC, indices, augmentation, seed=self.seed, epoch=self._epoch, dtype=self.dtype
             )
-            yield images, self.labels[indices]
+        chosen = {name: values[indices] for name, values in drawn.items()}
+        return augment(self.images_NHWC, indices, **chosen, cutout=augmentation.cutout, dtype=self.dtype)

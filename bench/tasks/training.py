@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from bench.timing import PhaseTimer, RunClocks
-from loaders.batches import Augmentation, Split
+from kernels.augment import Augmentation
+from loaders.batches import Split
 from loaders.device import DeviceBatches
 from models.build import build_model, build_optimizers
 from models.recipes.recipe import MuonSGD, Recipe, TestTimeAugmentation

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.augment import MEAN, STD, augment, augment_ref
+from kernels.augment import GREY, MEAN, STD, Augmentation, augment, augment_fused, augment_ref, draw
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-6}  # float32 rounding of values up to 2.2
 
@@ -142,3 +142,85 @@ def test_extreme_pixels_and_an_empty_batch() -> None:
         assert found[1, channel, 1, 1].item() == pytest.approx((1 - MEAN[channel]) / STD[channel], abs=1e-6)
     empty = torch.zeros(0, dtype=torch.int64)
     assert augment(black, empty, offsets=torch.zeros(0, 2, dtype=torch.int64)).shape == (0, 3, 2, 2)
+
+
+def test_brightness_then_contrast_clip_to_the_range_of_pixels() -> None:
+    images = images_of(3, 4, 5)
+    brightness, contrast = torch.tensor([0.5, 1.0, 1.9]), torch.tensor([1.0, 0.0, 1.8])
+    found = augment(images, torch.arange(3), brightness=brightness, contrast=contrast)
+    for image, got, bright, strong in zip(images, found, brightness.tolist(), contrast.tolist(), strict=True):
+        torch.testing.assert_close(got, augment_ref(image, brightness=bright, contrast=strong), rtol=0, atol=1e-5)
+    grey = sum(w * (found[1, c, 0, 0] * STD[c] + MEAN[c]) for c, w in enumerate(GREY))
+    expected = (images[1].float() / 255 * torch.tensor(GREY)).sum(2).mean()
+    assert grey == pytest.approx(expected.item(), abs=1e-5), "no contrast leaves the mean grey"
+    assert found[2].amax() <= max((1 - MEAN[c]) / STD[c] for c in range(3)) + 1e-5
+
+
+EVERYTHING = Augmentation(pad=2, flip="random", cutout=3, brightness=0.2, contrast=0.3)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(pad=0, flip="none"),
+        Augmentation(),
+        Augmentation(pad=3, flip="random"),
+        Augmentation(pad=0, flip="none", cutout=4),
+        Augmentation(pad=0, flip="none", brightness=1.0),
+        Augmentation(pad=1, flip="none", contrast=1.0),
+        EVERYTHING,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (32, 32), (41, 40)])
+def test_one_kernel_equals_drawing_and_augmenting(
+    augmentation: Augmentation, height: int, width: int, device: torch.device
+) -> None:
+    images, indices = images_of(30, height, width).to(device), torch.tensor([7, 29, 0, 7, 12], device=device)
+    for seed, epoch in ((0, 0), (2**40 + 3, 1), (2**63 - 1, 17)):
+        drawn = draw(augmentation, seed, epoch, indices, height, width)
+        expected = augment(images, indices, **drawn, cutout=augmentation.cutout)
+        found = augment_fused(images, indices, augmentation, seed=seed, epoch=epoch)
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    assert not len(augment_fused(images, indices[:0], augmentation, seed=0, epoch=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_kernel_in_low_precision_is_within_a_unit(dtype: torch.dtype, device: torch.device) -> None:
+    images, indices = images_of(4, 32, 32).to(device), torch.arange(4, device=device)
+    exact = augment_fused(images, indices, Augmentation(), seed=1, epoch=1)
+    found = augment_fused(images, indices, Augmentation(), seed=1, epoch=1, dtype=dtype)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_draws_depend_on_seed_epoch_and_sample_alone() -> None:
+    samples = torch.arange(1000)
+    first = draw(EVERYTHING, 5, 2, samples, 9, 13)
+    again = draw(EVERYTHING, 5, 2, samples.flip(0)[:400], 9, 13)
+    assert set(first) == {"offsets", "flips", "cutout_centres", "brightness", "contrast"}
+    for name, values in first.items():
+        assert torch.equal(values.flip(0)[:400], again[name])
+        for seed, epoch in ((6, 2), (5, 3)):
+            assert not torch.equal(draw(EVERYTHING, seed, epoch, samples, 9, 13)[name], values)
+    assert set(first["offsets"].flatten().tolist()) == {-2, -1, 0, 1, 2}
+    assert set(first["cutout_centres"][:, 0].tolist()) == set(range(9))
+    assert set(first["cutout_centres"][:, 1].tolist()) == set(range(13))
+    assert 0.8 <= first["brightness"].min() < 0.81 and 1.19 < first["brightness"].max() < 1.2
+    assert 0.7 <= first["contrast"].min() < 0.71 and 1.29 < first["contrast"].max() < 1.3
+
+
+def test_opcheck_finds_nothing(device: torch.device) -> None:
+    images, indices = images_of(4, 6, 5).to(device), torch.tensor([3, 1], device=device)
+    arguments = (images, indices, 3, 1, 2, "alternating", 2, 0.1, 0.1, torch.float32)
+    torch.library.opcheck(torch.ops.wallclock.augment, arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"pad": -1}, "pad is -1"), ({"brightness": 1.5}, "expected 0 to 1"), ({"flip": "both"}, "flip is 'both'")],
+)
+def test_an_augmentation_that_cannot_be_is_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**fields)

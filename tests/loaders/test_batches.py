@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from loaders.batches import Augmentation, DataError, Dataset, Split
+from kernels.augment import Augmentation
+from loaders.batches import DataError, Dataset, Split
 
 CLASSES = ("cat", "dog", "ship")
 

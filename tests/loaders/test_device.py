@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from kernels.augment import augment, augment_ref
-from loaders.batches import Augmentation, DataError, Dataset
+from kernels.augment import Augmentation, augment, augment_ref
+from loaders.batches import DataError, Dataset
 from loaders.device import DeviceBatches, scaled
 
 CPU = torch.device("cpu")
@@ -46,6 +46,20 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(augmentation: Augmentation | N
     for one, two in itertools.combinations([labels for _, labels in expected], 2):
         assert not torch.equal(one, two), "each epoch has its own order"
     assert not torch.equal(epoch_of(batches(24, seed=6), 0)[1], expected[0][1])
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=["none", "plain", "default", "random and cutout"])
+def test_one_kernel_makes_the_same_epoch(augmentation: Augmentation | None, device: torch.device) -> None:
+    data = made().to(device)
+    for epoch in range(2):
+        (images, labels), (expected, order) = (
+            epoch_of(
+                DeviceBatches(data, 7, device=device, seed=5, augmentation=augmentation, implementation=way), epoch
+            )
+            for way in ("triton", "eager")
+        )
+        assert torch.equal(labels, order)
+        torch.testing.assert_close(images, expected, rtol=0, atol=2e-6)
 
 
 def test_every_image_comes_once_an_epoch_with_its_label() -> None:

@@ -1,0 +1,43 @@
+"""Philox 4x32-10, a counter-based generator: random numbers that depend on their key and counter alone.
+
+The same numbers come from `triton.language.philox` in a kernel and from here in plain PyTorch, on any device.
+"""
+
+import torch
+
+_MASK = 0xFFFFFFFF
+_ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
+_KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
+
+
+def _high_word(factor: int, x: torch.Tensor) -> torch.Tensor:
+    """The upper 32 bits of a product of two 32-bit numbers, whose 64 bits int64 would overflow."""
+    return (factor * (x >> 16) + (factor * (x & 0xFFFF) >> 16)) >> 16
+
+
+def philox_ref(seed: int, counter: torch.Tensor, word1: int = 0, word2: int = 0) -> tuple[torch.Tensor, ...]:
+    """Returns four random words for each counter.
+
+    Args:
+        seed: 64-bit key.
+        counter: int64, each the lowest of the four 32-bit words of the counter.
+        word1: the next word.
+        word2: the one after; the highest is zero.
+
+    Returns:
+        Four int64 tensors of the counter's shape, each in [0, 2**32).
+
+    Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
+    """
+    c0 = counter & _MASK
+    c1, c2, c3 = (torch.full_like(c0, word & _MASK) for word in (word1, word2, 0))
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        c0, c1, c2, c3 = (
+            _high_word(_ROUND_B, c2) ^ c1 ^ k0,
+            (_ROUND_B * c2) & _MASK,
+            _high_word(_ROUND_A, c0) ^ c3 ^ k1,
+            (_ROUND_A * c0) & _MASK,
+        )
+        k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
+    return c0, c1, c2, c3
