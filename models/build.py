@@ -8,6 +8,7 @@ from torch import nn
 
 from kernels.muon import Muon
 from models.darknet import Darknet
+from models.layers import choose
 from models.recipes.recipe import SGD, MuonSGD, Recipe
 from models.schedules import Schedule
 from models.sprint import Sprint
@@ -37,6 +38,7 @@ def build_model(recipe: Recipe, classes: int, device: torch.device) -> nn.Module
             model = MODELS[recipe.model](classes, **recipe.model_arguments)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"model {recipe.model} does not take {recipe.model_arguments}: {error}") from error
+    choose(model, recipe.implementations)
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 

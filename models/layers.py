@@ -3,18 +3,51 @@
 Shape legend: N batch, C channels, H, W height and width; activations are NCHW tensors in channels-last memory.
 """
 
+from typing import Literal
+
 import torch
 from torch import nn
 
+from models.recipes.recipe import Implementations, Save
+
+Act = Literal["leaky_relu", "relu", "gelu"]
+LEAKY_SLOPE = 0.1
 ACTIVATIONS = {
-    "leaky_relu": lambda: nn.LeakyReLU(0.1, inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
     "relu": lambda: nn.ReLU(inplace=True),
     "gelu": nn.GELU,
 }
 
 
+def choose(model: nn.Module, implementations: Implementations) -> None:
+    """Tells every layer of a network how to carry out its operations."""
+    for layer in model.modules():
+        if isinstance(layer, BatchNormAct | ResidualSum):
+            layer.implementations = implementations
+
+
+class ResidualSum(nn.Module):
+    """Adds a branch to a shortcut: `shortcut + alpha * branch`.
+
+    Args:
+        alpha: factor on the branch.
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.alpha, self.implementations = alpha, Implementations()
+
+    def forward(self, shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        """Returns the sum, [N, C, H, W]; with Triton in the branch's memory, which nobody may have saved."""
+        if self.implementations.residual == "triton":
+            from kernels.residual import residual_
+
+            return residual_(branch, shortcut, alpha=self.alpha)
+        return torch.add(shortcut, branch, alpha=self.alpha)
+
+
 class BatchNormAct(nn.Sequential):
-    """Batch norm, then an activation.
+    """Batch norm, then an activation, then, if there is one, a residual.
 
     Args:
         channels: C.
@@ -25,11 +58,47 @@ class BatchNormAct(nn.Sequential):
     """
 
     def __init__(
-        self, channels: int, *, act: str, momentum: float = 0.1, eps: float = 1e-5, train_scale: bool = True
+        self, channels: int, *, act: Act, momentum: float = 0.1, eps: float = 1e-5, train_scale: bool = True
     ) -> None:
         norm = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
         norm.weight.requires_grad_(train_scale)
         super().__init__(norm, ACTIVATIONS[act]())
+        self.act, self.momentum, self.implementations = act, momentum, Implementations()
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns `act(norm(x))`, and the residual added to it if there is one, [N, C, H, W]."""
+        norm, activate = self[0], self[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        chosen = self.implementations
+        if chosen.batch_norm_act == "triton":
+            return self._fused(norm, x, residual)
+        z = norm(x)
+        if residual is None:
+            return activate(z)
+        if chosen.residual == "triton" and self.act in ("relu", "leaky_relu"):
+            from kernels.residual import residual_
+
+            return residual_(z, residual, act=self.act, negative_slope=LEAKY_SLOPE)
+        return residual + activate(z)
+
+    def _fused(self, norm: nn.BatchNorm2d, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        from kernels.batch_norm_act import batch_norm_act
+
+        if self.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        fused = residual if self.implementations.residual == "triton" else None
+        y = batch_norm_act(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+            training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act, negative_slope=LEAKY_SLOPE,
+            residual=fused, save=self._save(fused is not None),
+        )  # fmt: skip
+        return y if residual is None or fused is not None else residual + y
+
+    def _save(self, fused_sum: bool) -> Save:
+        """What the kernel keeps; where an output cannot be inverted, a byte an element is the next best."""
+        wanted = self.implementations.batch_norm_save
+        invertible = self.act == "leaky_relu" and not fused_sum
+        return "byte" if wanted == "output" and not invertible else wanted
 
 
 class ConvBNAct(nn.Sequential):
@@ -45,27 +114,40 @@ class ConvBNAct(nn.Sequential):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, act: str, momentum: float
+        self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, act: Act, momentum: float
     ) -> None:
         super().__init__(
             nn.Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
             BatchNormAct(channels_out, act=act, momentum=momentum),
         )
 
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns `act(norm(conv(x)))`, and the residual added to it if there is one."""
+        conv, norm_act = self
+        return norm_act(conv(x), residual)
+
 
 class Residual(nn.Module):
-    """Adds a branch to its input, out of place: `x + branch(x)`.
+    """Adds a branch to its input: `x + branch(x)`; the branch's last layer takes the sum.
 
     The lesson wrote `x.add_(branch(x))` to save one activation of memory. Autograd refuses to train that: the branch's
     first convolution has saved `x` for its weight gradient, and the sum overwrites it. Writing into the branch's output
-    instead fails for the same reason, because the in-place LeakyReLU that ends the branch has saved its own output. The
-    out-of-place sum costs one more map of the block's size and has the right gradients.
+    instead fails for the same reason, because the in-place LeakyReLU that ends the branch has saved its own output. By
+    default the sum is out of place; `Implementations.residual="triton"` adds it within the last layer's kernel, or in
+    the memory of its norm's output, and has the right gradients too.
+
+    Args:
+        branch: layers, the last of which is a `ConvBNAct`.
     """
 
-    def __init__(self, branch: nn.Module) -> None:
+    def __init__(self, branch: nn.Sequential) -> None:
         super().__init__()
         self.branch = branch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns `x + branch(x)`, [N, C, H, W]."""
-        return x + self.branch(x)
+        *layers, last = self.branch
+        y = x
+        for layer in layers:
+            y = layer(y)
+        return last(y, x)

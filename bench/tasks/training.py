@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bench.timing import PhaseTimer, RunClocks
 from kernels.augment import Augmentation
+from kernels.spec import available
 from loaders.batches import Split
 from loaders.device import DeviceBatches
 from models.build import build_model, build_optimizers
@@ -70,6 +71,10 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
         raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
     if device.type == "cpu" and recipe.implementations.cuda_graph:
         raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    why_not = available("triton", device) if recipe.implementations.triton else ""
+    if why_not:
+        switches = " ".join(f"--set implementations.{name}=eager" for name in recipe.implementations.triton)
+        raise ValueError(f"{why_not}; or use {switches}")
     model = build_model(recipe, len(split.train.classes), torch.device("meta"))
     build_optimizers(recipe, model)
     for size in (*(r.size for r in recipe.resolutions), split.train.images_NHWC.shape[1]):
@@ -139,6 +144,7 @@ class Trainer:
             augmentation=Augmentation(pad=self.recipe.pad, flip=self.recipe.flip),
             drop_last=True,
             size=size,
+            implementation=self.recipe.implementations.augment,
         )
 
     def test_batches(self) -> DeviceBatches:

@@ -28,19 +28,19 @@ def _activate(z, ACT: tl.constexpr, slope: tl.constexpr):
 
 
 @triton.jit
-def _activation_grad(z, ACT: tl.constexpr, slope: tl.constexpr):
-    """The activation's derivative at z."""
+def _through_activation(dy, z, ACT: tl.constexpr, slope: tl.constexpr):
+    """The gradient at z, from that after the activation."""
     if ACT == "relu":
-        return tl.where(z <= 0, 0.0, 1.0)
-    if ACT == "leaky_relu":
-        return tl.where(z <= 0, slope, 1.0)
-    if ACT == "silu":
+        dy = tl.where(z <= 0, 0.0, dy)
+    elif ACT == "leaky_relu":
+        dy = tl.where(z <= 0, dy * slope, dy)
+    elif ACT == "silu":
         s = 1 / (1 + tl.exp(-z))
-        return s * (1 + z * (1 - s))
-    if ACT == "gelu":
+        dy = dy * s * (1 + z * (1 - s))
+    elif ACT == "gelu":
         density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-        return 0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * density
-    return z * 0 + 1
+        dy = dy * (0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * density)
+    return dy
 
 
 @triton.jit
@@ -214,7 +214,7 @@ def _read_saved(
     else:
         normalised = (tl.load(saved_ptr + offsets, inside, 0.0).to(ACC) - mean[None, :]) * rstd[None, :]
         z = normalised * weight[None, :] + bias[None, :]
-    return normalised, dy * _activation_grad(z, ACT, slope)
+    return normalised, _through_activation(dy, z, ACT, slope)
 
 
 @triton.jit

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from models.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Implementation = Literal["eager", "triton"]
+Save = Literal["input", "output", "byte"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +100,31 @@ class Implementations:
         cuda_graph: capture the network's forward and backward in CUDA graphs (GPU only).
         keep_heap: keep freed memory in the process (CPU only): by default each big activation goes back to the kernel,
             which clears its pages in every step (183,000 page faults a step; 13% of the time).
+        batch_norm_act: "triton" takes norm and activation (and a residual after them) in one kernel.
+        batch_norm_save: what that kernel keeps for backward; see `kernels.batch_norm_act`.
+        residual: "triton" writes a residual sum into its branch's memory.
+        augment: "triton" makes a training batch in one kernel.
     """
 
     channels_last: bool = True
     compile: bool = False
     cuda_graph: bool = False
     keep_heap: bool = False
+    batch_norm_act: Implementation = "eager"
+    batch_norm_save: Save = "input"
+    residual: Implementation = "eager"
+    augment: Implementation = "eager"
+
+    @property
+    def triton(self) -> tuple[str, ...]:
+        """The operations that Triton kernels carry out."""
+        return tuple(name for name in ("batch_norm_act", "residual", "augment") if getattr(self, name) == "triton")
 
     @property
     def variant(self) -> str:
-        """The name of this choice in the records: `eager`, `compile`, `cuda_graph` or `compile+cuda_graph`."""
-        return "+".join(name for name in ("compile", "cuda_graph") if getattr(self, name)) or "eager"
+        """The name of this choice in the records: `eager`, or what is switched on, such as `compile+cuda_graph`."""
+        kernels = ("triton",) if len(self.triton) == 3 else tuple(f"triton {name}" for name in self.triton)
+        return "+".join([*(name for name in ("compile", "cuda_graph") if getattr(self, name)), *kernels]) or "eager"
 
 
 @dataclass(frozen=True, kw_only=True)

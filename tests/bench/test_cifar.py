@@ -109,6 +109,44 @@ def test_it_learns(small_split):
     assert sum(isinstance(e, StepDone) for e in events) == 80
 
 
+SMALL = {
+    "sprint": {"widths": (8, 8, 8)},
+    "wrn22": {"blocks": 1, "widen": 1},
+    "darknet": {"num_blocks": (1,), "base_channels": 4},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device):
+    split = synthetic_split(train=100, test=20)
+    eager = replace(
+        get_recipe(name, "cpu"), model_arguments=SMALL[name], batch_size=20, epochs=1, precision="fp32", resolutions=()
+    )
+    if name != "sprint":
+        eager = replace(eager, optimizer=replace(eager.optimizer, lr=0.1))  # theirs are for batches of 512
+    switched = replace(
+        eager, implementations=Implementations(batch_norm_act="triton", residual="triton", augment="triton")
+    )
+    curves = {}
+    for recipe in (eager, switched):
+        outcome = execute(request(recipe, device=device.type), split, tmp_path)
+        frame = reports.load(outcome.path)
+        assert outcome.status == "done"
+        assert frame["variant"].unique().tolist() == [recipe.implementations.variant]
+        curves[recipe.implementations.variant] = frame.loc[frame["metric"] == "train_loss", "value"].to_list()
+    assert len(curves["eager"]) == 4
+    assert curves["triton"] == pytest.approx(curves["eager"], rel=0.01)
+
+
+def test_kernels_that_cannot_run_are_refused_with_the_next_step(small_split, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    recipe = tiny_recipe(implementations=Implementations(batch_norm_act="triton"))
+    with pytest.raises(ValueError, match="needs a GPU.*; or use --set implementations.batch_norm_act=eager"):
+        Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+
+
 def test_a_single_epoch_is_looked_at_four_times(small_split):
     with numerics(seed=0):
         trainer = Trainer(tiny_recipe(epochs=1), small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
