@@ -77,6 +77,7 @@ def _print_report(
     """Prints the tables of what lies at the paths, and writes the files asked for."""
     import reports
     from reports import tables
+    from reports.kernels import kernel_rows, kernel_summary
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -84,8 +85,10 @@ def _print_report(
         progress.print(f"skipped: {problem}", style="yellow", markup=False)
     scores = reports.time_to_target(samples)
     summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
+    kernels = kernel_summary(samples)
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
+        "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(summary[~summary["metric"].isin(tables.TABLED)]),
     }
@@ -101,6 +104,7 @@ def _print_report(
         document = {
             "runs": json.loads(runs[columns].to_json(orient="records")),
             "time_to_target": json.loads(scores.to_json(orient="records")),
+            "kernels": json.loads(kernels.to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }
         typer.echo(json.dumps(document, indent=2))
@@ -122,15 +126,13 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(records: Path) -> Iterator[None]:
-    """Says after Ctrl-C where the records are; typer then exits with 130."""
+def _interruptible(records: Path, then: str = "") -> Iterator[None]:
+    """Says after Ctrl-C where the records are, and what may be done then; typer exits with 130."""
     try:
         yield
     except KeyboardInterrupt:
         typer.echo(f"wallclock: interrupted; what was measured is in {records}", err=True)
-        typer.echo(
-            f"look at it with `wallclock report {records}`, go on with `wallclock run cifar --resume RUN`", err=True
-        )
+        typer.echo(f"look at it with `wallclock report {records}`{then}", err=True)
         raise
 
 
@@ -179,12 +181,44 @@ def run_cifar(
             split=split.value,
         )
         run = cifar.new_run(request, out, _command())
-    with Display(progress, run.request.recipe.name, run.request.target) as display, _interruptible(run.writer.path):
+    then = f", go on with `wallclock run cifar --resume {run.writer.path}`"
+    shown = Display(progress, run.request.recipe.name, run.request.target)
+    with shown as display, _interruptible(run.writer.path, then):
         outcome = run.execute(display)
     _print_report([outcome.path], as_json=json_)
     if not json_:
         typer.echo(f"records: {outcome.path}")
     _exit_for([outcome.verdict])
+
+
+@run_app.command("kernels")
+def run_kernels(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Words that operation, case and variant must hold; may be repeated.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    device: Device = "auto",
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Time every operation at every shape against its other implementations, eager and compiled ones among them."""
+    from bench.cases import kernels
+    from bench.environment import resolve_device
+
+    _, progress = _consoles()
+    words = tuple(word for text in only or () for word in text.split())
+    request = kernels.KernelsRequest(dtype=dtype, device=resolve_device(device), only=words)
+
+    def show(done: kernels.CaseDone) -> None:
+        times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items())
+        progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", markup=False)
+
+    with _interruptible(out):
+        path, status = kernels.run_kernels(request, out, _command(), show)
+    _print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
 
 
 @app.command()

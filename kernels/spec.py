@@ -1,19 +1,95 @@
-"""What an operation is to tests and benchmarks."""
+"""What an operation is to tests and benchmarks: reference, variants, the shapes it meets, and what it should cost.
+
+Shape legend: N batch, C channels, H, W height and width.
+"""
 
 import importlib.util
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
+
+Direction = Literal["forward", "backward", "both"]
+Inputs = dict[str, torch.Tensor | None]
+
+# Largest error allowed against the float64 reference, as a share of its largest value. A variant may also err twice as
+# much as eager PyTorch does in the same type: sums of gradients lose more digits than a single value.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One shape at which an operation is measured.
+
+    Attributes:
+        network: that it is of.
+        shape: of the input, NCHW.
+        options: keyword arguments of every variant.
+        flags: what else `KernelSpec.inputs` and the costs look at, such as "residual".
+    """
+
+    network: str
+    shape: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The case's name in the records, such as "darknet 256x64x16x16 leaky_relu residual"."""
+        words = [value for value in self.options.values() if isinstance(value, str)]
+        return " ".join([self.network, "x".join(map(str, self.shape)), *words, *sorted(self.flags)])
+
+    @property
+    def elements(self) -> int:
+        """N*C*H*W."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSpec:
+    """An operation as the benchmark knows it.
+
+    Attributes:
+        name: as its file.
+        reference: defines it; called with float64 inputs.
+        variants: implementations of one signature, by name; "eager" is there always, and is what errors are judged by.
+        cases: shapes, named differently.
+        inputs: makes the tensors of a case: keyword arguments of every variant, the same ones for the same case.
+        differentiated: those inputs that gradients are taken of; none if there is no backward.
+        bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
+        operations: of a case and a direction: additions and multiplications.
+        loose: errors allowed to variants that keep less than is exact.
+    """
+
+    name: str
+    reference: Callable[..., torch.Tensor]
+    variants: Mapping[str, Callable[..., torch.Tensor]]
+    cases: tuple[Case, ...]
+    inputs: Callable[[Case, torch.dtype, torch.device], Inputs]
+    differentiated: tuple[str, ...]
+    bytes_moved: Callable[[Case, str, Direction, int], int]
+    operations: Callable[[Case, Direction], int]
+    loose: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [case.name for case in self.cases]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{self.name} has the case {', '.join(twice)} twice")
+        if "eager" not in self.variants:
+            raise ValueError(f"{self.name} has no variant 'eager'; it is what the others are judged by")
 
 
 def available(variant: str, device: torch.device) -> str:
     """Returns why a variant cannot run on a device; empty when it can.
 
     Args:
-        variant: "triton" needs Triton, and a GPU or its interpreter; any other is plain PyTorch.
+        variant: one whose name begins with "triton" needs Triton, and a GPU or its interpreter; any other is PyTorch.
         device: to run on.
     """
-    if variant != "triton":
+    if not variant.startswith("triton"):
         return ""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (Linux on x86-64 only)"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports import plots
+from reports.kernels import kernel_cells, kernel_summary
 from reports.stats import summarise, time_to_target
 from reports.store import StoreError
 from reports.tables import (
@@ -59,6 +60,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
         plotly=_packed(_plotly_script()),
         figures=_figures(samples),
         verdicts=_verdicts(samples),
+        kernels=kernel_cells(kernel_summary(samples)),
         summary=_summary(samples),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),

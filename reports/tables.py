@@ -16,7 +16,8 @@ CLOCK = "train_eval_s"
 # Points of a curve: drawn in figures; their median says nothing.
 CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
 # What has a table of its own.
-TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy")
+KERNELS = ("latency", "predicted_bytes", "saved_bytes", "peak_bytes", "error")
+TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS)
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")

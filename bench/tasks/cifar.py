@@ -336,6 +336,8 @@ def resumed_run(path: Path) -> CifarRun:
         ValueError: if its device is not there.
     """
     run = read_unfinished(path)
+    if run.request.get("benchmark") != "cifar":
+        raise StoreError(f"{path} is a run of {run.request.get('benchmark')}, which cannot go on; start a new one")
     recipe = Recipe.from_resolved(run.recipe)
     if recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")

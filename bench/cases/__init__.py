@@ -1,0 +1,1 @@
+"""Cases: operations and pipelines measured by themselves, in steady state."""

@@ -1,0 +1,34 @@
+"""The kernels benchmark's part in `quick` and `suite`."""
+
+from bench.cases.kernels import CaseDone, KernelsRequest, run_kernels
+from bench.registry import Context, Job
+
+
+def _run(context: Context, only: tuple[str, ...], sample_budget_s: float) -> str:
+    # On a CPU compiling a case takes longer than all its measurements.
+    without = ("compile",) if context.device == "cpu" else ()
+    request = KernelsRequest(
+        dtype="bf16", device=context.device, only=only, sample_budget_s=sample_budget_s, without=without
+    )
+
+    def show(done: CaseDone) -> None:
+        if done.why_not:
+            context.console.print(f"{done.case}, {done.variant}: {done.why_not}", style="yellow", markup=False)
+
+    _, status = run_kernels(request, context.out, context.command, show, deadline=context.deadline)
+    return status
+
+
+def quick() -> tuple[Job, ...]:
+    """Returns the jobs of `wallclock quick`."""
+    one_map = ("256x512x4x4",)
+    summary = "norm, activation and residual at one of Darknet's maps"
+    return (Job("kernels", summary, lambda context: "", lambda context: _run(context, one_map, 0.2)),)
+
+
+def suite() -> tuple[Job, ...]:
+    """Returns the jobs of `wallclock suite`, most informative first."""
+    summary = "every operation at Darknet's shapes, against eager and compiled ones"
+    return (
+        Job("kernels", summary, lambda context: "", lambda context: _run(context, ("darknet",), 0.5), at_least_s=30),
+    )

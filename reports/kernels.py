@@ -1,0 +1,128 @@
+"""What the samples of `wallclock run kernels` come to: each variant at each case beside the others and the machine."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from reports.schema import PLACE
+from reports.stats import median_interval
+from reports.tables import Rows, significant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GROUP = ("case", "dtype", "direction", "cache", *PLACE)
+
+
+def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns one row for each variant of each case, direction and state of the cache.
+
+    Args:
+        frame: from `reports.load`.
+
+    Returns:
+        Columns `operation`, `case`, `variant`, `dtype`, `direction`, `cache`, those of `PLACE`, `n`, `latency_us` with
+        `latency_low_us` and `latency_high_us`, `predicted_bytes`, `gb_per_s` and `share_of_copy` (predicted bytes over
+        the latency, against the copy measured in the same run), `saved_mb`, `peak_mb`, `error`, and for each other
+        variant of the case `x_<variant>`: its latency over this one's.
+    """
+    import pandas as pd
+
+    measured = frame[frame["benchmark"] == "kernels"]
+    latency = measured[measured["metric"] == "latency"]
+    if latency.empty:
+        return pd.DataFrame()
+    copies = measured[measured["metric"] == "copy_bandwidth"].groupby("run_id", observed=True)["value"].median()
+    rows: list[dict[str, Any]] = []
+    for key, group in latency.groupby([*GROUP, "variant"], dropna=False, sort=False, observed=True):
+        row: dict[str, Any] = dict(zip([*GROUP, "variant"], key, strict=True))
+        same = measured[(measured["case"] == row["case"]) & (measured["variant"] == row["variant"])]
+        same = same[same["dtype"] == row["dtype"]]
+        way = same[(same["direction"] == row["direction"]) & (same["cache"] == row["cache"])]
+        middle = median_interval(group["value"])
+        predicted = way.loc[way["metric"] == "predicted_bytes", "value"].max()
+        rate = predicted / middle.value
+        row |= {"operation": group["operation"].iloc[0], "n": len(group), "latency_us": 1e6 * middle.value}
+        row |= {"latency_low_us": 1e6 * middle.low, "latency_high_us": 1e6 * middle.high, "predicted_bytes": predicted}
+        row |= {"gb_per_s": rate / 1e9, "share_of_copy": rate / copies[group["run_id"].iloc[0]]}
+        for name, metric, unit in (
+            ("saved_mb", "saved_bytes", 1e6),
+            ("peak_mb", "peak_bytes", 1e6),
+            ("error", "error", 1),
+        ):
+            row[name] = same.loc[same["metric"] == metric, "value"].max() / unit
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    for variant in dict.fromkeys(table["variant"]):
+        others = table[table["variant"] == variant].set_index(list(GROUP))["latency_us"]
+        keys = pd.MultiIndex.from_frame(table[list(GROUP)])
+        table[f"x_{variant}"] = others.reindex(keys).to_numpy() / table["latency_us"].to_numpy()
+    first = ["operation", "case", "variant"]
+    return table[first + [c for c in table if c not in first]]
+
+
+def kernel_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the kernel table, with a hot cache; all columns are in the page and the JSON.
+
+    Args:
+        summary: from `kernel_summary`.
+    """
+    header = ["case", "variant", "forward", "backward", "both", "of copy", "saved", "x eager"]
+    if summary.empty:
+        return header, []
+    rows: list[list[str]] = []
+    hot = summary[summary["cache"] == "hot"]
+    for key, case in hot.groupby([k for k in GROUP if k not in ("direction", "cache")], dropna=False, sort=False):
+        name = "\n".join(_folded(f"{key[0]} {key[1]}"))
+        for variant, group in case.groupby("variant", sort=False):
+            latency = dict(zip(group["direction"], group["latency_us"], strict=True))
+            whole = group.to_dict("records")[-1]
+            saved, speed = whole["saved_mb"], whole.get("x_eager", math.nan)
+            rows.append(
+                [
+                    name,
+                    str(variant),
+                    *(significant(latency[way]) if way in latency else "" for way in ("forward", "backward", "both")),
+                    f"{100 * whole['share_of_copy']:.0f}%",
+                    _or_nothing(saved),
+                    _or_nothing(speed),
+                ]
+            )
+            name = ""
+    return header, rows
+
+
+def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
+    """Returns each row of the summary as text by column, for the page.
+
+    Args:
+        summary: from `kernel_summary`.
+    """
+    cells = []
+    for record in summary.to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
+        interval = f"[{significant(row['latency_low_us'], 4)}, {significant(row['latency_high_us'], 4)}]"
+        figures = {
+            "n": str(row["n"]),
+            "latency, us": significant(row["latency_us"], 4),
+            "95% interval": interval if row["n"] > 1 else "",
+            "GB/s": significant(row["gb_per_s"]),
+            "% of copy": f"{100 * row['share_of_copy']:.0f}",
+            "predicted, MB": significant(row["predicted_bytes"] / 1e6),
+            "saved, MB": _or_nothing(row["saved_mb"]),
+            "peak, MB": _or_nothing(row["peak_mb"]),
+            "error": f"{row['error']:.1e}",
+        }
+        speeds = {f"x {k.removeprefix('x_')}": _or_nothing(v) for k, v in row.items() if k.startswith("x_")}
+        told = {name: str(row[name]) for name in ("case", "variant", "dtype", "direction", "cache")}
+        cells.append({**told, **figures, **speeds})
+    return cells
+
+
+def _or_nothing(value: float) -> str:
+    return "" if math.isnan(value) else significant(value)
+
+
+def _folded(name: str, width: int = 18) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(name, width)
