@@ -77,7 +77,7 @@ def _print_report(
     """Prints the tables of what lies at the paths, and writes the files asked for."""
     import reports
     from reports import tables
-    from reports.kernels import kernel_rows, kernel_summary
+    from reports.kernels import kernel_rows, kernel_summary, static_rows
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -89,8 +89,11 @@ def _print_report(
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
+        "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
-        "Other metrics": tables.summary_rows(summary[~summary["metric"].isin(tables.TABLED)]),
+        "Other metrics": tables.summary_rows(
+            summary[~summary["metric"].isin(tables.TABLED) & (summary["benchmark"] != "static")]
+        ),
     }
     titled = {title: rows for title, rows in titled.items() if rows[1]}
     if html is not None:
@@ -198,15 +201,24 @@ def run_kernels(
     ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     device: Device = "auto",
+    static: Annotated[
+        bool, typer.Option("--static", help="Compile for sm_80, sm_90 and sm_100 instead, without a GPU.")
+    ] = False,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="With --static: make what was compiled the committed baseline.")
+    ] = False,
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
     """Time every operation at every shape against its other implementations, eager and compiled ones among them."""
+    words = tuple(word for text in only or () for word in text.split())
+    if static:
+        _run_static(words, out, update_baseline=update_baseline, as_json=json_)
+        return
     from bench.cases import kernels
     from bench.environment import resolve_device
 
     _, progress = _consoles()
-    words = tuple(word for text in only or () for word in text.split())
     request = kernels.KernelsRequest(dtype=dtype, device=resolve_device(device), only=words)
 
     def show(done: kernels.CaseDone) -> None:
@@ -217,6 +229,20 @@ def run_kernels(
         path, status = kernels.run_kernels(request, out, _command(), show)
     _print_report([path], as_json=json_)
     if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
+
+
+def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
+    from bench.cases.static import run_static
+
+    _, progress = _consoles()
+    with _interruptible(out):
+        path, status, _, remarks = run_static(out, _command(), only=only, update_baseline=update_baseline)
+    for remark in remarks:
+        progress.print(remark, style="yellow", markup=False)
+    _print_report([path], as_json=as_json)
+    if not as_json:
         typer.echo(f"records: {path}")
     _exit_for([status])
 

@@ -83,24 +83,24 @@ class Plan:
     split_rows: int
 
 
-TILE = 4096  # elements; 32 a thread of four warps, which leaves room for two sums each in registers
+TILE = 2048  # elements: two vector loads a thread of each tensor, and registers for three programs or more
 PERSISTENT_TILE = 8192  # elements of each tensor that a program keeps
 PROGRAMS = 1024  # about eight to each multiprocessor of the largest GPUs; fixed, so that no result depends on the GPU
 
 
-def plan(m: int, c: int, *, resident_programs: int) -> Plan:
+def plan(m: int, c: int, *, resident_programs: int | None) -> Plan:
     """Returns how to cut up an [m, c] matrix.
 
     Args:
         m: rows.
         c: channels.
-        resident_programs: how many programs may wait for each other; 0 for no persistent form.
+        resident_programs: how many programs may wait for each other; None for no persistent form.
     """
     block_c = min(triton.next_power_of_2(c), 64)
     column_blocks = triton.cdiv(c, block_c)
     tallest = PERSISTENT_TILE // block_c
     splits = triton.cdiv(m, tallest)
-    if splits == 1 or splits * column_blocks <= resident_programs:
+    if resident_programs is not None and (splits == 1 or splits * column_blocks <= resident_programs):
         rows = triton.cdiv(m, splits)
         return Plan(True, triton.next_power_of_2(rows), block_c, triton.cdiv(m, rows), rows)
     block_m = TILE // block_c
@@ -109,13 +109,14 @@ def plan(m: int, c: int, *, resident_programs: int) -> Plan:
     return Plan(False, block_m, block_c, triton.cdiv(tiles, tiles_of_split), tiles_of_split * block_m)
 
 
+def resident_programs(device: torch.device) -> int:
+    """Returns how many programs surely run at once on a device: one to each multiprocessor of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
 def _plan_for(x: torch.Tensor, persistent: bool | None) -> Plan:
     m, c = x.numel() // x.shape[1], x.shape[1]
-    resident = 0
-    if persistent is not False and x.is_cuda:
-        resident = torch.cuda.get_device_properties(x.device).multi_processor_count
-    chosen = plan(m, c, resident_programs=resident)
-    return plan(m, c, resident_programs=-1) if chosen.persistent and persistent is False else chosen
+    return plan(m, c, resident_programs=None if persistent is False else resident_programs(x.device))
 
 
 def _accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
@@ -245,7 +246,7 @@ def _backward(
         jit.persistent_backward_kernel[(columns, cut.splits)](
             saved, dy, dx, mean, var, weight, bias, partial[0], partial[1], dbias, dweight, arrived,
             m, c, cut.splits, cut.split_rows, eps, negative_slope,
-            **options, TRAINING=training, BLOCK_S=_block_s(cut), num_warps=8, **_cooperative(cut),
+            **options, TRAINING=training, BLOCK_S=_block_s(cut), num_warps=16, **_cooperative(cut),
         )  # fmt: skip
         return dx, dweight, dbias
     jit.backward_sums_kernel[(columns, cut.splits)](

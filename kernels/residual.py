@@ -73,12 +73,12 @@ def _memory_format(branch: torch.Tensor) -> torch.memory_format:
 
 def _launch(branch: torch.Tensor, x: torch.Tensor, out: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
     """Writes the sum to `out`; returns the bits of the branch's side of zero in the order of its memory, if needed."""
-    from kernels.jit.residual import forward_kernel
+    from kernels.jit.residual import residual_kernel
 
     bits = _bits(branch, slope)
     if branch.numel():
         programs = -(-branch.numel() // BLOCK)
-        forward_kernel[(programs,)](
+        residual_kernel[(programs,)](
             branch, x, out, bits, branch.numel(), alpha, slope, ACT=slope != 1.0, BLOCK=BLOCK, ACC=_accumulator(branch)
         )
     return bits
@@ -152,12 +152,14 @@ def _accumulator(x: torch.Tensor) -> Any:
 @torch.library.custom_op("wallclock::residual_backward", mutates_args=())
 def _backward(dy: torch.Tensor, bits: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
     """Returns the gradient of the branch; dy lies in memory as the branch did."""
-    from kernels.jit.residual import backward_kernel
+    from kernels.jit.residual import residual_backward_kernel
 
     dbranch = torch.empty_like(dy)
     if dy.numel():
         programs = -(-dy.numel() // BLOCK)
-        backward_kernel[(programs,)](dy, bits, dbranch, dy.numel(), alpha, slope, BLOCK=BLOCK, ACC=_accumulator(dy))
+        residual_backward_kernel[(programs,)](
+            dy, bits, dbranch, dy.numel(), alpha, slope, BLOCK=BLOCK, ACC=_accumulator(dy)
+        )
     return dbranch
 
 

@@ -126,3 +126,34 @@ def _folded(name: str, width: int = 18) -> list[str]:
     import textwrap
 
     return textwrap.wrap(name, width)
+
+
+def static_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of compiled kernels: the worst of each kernel for each target.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["case", "GPU", "forms", "regs", "spill", "shared", "load", "store", "warps"]
+    static = frame[frame["benchmark"] == "static"]
+    rows: list[list[str]] = []
+    if static.empty:  # no column "architecture" then
+        return header, rows
+    for key, group in static.groupby(["case", "architecture", "run_id"], sort=False, observed=True):
+        worst = {
+            name: (values.min() if better == "higher" else values.max())
+            for (name, better), values in group.groupby(["metric", "better"], observed=True)["value"]
+        }
+        figures = [f"{worst[name]:.0f}" for name in ("registers", "spilled_bytes", "shared_bytes", "load_bytes")]
+        forms = str((group["metric"] == "registers").sum())
+        rows.append(
+            [
+                str(key[0]).removesuffix("_kernel"),
+                str(key[1]),
+                forms,
+                *figures,
+                f"{worst['store_bytes']:.0f}",
+                f"{100 * worst['occupancy']:.0f}%",
+            ]
+        )
+    return header, sorted(rows, key=lambda row: (row[0], int(row[1].removeprefix("sm_"))))

@@ -58,7 +58,7 @@ def _of_channel(channel, red: tl.constexpr, green: tl.constexpr, blue: tl.conste
     return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "epoch"])  # or every epoch that divides by 16 compiles anew
 def augment_kernel(
     images_ptr, indices_ptr, out_ptr, seed, epoch,
     H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, FLIP: tl.constexpr, CUTOUT: tl.constexpr,
@@ -70,12 +70,12 @@ def augment_kernel(
     image_ptr = images_ptr + sample * (H * W * 3)
     row_offset, column_offset, flip = 0, 0, False
     if PAD > 0 or FLIP == "random":
-        row_word, column_word, flip_word, _ = _words(seed, sample, epoch, CROP_AND_FLIP)
+        row_word, column_word, flip_word, _unused = _words(seed, sample, epoch, CROP_AND_FLIP)
         row_offset, column_offset = _below(row_word, 2 * PAD + 1) - PAD, _below(column_word, 2 * PAD + 1) - PAD
         if FLIP == "random":
             flip = flip_word >= 2147483648
     if FLIP == "alternating":
-        first_word, _, _, _ = _words(seed, sample, 0, FIRST_FLIP)
+        first_word, _word1, _word2, _word3 = _words(seed, sample, 0, FIRST_FLIP)
         flip = (first_word >= 2147483648) ^ (epoch % 2 == 1)
     brightness, contrast = 1.0, 1.0
     if CUTOUT > 0 or BRIGHTNESS > 0 or CONTRAST > 0:
@@ -84,9 +84,10 @@ def augment_kernel(
     grey = 0.0
     if CONTRAST > 0:
         for start in range(0, H * W * 3, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            x, _, _, channel = _pixels(image_ptr, at, flip, row_offset, column_offset, brightness, H, W, BRIGHTNESS)
-            grey += tl.sum(x * _of_channel(channel, 0.299, 0.587, 0.114)) / (H * W)
+            values, _row, _column, colour = _pixels(
+                image_ptr, start + tl.arange(0, BLOCK), flip, row_offset, column_offset, brightness, H, W, BRIGHTNESS
+            )
+            grey += tl.sum(values * _of_channel(colour, 0.299, 0.587, 0.114)) / (H * W)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x, row, column, channel = _pixels(image_ptr, at, flip, row_offset, column_offset, brightness, H, W, BRIGHTNESS)
     if CONTRAST > 0:

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def forward_kernel(
+def residual_kernel(
     branch_ptr, x_ptr, out_ptr, bits_ptr, n, alpha: tl.constexpr, slope: tl.constexpr,
     ACT: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -23,7 +23,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def residual_backward_kernel(
     dy_ptr, bits_ptr, dbranch_ptr, n, alpha: tl.constexpr, slope: tl.constexpr,
     BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip

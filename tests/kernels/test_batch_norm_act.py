@@ -292,13 +292,14 @@ def test_it_compiles_without_a_graph_break(training, device):
     ("m", "c"), list(itertools.product((1, 2, 127, 128, 129, 4096, 25_088, 524_288), (1, 3, 5, 24, 64, 123, 256, 1024)))
 )
 def test_plans_cover_every_row_once_and_fill_the_gpu(m, c):
-    for resident in (0, 132):
+    assert not plan(m, c, resident_programs=None).persistent
+    for resident in (None, 0, 132):
         cut = plan(m, c, resident_programs=resident)
         assert (cut.splits - 1) * cut.split_rows < m <= cut.splits * cut.split_rows
         assert cut.block_c >= min(c, 64) and cut.block_c & (cut.block_c - 1) == 0
         assert cut.block_m & (cut.block_m - 1) == 0
         programs = cut.splits * -(-c // cut.block_c)
         if cut.persistent:
-            assert cut.split_rows <= cut.block_m and (cut.splits == 1 or programs <= resident)
+            assert cut.split_rows <= cut.block_m and (cut.splits == 1 or programs <= (resident or 0))
         else:
             assert cut.split_rows % cut.block_m == 0 and programs <= max(1024, -(-c // cut.block_c))

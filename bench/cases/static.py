@@ -1,0 +1,322 @@
+"""`wallclock run kernels --static`: what the compiler makes of every kernel, for GPUs that need not be here.
+
+The operations run as they would on a GPU up to each launch, where the kernel is compiled for several targets instead.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kernels.batch_norm_act
+from bench.environment import provenance
+from kernels.cases import SPECS
+from kernels.spec import Case, KernelSpec
+from reports.schema import Run, RunStatus, Sample
+from reports.store import RunWriter, new_run_id, utc_now
+
+TARGETS = (80, 90, 100)
+MULTIPROCESSORS = 132  # of the GPU that persistent kernels are cut up for
+BASELINE = Path(__file__).with_name("static_baseline.json")
+NARROW_BELOW_BYTES = 8
+# Of one multiprocessor, by compute capability: shared memory, bytes. All have 65,536 registers and 64 warps.
+SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+# Accesses that no shape lets be wide: single bytes gathered from anywhere; an eighth of a byte an element.
+NARROW_BY_NATURE = {"augment_kernel": "loads", "residual_kernel": "bits", "residual_backward_kernel": "bits"}
+
+
+@dataclass
+class Compiled:
+    """What one kernel became for one target.
+
+    Attributes:
+        kernel: its name and the constants and types that tell it from others of that name.
+        target: compute capability, such as 90.
+        registers: of a thread.
+        spilled_bytes: stored to and loaded from local memory because registers ran out.
+        shared_bytes: of a program.
+        load_bytes: of a thread's widest access of a map.
+        store_bytes: the same.
+        narrow: accesses of 8- and 16-bit elements that are narrower than eight bytes a thread, though nothing in the
+            kernel's nature makes them so.
+        occupancy: warps that fit on a multiprocessor, as a share of the most.
+        cases: that launch it.
+    """
+
+    kernel: str
+    target: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    load_bytes: int
+    store_bytes: int
+    narrow: int
+    occupancy: float
+    cases: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Its place in the baseline."""
+        return f"sm_{self.target} {self.kernel}"
+
+
+class _Driver:
+    """Stands in for the GPU's driver, as far as compiling goes; a device's number is its compute capability."""
+
+    def __init__(self) -> None:
+        self.device = TARGETS[0]
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.device, 32)
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[dict[str, Any]]:
+    """Makes every launch compile for all targets and run nothing; yields what came of it, by key."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    found: dict[str, Any] = {}
+    stand_in, run = _Driver(), JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        for target in TARGETS:
+            stand_in.device = target
+            kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+            found[f"{target} {kernel.hash}"] = (target, self, kernel)
+
+    before = getattr(driver, "_active", None)
+    resident = kernels.batch_norm_act.resident_programs
+    JITFunction.run = compile_only
+    kernels.batch_norm_act.resident_programs = lambda device: MULTIPROCESSORS
+    driver.set_active(stand_in)
+    try:
+        yield found
+    finally:
+        JITFunction.run = run
+        kernels.batch_norm_act.resident_programs = resident
+        driver.set_active(before)
+
+
+def compile_all(only: tuple[str, ...] = ()) -> list[Compiled]:
+    """Compiles every Triton kernel at every case.
+
+    Args:
+        only: words that operation and case must hold.
+    """
+    made: dict[str, Compiled] = {}
+    for spec in SPECS.values():
+        for case in spec.cases:
+            if not all(word in f"{spec.name} {case.name}".split() for word in only):
+                continue
+            with _recorded() as found:
+                for variant in (v for v in spec.variants if v.startswith("triton")):
+                    _run(spec, case, variant)
+            for hashed, (target, function, kernel) in found.items():
+                if hashed not in made:
+                    made[hashed] = _examined(target, function, kernel)
+                made[hashed].cases.append(f"{spec.name} {case.name}")
+    return sorted(made.values(), key=lambda c: c.key)
+
+
+def _run(spec: KernelSpec, case: Case, variant: str) -> None:
+    inputs = spec.inputs(case, torch.bfloat16, torch.device("cpu"))
+    leaves = {n: t.requires_grad_() if t is not None and n in spec.differentiated else t for n, t in inputs.items()}
+    y = spec.variants[variant](**leaves, **case.options)
+    if spec.differentiated:
+        wanted = [t for n in spec.differentiated if (t := leaves[n]) is not None]
+        torch.autograd.grad(y, wanted, torch.empty_like(y))
+
+
+def _examined(target: int, function: Any, kernel: Any) -> Compiled:
+    ptx = kernel.asm["ptx"]
+    registers, spilled = _assembled(kernel.asm["cubin"])
+    name, shared, warps = kernel.metadata.name, int(kernel.metadata.shared), int(kernel.metadata.num_warps)
+    widths = {kind: _widths(ptx, kind) for kind in ("ld", "st")}
+    nature = NARROW_BY_NATURE.get(name, "")
+    narrow = 0
+    for kind, accesses in widths.items():
+        if nature == "loads" and kind == "ld":
+            continue
+        sizes = (16,) if nature == "bits" else (8, 16)
+        narrow += sum(width < NARROW_BELOW_BYTES and bits in sizes for width, bits in accesses)
+    return Compiled(
+        kernel=_identity(function, kernel),
+        target=target,
+        registers=registers,
+        spilled_bytes=spilled,
+        shared_bytes=shared,
+        load_bytes=max((width for width, _ in widths["ld"]), default=0),
+        store_bytes=max((width for width, _ in widths["st"]), default=0),
+        narrow=narrow,
+        occupancy=_occupancy(registers, shared, warps, target),
+    )
+
+
+def _identity(function: Any, kernel: Any) -> str:
+    """The kernel's name, the types of its pointers, its constants, and which numbers are known to divide by 16."""
+    names, source = function.arg_names, kernel.src
+    pointers = [t.removeprefix("*") for t in source.signature.values() if str(t).startswith("*")]
+    constants = {names[at[0]]: value for at, value in source.constants.items()}
+    told = [f"{name}={_constant(value)}" for name, value in constants.items() if value is not None]
+    divisible = [name for at in source.attrs if source.signature[name := names[at[0]]] in ("i32", "i64")]
+    return " ".join([kernel.metadata.name, "/".join(dict.fromkeys(pointers)), *told, *(f"{n}%16" for n in divisible)])
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_constant(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _assembled(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack, which holds nothing but what registers spill."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
+    return used["REG"], used["STACK"]
+
+
+def _widths(ptx: str, kind: str) -> list[tuple[int, int]]:
+    """Bytes a thread and bits an element of each access of global memory."""
+    accesses = re.findall(rf"\b{kind}\.global[\w.:]*?(?:\.v([248]))?\.[busf](8|16|32|64)\b", ptx)
+    return [(int(count or 1) * int(bits) // 8, int(bits)) for count, bits in accesses]
+
+
+def _occupancy(registers: int, shared: int, warps: int, target: int) -> float:
+    """Share of a multiprocessor's 64 warps that registers and shared memory let run at once."""
+    of_warp = -(-registers * 32 // 256) * 256
+    programs = min(65536 // (of_warp * warps), SHARED_BYTES[target] // (shared + 1024), 64 // warps, 32)
+    return programs * warps / 64
+
+
+def problems(compiled: list[Compiled]) -> tuple[list[str], list[str]]:
+    """Compares with what holds for every kernel, and with the committed baseline.
+
+    Returns:
+        What is wrong, and remarks that are not.
+    """
+    wrong = [f"{c.key}: spills {c.spilled_bytes} bytes" for c in compiled if c.spilled_bytes]
+    wrong += [f"{c.key}: {c.narrow} accesses narrower than {NARROW_BELOW_BYTES} bytes" for c in compiled if c.narrow]
+    baseline: dict[str, Any] = (
+        json.loads(BASELINE.read_text()) if BASELINE.exists() else {"triton": "none", "kernels": {}}
+    )
+    if baseline["triton"] != version("triton"):
+        return wrong, [f"the baseline is of triton {baseline['triton']}, this is {version('triton')}: not compared"]
+    remarks = []
+    for c in compiled:
+        known = baseline["kernels"].get(c.key)
+        if known is None:
+            remarks.append(f"{c.key}: not in the baseline")
+            continue
+        grown = [
+            f"{name} {known[name]} -> {getattr(c, name)}"
+            for name in ("registers", "shared_bytes", "narrow")
+            if getattr(c, name) > known[name]
+        ]
+        grown += [
+            f"{name} {known[name]} -> {getattr(c, name)}"
+            for name in ("load_bytes", "store_bytes", "occupancy")
+            if getattr(c, name) < known[name]
+        ]
+        if grown:
+            wrong.append(f"{c.key}: {', '.join(grown)}; if that is meant, run with --update-baseline and commit it")
+    return wrong, remarks
+
+
+def write_baseline(compiled: list[Compiled]) -> Path:
+    """Makes what was compiled the baseline."""
+    kernels = {}
+    for c in compiled:
+        kernels[c.key] = {k: v for k, v in asdict(c).items() if k not in ("kernel", "target", "cases", "spilled_bytes")}
+    BASELINE.write_text(json.dumps({"triton": version("triton"), "kernels": kernels}, indent=1, sort_keys=True) + "\n")
+    return BASELINE
+
+
+FIGURES = {  # metric: unit, and which way is better
+    "registers": ("count", "lower"),
+    "spilled_bytes": ("B", "lower"),
+    "shared_bytes": ("B", "lower"),
+    "load_bytes": ("B", "higher"),
+    "store_bytes": ("B", "higher"),
+    "narrow": ("count", "lower"),
+    "occupancy": ("fraction", "higher"),
+}
+
+
+def run_static(
+    out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False
+) -> tuple[Path, RunStatus, list[str], list[str]]:
+    """Compiles every kernel for every target and records what came of it, as a new run under `out`.
+
+    Args:
+        out: folder that holds runs.
+        command: as typed, for the record.
+        only: words that operation and case must hold.
+        update_baseline: make this the baseline; of all kernels only.
+
+    Returns:
+        The run's directory, how it ended ("failed" if a gate does not hold), what is wrong, and remarks.
+
+    Raises:
+        ValueError: if Triton is missing or runs in its interpreter, or a part is to become the baseline.
+        StoreError: if `out` cannot be written.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("triton is not installed (Linux on x86-64 only)")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ValueError("TRITON_INTERPRET=1 compiles nothing; unset it")
+    if update_baseline and only:
+        raise ValueError("--update-baseline needs all kernels; leave out --only")
+    asked = {"benchmark": "static", "only": list(only)}
+    run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, request=asked, **provenance("cpu"))
+    with RunWriter.create(out, run) as writer:
+        compiled = compile_all(only)
+        if not compiled:
+            raise ValueError(f"no case matches '{' '.join(only)}'; operations: {', '.join(SPECS)}")
+        if update_baseline:
+            write_baseline(compiled)
+        wrong, remarks = problems(compiled)
+        for c in compiled:
+            writer.add(*(_sample(c, metric) for metric in FIGURES))
+        for text in wrong:
+            writer.note(text)
+        status: RunStatus = "failed" if wrong else "done"
+        writer.finish(status, f"{len(wrong)} kernels do not pass" if wrong else None)
+    return writer.path, status, wrong, remarks
+
+
+def _sample(c: Compiled, metric: str) -> Sample:
+    unit, better = FIGURES[metric]
+    parameters: dict[str, Any] = {
+        "architecture": f"sm_{c.target}",
+        "constants": c.kernel.partition(" ")[2],
+        "cases": len(c.cases),
+    }
+    return Sample(
+        benchmark="static", case=c.kernel.partition(" ")[0], metric=metric, unit=unit, better=better,  # type: ignore[arg-type]
+        value=getattr(c, metric), parameters=parameters,
+    )  # fmt: skip

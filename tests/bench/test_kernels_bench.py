@@ -1,0 +1,175 @@
+"""`wallclock run kernels`: what is wrong is not timed, what is timed adds up, what is compiled passes its gate."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import reports
+from bench.cases import kernels, static
+from bench.cases.kernels import KernelsRequest, run_kernels
+from kernels.batch_norm_act import Save
+from kernels.cases import SPECS
+from kernels.spec import Case, KernelSpec, available
+from models.build import build_model
+from models.layers import BatchNormAct
+from models.recipes import get_recipe
+from reports.kernels import kernel_rows, kernel_summary
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+TINY = Case(network="tiny", shape=(4, 8, 6, 6), options={"act": "leaky_relu"})
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The operations at one small case each, without what has to be compiled."""
+    norm = SPECS["batch_norm_act"]
+    variants = {name: call for name, call in norm.variants.items() if name != "compile"}
+    spec = replace(norm, cases=(TINY,), variants=variants)
+    monkeypatch.setattr(kernels, "SPECS", {"batch_norm_act": spec})
+    return spec
+
+
+def test_samples_and_table_of_a_case(tiny, tmp_path):
+    seen = []
+    path, status = run_kernels(
+        KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02), tmp_path, "test", seen.append
+    )
+    assert status == "done"
+    frame = reports.load(path)
+    latency = frame[frame["metric"] == "latency"]
+    assert set(latency["variant"]) == {"eager", "eager_nchw"}
+    assert set(latency["direction"]) == {"forward", "backward", "both"} and set(latency["cache"]) == {"hot", "cold"}
+    assert set(latency["round"]) == {0, 1} and (latency["value"] > 0).all()
+    assert frame[frame["metric"] == "error"]["value"].between(1e-9, 1e-5).all()
+    assert frame[frame["metric"] == "saved_bytes"]["value"].min() >= 4 * 8 * 6 * 6 * 4
+    assert {done.variant for done in seen if "interpreter is not timed" in done.why_not} == {"triton", "triton_byte"}
+    summary = kernel_summary(frame).set_index(["variant", "direction", "cache"])
+    both = summary.loc[("eager", "both", "hot")]
+    elements = 4 * 8 * 6 * 6
+    assert both["predicted_bytes"] == 13 * 4 * elements
+    assert both["gb_per_s"] == pytest.approx(13 * 4 * elements / both["latency_us"] / 1e3)
+    other = summary.loc[("eager_nchw", "both", "hot")]
+    assert other["x_eager"] == pytest.approx(both["latency_us"] / other["latency_us"])
+    assert len(kernel_rows(summary.reset_index())[1]) == 2
+
+
+def test_what_is_wrong_is_recorded_and_not_timed(tiny, tmp_path, monkeypatch):
+    def wrong(x, **others):
+        return tiny.variants["eager"](x, **others) * 1.01
+
+    broken = replace(tiny, variants={"eager": tiny.variants["eager"], "wrong": wrong})
+    monkeypatch.setattr(kernels, "SPECS", {"batch_norm_act": broken})
+    seen = []
+    request = KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02)
+    path, status = run_kernels(request, tmp_path, "test", seen.append)
+    assert status == "failed"
+    frame = reports.load(path)
+    assert set(frame.loc[frame["metric"] == "latency", "variant"]) == {"eager"}
+    (error,) = frame[(frame["metric"] == "error") & (frame["variant"] == "wrong")].to_dict("records")
+    assert error["status"] == "failed" and error["value"] == pytest.approx(0.01, rel=0.2)
+    assert any(done.variant == "wrong" and done.why_not.startswith("wrong: off by") for done in seen)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"only": ("nothing",)}, "no case matches 'nothing'; operations: batch"), ({"dtype": "int8"}, "bf16, fp16, fp32")],
+)
+def test_what_cannot_be_asked_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        KernelsRequest(**({"dtype": "fp32", "device": "cpu"} | fields))
+
+
+@pytest.mark.parametrize("operation", SPECS)
+def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
+    """As the benchmark checks it, on the GPU or in the interpreter."""
+    spec = SPECS[operation]
+    shapes = {"batch_norm_act": (4, 8, 6, 6), "residual": (4, 8, 6, 6), "augment": (6, 3, 32, 32)}
+    small = replace(spec, cases=tuple(replace(c, shape=shapes[operation]) for c in (spec.cases[0], spec.cases[-1])))
+    for case in small.cases:
+        trial = kernels._Trial(small, case, "fp32", device)
+        for variant in (v for v in small.variants if v != "compile" and not available(v, device)):
+            error, allowed = trial.check(variant)
+            assert error <= allowed, f"{case.name} {variant}: {error:.1e} > {allowed:.1e}"
+
+
+def norm_inputs(recipe):
+    """The shapes that a recipe's norms take in a step, and whether a residual comes with them."""
+    model = build_model(recipe, 10, torch.device("meta"))
+    seen = set()
+    for layer in model.modules():
+        if isinstance(layer, BatchNormAct):
+            layer.register_forward_pre_hook(
+                lambda layer, given: seen.add((tuple(given[0].shape), given[1:] not in ((), (None,))))
+            )
+    model(torch.empty(recipe.batch_size, 3, 32, 32, device="meta"))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["darknet", "sprint", "wrn22"])
+def test_cases_are_the_shapes_that_the_networks_give(name):
+    cases = SPECS["batch_norm_act"].cases
+    ours = {(case.shape, "residual" in case.flags) for case in cases if case.network == name}
+    assert norm_inputs(get_recipe(name, "cpu")) <= ours
+
+
+def test_specs_refuse_what_is_named_twice_and_what_has_no_judge():
+    spec = SPECS["residual"]
+    with pytest.raises(ValueError, match="twice"):
+        replace(spec, cases=spec.cases * 2)
+    with pytest.raises(ValueError, match="no variant 'eager'"):
+        replace(spec, variants={"triton": spec.variants["triton"]})
+    assert isinstance(spec, KernelSpec) and Save
+
+
+def compiled(**changes):
+    fields = {"kernel": "k bf16 BLOCK=64", "target": 90, "registers": 64, "spilled_bytes": 0, "shared_bytes": 0}
+    fields |= {"load_bytes": 16, "store_bytes": 16, "narrow": 0, "occupancy": 0.5}
+    return static.Compiled(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"spilled_bytes": 8}, "spills 8 bytes"),
+        ({"narrow": 2}, "2 accesses narrower than 8 bytes"),
+        ({"registers": 65}, "registers 64 -> 65; if that is meant"),
+        ({"load_bytes": 8}, "load_bytes 16 -> 8"),
+        ({"occupancy": 0.25}, "occupancy 0.5 -> 0.25"),
+    ],
+)
+def test_the_gate_fails_on_what_got_worse(changes, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(static, "BASELINE", tmp_path / "baseline.json")
+    static.write_baseline([compiled()])
+    assert static.problems([compiled()]) == ([], [])
+    assert static.problems([compiled(registers=60)]) == ([], [])
+    wrong, _ = static.problems([compiled(**changes)])
+    assert any(says in text for text in wrong)
+
+
+def test_a_baseline_of_another_compiler_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(static, "BASELINE", tmp_path / "baseline.json")
+    (tmp_path / "baseline.json").write_text(json.dumps({"triton": "1.0", "kernels": {}}))
+    wrong, remarks = static.problems([compiled(registers=255)])
+    assert wrong == [] and "not compared" in remarks[0]
+
+
+@pytest.mark.slow
+def test_every_kernel_passes_the_static_gate(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "bench.cli", "run", "kernels", "--static", "--out", tmp_path, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout[:2000]
+    frame = reports.load(tmp_path)
+    assert set(frame["architecture"]) == {"sm_80", "sm_90", "sm_100"}
+    spilled = frame[frame["metric"] == "spilled_bytes"]
+    assert len(spilled) > 200 and (spilled["value"] == 0).all()
+    widest = frame[(frame["metric"] == "load_bytes") & (frame["case"] == "apply_kernel")]
+    assert (widest["value"] == 16).all()
