@@ -16,7 +16,9 @@ SLOPE = 0.1
 IMAGES = 50_000  # of CIFAR-10's training set: a batch is gathered from all of it
 
 
-def _compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def compiled_variant(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Returns the function through `torch.compile`, which is set up when it is first called."""
+
     @functools.cache
     def compiled() -> Callable[..., torch.Tensor]:
         return torch.compile(function, dynamic=False, fullgraph=True)
@@ -133,7 +135,7 @@ BATCH_NORM_ACT = KernelSpec(
     variants={
         "eager_nchw": _norm_eager,
         "eager": _norm_eager,
-        "compile": _compiled(_norm_eager),
+        "compile": compiled_variant(_norm_eager),
         "triton": _norm_triton,
         "triton_byte": functools.partial(_norm_triton, save="byte"),
     },
@@ -194,7 +196,7 @@ RESIDUAL = KernelSpec(
     variants={
         "eager_nchw": _residual_eager,
         "eager": _residual_eager,
-        "compile": _compiled(_residual_eager),
+        "compile": compiled_variant(_residual_eager),
         "triton": _residual_triton,
     },
     cases=RESIDUAL_CASES,
@@ -272,7 +274,7 @@ def _augment_bytes(case: Case, variant: str, direction: Direction, element_bytes
 AUGMENT = KernelSpec(
     name="augment",
     reference=_augment_reference,
-    variants={"eager": _augment_eager, "compile": _compiled(_augment_eager), "triton": _augment_triton},
+    variants={"eager": _augment_eager, "compile": compiled_variant(_augment_eager), "triton": _augment_triton},
     cases=AUGMENT_CASES,
     inputs=_augment_inputs,
     differentiated=(),

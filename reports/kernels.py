@@ -43,7 +43,7 @@ def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         rate = predicted / middle.value
         row |= {"operation": group["operation"].iloc[0], "n": len(group), "latency_us": 1e6 * middle.value}
         row |= {"latency_low_us": 1e6 * middle.low, "latency_high_us": 1e6 * middle.high, "predicted_bytes": predicted}
-        row |= {"gb_per_s": rate / 1e9, "share_of_copy": rate / copies[group["run_id"].iloc[0]]}
+        row |= {"gb_per_s": rate / 1e9, "share_of_copy": rate / copies.get(group["run_id"].iloc[0], math.nan)}
         for name, metric, unit in (
             ("saved_mb", "saved_bytes", 1e6),
             ("peak_mb", "peak_bytes", 1e6),
@@ -82,7 +82,7 @@ def kernel_rows(summary: "pd.DataFrame") -> Rows:
                     name,
                     str(variant),
                     *(significant(latency[way]) if way in latency else "" for way in ("forward", "backward", "both")),
-                    f"{100 * whole['share_of_copy']:.0f}%",
+                    _percent(whole["share_of_copy"]),
                     _or_nothing(saved),
                     _or_nothing(speed),
                 ]
@@ -105,12 +105,12 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
             "n": str(row["n"]),
             "latency, us": significant(row["latency_us"], 4),
             "95% interval": interval if row["n"] > 1 else "",
-            "GB/s": significant(row["gb_per_s"]),
-            "% of copy": f"{100 * row['share_of_copy']:.0f}",
-            "predicted, MB": significant(row["predicted_bytes"] / 1e6),
+            "GB/s": _or_nothing(row["gb_per_s"]),
+            "% of copy": _percent(row["share_of_copy"]),
+            "predicted, MB": _or_nothing(row["predicted_bytes"] / 1e6),
             "saved, MB": _or_nothing(row["saved_mb"]),
             "peak, MB": _or_nothing(row["peak_mb"]),
-            "error": f"{row['error']:.1e}",
+            "error": "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
         }
         speeds = {f"x {k.removeprefix('x_')}": _or_nothing(v) for k, v in row.items() if k.startswith("x_")}
         told = {name: str(row[name]) for name in ("case", "variant", "dtype", "direction", "cache")}
@@ -120,6 +120,10 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
 
 def _or_nothing(value: float) -> str:
     return "" if math.isnan(value) else significant(value)
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{100 * share:.0f}%"
 
 
 def _folded(name: str, width: int = 18) -> list[str]:

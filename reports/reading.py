@@ -106,9 +106,12 @@ def _sample_schema() -> "pa.Schema":
 
 
 def _run_from_lines(directory: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    run = asdict(run_from(lines, directory / RECORDS))
-    run["run_status"], run["error"] = _ending(lines, directory / RECORDS)
-    return {k: json.dumps(v, sort_keys=True) if k in _JSON_COLUMNS else v for k, v in run.items()}
+    return _run_row(run_from(lines, directory / RECORDS), *_ending(lines, directory / RECORDS))
+
+
+def _run_row(run: Run, status: str, error: str | None) -> dict[str, Any]:
+    fields = asdict(run) | {"run_status": status, "error": error}
+    return {k: json.dumps(v, sort_keys=True) if k in _JSON_COLUMNS else v for k, v in fields.items()}
 
 
 def _samples_from_lines(lines: list[dict[str, Any]]) -> "pa.Table":
@@ -165,11 +168,17 @@ def _read_table(path: Path) -> "pa.Table":
 
 
 def _read_run(directory: Path, *, with_samples: bool) -> StoredRun:
+    if directory.suffix == ".json" and directory.is_file():
+        from reports import pytest_benchmark
+
+        run, samples = pytest_benchmark.read(directory)
+        found = [{"kind": "sample", **{k: v for k, v in asdict(s).items() if v is not None}} for s in samples]
+        return _run_row(run, "done", None), _samples_from_lines(found) if with_samples else None
     if (directory / RECORDS).exists():  # also when the process died between the tables and the lines' removal
         lines, _ = read_lines(directory / RECORDS)
         return _run_from_lines(directory, lines), _samples_from_lines(lines) if with_samples else None
-    samples = _read_table(directory / SAMPLE_TABLE) if with_samples else None
-    return _read_table(directory / RUN_TABLE).to_pylist()[0], samples
+    table = _read_table(directory / SAMPLE_TABLE) if with_samples else None
+    return _read_table(directory / RUN_TABLE).to_pylist()[0], table
 
 
 def _with_parameters(frame: "pd.DataFrame") -> "pd.DataFrame":

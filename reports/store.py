@@ -208,7 +208,7 @@ def being_written(records: Path) -> bool:
 
 
 def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
-    """Returns the run directories at or below the paths, oldest first.
+    """Returns the run directories at or below the paths, and JSON files (of pytest-benchmark) as named, oldest first.
 
     Raises:
         StoreError: if a path does not exist or no run is found.
@@ -218,6 +218,9 @@ def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     for path in given:
         if not path.exists():
             raise StoreError(f"no such path: {path}; name a run's directory, or one that holds runs")
+        if path.suffix == ".json":
+            found.add(path.resolve())
+            continue
         start = path.parent if path.is_file() else path
         for name in (RECORDS, SAMPLE_TABLE):
             found.update(match.parent.resolve() for match in start.rglob(name))

@@ -113,10 +113,10 @@ def _measure_all(
         if deadline.expired():
             writer.note(f"stopped before {spec.name} {case.name}: the budget is spent")
             return "stopped" if status == "done" else status
-        trial = _Trial(spec, case, request.dtype, device)
+        trial = Trial(spec, case, request.dtype, device)
         right = []
         for variant in variants:
-            why_not = available(variant, device) or _interpreted(variant, device)
+            why_not = available(variant, device) or interpreted(variant, device)
             error, allowed = (0.0, 0.0) if why_not else trial.check(variant)
             if not why_not:
                 fine = error <= allowed
@@ -125,16 +125,17 @@ def _measure_all(
                     why_not = f"wrong: off by {error:.2e} of the reference's largest value, {allowed:.2e} is allowed"
                     status = "failed"
             if why_not:
-                observe(CaseDone(f"{spec.name} {case.name}", variant, {}, why_not))
+                observe(CaseDone(trial.name, variant, {}, why_not))
             else:
                 right.append(variant)
         for variant, latencies in trial.measure(right, writer, request.sample_budget_s).items():
-            observe(CaseDone(f"{spec.name} {case.name}", variant, latencies))
+            observe(CaseDone(trial.name, variant, latencies))
     writer.add(_copy_bandwidth(device, request.sample_budget_s))
     return status
 
 
-def _interpreted(variant: str, device: torch.device) -> str:
+def interpreted(variant: str, device: torch.device) -> str:
+    """Returns why a variant that can run is not timed; empty when it is."""
     return "Triton's interpreter is not timed" if variant.startswith("triton") and device.type != "cuda" else ""
 
 
@@ -152,11 +153,15 @@ def _copy_bandwidth(device: torch.device, budget_s: float) -> Sample:
     )  # fmt: skip
 
 
-class _Trial:
+class Trial:
     """One operation at one case: its inputs, its reference results, and what is recorded of its variants."""
 
     def __init__(self, spec: KernelSpec, case: Case, dtype: str, device: torch.device) -> None:
         self.spec, self.case, self.dtype, self.device = spec, case, dtype, device
+        self.name = f"{spec.name} {case.name}"
+        self.parameters: dict[str, Any] = {"operation": spec.name, "network": case.network, "dtype": dtype}
+        self.parameters |= {"shape": "x".join(map(str, case.shape)), "device": device.type}
+        torch._dynamo.reset()  # a variant is compiled for each case, and Dynamo gives up at the ninth shape
         self.inputs = spec.inputs(case, DTYPES[dtype], device)
         wide = {name: _widened(tensor) for name, tensor in self.inputs.items()}
         self.exact = self._results(spec.reference, wide)
@@ -207,18 +212,11 @@ class _Trial:
 
     def sample(self, variant: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
         """A sample of this case."""
-        parameters = {
-            "operation": self.spec.name,
-            "network": self.case.network,
-            "shape": "x".join(map(str, self.case.shape)),
-            "dtype": self.dtype,
-            "device": self.device.type,
-        }
         return Sample(
             benchmark="kernels",
-            case=f"{self.spec.name} {self.case.name}",
+            case=self.name,
             variant=variant,
-            parameters=parameters | fields.pop("parameters", {}),
+            parameters=self.parameters | fields.pop("parameters", {}),
             metric=metric,
             unit=unit,
             value=value,
@@ -226,7 +224,7 @@ class _Trial:
             **fields,
         )
 
-    def _call(self, variant: str, direction: Direction) -> Callable[[], object]:
+    def call(self, variant: str, direction: Direction) -> Callable[[], object]:
         """What is timed: forward builds no graph; backward goes through one that is kept."""
         function, options = self.spec.variants[variant], self.case.options
         inputs = self._of(variant)
@@ -255,7 +253,7 @@ class _Trial:
             self._record_memory(variant, writer)
         for direction, cold in itertools.product(directions, (False, True)):
             parameters = {"direction": direction, "cache": "cold" if cold else "hot"}
-            calls = {variant: self._call(variant, direction) for variant in variants}
+            calls = {variant: self.call(variant, direction) for variant in variants}
             for turn in range(ROUNDS):
                 for slot, variant in enumerate(variants if turn % 2 == 0 else reversed(variants)):
                     found: Measurement = measure(

@@ -13,9 +13,8 @@ import torch
 import reports
 from bench.cases import kernels, static
 from bench.cases.kernels import KernelsRequest, run_kernels
-from kernels.batch_norm_act import Save
-from kernels.cases import SPECS
-from kernels.spec import Case, KernelSpec, available
+from kernels.cases import SPECS, compiled_variant
+from kernels.spec import Case, available
 from models.build import build_model
 from models.layers import BatchNormAct
 from models.recipes import get_recipe
@@ -77,6 +76,22 @@ def test_what_is_wrong_is_recorded_and_not_timed(tiny, tmp_path, monkeypatch):
     assert any(done.variant == "wrong" and done.why_not.startswith("wrong: off by") for done in seen)
 
 
+def test_a_compiled_variant_is_measured_at_more_shapes_than_dynamo_keeps(tiny, tmp_path, monkeypatch):
+    really = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: really(function, backend="eager", **options))
+    spec = replace(
+        tiny,
+        cases=tuple(replace(TINY, shape=(4, 8, edge, edge)) for edge in range(2, 13)),
+        variants={"eager": tiny.variants["eager"], "compile": compiled_variant(tiny.variants["eager"])},
+    )
+    monkeypatch.setattr(kernels, "SPECS", {"batch_norm_act": spec})
+    request = KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.001)
+    path, status = run_kernels(request, tmp_path, "test", lambda seen: None)
+    frame = reports.load(path)
+    assert status == "done"
+    assert frame.loc[frame["variant"] == "compile", "case"].nunique() == 11
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"only": ("nothing",)}, "no case matches 'nothing'; operations: batch"), ({"dtype": "int8"}, "bf16, fp16, fp32")],
@@ -93,7 +108,7 @@ def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
     shapes = {"batch_norm_act": (4, 8, 6, 6), "residual": (4, 8, 6, 6), "augment": (6, 3, 32, 32)}
     small = replace(spec, cases=tuple(replace(c, shape=shapes[operation]) for c in (spec.cases[0], spec.cases[-1])))
     for case in small.cases:
-        trial = kernels._Trial(small, case, "fp32", device)
+        trial = kernels.Trial(small, case, "fp32", device)
         for variant in (v for v in small.variants if v != "compile" and not available(v, device)):
             error, allowed = trial.check(variant)
             assert error <= allowed, f"{case.name} {variant}: {error:.1e} > {allowed:.1e}"
@@ -125,7 +140,6 @@ def test_specs_refuse_what_is_named_twice_and_what_has_no_judge():
         replace(spec, cases=spec.cases * 2)
     with pytest.raises(ValueError, match="no variant 'eager'"):
         replace(spec, variants={"triton": spec.variants["triton"]})
-    assert isinstance(spec, KernelSpec) and Save
 
 
 def compiled(**changes):

@@ -1,0 +1,39 @@
+"""Twins of `wallclock run kernels` for pytest-benchmark: the same operations, cases and variants."""
+
+import pytest
+import torch
+
+from bench.cases.kernels import Trial, interpreted
+from bench.timing import now_s, synchronize
+from kernels.cases import SPECS
+from kernels.spec import available
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES = [
+    pytest.param(spec, case, variant, id=f"{spec.name} {case.name} {variant}".replace(" ", "-"))
+    for spec in SPECS.values()
+    for case in spec.cases
+    for variant in spec.variants
+]
+
+
+def device_now_s() -> float:
+    """The host's clock when the device has done all it was told to."""
+    synchronize(DEVICE)
+    return now_s()
+
+
+@pytest.mark.benchmark(timer=device_now_s)
+@pytest.mark.parametrize(("spec", "case", "variant"), CASES)
+def test_kernel(benchmark, spec, case, variant):
+    why_not = available(variant, DEVICE) or interpreted(variant, DEVICE)
+    if why_not:
+        pytest.skip(why_not)
+    trial = Trial(spec, case, "bf16", DEVICE)
+    error, allowed = trial.check(variant)
+    assert error <= allowed
+    direction = "both" if spec.differentiated else "forward"
+    benchmark.extra_info |= trial.parameters | {
+        "benchmark": "kernels", "case": trial.name, "variant": variant, "direction": direction, "cache": "hot"
+    }  # fmt: skip
+    benchmark(trial.call(variant, direction))
