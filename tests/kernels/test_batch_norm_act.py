@@ -1,13 +1,20 @@
 """batch_norm_act against its reference: values, gradients, statistics, and every input that is easy to get wrong."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.batch_norm_act import ACTS, batch_norm_act, batch_norm_act_ref, plan
+from kernels.jit.batch_norm_act import _tile
 
 SLOPE = 0.1
 NO_FIXTURE_RESET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -303,3 +310,46 @@ def test_plans_cover_every_row_once_and_fill_the_gpu(m, c):
             assert cut.split_rows <= cut.block_m and (cut.splits == 1 or programs <= (resident or 0))
         else:
             assert cut.split_rows % cut.block_m == 0 and programs <= max(1024, -(-c // cut.block_c))
+
+
+@triton.jit
+def offsets_kernel(out_ptr, row0, channel0, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    offsets, inside = _tile(row0, channel0, M, C, BLOCK_M, BLOCK_C)
+    at = tl.arange(0, BLOCK_M)[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    tl.store(out_ptr + at, tl.where(inside, offsets, -1))
+
+
+def test_offsets_beyond_two_to_the_31_do_not_wrap(device):
+    rows, channels, row0 = 3_000_000, 1000, 2_999_996  # 3e9 elements: 6 GB that no test needs to hold
+    found = torch.empty(8, 16, dtype=torch.int64, device=device)
+    offsets_kernel[(1,)](found, row0, 992, rows, channels, BLOCK_M=8, BLOCK_C=16)
+    for row, column in itertools.product(range(8), range(16)):
+        inside = row0 + row < rows and 992 + column < channels
+        assert found[row, column] == ((row0 + row) * channels + 992 + column if inside else -1)
+
+
+COMPILED_OFFSETS = """
+import re
+from bench.cases import static
+from kernels.cases import SPECS
+for name, place in (("batch_norm_act", 0), ("batch_norm_act", 1), ("residual", 0), ("augment", 0)):
+    spec = SPECS[name]
+    with static._recorded() as found:
+        static._run(spec, spec.cases[place], "triton")
+    for target, function, kernel in found.values():
+        if not re.match("merge|update", kernel.metadata.name):
+            wide = re.search(r"arith\\.(muli|addi) .*i64", kernel.asm["ttir"])
+            assert wide, f"{kernel.metadata.name}: no 64-bit offset"
+            print(kernel.metadata.name)
+"""
+
+
+def test_compiled_kernels_count_elements_in_64_bits():
+    root = Path(__file__).parents[2]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_OFFSETS], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    seen = set(done.stdout.split())
+    assert {"stats_kernel", "apply_kernel", "backward_sums_kernel", "residual_kernel", "augment_kernel"} <= seen
