@@ -92,7 +92,7 @@ def kernel_rows(summary: "pd.DataFrame") -> Rows:
 
 
 def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
-    """Returns each row of the summary as text by column, for the page.
+    """Returns each row of the summary as text by column, for the page; columns that are empty throughout are left out.
 
     Args:
         summary: from `kernel_summary`.
@@ -101,21 +101,23 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
     for record in summary.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         interval = f"[{significant(row['latency_low_us'], 4)}, {significant(row['latency_high_us'], 4)}]"
-        figures = {
-            "n": str(row["n"]),
-            "latency, us": significant(row["latency_us"], 4),
-            "95% interval": interval if row["n"] > 1 else "",
-            "GB/s": _or_nothing(row["gb_per_s"]),
-            "% of copy": _percent(row["share_of_copy"]),
-            "predicted, MB": _or_nothing(row["predicted_bytes"] / 1e6),
-            "saved, MB": _or_nothing(row["saved_mb"]),
-            "peak, MB": _or_nothing(row["peak_mb"]),
-            "error": "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
-        }
-        speeds = {f"x {k.removeprefix('x_')}": _or_nothing(v) for k, v in row.items() if k.startswith("x_")}
-        told = {name: str(row[name]) for name in ("case", "variant", "dtype", "direction", "cache")}
-        cells.append({**told, **figures, **speeds})
-    return cells
+        cells.append(
+            {
+                "case": f"{row['case']} {row['dtype']}",
+                **{name: str(row[name]) for name in ("variant", "direction", "cache")},
+                "us": significant(row["latency_us"], 4),
+                "95% interval": interval if row["n"] > 1 else "",
+                "GB/s": _or_nothing(row["gb_per_s"]),
+                "of copy": _percent(row["share_of_copy"]),
+                **{f"x {name}": _or_nothing(row.get(f"x_{name}", math.nan)) for name in ("eager", "compile")},
+                "MB moved": _or_nothing(row["predicted_bytes"] / 1e6),
+                "MB kept": _or_nothing(row["saved_mb"]),
+                "MB peak": _or_nothing(row["peak_mb"]),
+                "error": "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
+            }
+        )
+    filled = [name for name in (cells[0] if cells else {}) if any(row[name] for row in cells)]
+    return [{name: row[name] for name in filled} for row in cells]
 
 
 def _or_nothing(value: float) -> str:
