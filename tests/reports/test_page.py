@@ -182,6 +182,25 @@ def test_names_are_text_wherever_they_come_from(
     assert "&lt;img" in traces[0]["name"] and "<img" not in traces[0]["name"]  # Plotly reads HTML in names
 
 
+def test_compiled_kernels_have_their_table(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    with RunWriter.create(tmp_path / "runs", make_run()) as writer:
+        for form, registers in enumerate((40, 90)):
+            for architecture in ("sm_90", "sm_100"):
+                same = {"benchmark": "static", "case": "apply_kernel"}
+                same["parameters"] = {"architecture": architecture, "constants": str(form)}
+                writer.add(make_sample(metric="registers", unit="count", value=registers, **same))
+                for metric in ("spilled_bytes", "shared_bytes"):
+                    writer.add(make_sample(metric=metric, unit="B", value=0, **same))
+                for metric in ("load_bytes", "store_bytes"):
+                    writer.add(make_sample(metric=metric, unit="B", better="higher", value=16 - 8 * form, **same))
+                writer.add(make_sample(metric="occupancy", unit="fraction", better="higher", value=0.5, **same))
+    found = built(tmp_path / "runs", tmp_path / "page.html")
+    assert re.search(r"apply\s*sm_90\s*2\s*90\s*0\s*0\s*8\s*8\s*50%\s*apply\s*sm_100", found.text)
+    assert "All measurements" not in found.text
+
+
 def test_damage_is_told_at_the_top(cifar_root: Path, tmp_path: Path, make_run: Callable[..., Run]) -> None:
     with RunWriter.create(cifar_root, make_run()) as writer:
         pass
