@@ -77,7 +77,7 @@ def _print_report(
     """Prints the tables of what lies at the paths, and writes the files asked for."""
     import reports
     from reports import tables
-    from reports.kernels import kernel_rows, kernel_summary, static_rows
+    from reports.kernels import failed_rows, kernel_rows, kernel_summary, static_rows
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -89,6 +89,7 @@ def _print_report(
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
+        "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(
@@ -223,7 +224,8 @@ def run_kernels(
 
     def show(done: kernels.CaseDone) -> None:
         times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items())
-        progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", markup=False)
+        style = "yellow" if done.why_not else ""
+        progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
 
     with _interruptible(out):
         path, status = kernels.run_kernels(request, out, _command(), show)

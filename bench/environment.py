@@ -277,6 +277,8 @@ def capabilities() -> list[Capability]:
     """Returns what this machine can run, what it cannot and why, and what to install."""
     import torch
 
+    from kernels.spec import cpp_compiler
+
     found: list[Capability] = []
     gpu = torch.cuda.is_available()
     if gpu:
@@ -293,7 +295,7 @@ def capabilities() -> list[Capability]:
     bf16 = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})
     detail = ", ".join(bf16) if bf16 else "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
     found.append(Capability("bf16 on the CPU", bool(bf16), detail))
-    compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    compiler = cpp_compiler()
     hint = "" if compiler else "install g++ (Debian: apt install g++)"
     found.append(Capability("torch.compile on the CPU", compiler is not None, compiler or "no C++ compiler", hint))
     triton = package_version("triton")

@@ -199,28 +199,32 @@ class PhaseTimer:
         return dict(times)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Steady-state times of one operation; every sample is kept.
 
     Attributes:
         samples_s: time of one call, in the order taken.
         launches_per_sample: calls that share one sample's window, for operations shorter than the clock can resolve.
-        host_median_s: the same by a synchronised host clock, as a cross-check; cold on a GPU, it holds the flush too.
+        host_median_s: the same by a synchronised host clock, as a cross-check; on a GPU it holds flush and hold too.
+        issue_median_s: until the host had queued a call; on a CPU, the call.
         warmup_s: what warm-up took, compilation included.
         stopped_by: "ci" when the interval was narrow enough, else "count" or "budget".
         cold: whether caches were flushed before every sample.
         graph: whether a CUDA graph was replayed.
+        queued: whether every window began when all of it was queued.
         outliers: places of samples more than ten scaled median absolute deviations off: flagged, never dropped.
     """
 
     samples_s: tuple[float, ...]
     launches_per_sample: int
     host_median_s: float
+    issue_median_s: float
     warmup_s: float
     stopped_by: str
     cold: bool
     graph: bool
+    queued: bool
     outliers: tuple[int, ...]
 
     @property
@@ -265,13 +269,49 @@ def _window(fn: Callable[[], object], launches: int, device: "torch.device", *, 
     return captured.replay
 
 
-def _elapsed_s(
-    window: Callable[[], object], device: "torch.device", flush: Callable[[], object] | None = None
-) -> tuple[float, float]:
-    """Times one window: (seconds by the device's clock, seconds by the synchronised host clock).
+class _Hold:
+    """Keeps a GPU busy while the host queues a window, so that no launch is waited for within it.
 
-    On a GPU the launches of the window queue up behind the flush, which hides them; the host's time then holds both.
+    How long it takes is found out by trying: a window that began before all of it was queued is timed again behind a
+    hold twice as long. An operation that itself waits for the device is never ahead of it: then there is no hold.
     """
+
+    LONGEST_CYCLES = 1 << 27  # about 70 ms
+
+    def __init__(self) -> None:
+        self.cycles = 1 << 16
+
+    def begin(self) -> None:
+        """Queues the wait."""
+        if self.cycles:
+            import torch
+
+            torch.cuda._sleep(self.cycles)
+
+    def was_long_enough(self, first: Any) -> bool:
+        """Returns whether the window may count; called when all is queued, with the event at its beginning."""
+        if not self.cycles or not first.query():
+            return True
+        self.cycles = 0 if self.cycles >= self.LONGEST_CYCLES else 2 * self.cycles
+        return False
+
+
+@dataclass(frozen=True)
+class _Elapsed:
+    """One window's time by the device's clock, by the synchronised host's, and until the host had queued it."""
+
+    device_s: float
+    host_s: float
+    issue_s: float
+
+
+def _elapsed(
+    window: Callable[[], object],
+    device: "torch.device",
+    flush: Callable[[], object] | None = None,
+    hold: _Hold | None = None,
+) -> _Elapsed:
+    """Times one window; on a GPU the host's time holds the flush and the hold too."""
     synchronize(device)
     if flush is not None:
         flush()
@@ -279,20 +319,27 @@ def _elapsed_s(
         start = now_s()
         window()
         elapsed = now_s() - start
-        return elapsed, elapsed
+        return _Elapsed(elapsed, elapsed, elapsed)
     import torch
 
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if hold is not None:
+        hold.begin()
     start = now_s()
     first.record()
     window()
     last.record()
+    issued = now_s() - start
+    counts = hold is None or hold.was_long_enough(first)
     synchronize(device)
-    host = now_s() - start
-    return first.elapsed_time(last) / 1e3, host
+    if not counts:
+        return _elapsed(window, device, flush, hold)
+    return _Elapsed(first.elapsed_time(last) / 1e3, now_s() - start, issued)
 
 
-def _resolved(fn: Callable[[], object], device: "torch.device", *, graph: bool) -> tuple[Callable[[], object], int]:
+def _resolved(
+    fn: Callable[[], object], device: "torch.device", hold: _Hold | None, *, graph: bool
+) -> tuple[Callable[[], object], int]:
     """A window long enough for the clock, and how many calls of `fn` it holds.
 
     Its length is that of the calls together: alone, a small GPU kernel seems to last as long as its launch.
@@ -300,7 +347,7 @@ def _resolved(fn: Callable[[], object], device: "torch.device", *, graph: bool) 
     launches = 1
     while True:
         window = _window(fn, launches, device, graph=graph)
-        elapsed = min(_elapsed_s(window, device)[0] for _ in range(3))
+        elapsed = min(_elapsed(window, device, hold=hold).device_s for _ in range(3))
         if elapsed >= 0.8 * WINDOW_S or launches == MAX_LAUNCHES:
             return window, launches
         launches = min(MAX_LAUNCHES, max(launches + 1, math.ceil(launches * WINDOW_S / max(elapsed, 1e-9))))
@@ -309,11 +356,11 @@ def _resolved(fn: Callable[[], object], device: "torch.device", *, graph: bool) 
 def _warm_up(fn: Callable[[], object], device: "torch.device", budget_s: float) -> tuple[float, float]:
     """Calls `fn` until the medians of five calls and of the next five agree within 5%: (time spent, time of a call)."""
     start, deadline, previous = now_s(), Deadline(budget_s), math.inf
-    one = _elapsed_s(fn, device)[1]  # compilation, autotuning, first touch of memory
+    one = _elapsed(fn, device).host_s  # compilation, autotuning, first touch of memory
     while not deadline.expired():
         calls: list[float] = []
         while len(calls) < 5 and not deadline.expired():
-            calls.append(_elapsed_s(fn, device)[1])
+            calls.append(_elapsed(fn, device).host_s)
         one = statistics.median(calls or [one])
         if abs(one - previous) <= 0.05 * one:
             break
@@ -331,6 +378,7 @@ def measure(
     budget_s: float = 5.0,
     cold: bool = False,
     graph: bool = False,
+    queued: bool = False,
     floor_s: float = 0.0,
 ) -> Measurement:
     """Times one operation in steady state.
@@ -344,6 +392,8 @@ def measure(
         budget_s: time for warm-up (half of it) and for sampling, each sample being finished.
         cold: overwrite the last-level cache before every sample, outside its window; one call a sample.
         graph: capture and replay a CUDA graph; GPU only.
+        queued: on a GPU, begin each window when all of it is queued: the device's time alone, as in a loop whose host
+            is ahead, where a short operation otherwise seems to last as long as its launch.
         floor_s: the physical limit of one call (bytes over bandwidth, operations over peak).
 
     Returns:
@@ -358,18 +408,21 @@ def measure(
     if not 1 <= min_count <= max_count:
         raise ValueError(f"min_count is {min_count} and max_count {max_count}; expected 1 <= min_count <= max_count")
     flush = _cache_flusher(device) if cold else None
+    hold = _Hold() if queued and device.type == "cuda" else None
     warmup_s, one_s = _warm_up(fn, device, budget_s / 2)
     if cold or (one_s >= 20 * WINDOW_S and not graph):
         window, launches = _window(fn, 1, device, graph=graph), 1
     else:
-        window, launches = _resolved(fn, device, graph=graph)
+        window, launches = _resolved(fn, device, hold, graph=graph)
     samples: list[float] = []
     host: list[float] = []
+    issue: list[float] = []
     deadline, stopped_by = Deadline(budget_s), "count"
     while len(samples) < max_count:
-        elapsed, host_elapsed = _elapsed_s(window, device, flush)
-        samples.append(elapsed / launches)
-        host.append(host_elapsed / launches)
+        elapsed = _elapsed(window, device, flush, hold)
+        samples.append(elapsed.device_s / launches)
+        host.append(elapsed.host_s / launches)
+        issue.append(elapsed.issue_s / launches)
         if len(samples) >= min_count and len(samples) % 5 == 0:
             middle = median_interval(samples)
             if middle.high - middle.low <= relative_ci * middle.value:
@@ -385,7 +438,16 @@ def measure(
             "or the clock is wrong; nothing was recorded"
         )
     return Measurement(
-        tuple(samples), launches, statistics.median(host), warmup_s, stopped_by, cold, graph, _outliers(samples)
+        samples_s=tuple(samples),
+        launches_per_sample=launches,
+        host_median_s=statistics.median(host),
+        issue_median_s=statistics.median(issue),
+        warmup_s=warmup_s,
+        stopped_by=stopped_by,
+        cold=cold,
+        graph=graph,
+        queued=hold is not None and hold.cycles > 0,
+        outliers=_outliers(samples),
     )
 
 

@@ -5,6 +5,7 @@ Shape legend: N batch, C channels, H, W height and width.
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -82,13 +83,21 @@ class KernelSpec:
             raise ValueError(f"{self.name} has no variant 'eager'; it is what the others are judged by")
 
 
+def cpp_compiler() -> str | None:
+    """Returns the C++ compiler that `torch.compile` needs on a CPU, if one is installed."""
+    return next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+
+
 def available(variant: str, device: torch.device) -> str:
     """Returns why a variant cannot run on a device; empty when it can.
 
     Args:
-        variant: one whose name begins with "triton" needs Triton, and a GPU or its interpreter; any other is PyTorch.
+        variant: one whose name begins with "triton" needs Triton, and a GPU or its interpreter; "compile" needs a C++
+            compiler on a CPU; any other is plain PyTorch.
         device: to run on.
     """
+    if variant == "compile" and device.type == "cpu" and cpp_compiler() is None:
+        return "torch.compile needs a C++ compiler on the CPU; install g++"
     if not variant.startswith("triton"):
         return ""
     if importlib.util.find_spec("triton") is None:

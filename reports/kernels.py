@@ -10,54 +10,92 @@ from reports.tables import Rows, significant
 if TYPE_CHECKING:
     import pandas as pd
 
+CASE = ("case", "dtype", *PLACE)
 GROUP = ("case", "dtype", "direction", "cache", *PLACE)
+# Operations for each byte moved from which on arithmetic may be what limits a kernel: 990 TFLOP/s to 3.35 TB/s of an
+# H100 come to 300, a CPU's 1 TFLOP/s to 30 GB/s to 30.
+ARITHMETIC_FLOP_PER_BYTE = 10
 
 
 def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each variant of each case, direction and state of the cache.
+
+    A variant that has failed its reference check, before or after it was timed, has no row; see `failed_rows`.
 
     Args:
         frame: from `reports.load`.
 
     Returns:
         Columns `operation`, `case`, `variant`, `dtype`, `direction`, `cache`, those of `PLACE`, `n`, `latency_us` with
-        `latency_low_us` and `latency_high_us`, `predicted_bytes`, `gb_per_s` and `share_of_copy` (predicted bytes over
-        the latency, against the copy measured in the same run), `saved_mb`, `peak_mb`, `error`, and for each other
-        variant of the case `x_<variant>`: its latency over this one's.
+        `latency_low_us` and `latency_high_us`, `issue_us` (what the host took to queue a call; GPU only),
+        `predicted_bytes`, `predicted_us` (what they take at the speed of the copy measured in the same run), `gb_per_s`
+        and `share_of_copy` (predicted bytes over the latency, and against that copy), `operations`, `tflop_per_s`,
+        `saved_mb`, `peak_mb`, `error`, and for each other variant of the case `x_<variant>`: its latency over this
+        one's.
     """
     import pandas as pd
 
     measured = frame[frame["benchmark"] == "kernels"]
+    if not len(measured) or "direction" not in measured:
+        return pd.DataFrame()
+    wrong = measured.loc[_failed(measured), [*CASE, "variant"]].drop_duplicates()
+    measured = measured.merge(wrong.assign(wrong=True), how="left", on=[*CASE, "variant"])
+    measured = measured[measured["wrong"].isna()]
     latency = measured[measured["metric"] == "latency"]
     if latency.empty:
         return pd.DataFrame()
     copies = measured[measured["metric"] == "copy_bandwidth"].groupby("run_id", observed=True)["value"].median()
     rows: list[dict[str, Any]] = []
     for key, group in latency.groupby([*GROUP, "variant"], dropna=False, sort=False, observed=True):
-        row: dict[str, Any] = dict(zip([*GROUP, "variant"], key, strict=True))
-        same = measured[(measured["case"] == row["case"]) & (measured["variant"] == row["variant"])]
-        same = same[same["dtype"] == row["dtype"]]
-        way = same[(same["direction"] == row["direction"]) & (same["cache"] == row["cache"])]
         middle = median_interval(group["value"])
-        predicted = way.loc[way["metric"] == "predicted_bytes", "value"].max()
-        rate = predicted / middle.value
-        row |= {"operation": group["operation"].iloc[0], "n": len(group), "latency_us": 1e6 * middle.value}
-        row |= {"latency_low_us": 1e6 * middle.low, "latency_high_us": 1e6 * middle.high, "predicted_bytes": predicted}
-        row |= {"gb_per_s": rate / 1e9, "share_of_copy": rate / copies.get(group["run_id"].iloc[0], math.nan)}
-        for name, metric, unit in (
-            ("saved_mb", "saved_bytes", 1e6),
-            ("peak_mb", "peak_bytes", 1e6),
-            ("error", "error", 1),
-        ):
-            row[name] = same.loc[same["metric"] == metric, "value"].max() / unit
-        rows.append(row)
+        rows.append(
+            dict(zip([*GROUP, "variant"], key, strict=True))
+            | {"operation": group["operation"].iloc[0], "n": len(group), "latency_us": 1e6 * middle.value}
+            | {"latency_low_us": 1e6 * middle.low, "latency_high_us": 1e6 * middle.high}
+            | {"copy": copies.reindex(group["run_id"].unique()).median()}
+        )
     table = pd.DataFrame(rows)
+
+    def add(name: str, metric: str, keys: tuple[str, ...], how: str, factor: float = 1.0) -> None:
+        of_metric = measured[measured["metric"] == metric].groupby([*keys, "variant"], dropna=False, observed=True)
+        wanted = pd.MultiIndex.from_frame(table[[*keys, "variant"]])
+        table[name] = factor * of_metric["value"].agg(how).reindex(wanted).to_numpy()
+
+    add("issue_us", "issue", GROUP, "median", 1e6)
+    add("predicted_bytes", "predicted_bytes", GROUP, "max")
+    table["predicted_us"] = 1e6 * table["predicted_bytes"] / table["copy"]
+    table["gb_per_s"] = table["predicted_bytes"] / table["latency_us"] / 1e3
+    table["share_of_copy"] = table["predicted_us"] / table["latency_us"]
+    add("operations", "operations", GROUP, "max")
+    table["tflop_per_s"] = table["operations"] / table["latency_us"] / 1e6
+    add("saved_mb", "saved_bytes", CASE, "max", 1e-6)
+    add("peak_mb", "peak_bytes", CASE, "max", 1e-6)
+    add("error", "error", CASE, "max")
     for variant in dict.fromkeys(table["variant"]):
         others = table[table["variant"] == variant].set_index(list(GROUP))["latency_us"]
         keys = pd.MultiIndex.from_frame(table[list(GROUP)])
         table[f"x_{variant}"] = others.reindex(keys).to_numpy() / table["latency_us"].to_numpy()
     first = ["operation", "case", "variant"]
-    return table[first + [c for c in table if c not in first]]
+    return table[first + [c for c in table if c not in (*first, "copy")]]
+
+
+def _failed(measured: "pd.DataFrame") -> "pd.Series":
+    return (measured["metric"] == "error") & (measured["status"] == "failed")
+
+
+def failed_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of variants that are wrong or could not run, with the reason.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["case", "variant", "error"]
+    failed = frame[(frame["benchmark"] == "kernels") & _failed(frame)]
+    if failed.empty:  # no column "dtype" then
+        return header, []
+    failed = failed.drop_duplicates([*CASE, "variant"])
+    rows = zip(failed["case"], failed["dtype"], failed["variant"], failed["error"], strict=True)
+    return header, [[f"{case} {dtype}", variant, error] for case, dtype, variant, error in rows]
 
 
 def kernel_rows(summary: "pd.DataFrame") -> Rows:
@@ -100,6 +138,7 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
     cells = []
     for record in summary.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
+        arithmetic = row["operations"] >= ARITHMETIC_FLOP_PER_BYTE * row["predicted_bytes"]
         interval = f"[{significant(row['latency_low_us'], 4)}, {significant(row['latency_high_us'], 4)}]"
         cells.append(
             {
@@ -107,10 +146,13 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
                 **{name: str(row[name]) for name in ("variant", "direction", "cache")},
                 "us": significant(row["latency_us"], 4),
                 "95% interval": interval if row["n"] > 1 else "",
+                "us predicted": _or_nothing(row["predicted_us"]),
+                "MB predicted": _or_nothing(row["predicted_bytes"] / 1e6),
                 "GB/s": _or_nothing(row["gb_per_s"]),
                 "of copy": _percent(row["share_of_copy"]),
+                "TFLOP/s": _or_nothing(row["tflop_per_s"] if arithmetic else math.nan),
+                "us to queue": _or_nothing(row["issue_us"]),
                 **{f"x {name}": _or_nothing(row.get(f"x_{name}", math.nan)) for name in ("eager", "compile")},
-                "MB moved": _or_nothing(row["predicted_bytes"] / 1e6),
                 "MB kept": _or_nothing(row["saved_mb"]),
                 "MB peak": _or_nothing(row["peak_mb"]),
                 "error": "" if math.isnan(row["error"]) else f"{row['error']:.1e}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports import plots
-from reports.kernels import kernel_cells, kernel_summary, static_rows
+from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
 from reports.stats import summarise, time_to_target
 from reports.store import StoreError
 from reports.tables import (
@@ -61,6 +61,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
         figures=_figures(samples),
         verdicts=_verdicts(samples),
         kernels=kernel_cells(kernel_summary(samples)),
+        failed=failed_rows(samples),
         compiled=static_rows(samples),
         summary=_summary(samples),
         runs=_runs(runs),

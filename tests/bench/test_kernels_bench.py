@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton.errors import TritonError
 
 import reports
 from bench.cases import kernels, static
@@ -18,7 +19,7 @@ from kernels.spec import Case, available
 from models.build import build_model
 from models.layers import BatchNormAct
 from models.recipes import get_recipe
-from reports.kernels import kernel_rows, kernel_summary
+from reports.kernels import failed_rows, kernel_rows, kernel_summary
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -74,6 +75,70 @@ def test_what_is_wrong_is_recorded_and_not_timed(tiny, tmp_path, monkeypatch):
     (error,) = frame[(frame["metric"] == "error") & (frame["variant"] == "wrong")].to_dict("records")
     assert error["status"] == "failed" and error["value"] == pytest.approx(0.01, rel=0.2)
     assert any(done.variant == "wrong" and done.why_not.startswith("wrong: off by") for done in seen)
+    (row,) = failed_rows(frame)[1]
+    assert row[:2] == ["batch_norm_act tiny 4x8x6x6 leaky_relu fp32", "wrong"] and row[2].startswith("wrong: off by 1")
+
+
+def test_a_variant_that_spoils_its_input_is_found_out_after_timing_and_left_out(tiny, tmp_path, monkeypatch):
+    calls = []
+
+    def spoiling(x, **others):
+        y = tiny.variants["eager"](x, **others)
+        calls.append(0)
+        if len(calls) > 3:  # the check, and a few calls more
+            x.detach().add_(1)
+        return y
+
+    spoilt = replace(tiny, variants={"eager": tiny.variants["eager"], "spoiling": spoiling})
+    monkeypatch.setattr(kernels, "SPECS", {"batch_norm_act": spoilt})
+    request = KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02)
+    path, status = run_kernels(request, tmp_path, "test", lambda done: None)
+    frame = reports.load(path)
+    assert status == "failed" and "spoiling" in set(frame.loc[frame["metric"] == "latency", "variant"])
+    assert kernel_summary(frame).empty  # the inputs are shared: no figure of the case can be trusted
+    assert len(failed_rows(frame)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried"), MemoryError(), TritonError("x")]
+)
+@pytest.mark.parametrize("at_call", [1, 4])
+def test_what_cannot_run_is_recorded_and_the_others_go_on(at_call, error, tiny, tmp_path, monkeypatch):
+    calls = []
+
+    def failing(x, **others):
+        calls.append(0)
+        if len(calls) >= at_call:
+            raise error
+        return tiny.variants["eager"](x, **others)
+
+    cases = (TINY, replace(TINY, network="other"))
+    spec = replace(tiny, cases=cases, variants={"eager": tiny.variants["eager"], "failing": failing})
+    monkeypatch.setattr(kernels, "SPECS", {"batch_norm_act": spec})
+    request = KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02)
+    path, status = run_kernels(request, tmp_path, "test", lambda done: None)
+    frame = reports.load(path)
+    assert status == "failed" and frame["run_status"].unique().tolist() == ["failed"]
+    names = {row[0].split()[1] for row in failed_rows(frame)[1] if row[1] == "failing"}
+    assert names == {"tiny", "other"} and "\n" not in failed_rows(frame)[1][-1][2]
+    timed = frame[(frame["metric"] == "latency") & (frame["variant"] == "eager")]
+    assert (at_call == 1) == (timed["case"].nunique() == 2 and len(kernel_summary(frame)) == 12)
+
+
+def test_a_mistake_in_this_suite_is_not_taken_for_a_failing_kernel(tiny, tmp_path, monkeypatch):
+    def mistaken(x, **others):
+        raise TypeError("no such argument")
+
+    broken = replace(tiny, variants={"eager": tiny.variants["eager"], "mistaken": mistaken})
+    monkeypatch.setattr(kernels, "SPECS", {"batch_norm_act": broken})
+    with pytest.raises(TypeError):
+        run_kernels(KernelsRequest(dtype="fp32", device="cpu"), tmp_path, "test", lambda done: None)
+
+
+def test_without_a_compiler_the_compiled_variant_is_unavailable(monkeypatch):
+    assert available("compile", torch.device("cuda")) == ""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "install g++" in available("compile", CPU)
 
 
 def test_a_compiled_variant_is_measured_at_more_shapes_than_dynamo_keeps(tiny, tmp_path, monkeypatch):
@@ -109,6 +174,7 @@ def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
     small = replace(spec, cases=tuple(replace(c, shape=shapes[operation]) for c in (spec.cases[0], spec.cases[-1])))
     for case in small.cases:
         trial = kernels.Trial(small, case, "fp32", device)
+        trial.prepare()
         for variant in (v for v in small.variants if v != "compile" and not available(v, device)):
             error, allowed = trial.check(variant)
             assert error <= allowed, f"{case.name} {variant}: {error:.1e} > {allowed:.1e}"

@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ import torch
 from bench.environment import last_level_cache_bytes
 from bench.timing import (
     Deadline,
-    Measurement,
     PhaseTimer,
     RunClocks,
     TimingError,
@@ -297,8 +297,8 @@ def test_an_outlier_is_flagged_and_kept() -> None:
 
 
 def test_the_median_is_of_the_samples() -> None:
-    measured = Measurement((3.0, 1.0, 2.0, 9.0), 1, 2.5, 0.0, "count", cold=False, graph=False, outliers=())
-    assert measured.median_s == 2.5
+    measured = measure(lambda: None, device=CPU, max_count=20)
+    assert replace(measured, samples_s=(3.0, 1.0, 2.0, 9.0)).median_s == 2.5
 
 
 def test_cold_finds_the_cache_empty() -> None:
@@ -332,6 +332,74 @@ def test_impossible_counts_are_refused(least: int, most: int) -> None:
         measure(lambda: pytest.fail("was called"), device=CPU, min_count=least, max_count=most)
 
 
+class SimulatedGPU:
+    """A queue that works in real time beside the host: what `measure` sees of a GPU, for machines that have none."""
+
+    KERNEL_S, LAUNCH_S = 20e-6, 200e-6
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free_s = 0.0
+        self.holds: list[float] = []
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at_s = gpu.queue(0.0)
+
+            def query(self) -> bool:
+                return now_s() >= self.at_s
+
+            def elapsed_time(self, other: "Event") -> float:
+                return 1e3 * (other.at_s - self.at_s)
+
+        def hold(cycles: int) -> None:
+            self.holds.append(cycles)
+            self.queue(cycles / 2e9)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "_sleep", hold)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.wait())
+
+    def queue(self, seconds: float) -> float:
+        """Queues work and returns when it will be done."""
+        self.free_s = max(now_s(), self.free_s) + seconds
+        return self.free_s
+
+    def wait(self) -> None:
+        spin(self.free_s - now_s())
+
+    def launch(self) -> None:
+        spin(self.LAUNCH_S)
+        self.queue(self.KERNEL_S)
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_launch_that_outlasts_its_kernel_is_not_waited_for_when_queued(
+    queued: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimulatedGPU(monkeypatch)
+    measured = measure(gpu.launch, device=torch.device("cuda"), budget_s=0.3, queued=queued)
+    assert measured.queued == queued and bool(gpu.holds) == queued
+    assert measured.median_s == pytest.approx(gpu.KERNEL_S if queued else gpu.LAUNCH_S, rel=0.2)
+    assert measured.issue_median_s == pytest.approx(gpu.LAUNCH_S, rel=0.2)
+
+
+def test_what_waits_for_the_device_is_timed_without_a_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimulatedGPU(monkeypatch)
+    monkeypatch.setattr("bench.timing._Hold.LONGEST_CYCLES", 1 << 20)
+
+    def waits() -> None:
+        gpu.launch()
+        gpu.wait()
+
+    measured = measure(waits, device=torch.device("cuda"), budget_s=0.3, queued=True)
+    assert not measured.queued and len(gpu.holds) == 5  # doubled from 2**16 to 2**20, and then given up
+    assert measured.median_s == pytest.approx(gpu.LAUNCH_S + gpu.KERNEL_S, rel=0.2)
+
+
 def product() -> tuple[torch.device, Callable[[], torch.Tensor], float]:
     """A float32 product on the GPU, and the time below which no GPU of today gets: 137 GFLOP at 2 PFLOP/s."""
     device = torch.device("cuda")
@@ -348,6 +416,17 @@ def test_gpu_events_agree_with_the_synchronised_host_clock(graph: bool, cold: bo
     measured = measure(multiply, device=device, graph=graph, cold=cold, floor_s=floor_s)
     assert measured.graph == graph and measured.cold == cold
     assert measured.median_s <= measured.host_median_s < 1.5 * measured.median_s + 50e-6
+    assert measured.issue_median_s < measured.host_median_s
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_time_of_a_short_kernel_is_not_that_of_its_launch() -> None:
+    x = torch.zeros(1024, device="cuda")
+    replayed = measure(lambda: x.add_(0), device=x.device, graph=True)
+    queued = measure(lambda: x.add_(0), device=x.device, queued=True)
+    assert queued.queued and queued.median_s < 1.5 * replayed.median_s
+    assert queued.median_s < queued.issue_median_s
 
 
 @pytest.mark.gpu

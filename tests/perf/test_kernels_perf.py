@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bench.cases.kernels import Trial, interpreted
+from bench.cases.kernel_trial import Trial
+from bench.cases.kernels import interpreted
 from bench.timing import now_s, synchronize
 from kernels.cases import SPECS
 from kernels.spec import available
@@ -30,6 +31,7 @@ def test_kernel(benchmark, spec, case, variant):
     if why_not:
         pytest.skip(why_not)
     trial = Trial(spec, case, "bf16", DEVICE)
+    trial.prepare()
     error, allowed = trial.check(variant)
     assert error <= allowed
     direction = "both" if spec.differentiated else "forward"

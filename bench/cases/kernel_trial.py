@@ -1,0 +1,193 @@
+"""One operation at one case: its inputs, its reference results, and what is measured of its variants."""
+
+import gc
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench.environment import Telemetry
+from bench.timing import measure
+from kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec
+from reports.schema import Sample
+from reports.store import RunWriter
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ROUNDS = 2  # of all variants in turn, the second in reverse, so that a drift of the clock meets all alike
+
+
+class Trial:
+    """One operation at one case: its inputs, its reference results, and what is recorded of its variants.
+
+    Args:
+        spec: the operation.
+        case: of it.
+        dtype: a name in `DTYPES`.
+        device: to run on.
+    """
+
+    def __init__(self, spec: KernelSpec, case: Case, dtype: str, device: torch.device) -> None:
+        self.spec, self.case, self.dtype, self.device = spec, case, dtype, device
+        self.name = f"{spec.name} {case.name}"
+        self.parameters: dict[str, Any] = {"operation": spec.name, "network": case.network, "dtype": dtype}
+        self.parameters |= {"shape": "x".join(map(str, case.shape)), "device": device.type}
+
+    def prepare(self) -> None:
+        """Makes the inputs and the reference's results."""
+        torch._dynamo.reset()  # a variant is compiled for each case, and Dynamo gives up at the ninth shape
+        self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
+        wide = {name: _widened(tensor) for name, tensor in self.inputs.items()}
+        self.exact = self._results(self.spec.reference, wide)
+        self.eager_error = self._error("eager")
+
+    def close(self) -> None:
+        """Gives the memory back, so that the next case finds all of it even after one that had too little."""
+        self.inputs, self.exact = {}, []
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _leaves(self, inputs: Inputs) -> Inputs:
+        """The inputs, those that are differentiated as leaves of a graph of their own."""
+        return {
+            name: tensor.detach().requires_grad_()
+            if tensor is not None and name in self.spec.differentiated
+            else tensor
+            for name, tensor in inputs.items()
+        }
+
+    def _differentiated(self, leaves: Inputs) -> list[torch.Tensor]:
+        return [t for name in self.spec.differentiated if (t := leaves[name]) is not None]
+
+    def _dy(self, y: torch.Tensor) -> torch.Tensor:
+        random = torch.Generator(self.device).manual_seed(7)
+        dy = torch.randn(self.case.shape, device=self.device, generator=random).to(DTYPES[self.dtype])
+        return torch.empty_like(y).copy_(dy)
+
+    def _results(self, function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
+        """The output and all gradients."""
+        leaves = self._leaves(inputs)
+        y = function(**leaves, **self.case.options)
+        wanted = self._differentiated(leaves)
+        gradients = torch.autograd.grad(y, wanted, self._dy(y)) if wanted else ()
+        return [y.detach(), *gradients]
+
+    def _of(self, variant: str) -> Inputs:
+        if not variant.endswith("_nchw"):
+            return self.inputs
+        return {name: None if t is None else t.contiguous() for name, t in self.inputs.items()}
+
+    def _error(self, variant: str) -> float:
+        found = self._results(self.spec.variants[variant], self._of(variant))
+        errors = [
+            ((ours.double() - exact.double()).abs().max() / exact.double().abs().max().clamp_min(1e-30)).item()
+            for ours, exact in zip(found, self.exact, strict=True)
+        ]
+        return max(errors) if all(error == error for error in errors) else float("inf")
+
+    def check(self, variant: str) -> tuple[float, float]:
+        """Returns a variant's error against the float64 reference, and what is allowed."""
+        allowed = max(TOLERANCES[DTYPES[self.dtype]], 2 * self.eager_error, self.spec.loose.get(variant, 0.0))
+        return self._error(variant), allowed
+
+    def sample(self, variant: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        """A sample of this case."""
+        return Sample(
+            benchmark="kernels",
+            case=self.name,
+            variant=variant,
+            parameters=self.parameters | fields.pop("parameters", {}),
+            metric=metric,
+            unit=unit,
+            value=value,
+            better="lower",
+            **fields,
+        )
+
+    def call(self, variant: str, direction: Direction) -> Callable[[], object]:
+        """What is timed: forward builds no graph; backward goes through one that is kept."""
+        function, options = self.spec.variants[variant], self.case.options
+        inputs = self._of(variant)
+        leaves = self._leaves(inputs)
+        wanted = self._differentiated(leaves)
+        if direction == "forward":
+
+            def forward() -> object:
+                with torch.no_grad():
+                    return function(**inputs, **options)
+
+            return forward
+        kept = function(**leaves, **options)
+        dy = self._dy(kept)
+        if direction == "backward":
+            return lambda: torch.autograd.grad(kept, wanted, dy, retain_graph=True)
+        return lambda: torch.autograd.grad(function(**leaves, **options), wanted, dy)
+
+    def measure(
+        self, variants: list[str], writer: RunWriter, telemetry: Telemetry, budget_s: float
+    ) -> dict[str, dict[str, float]]:
+        """Times variants in turn and records every sample; returns hot median latencies by variant and direction."""
+        directions: tuple[Direction, ...] = (
+            ("forward", "backward", "both") if self.spec.differentiated else ("forward",)
+        )
+        latencies: dict[str, dict[str, float]] = {variant: {} for variant in variants}
+        for variant in variants:
+            self._record_memory(variant, writer)
+        for direction, cold in itertools.product(directions, (False, True)):
+            parameters = {"direction": direction, "cache": "cold" if cold else "hot"}
+            calls = {variant: self.call(variant, direction) for variant in variants}
+            for turn in range(ROUNDS):
+                for slot, variant in enumerate(variants if turn % 2 == 0 else reversed(variants)):
+                    found = measure(
+                        calls[variant],
+                        device=self.device,
+                        budget_s=budget_s / ROUNDS,
+                        cold=cold,
+                        queued=True,
+                        min_count=5,
+                    )
+                    if not cold:
+                        latencies[variant][direction] = found.median_s
+                    where: dict[str, Any] = {"parameters": parameters, "round": turn, "slot": slot, **telemetry.read()}
+                    writer.add(
+                        *(
+                            self.sample(variant, "latency", "s", seconds, index=index, **where)
+                            for index, seconds in enumerate(found.samples_s)
+                        )
+                    )
+                    if found.queued:
+                        writer.add(self.sample(variant, "issue", "s", found.issue_median_s, **where))
+            for variant in variants:
+                element_bytes = DTYPES[self.dtype].itemsize
+                predicted = self.spec.bytes_moved(self.case, variant, direction, element_bytes)
+                operations = self.spec.operations(self.case, direction)
+                writer.add(
+                    self.sample(variant, "predicted_bytes", "B", predicted, parameters=parameters),
+                    self.sample(variant, "operations", "FLOP", operations, parameters=parameters),
+                )
+        return latencies
+
+    def _record_memory(self, variant: str, writer: RunWriter) -> None:
+        if not self.spec.differentiated:
+            return
+        saved, leaves = {}, self._leaves(self._of(variant))
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        cuda = self.device.type == "cuda"
+        before = torch.cuda.memory_allocated() if cuda else 0
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = self.spec.variants[variant](**leaves, **self.case.options)
+        writer.add(self.sample(variant, "saved_bytes", "B", sum(saved.values())))
+        torch.autograd.grad(y, self._differentiated(leaves), self._dy(y))
+        if cuda:
+            writer.add(self.sample(variant, "peak_bytes", "B", torch.cuda.max_memory_allocated() - before))
+
+
+def _widened(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor.double() if tensor is not None and tensor.is_floating_point() else tensor
