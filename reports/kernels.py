@@ -63,7 +63,7 @@ def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
 
     add("issue_us", "issue", GROUP, "median", 1e6)
     add("predicted_bytes", "predicted_bytes", GROUP, "max")
-    table["predicted_us"] = 1e6 * table["predicted_bytes"] / table["copy"]
+    table["predicted_us"] = 1e-3 * table["predicted_bytes"] / table["copy"]
     table["gb_per_s"] = table["predicted_bytes"] / table["latency_us"] / 1e3
     table["share_of_copy"] = table["predicted_us"] / table["latency_us"]
     add("operations", "operations", GROUP, "max")
@@ -89,13 +89,15 @@ def failed_rows(frame: "pd.DataFrame") -> Rows:
     Args:
         frame: from `reports.load`.
     """
-    header = ["case", "variant", "error"]
+    header = ["variant", "error", "case"]
     failed = frame[(frame["benchmark"] == "kernels") & _failed(frame)]
     if failed.empty:  # no column "dtype" then
         return header, []
-    failed = failed.drop_duplicates([*CASE, "variant"])
-    rows = zip(failed["case"], failed["dtype"], failed["variant"], failed["error"], strict=True)
-    return header, [[f"{case} {dtype}", variant, error] for case, dtype, variant, error in rows]
+    rows = []
+    for (variant, error), group in failed.groupby(["variant", "error"], sort=False, observed=True):
+        names = list(dict.fromkeys(group["case"] + " " + group["dtype"]))
+        rows.append([variant, error, names[0] + (f", and {len(names) - 1} more" if len(names) > 1 else "")])
+    return header, rows
 
 
 def kernel_rows(summary: "pd.DataFrame") -> Rows:

@@ -1,20 +1,36 @@
 """One operation at one case: its inputs, its reference results, and what is measured of its variants."""
 
+import contextlib
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from bench.environment import Telemetry
-from bench.timing import measure
+from bench.timing import Measurement, measure
 from kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec
-from reports.schema import Sample
+from reports.schema import ParameterValue, Sample
 from reports.store import RunWriter
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ROUNDS = 2  # of all variants in turn, the second in reverse, so that a drift of the clock meets all alike
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Returns what a compiler, a driver or want of memory raise, and not what a mistake in this suite raises."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return RuntimeError, MemoryError
+    return RuntimeError, MemoryError, TritonError
+
+
+def in_a_line(error: Exception) -> str:
+    """Returns an error's kind and its words, the first 300 characters of them."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:300]}".rstrip(": ")
 
 
 class Trial:
@@ -110,6 +126,8 @@ class Trial:
         function, options = self.spec.variants[variant], self.case.options
         inputs = self._of(variant)
         leaves = self._leaves(inputs)
+        if variant == "compile":
+            torch._dynamo.reset()  # each direction is compiled as a user who wants it alone has it
         wanted = self._differentiated(leaves)
         if direction == "forward":
 
@@ -118,7 +136,10 @@ class Trial:
                     return function(**inputs, **options)
 
             return forward
-        kept = function(**leaves, **options)
+        # A graph that is kept cannot give its buffers away, as compiled code otherwise does.
+        gives = contextlib.nullcontext() if direction == "both" else torch._functorch.config.patch(donated_buffer=False)
+        with gives:
+            kept = function(**leaves, **options)
         dy = self._dy(kept)
         if direction == "backward":
             return lambda: torch.autograd.grad(kept, wanted, dy, retain_graph=True)
@@ -126,47 +147,74 @@ class Trial:
 
     def measure(
         self, variants: list[str], writer: RunWriter, telemetry: Telemetry, budget_s: float
-    ) -> dict[str, dict[str, float]]:
-        """Times variants in turn and records every sample; returns hot median latencies by variant and direction."""
+    ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+        """Times variants in turn and records every sample.
+
+        Returns:
+            Hot median latencies in seconds by variant and direction; and for variants that could not go on, why.
+        """
         directions: tuple[Direction, ...] = (
             ("forward", "backward", "both") if self.spec.differentiated else ("forward",)
         )
         latencies: dict[str, dict[str, float]] = {variant: {} for variant in variants}
+        failed: dict[str, str] = {}
+
+        def going(order: Iterable[str]) -> Iterator[str]:
+            return (variant for variant in order if variant not in failed)
+
         for variant in variants:
-            self._record_memory(variant, writer)
+            with self._noting(variant, failed):
+                self._record_memory(variant, writer)
         for direction, cold in itertools.product(directions, (False, True)):
-            parameters = {"direction": direction, "cache": "cold" if cold else "hot"}
-            calls = {variant: self.call(variant, direction) for variant in variants}
+            parameters: dict[str, ParameterValue] = {"direction": direction, "cache": "cold" if cold else "hot"}
+            calls: dict[str, Callable[[], object]] = {}
+            for variant in going(variants):
+                with self._noting(variant, failed):
+                    calls[variant] = self.call(variant, direction)
+                    self._record_costs(variant, direction, writer, parameters)
             for turn in range(ROUNDS):
-                for slot, variant in enumerate(variants if turn % 2 == 0 else reversed(variants)):
-                    found = measure(
-                        calls[variant],
-                        device=self.device,
-                        budget_s=budget_s / ROUNDS,
-                        cold=cold,
-                        queued=True,
-                        min_count=5,
-                    )
-                    if not cold:
-                        latencies[variant][direction] = found.median_s
-                    where: dict[str, Any] = {"parameters": parameters, "round": turn, "slot": slot, **telemetry.read()}
-                    writer.add(
-                        *(
-                            self.sample(variant, "latency", "s", seconds, index=index, **where)
-                            for index, seconds in enumerate(found.samples_s)
+                for slot, variant in enumerate(going(variants if turn % 2 == 0 else reversed(variants))):
+                    where: dict[str, Any] = {"parameters": parameters, "round": turn, "slot": slot}
+                    with self._noting(variant, failed):
+                        found = measure(
+                            calls[variant],
+                            device=self.device,
+                            budget_s=budget_s / ROUNDS,
+                            cold=cold,
+                            queued=True,
+                            min_count=5,
                         )
-                    )
-                    if found.queued:
-                        writer.add(self.sample(variant, "issue", "s", found.issue_median_s, **where))
-            for variant in variants:
-                element_bytes = DTYPES[self.dtype].itemsize
-                predicted = self.spec.bytes_moved(self.case, variant, direction, element_bytes)
-                operations = self.spec.operations(self.case, direction)
-                writer.add(
-                    self.sample(variant, "predicted_bytes", "B", predicted, parameters=parameters),
-                    self.sample(variant, "operations", "FLOP", operations, parameters=parameters),
-                )
-        return latencies
+                        self._record_times(variant, found, writer, where | telemetry.read())
+                        if not cold:
+                            latencies[variant][direction] = found.median_s
+        return latencies, failed
+
+    @contextlib.contextmanager
+    def _noting(self, variant: str, failed: dict[str, str]) -> Iterator[None]:
+        try:
+            yield
+        except failures() as failure:
+            failed[variant] = in_a_line(failure)
+
+    def _record_times(self, variant: str, found: Measurement, writer: RunWriter, where: dict[str, Any]) -> None:
+        writer.add(
+            *(
+                self.sample(variant, "latency", "s", seconds, index=index, **where)
+                for index, seconds in enumerate(found.samples_s)
+            )
+        )
+        if found.queued:
+            writer.add(self.sample(variant, "issue", "s", found.issue_median_s, **where))
+
+    def _record_costs(
+        self, variant: str, direction: Direction, writer: RunWriter, parameters: dict[str, ParameterValue]
+    ) -> None:
+        predicted = self.spec.bytes_moved(self.case, variant, direction, DTYPES[self.dtype].itemsize)
+        operations = self.spec.operations(self.case, direction)
+        writer.add(
+            self.sample(variant, "predicted_bytes", "B", predicted, parameters=parameters),
+            self.sample(variant, "operations", "FLOP", operations, parameters=parameters),
+        )
 
     def _record_memory(self, variant: str, writer: RunWriter) -> None:
         if not self.spec.differentiated:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bench.cases.kernel_trial import DTYPES, Trial
+from bench.cases.kernel_trial import DTYPES, Trial, failures, in_a_line
 from bench.environment import Telemetry, last_level_cache_bytes, provenance
 from bench.numerics import numerics
 from bench.timing import Deadline, measure
@@ -142,8 +142,8 @@ def _measure_case(
                 error, allowed = trial.check(variant)
                 if not error <= allowed:
                     why = f"wrong: off by {error:.2e} of the reference's largest value, {allowed:.2e} is allowed"
-            except _failures() as failure:
-                why = _in_a_line(failure)
+            except failures() as failure:
+                why = in_a_line(failure)
             record(variant, error, why)
             yield variant, why
 
@@ -152,30 +152,17 @@ def _measure_case(
         trial.prepare()
         found = dict(checked(variants))
         right = [variant for variant, why in found.items() if not why]
-        latencies = trial.measure(right, writer, telemetry, request.sample_budget_s)
-        found |= checked(right)
-    except _failures() as failure:  # in the reference, or while timing what has run before
-        found = dict.fromkeys(variants, _in_a_line(failure))
-        for variant, why in found.items():
-            record(variant, float("nan"), why)
-    finally:
-        trial.close()
+        latencies, failed = trial.measure(right, writer, telemetry, request.sample_budget_s)
+    except failures() as failure:  # in the inputs or the reference
+        found, right = {}, []
+        failed = dict.fromkeys(variants, in_a_line(failure))
+    for variant, why in failed.items():
+        record(variant, float("nan"), why)
+    found |= failed
+    found |= checked([variant for variant in right if variant not in failed])
+    trial.close()
     for variant, why in found.items():
         yield CaseDone(trial.name, variant, {} if why else latencies[variant], why)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What a compiler, a driver or want of memory raise; a mistake in this suite's own code is not among them."""
-    try:
-        from triton.errors import TritonError
-    except ImportError:
-        return RuntimeError, MemoryError
-    return RuntimeError, MemoryError, TritonError
-
-
-def _in_a_line(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:300]}".rstrip(": ")
 
 
 def interpreted(variant: str, device: torch.device) -> str:
@@ -192,6 +179,6 @@ def _copy_bandwidth(device: torch.device, budget_s: float) -> Sample:
     target = torch.empty_like(source)
     seconds = measure(lambda: target.copy_(source), device=device, budget_s=budget_s, queued=True).median_s
     return Sample(
-        benchmark="kernels", case="copy", metric="copy_bandwidth", unit="B/s", better="higher",
-        value=2 * source.nbytes / seconds, parameters={"device": device.type},
+        benchmark="kernels", case="copy", metric="copy_bandwidth", unit="GB/s", better="higher",
+        value=2e-9 * source.nbytes / seconds, parameters={"device": device.type},
     )  # fmt: skip
