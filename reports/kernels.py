@@ -138,6 +138,8 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
         summary: from `kernel_summary`.
     """
     cells = []
+    others = [str(column).removeprefix("x_") for column in summary if str(column).startswith("x_")]
+    others.sort(key=("eager", "compile").__contains__, reverse=True)  # what a user has today comes first
     for record in summary.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         arithmetic = row["operations"] >= ARITHMETIC_FLOP_PER_BYTE * row["predicted_bytes"]
@@ -147,14 +149,14 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
                 "case": f"{row['case']} {row['dtype']}",
                 **{name: str(row[name]) for name in ("variant", "direction", "cache")},
                 "us": significant(row["latency_us"], 4),
-                "95% interval": interval if row["n"] > 1 else "",
                 "us predicted": _or_nothing(row["predicted_us"]),
+                "of copy": _percent(row["share_of_copy"]),
+                **{f"x {name}": _or_nothing(row[f"x_{name}"]) for name in others},
+                "95% interval of us": interval if row["n"] > 1 else "",
                 "MB predicted": _or_nothing(row["predicted_bytes"] / 1e6),
                 "GB/s": _or_nothing(row["gb_per_s"]),
-                "of copy": _percent(row["share_of_copy"]),
                 "TFLOP/s": _or_nothing(row["tflop_per_s"] if arithmetic else math.nan),
                 "us to queue": _or_nothing(row["issue_us"]),
-                **{f"x {name}": _or_nothing(row.get(f"x_{name}", math.nan)) for name in ("eager", "compile")},
                 "MB kept": _or_nothing(row["saved_mb"]),
                 "MB peak": _or_nothing(row["peak_mb"]),
                 "error": "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
