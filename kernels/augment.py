@@ -19,6 +19,9 @@ GREY = (0.299, 0.587, 0.114)
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
+TILE = 4096  # values that a program makes: all of a CIFAR image
+WARPS = 2  # so that what rows have in common is worked out for few threads
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -225,7 +228,7 @@ def augment_fused(
 
     Args:
         images_MHWC: uint8 [M, H, W, 3], the whole data set.
-        indices: int64 [N] into it.
+        indices: int64 [N] into it; one that is outside of it makes an image of NaN, as nobody can wait for an error.
         augmentation: what is drawn.
         seed: in [0, 2**63).
         epoch: from 0.
@@ -234,10 +237,26 @@ def augment_fused(
     Returns:
         [N, 3, H, W] of `dtype` in channels-last memory, on the device of the images.
 
-    Cost: reads 3NHW bytes (twice with contrast), writes 3NHW elements.
+    Raises:
+        ValueError: if shapes, types or devices do not fit, or an image is too small for the padding.
+
+    Cost: reads 3NHW bytes (twice with contrast where `TILE` does not hold an image), writes 3NHW elements.
     """
+    if images_MHWC.dtype != torch.uint8 or images_MHWC.ndim != 4 or images_MHWC.shape[3] != 3 or not len(images_MHWC):
+        raise ValueError(f"images are {_described(images_MHWC)}; expected uint8 [M, H, W, 3] and at least one")
+    if indices.dtype != torch.int64 or indices.ndim != 1 or indices.device != images_MHWC.device:
+        where = images_MHWC.device
+        raise ValueError(f"indices are {_described(indices)} on {indices.device}; expected int64 [N] on {where}")
+    if augmentation.pad >= min(images_MHWC.shape[1:3]):
+        raise ValueError(
+            f"pad is {augmentation.pad}; an image of {_described(images_MHWC)} has too few pixels to reflect"
+        )
     fields = dataclasses.astuple(augmentation)
     return torch.ops.wallclock.augment(images_MHWC, indices, seed, epoch, *fields, dtype)
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 @torch.library.custom_op("wallclock::augment", mutates_args=())
@@ -260,13 +279,14 @@ def _augment(
     _, height, width, channels = images.shape
     out = _output(images, indices, dtype)
     if len(indices):
-        values = height * width * channels
-        block = min(4096, triton.next_power_of_2(values))
+        across = triton.next_power_of_2(width * channels)
+        rows = min(triton.next_power_of_2(height), max(1, TILE // across))
         scale = tuple(1 / (255 * std) for std in STD)
         bias = tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True))
-        augment_kernel[(len(indices), triton.cdiv(values, block))](
-            images.contiguous(), indices, out, seed, epoch, height, width, pad, flip, cutout, brightness, contrast,
-            SCALE=scale, BIAS=bias, BLOCK=block,
+        augment_kernel[(len(indices), triton.cdiv(height, rows))](
+            images.contiguous(), indices, out, len(images), seed, epoch,
+            height, width, pad, flip, cutout, brightness, contrast,
+            SCALE=scale, BIAS=bias, GREY=GREY, ROWS=rows, WIDTH=across, num_warps=WARPS,
         )  # fmt: skip
     return out
 

@@ -186,7 +186,7 @@ def static_rows(frame: "pd.DataFrame") -> Rows:
     Args:
         frame: from `reports.load`.
     """
-    header = ["case", "GPU", "forms", "regs", "spill", "shared", "load", "store", "warps"]
+    header = ["case", "GPU", "forms", "regs", "spill", "instr", "shared", "load", "store", "warps"]
     static = frame[frame["benchmark"] == "static"]
     rows: list[list[str]] = []
     if static.empty:  # no column "architecture" then
@@ -196,7 +196,8 @@ def static_rows(frame: "pd.DataFrame") -> Rows:
             name: (values.min() if better == "higher" else values.max())
             for (name, better), values in group.groupby(["metric", "better"], observed=True)["value"]
         }
-        figures = [f"{worst[name]:.0f}" for name in ("registers", "spilled_bytes", "shared_bytes", "load_bytes")]
+        names = ("registers", "spilled_bytes", "instructions", "shared_bytes", "load_bytes", "store_bytes")
+        figures = [f"{worst[name]:.0f}" if name in worst else "" for name in names]
         forms = str((group["metric"] == "registers").sum())
         rows.append(
             [
@@ -204,7 +205,6 @@ def static_rows(frame: "pd.DataFrame") -> Rows:
                 str(key[1]),
                 forms,
                 *figures,
-                f"{worst['store_bytes']:.0f}",
                 f"{100 * worst['occupancy']:.0f}%",
             ]
         )

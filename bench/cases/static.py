@@ -44,6 +44,7 @@ class Compiled:
         target: compute capability, such as 90.
         registers: of a thread.
         spilled_bytes: stored to and loaded from local memory because registers ran out.
+        instructions: of its code: what a GPU issues bounds a kernel that its bytes do not.
         shared_bytes: of a program.
         load_bytes: of a thread's widest access of a map.
         store_bytes: the same.
@@ -57,6 +58,7 @@ class Compiled:
     target: int
     registers: int
     spilled_bytes: int
+    instructions: int
     shared_bytes: int
     load_bytes: int
     store_bytes: int
@@ -148,7 +150,7 @@ def _run(spec: KernelSpec, case: Case, variant: str) -> None:
 
 def _examined(target: int, function: Any, kernel: Any) -> Compiled:
     ptx = kernel.asm["ptx"]
-    registers, spilled = _assembled(kernel.asm["cubin"])
+    registers, spilled, instructions = _assembled(kernel.asm["cubin"])
     name, shared, warps = kernel.metadata.name, int(kernel.metadata.shared), int(kernel.metadata.num_warps)
     widths = {kind: _widths(ptx, kind) for kind in ("ld", "st")}
     nature = NARROW_BY_NATURE.get(name, "")
@@ -163,6 +165,7 @@ def _examined(target: int, function: Any, kernel: Any) -> Compiled:
         target=target,
         registers=registers,
         spilled_bytes=spilled,
+        instructions=instructions,
         shared_bytes=shared,
         load_bytes=max((width for width, _ in widths["ld"]), default=0),
         store_bytes=max((width for width, _ in widths["st"]), default=0),
@@ -187,17 +190,18 @@ def _constant(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _assembled(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack, which holds nothing but what registers spill."""
+def _assembled(cubin: bytes) -> tuple[int, int, int]:
+    """Registers of a thread, bytes of its stack, which holds nothing but what registers spill, and instructions."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", str(path)]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
-    return used["REG"], used["STACK"]
+    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?!NOP)[@A-Z]", report)
+    return used["REG"], used["STACK"], len(instructions)
 
 
 def _widths(ptx: str, kind: str) -> list[tuple[int, int]]:
@@ -234,7 +238,7 @@ def problems(compiled: list[Compiled]) -> tuple[list[str], list[str]]:
             continue
         grown = [
             f"{name} {known[name]} -> {getattr(c, name)}"
-            for name in ("registers", "shared_bytes", "narrow")
+            for name in ("registers", "instructions", "shared_bytes", "narrow")
             if getattr(c, name) > known[name]
         ]
         grown += [
@@ -259,6 +263,7 @@ def write_baseline(compiled: list[Compiled]) -> Path:
 FIGURES = {  # metric: unit, and which way is better
     "registers": ("count", "lower"),
     "spilled_bytes": ("B", "lower"),
+    "instructions": ("count", "lower"),
     "shared_bytes": ("B", "lower"),
     "load_bytes": ("B", "higher"),
     "store_bytes": ("B", "higher"),

@@ -39,35 +39,45 @@ def _reflected(position, size: tl.constexpr):
 
 
 @triton.jit
-def _pixels(image_ptr, at, flip, row_offset, column_offset, brightness, H: tl.constexpr, W: tl.constexpr,
-            BRIGHTNESS: tl.constexpr):  # fmt: skip
-    """Values `at` of the cropped and flipped image, in units of 1/255, and their row, column and channel."""
-    channel = at % 3
-    column = (at // 3) % W
-    row = at // (3 * W)
-    from_column = _reflected(tl.where(flip, W - 1 - column, column) + column_offset, W)
-    from_row = _reflected(row + row_offset, H)
-    x = tl.load(image_ptr + (from_row * W + from_column) * 3 + channel, at < H * W * 3, 0).to(tl.float32)
-    if BRIGHTNESS > 0:
-        x = tl.minimum(x * brightness, 255.0)
-    return x, row, column, channel
+def _of_channel(channel, values: tl.constexpr):
+    return tl.where(channel == 0, values[0], tl.where(channel == 1, values[1], values[2]))
 
 
 @triton.jit
-def _of_channel(channel, red: tl.constexpr, green: tl.constexpr, blue: tl.constexpr):
-    return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
+def _values(image_ptr, rows, from_at, row_offset, brightness, H: tl.constexpr, W: tl.constexpr,
+            BRIGHTNESS: tl.constexpr):  # fmt: skip
+    """Rows of the cropped and flipped image in units of 1/255, float32 [ROWS, WIDTH]; beyond its edge, any of it.
+
+    No mask: every place is one of the image, and a lane that has none repeats another's.
+    """
+    from_row = _reflected(tl.minimum(rows, H - 1) + row_offset, H) * (3 * W)
+    x = tl.load((image_ptr + from_row)[:, None] + from_at[None, :]).to(tl.float32)
+    if BRIGHTNESS > 0:
+        x = tl.minimum(x * brightness, 255.0)
+    return x
 
 
-@triton.jit(do_not_specialize=["seed", "epoch"])  # or every epoch that divides by 16 compiles anew
+@triton.jit
+def _counted(x, rows, H: tl.constexpr, ROWS: tl.constexpr):
+    """The rows that the image has; zero where a lane repeats one."""
+    return tl.where((rows < H)[:, None], x, 0.0) if H % ROWS else x
+
+
+@triton.jit(do_not_specialize=["M", "seed", "epoch"])  # or every epoch that divides by 16 compiles anew
 def augment_kernel(
-    images_ptr, indices_ptr, out_ptr, seed, epoch,
+    images_ptr, indices_ptr, out_ptr, M, seed, epoch,
     H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, FLIP: tl.constexpr, CUTOUT: tl.constexpr,
-    BRIGHTNESS: tl.constexpr, CONTRAST: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    BRIGHTNESS: tl.constexpr, CONTRAST: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, GREY: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Draws, gathers, crops, flips, jitters, normalises and cuts out, in one pass over the images of a batch."""
+    """Draws, gathers, crops, flips, jitters, normalises and cuts out, in one pass over the images of a batch.
+
+    What depends on the place within a row alone is worked out once for all rows: integers are what limits this kernel.
+    """
     place = tl.program_id(0).to(tl.int64)
     sample = tl.load(indices_ptr + place)
-    image_ptr = images_ptr + sample * (H * W * 3)
+    known = (sample >= 0) & (sample < M)
+    image_ptr = images_ptr + tl.where(known, sample, 0) * (H * W * 3)
     row_offset, column_offset, flip = 0, 0, False
     if PAD > 0 or FLIP == "random":
         row_word, column_word, flip_word, _unused = _words(seed, sample, epoch, CROP_AND_FLIP)
@@ -81,20 +91,28 @@ def augment_kernel(
     if CUTOUT > 0 or BRIGHTNESS > 0 or CONTRAST > 0:
         cut_row_word, cut_column_word, brightness_word, contrast_word = _words(seed, sample, epoch, CUTOUT_AND_JITTER)
         brightness, contrast = _factor(brightness_word, BRIGHTNESS), _factor(contrast_word, CONTRAST)
-    grey = 0.0
+    at = tl.arange(0, WIDTH)
+    column, channel = tl.minimum(at // 3, W - 1), at % 3
+    from_at = _reflected(tl.where(flip, W - 1 - column, column) + column_offset, W) * 3 + channel
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    x = _values(image_ptr, rows, from_at, row_offset, brightness, H, W, BRIGHTNESS)
     if CONTRAST > 0:
-        for start in range(0, H * W * 3, BLOCK):
-            values, _row, _column, colour = _pixels(
-                image_ptr, start + tl.arange(0, BLOCK), flip, row_offset, column_offset, brightness, H, W, BRIGHTNESS
-            )
-            grey += tl.sum(values * _of_channel(colour, 0.299, 0.587, 0.114)) / (H * W)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    x, row, column, channel = _pixels(image_ptr, at, flip, row_offset, column_offset, brightness, H, W, BRIGHTNESS)
-    if CONTRAST > 0:
-        x = tl.minimum(tl.maximum((x - grey) * contrast + grey, 0.0), 255.0)
-    x = x * _of_channel(channel, SCALE[0], SCALE[1], SCALE[2]) + _of_channel(channel, BIAS[0], BIAS[1], BIAS[2])
+        weight = tl.where(at < 3 * W, _of_channel(channel, GREY), 0.0)[None, :] / (H * W)
+        if ROWS >= H:
+            grey = tl.sum(_counted(x * weight, rows, H, ROWS))
+        else:
+            grey = 0.0
+            for row0 in range(0, H, ROWS):
+                block = row0 + tl.arange(0, ROWS)
+                others = _values(image_ptr, block, from_at, row_offset, brightness, H, W, BRIGHTNESS)
+                grey += tl.sum(_counted(others * weight, block, H, ROWS))
+        x = tl.minimum(tl.maximum(x * contrast + (grey - grey * contrast), 0.0), 255.0)
+    bias = tl.where(known, _of_channel(channel, BIAS), float("nan"))  # no image of the set: not a number throughout
+    x = x * _of_channel(channel, SCALE)[None, :] + bias[None, :]
     if CUTOUT > 0:
-        from_top = row - (_below(cut_row_word, H) - CUTOUT // 2)
+        from_top = rows - (_below(cut_row_word, H) - CUTOUT // 2)
         from_left = column - (_below(cut_column_word, W) - CUTOUT // 2)
-        x = tl.where((from_top >= 0) & (from_top < CUTOUT) & (from_left >= 0) & (from_left < CUTOUT), 0.0, x)
-    tl.store(out_ptr + place * (H * W * 3) + at, x.to(out_ptr.dtype.element_ty), at < H * W * 3)
+        cut = ((from_top >= 0) & (from_top < CUTOUT))[:, None] & ((from_left >= 0) & (from_left < CUTOUT))[None, :]
+        x = tl.where(cut, 0.0, x)
+    out = place * (H * W * 3) + rows[:, None] * (3 * W) + at[None, :]
+    tl.store(out_ptr + out, x.to(out_ptr.dtype.element_ty), (rows < H)[:, None] & (at < 3 * W)[None, :])

@@ -56,7 +56,7 @@ def _tile(row0, channel0, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
 def _moments(mean_ptr, var_ptr, channels, C, eps: tl.constexpr, ACC: tl.constexpr):
     """Mean and reciprocal deviation of a block of channels."""
     mean = tl.load(mean_ptr + channels, channels < C, 0.0).to(ACC)
-    return mean, 1 / tl.sqrt(tl.load(var_ptr + channels, channels < C, 1.0).to(ACC) + eps)
+    return mean, tl.rsqrt(tl.load(var_ptr + channels, channels < C, 1.0).to(ACC) + eps)
 
 
 @triton.jit
@@ -78,11 +78,15 @@ def _floored(weight):
 
 @triton.jit
 def _welford(x, valid, count, mean, m2):
-    """Takes one value into each lane's running count, mean and sum of squared deviations."""
+    """Takes one value into each lane's running mean and sum of squared deviations, and a row into its count.
+
+    What is divided is a row's, so that an element takes three multiply-adds and no division.
+    """
     count += valid.to(count.dtype)
+    share = 1 / tl.maximum(count, 1)
     delta = x - mean
-    mean += tl.where(valid, delta / tl.maximum(count, 1), 0.0)
-    m2 += tl.where(valid, delta * (x - mean), 0.0)
+    mean += delta * tl.where(valid, share, 0.0)
+    m2 += delta * (delta * tl.where(valid, 1 - share, 0.0))
     return count, mean, m2
 
 
@@ -335,7 +339,7 @@ def persistent_forward_kernel(
         tl.store(out_mean_ptr + channels, mean, channels < C)
         tl.store(out_var_ptr + channels, var, channels < C)
     weight, bias = _affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
-    rstd = 1 / tl.sqrt(var + eps)
+    rstd = tl.rsqrt(var + eps)
     _write_output(
         x.to(ACC), y_ptr, byte_ptr, residual_ptr, offsets, inside, mean, rstd, weight, bias, slope, ACT, RESIDUAL, SAVE
     )

@@ -210,8 +210,8 @@ def test_specs_refuse_what_is_named_twice_and_what_has_no_judge():
 
 
 def compiled(**changes):
-    fields = {"kernel": "k bf16 BLOCK=64", "target": 90, "registers": 64, "spilled_bytes": 0, "shared_bytes": 0}
-    fields |= {"load_bytes": 16, "store_bytes": 16, "narrow": 0, "occupancy": 0.5}
+    fields = {"kernel": "k bf16 BLOCK=64", "target": 90, "registers": 64, "spilled_bytes": 0, "instructions": 300}
+    fields |= {"shared_bytes": 0, "load_bytes": 16, "store_bytes": 16, "narrow": 0, "occupancy": 0.5}
     return static.Compiled(**(fields | changes))
 
 
@@ -221,6 +221,7 @@ def compiled(**changes):
         ({"spilled_bytes": 8}, "spills 8 bytes"),
         ({"narrow": 2}, "2 accesses narrower than 8 bytes"),
         ({"registers": 65}, "registers 64 -> 65; if that is meant"),
+        ({"instructions": 400}, "instructions 300 -> 400"),
         ({"load_bytes": 8}, "load_bytes 16 -> 8"),
         ({"occupancy": 0.25}, "occupancy 0.5 -> 0.25"),
     ],

@@ -186,6 +186,29 @@ def test_one_kernel_equals_drawing_and_augmenting(
     assert not len(augment_fused(images, indices[:0], augmentation, seed=0, epoch=0))
 
 
+@pytest.mark.parametrize(
+    ("images", "indices", "message"),
+    [
+        (images_of(2, 3, 5).float(), torch.tensor([0]), r"images are float32 \[2, 3, 5, 3\]; expected uint8"),
+        (images_of(2, 3, 5)[..., :1], torch.tensor([0]), "expected uint8"),
+        (images_of(0, 3, 5), torch.tensor([0]), "at least one"),
+        (images_of(2, 3, 5), torch.tensor([0], dtype=torch.int32), r"indices are int32 \[1\] on cpu; expected int64"),
+        (images_of(2, 3, 5), torch.tensor([[0]]), "expected int64"),
+        (images_of(2, 2, 5), torch.tensor([0]), "pad is 2; .* too few pixels"),
+    ],
+)
+def test_what_the_kernel_cannot_take_is_refused(images: torch.Tensor, indices: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        augment_fused(images, indices, Augmentation(pad=2), seed=0, epoch=0)
+
+
+def test_an_index_outside_of_the_set_is_no_image_and_reads_nothing(device: torch.device) -> None:
+    images, indices = images_of(4, 6, 5).to(device), torch.tensor([-1, 3, 4, 2**40], device=device)
+    found = augment_fused(images, indices, Augmentation(), seed=0, epoch=0)
+    assert found.isnan().flatten(1).all(1).tolist() == [True, False, True, True]
+    assert not found[1].isnan().any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_one_kernel_in_low_precision_is_within_a_unit(dtype: torch.dtype, device: torch.device) -> None:
     images, indices = images_of(4, 32, 32).to(device), torch.arange(4, device=device)
