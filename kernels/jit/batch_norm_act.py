@@ -11,6 +11,35 @@ import triton.language as tl
 BYTE_RANGE = tl.constexpr(5.0)
 # `save="output"` divides by gamma: a bfloat16 output gives 1.8% of error in gamma's gradient at 0.1, and 18% at 0.01.
 GAMMA_FLOOR = tl.constexpr(0.1)
+# Of the logarithm of the normal distribution's tail at z >= 0, from the highest power down; see `_normal`.
+LOG2_TAIL = tl.constexpr((
+    -2.453097295074258e-06, 3.532591654220596e-05, -0.00016918739129323512, -0.00017306108202319592,
+    0.007104941643774509, -0.05252164974808693, -0.45920050144195557, -1.1511061191558838, -1.0,
+))  # fmt: skip
+
+
+@triton.jit
+def _reciprocal(d):
+    """1 / d for positive d: a division that keeps to all of float32's range takes three times the instructions."""
+    root = tl.rsqrt(d)
+    return root * root
+
+
+@triton.jit
+def _normal(z):
+    """The normal distribution up to z.
+
+    In float32 its tail is two to the power of a polynomial, fitted to log2(erfc(z / sqrt(2)) / 2) by weighted least
+    squares: within 6e-8 everywhere, for half the instructions of `erf`.
+    """
+    if z.dtype == tl.float64:
+        return 0.5 * (1 + tl.erf(z * 0.7071067811865476))
+    a = tl.abs(z)
+    log2_tail = tl.full(z.shape, LOG2_TAIL[0], z.dtype)
+    for power in tl.static_range(1, 9):
+        log2_tail = log2_tail * a + LOG2_TAIL[power]
+    tail = tl.exp2(log2_tail)
+    return tl.where(z > 0, 1 - tail, tail)
 
 
 @triton.jit
@@ -21,9 +50,9 @@ def _activate(z, ACT: tl.constexpr, slope: tl.constexpr):
     elif ACT == "leaky_relu":
         z = tl.where(z < 0, z * slope, z)
     elif ACT == "silu":
-        z = z / (1 + tl.exp(-z))
+        z = z * _reciprocal(1 + tl.exp(-z))
     elif ACT == "gelu":
-        z = 0.5 * z * (1 + tl.erf(z * 0.7071067811865476))
+        z = z * _normal(z)
     return z
 
 
@@ -35,11 +64,10 @@ def _through_activation(dy, z, ACT: tl.constexpr, slope: tl.constexpr):
     elif ACT == "leaky_relu":
         dy = tl.where(z <= 0, dy * slope, dy)
     elif ACT == "silu":
-        s = 1 / (1 + tl.exp(-z))
+        s = _reciprocal(1 + tl.exp(-z))
         dy = dy * s * (1 + z * (1 - s))
     elif ACT == "gelu":
-        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-        dy = dy * (0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * density)
+        dy = dy * (_normal(z) + z * (0.3989422804014327 * tl.exp2(z * z * -0.7213475204444817)))
     return dy
 
 
@@ -276,9 +304,12 @@ def _write_dx(
 ):  # fmt: skip
     if SAVE == "output":
         weight = _floored(weight)
+    factor = weight * rstd
+    dx = dz * factor[None, :]
     if TRAINING:  # the batch's own statistics depend on x
-        dz -= (dbias[None, :] + normalised * dweight[None, :]) / M
-    tl.store(dx_ptr + offsets, (dz * (weight * rstd)[None, :]).to(dx_ptr.dtype.element_ty), inside)
+        of_row = factor * (1.0 / M)
+        dx -= normalised * (dweight * of_row)[None, :] + (dbias * of_row)[None, :]
+    tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), inside)
 
 
 @triton.jit

@@ -353,3 +353,20 @@ def test_compiled_kernels_count_elements_in_64_bits():
     assert done.returncode == 0, done.stderr[-1000:]
     seen = set(done.stdout.split())
     assert {"stats_kernel", "apply_kernel", "backward_sums_kernel", "residual_kernel", "augment_kernel"} <= seen
+
+
+@pytest.mark.parametrize("act", ["gelu", "silu"])
+def test_smooth_activations_are_as_exact_as_float32_allows(act, device):
+    """Ours are fitted or approximate a division; far tails, zero and both signs included."""
+    z = torch.cat([torch.linspace(-14, 14, 6000), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 60, -60, 1e4, -1e4])])
+    x = z.view(-1, 1, 1, 1).to(device).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    mean, var = torch.zeros(1, device=device), torch.ones(1, device=device)
+    options = {"training": False, "eps": 0.0, "act": act}
+    y = batch_norm_act(x, None, None, mean, var, **options)
+    exact = batch_norm_act_ref(wide, None, None, mean.double(), var.double(), **options)
+    y.sum().backward()
+    exact.sum().backward()
+    allowed = 3 * torch.finfo(torch.float32).eps * wide.detach().abs().clamp_min(1)
+    assert ((y - exact).abs() <= allowed).all()
+    assert ((x.grad - wide.grad).abs() <= allowed).all()
