@@ -216,6 +216,8 @@ def run_kernels(
     if static:
         _run_static(words, out, update_baseline=update_baseline, as_json=json_)
         return
+    if update_baseline:
+        raise ValueError("--update-baseline is about what is compiled; give it with --static")
     from bench.cases import kernels
     from bench.environment import resolve_device
 

@@ -1,6 +1,6 @@
 """`wallclock run kernels`: every operation at every shape, each variant against the others and against the machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +85,14 @@ def run_kernels(
         The run's directory, and how it ended: "failed" if a variant failed its reference check.
 
     Raises:
+        ValueError: if no variant that is asked for can be timed here.
         StoreError: if `out` cannot be written.
     """
+    device = torch.device(request.device)
+    asked_for = dict.fromkeys(variant for _, _, variants in request.chosen() for variant in variants)
+    skipped = {v: why for v in asked_for if (why := available(v, device) or interpreted(v, device))}
+    if len(skipped) == len(asked_for):
+        raise ValueError(f"nothing to time: {'; '.join(f'{v}: {why}' for v, why in skipped.items())}")
     fields = provenance(request.device)
     asked = {"benchmark": "kernels", "dtype": request.dtype, "device": request.device, "only": list(request.only)}
     with numerics(seed=0) as settings:
@@ -94,29 +100,29 @@ def run_kernels(
         fields["environment"] |= settings
         run = Run(run_id=new_run_id("kernels"), started_utc=utc_now(), command=command, request=asked, **fields)
         with RunWriter.create(out, run) as writer:
-            status = _measure_all(request, writer, observe, deadline or Deadline(None))
+            for variant, why_not in skipped.items():
+                writer.note(f"{variant} was not timed: {why_not}")
+                observe(CaseDone("every case", variant, {}, why_not))
+            status = _measure_all(request, skipped, writer, observe, deadline or Deadline(None))
             writer.finish(status, None if status != "failed" else "a variant is wrong; its errors are in the samples")
     return writer.path, status
 
 
 def _measure_all(
-    request: KernelsRequest, writer: RunWriter, observe: Callable[[CaseDone], None], deadline: Deadline
+    request: KernelsRequest,
+    skipped: Collection[str],
+    writer: RunWriter,
+    observe: Callable[[CaseDone], None],
+    deadline: Deadline,
 ) -> RunStatus:
     device = torch.device(request.device)
     writer.add(_copy_bandwidth(device, request.sample_budget_s))
-    skipped: dict[str, str] = {}
     status: RunStatus = "done"
     with Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
         for spec, case, variants in request.chosen():
             if deadline.expired():
                 writer.note(f"stopped before {spec.name} {case.name}: the budget is spent")
                 return "stopped" if status == "done" else status
-            for variant in variants:
-                why_not = available(variant, device) or interpreted(variant, device)
-                if why_not and variant not in skipped:
-                    skipped[variant] = why_not
-                    writer.note(f"{variant} was not timed: {why_not}")
-                    observe(CaseDone("every case", variant, {}, why_not))
             wanted = [variant for variant in variants if variant not in skipped]
             for done in _measure_case(spec, case, wanted, request, writer, telemetry):
                 observe(done)
