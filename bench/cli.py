@@ -48,6 +48,7 @@ class SplitName(enum.StrEnum):
 
 Out = Annotated[Path, typer.Option(help="Folder that runs are written to, each in a directory of its own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Resume = Annotated[Path | None, typer.Option(help="Go on with this run; no other option but --json applies.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto for the GPU where there is one.")]
 
 
@@ -156,9 +157,7 @@ def run_cifar(
         SplitName, typer.Option(help="tune: score on a tenth of the training set instead.")
     ] = SplitName.test,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run; no other option but --json applies.")
-    ] = None,
+    resume: Resume = None,
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
@@ -208,6 +207,7 @@ def run_kernels(
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="With --static: make what was compiled the committed baseline.")
     ] = False,
+    resume: Resume = None,
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
@@ -222,15 +222,20 @@ def run_kernels(
     from bench.environment import resolve_device
 
     _, progress = _consoles()
-    request = kernels.KernelsRequest(dtype=dtype, device=resolve_device(device), only=words)
+    if resume is not None:
+        run = kernels.resumed_run(resume)
+    else:
+        request = kernels.KernelsRequest(dtype=dtype, device=resolve_device(device), only=words)
+        run = kernels.new_run(request, out, _command())
+    path = run.writer.path
 
     def show(done: kernels.CaseDone) -> None:
         times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items())
         style = "yellow" if done.why_not else ""
         progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
 
-    with _interruptible(out):
-        path, status = kernels.run_kernels(request, out, _command(), show)
+    with _interruptible(path, f", go on with `wallclock run kernels --resume {path}`"):
+        status = run.execute(show)
     _print_report([path], as_json=json_)
     if not json_:
         typer.echo(f"records: {path}")

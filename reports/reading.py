@@ -89,7 +89,8 @@ def _ending(lines: list[dict[str, Any]], records: Path) -> tuple[str, str | None
         return last["status"], last.get("error")
     if being_written(records):
         return "running", "the tables hold what it has measured so far"
-    return "unfinished", "its process was killed; go on with --resume"
+    what = lines[0]["request"].get("benchmark") if lines and lines[0].get("request") else None
+    return "unfinished", "its process was killed; " + ("run it again" if what == "static" else "go on with --resume")
 
 
 def _sample_schema() -> "pa.Schema":

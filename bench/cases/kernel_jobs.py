@@ -1,6 +1,6 @@
 """The kernels benchmark's part in `quick` and `suite`."""
 
-from bench.cases.kernels import CaseDone, KernelsRequest, run_kernels
+from bench.cases.kernels import CaseDone, KernelsRequest, new_run
 from bench.registry import Context, Job
 
 
@@ -15,8 +15,7 @@ def _run(context: Context, only: tuple[str, ...], sample_budget_s: float) -> str
         if done.why_not:
             context.console.print(f"{done.case}, {done.variant}: {done.why_not}", style="yellow", markup=False)
 
-    _, status = run_kernels(request, context.out, context.command, show, deadline=context.deadline)
-    return status
+    return new_run(request, context.out, context.command).execute(show, context.deadline)
 
 
 def quick() -> tuple[Job, ...]:

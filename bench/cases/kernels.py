@@ -1,19 +1,24 @@
 """`wallclock run kernels`: every operation at every shape, each variant against the others and against the machine."""
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench.cases.kernel_trial import DTYPES, Trial, failures, in_a_line
-from bench.environment import Telemetry, last_level_cache_bytes, provenance
+from bench.environment import Telemetry, last_level_cache_bytes, provenance, resolve_device
 from bench.numerics import numerics
+from bench.resuming import begun_run, check_same_place
 from bench.timing import Deadline, measure
 from kernels.cases import SPECS
 from kernels.spec import Case, KernelSpec, available
+from reports.reading import load
 from reports.schema import Run, RunStatus, Sample, SampleStatus
 from reports.store import RunWriter, new_run_id, utc_now
+
+CHECKS = 2  # of each variant against the reference: before and after it is timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,10 @@ class KernelsRequest:
         if not any(True for _ in self.chosen()):
             raise ValueError(f"no case matches '{' '.join(self.only)}'; operations: {', '.join(SPECS)}")
 
+    def stored(self) -> dict[str, Any]:
+        """Returns what a record keeps of the request, so that the run can be resumed."""
+        return {"benchmark": "kernels", **asdict(self)}
+
     def chosen(self) -> Iterator[tuple[KernelSpec, Case, list[str]]]:
         """Yields operations and cases with the variants asked for; "eager" is among them always, as their judge."""
         for spec in SPECS.values():
@@ -64,78 +73,153 @@ class CaseDone:
     why_not: str = ""
 
 
-def run_kernels(
-    request: KernelsRequest,
-    out: Path,
-    command: str,
-    observe: Callable[[CaseDone], None],
-    *,
-    deadline: Deadline | None = None,
-) -> tuple[Path, RunStatus]:
-    """Measures what is asked for, as a new run under `out`.
+class KernelsRun:
+    """One run of a request: checks and times case after case, and records it as it goes.
 
     Args:
-        request: what.
-        out: folder that holds runs.
-        command: as typed, for the record.
-        observe: is shown every variant that is done.
-        deadline: no case is begun after it.
+        request: what to run.
+        writer: where records go.
+        skipped: variants that are not timed on this machine, with the reason.
+        done: names of cases that the records hold already.
+        failed: whether one of them holds a variant that failed.
+    """
 
-    Returns:
-        The run's directory, and how it ended: "failed" if a variant failed its reference check.
+    def __init__(
+        self,
+        request: KernelsRequest,
+        writer: RunWriter,
+        skipped: Mapping[str, str],
+        *,
+        done: Collection[str] = (),
+        failed: bool = False,
+    ) -> None:
+        self.request, self.writer, self.skipped, self.done, self.failed = request, writer, skipped, done, failed
+
+    def execute(self, observe: Callable[[CaseDone], None], deadline: Deadline | None = None) -> RunStatus:
+        """Runs what is left and ends the records.
+
+        Args:
+            observe: is shown every variant that is done.
+            deadline: no case is begun after it.
+
+        Returns:
+            How it ended: "failed" if a variant is wrong or could not run.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+        """
+        device = torch.device(self.request.device)
+        with (
+            self.writer as writer,
+            numerics(seed=0),
+            Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry,
+        ):
+            for variant, why_not in self.skipped.items():
+                observe(CaseDone("every case", variant, {}, why_not))
+            writer.add(_copy_bandwidth(device, self.request.sample_budget_s))
+            stopped = ""
+            for spec, case, variants in self.request.chosen():
+                trial = Trial(spec, case, self.request.dtype, device)
+                if trial.name in self.done:
+                    continue
+                if deadline is not None and deadline.expired():
+                    stopped = f"stopped before {trial.name}: the budget is spent"
+                    break
+                wanted = [variant for variant in variants if variant not in self.skipped]
+                for done in _measure_case(trial, wanted, self.request.sample_budget_s, writer, telemetry):
+                    observe(done)
+                    self.failed |= bool(done.why_not)
+            writer.add(_copy_bandwidth(device, self.request.sample_budget_s))
+            if stopped:
+                writer.note(stopped)
+                writer.finish("stopped")
+                return "stopped"
+            writer.finish(*(("failed", "variants are wrong or could not run; see their errors") if self.failed else ()))
+        return "failed" if self.failed else "done"
+
+
+def not_timed(request: KernelsRequest) -> dict[str, str]:
+    """Returns the variants of a request that this machine does not time, with the reason.
 
     Raises:
-        ValueError: if no variant that is asked for can be timed here.
-        StoreError: if `out` cannot be written.
+        ValueError: if that is all of them.
     """
     device = torch.device(request.device)
     asked_for = dict.fromkeys(variant for _, _, variants in request.chosen() for variant in variants)
     skipped = {v: why for v in asked_for if (why := available(v, device) or interpreted(v, device))}
     if len(skipped) == len(asked_for):
         raise ValueError(f"nothing to time: {'; '.join(f'{v}: {why}' for v, why in skipped.items())}")
+    return skipped
+
+
+def new_run(request: KernelsRequest, out: Path, command: str) -> KernelsRun:
+    """Returns a request as a new run under `out`, ready to be executed.
+
+    Args:
+        request: what to run.
+        out: folder that holds runs.
+        command: as typed, for the record.
+
+    Raises:
+        ValueError: if no variant that is asked for can be timed here.
+        StoreError: if `out` cannot be written.
+    """
+    skipped = not_timed(request)
+    run = Run(
+        run_id=new_run_id("kernels"),
+        started_utc=utc_now(),
+        command=command,
+        request=request.stored(),
+        notes=tuple(f"{variant} was not timed: {why}" for variant, why in skipped.items()),
+        **_provenance(request),
+    )
+    return KernelsRun(request, RunWriter.create(out, run), skipped)
+
+
+def resumed_run(path: Path) -> KernelsRun:
+    """Returns a run that was interrupted, stopped or killed, ready to go on.
+
+    Finished cases stay as they are; one that was begun is measured again, and all its samples count.
+
+    Args:
+        path: the run's directory.
+
+    Raises:
+        StoreError: if the run is finished, being written, or was begun with another version or on another machine.
+        ValueError: if its device is not there.
+    """
+    run = begun_run(path, "kernels")
+    fields = {key: value for key, value in run.request.items() if key != "benchmark"}
+    request = KernelsRequest(**fields | {key: tuple(fields[key]) for key in ("only", "without")})
+    resolve_device(request.device)
+    check_same_place(run, _provenance(request), path)
+    skipped = not_timed(request)
+    writer = RunWriter.resume(path)
+    samples = load(path)
+    errors = samples[samples["metric"] == "error"]
+    done = []
+    for spec, case, variants in request.chosen():
+        name = f"{spec.name} {case.name}"
+        checks = errors[errors["case"] == name]
+        counts = checks["variant"].value_counts()
+        wrong = set(checks.loc[checks["status"] == "failed", "variant"])
+        if all(v in skipped or v in wrong or counts.get(v, 0) >= CHECKS for v in variants):
+            done.append(name)
+    return KernelsRun(request, writer, skipped, done=done, failed=bool((errors["status"] == "failed").any()))
+
+
+def _provenance(request: KernelsRequest) -> dict[str, Any]:
     fields = provenance(request.device)
-    asked = {"benchmark": "kernels", "dtype": request.dtype, "device": request.device, "only": list(request.only)}
     with numerics(seed=0) as settings:
-        del settings["seed"]
         fields["environment"] |= settings
-        run = Run(run_id=new_run_id("kernels"), started_utc=utc_now(), command=command, request=asked, **fields)
-        with RunWriter.create(out, run) as writer:
-            for variant, why_not in skipped.items():
-                writer.note(f"{variant} was not timed: {why_not}")
-                observe(CaseDone("every case", variant, {}, why_not))
-            status = _measure_all(request, skipped, writer, observe, deadline or Deadline(None))
-            writer.finish(status, None if status != "failed" else "a variant is wrong; its errors are in the samples")
-    return writer.path, status
-
-
-def _measure_all(
-    request: KernelsRequest,
-    skipped: Collection[str],
-    writer: RunWriter,
-    observe: Callable[[CaseDone], None],
-    deadline: Deadline,
-) -> RunStatus:
-    device = torch.device(request.device)
-    writer.add(_copy_bandwidth(device, request.sample_budget_s))
-    status: RunStatus = "done"
-    with Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
-        for spec, case, variants in request.chosen():
-            if deadline.expired():
-                writer.note(f"stopped before {spec.name} {case.name}: the budget is spent")
-                return "stopped" if status == "done" else status
-            wanted = [variant for variant in variants if variant not in skipped]
-            for done in _measure_case(spec, case, wanted, request, writer, telemetry):
-                observe(done)
-                status = "failed" if done.why_not else status
-    writer.add(_copy_bandwidth(device, request.sample_budget_s))
-    return status
+    del fields["environment"]["seed"]  # of inputs, which each operation draws from seeds of its own
+    return fields
 
 
 def _measure_case(
-    spec: KernelSpec, case: Case, variants: list[str], request: KernelsRequest, writer: RunWriter, telemetry: Telemetry
+    trial: Trial, variants: list[str], budget_s: float, writer: RunWriter, telemetry: Telemetry
 ) -> Iterator[CaseDone]:
     """Checks, times and checks again; what fails is recorded with the reason, and the others go on."""
-    trial = Trial(spec, case, request.dtype, torch.device(request.device))
 
     def record(variant: str, error: float, why: str) -> None:
         status: SampleStatus = "failed" if why else "ok"
@@ -158,7 +242,7 @@ def _measure_case(
         trial.prepare()
         found = dict(checked(variants))
         right = [variant for variant, why in found.items() if not why]
-        latencies, failed = trial.measure(right, writer, telemetry, request.sample_budget_s)
+        latencies, failed = trial.measure(right, writer, telemetry, budget_s)
     except failures() as failure:  # in the inputs or the reference
         found, right = {}, []
         failed = dict.fromkeys(variants, in_a_line(failure))

@@ -12,14 +12,15 @@ import torch
 
 from bench.environment import Telemetry, provenance, resolve_device
 from bench.numerics import numerics
+from bench.resuming import begun_run, check_same_place
 from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
 from loaders.batches import Split
 from loaders.cifar10 import load_cifar10
 from loaders.synthetic import synthetic_split
 from models.recipes.recipe import Recipe
-from reports.reading import load, read_unfinished, settings
-from reports.schema import PLACE, Run, RunStatus, Sample
+from reports.reading import load
+from reports.schema import Run, RunStatus, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
 
 SYNTHETIC = "synthetic"
@@ -335,9 +336,7 @@ def resumed_run(path: Path) -> CifarRun:
             another machine: one run is one measurement.
         ValueError: if its device is not there.
     """
-    run = read_unfinished(path)
-    if run.request.get("benchmark") != "cifar":
-        raise StoreError(f"{path} is a run of {run.request.get('benchmark')}, which cannot go on; start a new one")
+    run = begun_run(path, "cifar")
     recipe = Recipe.from_resolved(run.recipe)
     if recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
@@ -348,22 +347,9 @@ def resumed_run(path: Path) -> CifarRun:
     split = load_split(request.data, request.split)
     if split.content_hash != run.request["content_hash"]:
         raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
-    _check_same_place(run, _provenance(request), path)
+    check_same_place(run, _provenance(request), path)
     writer = RunWriter.resume(path)
     samples = load(path)
     finals = samples[samples["metric"] == "final_accuracy"]
     done = frozenset(int(seed) for seed in finals["seed"])
     return CifarRun(request, split, writer, done=done, diverged=bool((finals["status"] == "diverged").any()))
-
-
-def _check_same_place(run: Run, here: dict[str, Any], path: Path) -> None:
-    """Refuses to go on where a sample would mean something else than those before.
-
-    Raises:
-        StoreError: if machine, versions, sources or settings differ; says in what.
-    """
-    then = {name: getattr(run, name) for name in PLACE} | settings(run.environment)
-    now = {name: here.get(name) for name in PLACE} | settings(here["environment"])
-    changes = [f"{k}: {then.get(k)} then, {now.get(k)} now" for k in {**then, **now} if then.get(k) != now.get(k)]
-    if changes:
-        raise StoreError(f"{path} was begun under other conditions ({'; '.join(changes)}); start a new run")

@@ -13,17 +13,24 @@ from triton.errors import TritonError
 
 import reports
 from bench.cases import kernels, static
-from bench.cases.kernels import KernelsRequest, run_kernels
+from bench.cases.kernels import KernelsRequest, new_run, resumed_run
+from bench.tasks import cifar
 from kernels.cases import SPECS, compiled_variant
 from kernels.spec import Case, available
 from models.build import build_model
 from models.layers import BatchNormAct
 from models.recipes import get_recipe
 from reports.kernels import failed_rows, kernel_rows, kernel_summary
+from reports.store import StoreError
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 TINY = Case(network="tiny", shape=(4, 8, 6, 6), options={"act": "leaky_relu"})
+
+
+def run_kernels(request, out, command, observe):
+    run = new_run(request, out, command)
+    return run.writer.path, run.execute(observe)
 
 
 @pytest.fixture
@@ -124,6 +131,51 @@ def test_what_cannot_run_is_recorded_and_the_others_go_on(at_call, error, tiny, 
     assert row[0] == "failing" and "\n" not in row[1]
     assert row[2] == "batch_norm_act tiny 4x8x6x6 leaky_relu fp32, and 1 more"
     assert set(kernel_summary(frame)["variant"]) == {"eager"} and len(kernel_summary(frame)) == 12
+
+
+def test_an_interrupted_run_goes_on_with_the_cases_that_are_left(tiny, tmp_path, monkeypatch):
+    names = ("first", "second", "third")
+    spec = replace(tiny, cases=tuple(replace(TINY, network=name) for name in names))
+    monkeypatch.setattr(kernels, "SPECS", {"batch_norm_act": spec})
+
+    def interrupt(done):
+        if "second" in done.case:
+            raise KeyboardInterrupt
+
+    run = new_run(KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02), tmp_path, "test")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(interrupt)
+    path = run.writer.path
+    assert reports.load_runs(path)["run_status"].item() == "interrupted"
+    again, seen = resumed_run(path), []
+    assert [name.split()[1] for name in again.done] == ["first", "second"]
+    assert again.execute(seen.append) == "done"
+    assert {done.case.split()[1] for done in seen if done.latencies_s} == {"third"}
+    summary = kernel_summary(reports.load(path))
+    assert set(summary["case"]) == {f"batch_norm_act {case.name}" for case in spec.cases}
+    with pytest.raises(StoreError, match="is finished; start a new run"):
+        resumed_run(path)
+
+
+def test_a_case_that_was_begun_is_measured_again(tiny, tmp_path, monkeypatch):
+    run = new_run(KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02), tmp_path, "test")
+    monkeypatch.setattr(kernels.Trial, "measure", lambda self, *others: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(lambda done: None)
+    monkeypatch.undo()
+    again = resumed_run(run.writer.path)
+    assert again.done == []
+    again.writer.finish("interrupted", "")
+
+
+def test_resuming_elsewhere_or_another_benchmark_is_refused(tiny, tmp_path, monkeypatch):
+    run = new_run(KernelsRequest(dtype="fp32", device="cpu"), tmp_path, "test")
+    run.writer.finish("interrupted", "Ctrl-C")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with pytest.raises(StoreError, match="other conditions .OMP_NUM_THREADS: None then, 3 now"):
+        resumed_run(run.writer.path)
+    with pytest.raises(StoreError, match="is a run of kernels, not of cifar; start a new one"):
+        cifar.resumed_run(run.writer.path)
 
 
 def test_a_mistake_in_this_suite_is_not_taken_for_a_failing_kernel(tiny, tmp_path, monkeypatch):
