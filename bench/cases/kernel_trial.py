@@ -165,14 +165,13 @@ class Trial:
         for variant in variants:
             with self._noting(variant, failed):
                 self._record_memory(variant, writer)
-        for direction, cold in itertools.product(directions, (False, True)):
-            parameters: dict[str, ParameterValue] = {"direction": direction, "cache": "cold" if cold else "hot"}
+        for direction in directions:
             calls: dict[str, Callable[[], object]] = {}
             for variant in going(variants):
                 with self._noting(variant, failed):
                     calls[variant] = self.call(variant, direction)
-                    self._record_costs(variant, direction, writer, parameters)
-            for turn in range(ROUNDS):
+            for cold, turn in itertools.product((False, True), range(ROUNDS)):
+                parameters: dict[str, ParameterValue] = {"direction": direction, "cache": "cold" if cold else "hot"}
                 for slot, variant in enumerate(going(variants if turn % 2 == 0 else reversed(variants))):
                     where: dict[str, Any] = {"parameters": parameters, "round": turn, "slot": slot}
                     with self._noting(variant, failed):
@@ -185,6 +184,8 @@ class Trial:
                             min_count=5,
                         )
                         self._record_times(variant, found, writer, where | telemetry.read())
+                        if turn == 0:
+                            self._record_costs(variant, direction, writer, parameters)
                         if not cold:
                             latencies[variant][direction] = found.median_s
         return latencies, failed
@@ -219,7 +220,13 @@ class Trial:
     def _record_memory(self, variant: str, writer: RunWriter) -> None:
         if not self.spec.differentiated:
             return
+        function, options = self.spec.variants[variant], self.case.options
         saved, leaves = {}, self._leaves(self._of(variant))
+        wanted = self._differentiated(leaves)
+        y = function(**leaves, **options)
+        dy = self._dy(y)
+        torch.autograd.grad(y, wanted, dy)  # what compiling and a first call allocate is not the operation's
+        del y
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -230,9 +237,9 @@ class Trial:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            y = self.spec.variants[variant](**leaves, **self.case.options)
+            y = function(**leaves, **options)
         writer.add(self.sample(variant, "saved_bytes", "B", sum(saved.values())))
-        torch.autograd.grad(y, self._differentiated(leaves), self._dy(y))
+        torch.autograd.grad(y, wanted, dy)
         if cuda:
             writer.add(self.sample(variant, "peak_bytes", "B", torch.cuda.max_memory_allocated() - before))
 

@@ -1,10 +1,12 @@
 """Benchmarks for pytest-benchmark; measured only when asked for, with `pytest tests/perf --benchmark-only`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from bench.cases.kernels import measured_under
 from bench.environment import cpu_name, source_hash
 
 
@@ -12,6 +14,13 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Leaves them out of `uv run pytest`, where their times would mean nothing beside other tests."""
     named = any("perf" in argument for argument in config.args)
     return None if named or config.getoption("benchmark_only") else True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settings() -> Iterator[None]:
+    """As `wallclock run kernels` measures."""
+    with measured_under():
+        yield
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
