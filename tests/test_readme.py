@@ -4,6 +4,7 @@ from pathlib import Path
 
 import reports
 from reports import tables
+from reports.kernels import kernel_rows, kernel_summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,3 +18,16 @@ def test_the_tables_are_those_that_the_published_records_give() -> None:
         assert len(rows) > 2
         missing = [row for row in rows if row not in readme]
         assert not missing, f"README.md lacks or rounds otherwise, from {folder.name}: {missing}"
+
+
+def test_the_kernel_table_holds_rows_of_the_published_records() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    recorded: list[str] = []
+    for folder in (path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir()):
+        header, rows = kernel_rows(kernel_summary(reports.load(folder)))
+        recorded += tables.markdown((header, rows)).splitlines()
+    start = lines.index(recorded[0])
+    shown = lines[start + 2 : lines.index("", start)]
+    assert len(shown) >= 3
+    missing = [row for row in shown if row not in recorded]
+    assert not missing, f"README.md rounds or names otherwise: {missing}"
