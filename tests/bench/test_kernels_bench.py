@@ -15,7 +15,8 @@ import reports
 from bench.cases import kernels, static
 from bench.cases.kernels import KernelsRequest, new_run, resumed_run
 from bench.tasks import cifar
-from kernels.cases import SPECS, compiled_variant
+from kernels.cases import SPECS
+from kernels.cases.inputs import compiled_variant
 from kernels.spec import Case, available
 from models.build import build_model
 from models.layers import BatchNormAct

@@ -1,0 +1,7 @@
+"""The operations with their variants and the shapes that the networks of this suite give them, a file each."""
+
+from kernels.cases.augment import AUGMENT
+from kernels.cases.batch_norm_act import BATCH_NORM_ACT
+from kernels.cases.residual import RESIDUAL
+
+SPECS = {spec.name: spec for spec in (BATCH_NORM_ACT, RESIDUAL, AUGMENT)}

@@ -1,0 +1,69 @@
+"""`residual` at the shapes of the networks."""
+
+import functools
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from kernels.cases.batch_norm_act import DARKNET_SUMS
+from kernels.cases.inputs import SLOPE, compiled_variant, normal
+from kernels.residual import residual_ref
+from kernels.spec import Case, Direction, Inputs, KernelSpec
+
+RESIDUAL_CASES = (
+    *(
+        Case(network="darknet", shape=(256, c, edge, edge), options={"act": "leaky_relu", "alpha": 1.0})
+        for c, edge in DARKNET_SUMS
+    ),
+    *(
+        Case(network="wrn22", shape=(512, c, edge, edge), options={"act": "none", "alpha": 0.2})
+        for c, edge in [(96, 32), (192, 16), (384, 8)]
+    ),
+    Case(network="cyclegan", shape=(1, 256, 64, 64), options={"act": "none", "alpha": 1.0}),
+)
+
+
+def _residual_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
+    return {"branch": normal(case.shape, dtype, device, 0), "x": normal(case.shape, dtype, device, 1)}
+
+
+def _residual_eager(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: str) -> torch.Tensor:
+    y = branch if act == "none" else F.leaky_relu(branch, SLOPE)
+    return torch.add(x, y, alpha=alpha)
+
+
+def _residual_triton(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: Any) -> torch.Tensor:
+    """Out of place, so that it can be repeated: the same kernel, on another buffer."""
+    slope = {"none": 1.0, "leaky_relu": SLOPE}[act]
+    return torch.ops.wallclock.residual(branch, x, alpha, slope)[0]
+
+
+def _residual_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
+    act = case.options["act"] != "none"
+    if variant.startswith("triton"):
+        forward, backward = 3 * element_bytes + act / 8, act * (2 * element_bytes + 1 / 8)
+    elif variant == "compile":
+        forward, backward = 3 * element_bytes, act * 3 * element_bytes
+    else:
+        forward, backward = (3 + 2 * act) * element_bytes, act * 3 * element_bytes
+    if case.options["alpha"] != 1.0 and not act:
+        backward += 2 * element_bytes
+    return int(case.elements * {"forward": forward, "backward": backward, "both": forward + backward}[direction])
+
+
+RESIDUAL = KernelSpec(
+    name="residual",
+    reference=functools.partial(residual_ref, negative_slope=SLOPE),
+    variants={
+        "eager_nchw": _residual_eager,
+        "eager": _residual_eager,
+        "compile": compiled_variant(_residual_eager),
+        "triton": _residual_triton,
+    },
+    cases=RESIDUAL_CASES,
+    inputs=_residual_inputs,
+    differentiated=("branch", "x"),
+    bytes_moved=_residual_bytes,
+    operations=lambda case, direction: case.elements * {"forward": 3, "backward": 2, "both": 5}[direction],
+)
