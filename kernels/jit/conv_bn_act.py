@@ -72,7 +72,7 @@ def input_gradient_kernel(
     x = tl.load(x_ptr + offsets, inside, 0.0).to(ACC)
     dz = tl.load(dz_ptr + offsets, inside, 0.0).to(ACC)
     scale, rstd = _vector(table_ptr, SCALE, channels, C), _vector(table_ptr, RSTD, channels, C)
-    of_row = scale * (1.0 / M)
+    of_row = scale * (tl.full([], 1.0, scale.dtype) / M)
     dbias = tl.load(dbias_ptr + channels, channels < C, 0.0)
     dweight = tl.load(dweight_ptr + channels, channels < C, 0.0)
     deviation = x - _vector(table_ptr, MEAN, channels, C)[None, :]
