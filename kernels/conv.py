@@ -6,6 +6,7 @@ Shape legend: N images, H, W input map, C input channels, P, Q output map, K out
 tensors in channels-last memory, filters [K, C, R, S] in channels-last memory.
 """
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ def output_size(size: int, filter_size: int, stride: int, padding: int) -> int:
 def _precision(dtype: torch.dtype) -> str:
     """As cuDNN does: float32 through TensorFloat-32 where that is allowed, in three products where it is not."""
     if dtype != torch.float32:
-        return "ieee"
+        return "widened" if dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1" else "ieee"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 

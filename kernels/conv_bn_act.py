@@ -343,11 +343,11 @@ def _(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, e
 def _forward(
     x: torch.Tensor,
     filters: torch.Tensor,
-    norm_table: torch.Tensor | None,
+    table: torch.Tensor | None,
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
-    norm_act: str,
-    negative_slope: float,
+    act: str,
+    slope: float,
     stride: int,
     padding: int,
     stats: bool,
@@ -355,17 +355,21 @@ def _forward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns y and the table of a norm of it; `norm_weight` and `norm_bias` are in the norm's table already."""
-    y, table = _forward_outputs(x, filters, stride, padding, stats)
+    """Returns y and the table of a norm of it.
+
+    `table`, `act` and `slope` are of the norm of x; its `norm_weight` and `norm_bias` are in the table already, and are
+    here for their gradients.
+    """
+    y, made = _forward_outputs(x, filters, stride, padding, stats)
     if x.numel() == 0:
-        return y, table.zero_()
-    norm = None if norm_table is None else Norm(norm_table, norm_act, negative_slope)
+        return y, made.zero_()
+    norm = None if table is None else Norm(table, act, slope)
     y, partial, split_rows = conv(
         dense(x), _filters(filters, x), stride=stride, padding=padding, norm=norm, stats=stats
     )
     if stats:
-        table = _table(partial, split_rows, y.numel() // y.shape[1], weight, bias, eps)
-    return y, table
+        made = _table(partial, split_rows, y.numel() // y.shape[1], weight, bias, eps)
+    return y, made
 
 
 def _forward_outputs(
@@ -379,9 +383,7 @@ def _forward_outputs(
 
 
 @_forward.register_fake
-def _(
-    x, filters, norm_table, norm_weight, norm_bias, norm_act, negative_slope, stride, padding, stats, weight, bias, eps
-):  # type: ignore[no-untyped-def]
+def _(x, filters, table, norm_weight, norm_bias, act, slope, stride, padding, stats, weight, bias, eps):  # type: ignore[no-untyped-def]
     return _forward_outputs(x, filters, stride, padding, stats)
 
 

@@ -41,6 +41,14 @@ def _gathered(
 
 
 @triton.jit
+def _product(a, b, acc, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """Adds a @ b to acc; "widened" is for the interpreter, which multiplies the bits of bfloat16 as integers."""
+    if PRECISION == "widened":
+        return tl.dot(a.to(ACC), b.to(ACC), acc, input_precision="ieee", out_dtype=ACC)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
 def conv_kernel(
     a_ptr, filter_ptr, out_ptr, a_table_ptr, first_ptr, second_ptr, scale_ptr, shift_ptr, other_ptr, other_table_ptr,
     rows, a_height, a_width, out_height, out_width, grid_height, grid_width,
@@ -97,7 +105,7 @@ def conv_kernel(
             b = tl.load(filter_ptr + at)
         else:
             b = tl.load(filter_ptr + at, (k < A_C)[:, None] & (n < OUT_C)[None, :], 0.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+        acc = _product(a, b, acc, PRECISION, ACC)
     out_at = ((image * out_height + out_row) * out_width + out_column)[:, None] * OUT_C + n[None, :]
     mask = valid[:, None]
     if OUT_C % BLOCK_N != 0:
@@ -163,7 +171,7 @@ def filter_gradient_kernel(
             inside = valid & (row >= 0) & (row < a_height) & (column >= 0) & (column < a_width)
         offsets = ((image * a_height + row) * a_width + column) * C
         a = _gathered(a_ptr, offsets, inside, c, a_table_ptr, C, BLOCK_N, PROLOGUE, ACT, slope, ACC)
-        acc = tl.dot(tl.trans(dy), a, acc, input_precision=PRECISION, out_dtype=ACC)
+        acc = _product(tl.trans(dy), a, acc, PRECISION, ACC)
     at = ((split.to(tl.int64) * K + k[:, None]) * (R * S) + place) * C + c[None, :]
     tl.store(partial_ptr + at, acc.to(partial_ptr.dtype.element_ty), (k < K)[:, None] & (c < C)[None, :])
 
