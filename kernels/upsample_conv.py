@@ -44,7 +44,8 @@ def collapse(weight: torch.Tensor) -> torch.Tensor:
 
     Numerics: sums of one, two or four weights, in their dtype; rounded twice at most.
         There is no product in it, so TF32 rounds nothing.
-    Cost: three passes over a small tensor, which write 9, 12 and 16 I O elements; the adjoint the other way round.
+    Cost: a copy, then two sums and a stack for the rows and again for the columns: 116 I O elements read and written;
+        105 in the adjoint.
     """
     if weight.ndim != 4 or weight.shape[2:] != (3, 3):
         raise ValueError(f"weight is {tuple(weight.shape)}; expected (out_channels, in_channels, 3, 3)")

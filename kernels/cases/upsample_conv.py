@@ -40,9 +40,11 @@ def _upsample_conv_bytes(case: Case, variant: str, direction: Direction, element
     """Each convolution reads its two operands once and writes its result once; backward is two of them."""
     x, y, pairs = _elements(case)
     if variant == "collapsed":
-        sums = (9 + 9) + (9 + 12) + (12 + 16)  # the channels' swap, the rows' sums, the columns'
+        rows, columns = (2 * 9, 2 * 12), (2 * 12, 2 * 16)  # two sums of a third and a quarter; the four stacked
+        sums = (9 + 9) + sum(rows) + sum(columns)  # first the channels are swapped
+        adjoint = (3 * 12 + 2 * 12) + (3 * 9 + 2 * 9)  # three sums, the three stacked; columns first
         forward = sums * pairs + x + 16 * pairs + y
-        backward = (y + 16 * pairs + x) + (y + x + 16 * pairs) + (16 + 12 + 12 + 9) * pairs
+        backward = (y + 16 * pairs + x) + (y + x + 16 * pairs) + adjoint * pairs
     else:
         forward = x + 4 * x + 4 * x + 9 * pairs + y
         backward = (y + 9 * pairs + 4 * x) + (y + 4 * x + 9 * pairs) + (4 * x + x)
