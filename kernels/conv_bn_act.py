@@ -137,7 +137,9 @@ def deferred(
         ValueError: if there is only one value a channel.
     """
     x = dense(x)
-    table = torch.ops.wallclock.norm_table(x.detach(), weight, bias, eps)
+    # The gradients of gamma and beta are the reader's, as that of x through its statistics.
+    given = (None if t is None else t.detach() for t in (weight, bias))
+    table = torch.ops.wallclock.norm_table(x.detach(), *given, eps)
     _update(running_mean, running_var, table, x, momentum)
     return Deferred(x, table, weight, bias, eps, act, negative_slope)
 
