@@ -12,7 +12,7 @@ from kernels.batch_norm_act import batch_norm_act
 from kernels.cases import SPECS
 from kernels.residual import residual_
 
-SHAPES = {"batch_norm_act": (4, 24, 6, 6), "residual": (4, 24, 6, 6), "augment": (6, 3, 32, 32)}
+SHAPES = {name: (4, 24, 6, 6) for name in SPECS} | {"augment": (6, 3, 32, 32)}
 WAITS = (
     "aten._local_scalar_dense",
     "aten.nonzero",
