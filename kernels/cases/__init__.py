@@ -2,6 +2,7 @@
 
 from kernels.cases.augment import AUGMENT
 from kernels.cases.batch_norm_act import BATCH_NORM_ACT
+from kernels.cases.instance_norm_act import INSTANCE_NORM_ACT
 from kernels.cases.residual import RESIDUAL
 
-SPECS = {spec.name: spec for spec in (BATCH_NORM_ACT, RESIDUAL, AUGMENT)}
+SPECS = {spec.name: spec for spec in (BATCH_NORM_ACT, RESIDUAL, AUGMENT, INSTANCE_NORM_ACT)}
