@@ -240,8 +240,8 @@ def _backward_outputs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     wide, _ = norm._accumulator(x.dtype)
     dresidual = _padded_like(x, residual_pad) if with_residual else x.new_empty(0)
-    vectors = (x.new_empty(x.shape[:2], dtype=wide) for _ in range(2))
-    return torch.empty_like(x, memory_format=torch.channels_last), *vectors, dresidual
+    dweight, dbias = (x.new_empty(x.shape[:2], dtype=wide) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.channels_last), dweight, dbias, dresidual
 
 
 @_backward.register_fake

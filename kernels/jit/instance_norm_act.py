@@ -71,18 +71,22 @@ def _offsets(h, w, row_stride, pixel_stride, channels):
 
 
 @triton.jit
+def _padded_offsets(h, w, W, C, channels, PAD: tl.constexpr):
+    """The same within a dense map of W + 2*PAD pixels a row."""
+    return ((h.to(tl.int64) * (W + 2 * PAD) + w) * C)[:, None] + channels[None, :]
+
+
+@triton.jit
 def _store_row(
     y, y_ptr, h, w, channels, inside, columns, W, C, PAD: tl.constexpr, PLACES: tl.constexpr, ZERO: tl.constexpr
 ):  # fmt: skip
     """Stores a tile into padded rows h, at every place that its columns have there; zeros for mirror images, if so."""
-    first = h.to(tl.int64) * (W + 2 * PAD)
-    tl.store(y_ptr + ((first + w + PAD) * C)[:, None] + channels[None, :], y, inside)
-    if PLACES > 1:
-        if columns:
-            mirror = tl.zeros_like(y) if ZERO else y
-            for place in tl.static_range(1, PLACES):
-                at, there = _mirrored(w, W, PAD, place)
-                tl.store(y_ptr + ((first + at) * C)[:, None] + channels[None, :], mirror, inside & there[:, None])
+    tl.store(y_ptr + _padded_offsets(h, w + PAD, W, C, channels, PAD), y, inside)
+    if columns:
+        mirror = tl.zeros_like(y) if ZERO else y
+        for place in tl.static_range(1, PLACES):
+            at, there = _mirrored(w, W, PAD, place)
+            tl.store(y_ptr + _padded_offsets(h, at, W, C, channels, PAD), mirror, inside & there[:, None])
 
 
 @triton.jit
@@ -95,13 +99,12 @@ def _store_padded(
     h, w = _pixels(row0, W, BLOCK_M)
     rows, columns = _edges(row0, H, W, PAD, BLOCK_M)
     _store_row(y, y_ptr, h + PAD, w, channels, inside, columns, W, C, PAD, PLACES, ZERO)
-    if PLACES > 1:
-        if rows:
-            mirror = tl.zeros_like(y) if ZERO else y
-            for place in tl.static_range(1, PLACES):
-                at, there = _mirrored(h, H, PAD, place)
-                there = inside & there[:, None]
-                _store_row(mirror, y_ptr, at, w, channels, there, columns, W, C, PAD, PLACES, ZERO)
+    if rows:
+        mirror = tl.zeros_like(y) if ZERO else y
+        for place in tl.static_range(1, PLACES):
+            at, there = _mirrored(h, H, PAD, place)
+            there = inside & there[:, None]
+            _store_row(mirror, y_ptr, at, w, channels, there, columns, W, C, PAD, PLACES, ZERO)
 
 
 @triton.jit
@@ -111,12 +114,11 @@ def _load_row(
 ):  # fmt: skip
     """Sums what lies in padded rows h at every place of a tile's columns."""
     dy = tl.load(dy_ptr + _offsets(h, w + PAD, row_stride, pixel_stride, channels), inside, 0.0).to(ACC)
-    if PLACES > 1:
-        if columns:
-            for place in tl.static_range(1, PLACES):
-                at, there = _mirrored(w, W, PAD, place)
-                at = _offsets(h, at, row_stride, pixel_stride, channels)
-                dy += tl.load(dy_ptr + at, inside & there[:, None], 0.0).to(ACC)
+    if columns:
+        for place in tl.static_range(1, PLACES):
+            at, there = _mirrored(w, W, PAD, place)
+            at = _offsets(h, at, row_stride, pixel_stride, channels)
+            dy += tl.load(dy_ptr + at, inside & there[:, None], 0.0).to(ACC)
     return dy
 
 
@@ -129,14 +131,13 @@ def _load_folded(
     h, w = _pixels(row0, W, BLOCK_M)
     rows, columns = _edges(row0, H, W, PAD, BLOCK_M)
     dy = _load_row(dy_ptr, h + PAD, w, channels, inside, columns, W, row_stride, pixel_stride, PAD, PLACES, ACC)
-    if PLACES > 1:
-        if rows:
-            for place in tl.static_range(1, PLACES):
-                at, there = _mirrored(h, H, PAD, place)
-                dy += _load_row(
-                    dy_ptr, at, w, channels, inside & there[:, None], columns, W, row_stride, pixel_stride,
-                    PAD, PLACES, ACC,
-                )  # fmt: skip
+    if rows:
+        for place in tl.static_range(1, PLACES):
+            at, there = _mirrored(h, H, PAD, place)
+            dy += _load_row(
+                dy_ptr, at, w, channels, inside & there[:, None], columns, W, row_stride, pixel_stride,
+                PAD, PLACES, ACC,
+            )  # fmt: skip
     return dy
 
 
@@ -211,7 +212,8 @@ def image_apply_kernel(
     offsets, inside = _tile(row0, channel0, H * W, C, BLOCK_M, BLOCK_C)
     x = tl.load(x_ptr + n * H * W * C + offsets, inside, 0.0).to(ACC)
     _write_output(
-        x, y_ptr + n * (H + 2 * PAD) * (W + 2 * PAD) * C, residual_ptr + n * residual_image_stride if RESIDUAL else None,
+        x, y_ptr + n * (H + 2 * PAD) * (W + 2 * PAD) * C,
+        residual_ptr + n * residual_image_stride if RESIDUAL else None,
         row0, channels, inside, mean, rstd, weight, bias, H, W, C, residual_row_stride, residual_pixel_stride, slope,
         ACT, RESIDUAL, PAD, PLACES, BLOCK_M,
     )  # fmt: skip
@@ -302,8 +304,8 @@ def image_backward_sums_kernel(
 
 @triton.jit
 def _write_gradients(
-    normalised, dy, dz, dx_ptr, dresidual_ptr, n, row0, channels, offsets, inside, rstd, weight, dbias, dweight, H, W, C,
-    DRESIDUAL: tl.constexpr, RESIDUAL_PAD: tl.constexpr, RESIDUAL_PLACES: tl.constexpr, BLOCK_M: tl.constexpr,
+    normalised, dy, dz, dx_ptr, dresidual_ptr, n, row0, channels, offsets, inside, rstd, weight, dbias, dweight,
+    H, W, C, DRESIDUAL: tl.constexpr, RESIDUAL_PAD: tl.constexpr, RESIDUAL_PLACES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the input, and, if asked for, that of the residual, with zeros around it where that was padded."""
     _write_dx(

@@ -104,6 +104,7 @@ class Implementations:
         batch_norm_save: what that kernel keeps for backward; see `kernels.batch_norm_act`.
         residual: "triton" writes a residual sum into its branch's memory.
         augment: "triton" makes a training batch in one kernel.
+        instance_norm_act: "triton" takes instance norm, activation, sum and reflection padding in one operation.
     """
 
     channels_last: bool = True
@@ -114,16 +115,18 @@ class Implementations:
     batch_norm_save: Save = "input"
     residual: Implementation = "eager"
     augment: Implementation = "eager"
+    instance_norm_act: Implementation = "eager"
 
     @property
     def triton(self) -> tuple[str, ...]:
         """The operations that Triton kernels carry out."""
-        return tuple(name for name in ("batch_norm_act", "residual", "augment") if getattr(self, name) == "triton")
+        names = ("batch_norm_act", "residual", "augment", "instance_norm_act")
+        return tuple(name for name in names if getattr(self, name) == "triton")
 
     @property
     def variant(self) -> str:
         """The name of this choice in the records: `eager`, or what is switched on, such as `compile+cuda_graph`."""
-        kernels = ("triton",) if len(self.triton) == 3 else tuple(f"triton {name}" for name in self.triton)
+        kernels = ("triton",) if len(self.triton) == 4 else tuple(f"triton {name}" for name in self.triton)
         return "+".join([*(name for name in ("compile", "cuda_graph") if getattr(self, name)), *kernels]) or "eager"
 
 

@@ -130,9 +130,8 @@ def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device):
     )
     if name != "sprint":
         eager = replace(eager, optimizer=replace(eager.optimizer, lr=0.1))  # theirs are for batches of 512
-    switched = replace(
-        eager, implementations=Implementations(batch_norm_act="triton", residual="triton", augment="triton")
-    )
+    every = dict.fromkeys(("batch_norm_act", "residual", "augment", "instance_norm_act"), "triton")
+    switched = replace(eager, implementations=Implementations(**every))
     curves = {}
     for recipe in (eager, switched):
         outcome = execute(request(recipe, device=device.type), split, tmp_path)

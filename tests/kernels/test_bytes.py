@@ -11,6 +11,7 @@ from triton.runtime import interpreter
 
 from bench.cases.kernel_trial import DTYPES, Trial
 from kernels.cases import SPECS
+from kernels.instance_norm_act import plan
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off")
 
@@ -60,6 +61,22 @@ def test_batch_norm_act(form, flags, variant, direction, monkeypatch):
     spec = SPECS["batch_norm_act"]
     case = replace(spec.cases[0], shape=SHAPES[form], flags=flags)
     assert 1 <= ratio(monkeypatch, spec, case, variant, direction) <= 1 + VECTORS
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+@pytest.mark.parametrize("place", [0, 2, 3, 4, 5], ids=["", "pad1", "sum-pad1", "sum", "pad3"])
+@pytest.mark.parametrize("shape", [(2, 64, 8, 16), (1, 64, 48, 48)], ids=["persistent", "two-phase"])
+def test_instance_norm_act(shape, place, direction, monkeypatch):
+    spec = SPECS["instance_norm_act"]
+    monkeypatch.setattr("kernels.cases.instance_norm_act.instance_plan", lambda shape: plan_here(shape))
+    case = replace(spec.cases[place], shape=shape)
+    assert 1 <= ratio(monkeypatch, spec, case, "triton", direction) <= 1 + VECTORS
+
+
+def plan_here(shape):
+    """The interpreter runs one program after another: none may wait for another."""
+    n, c, height, width = shape
+    return plan(n, height * width, c, resident_programs=0)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])

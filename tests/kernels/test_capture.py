@@ -13,6 +13,7 @@ from kernels.cases import SPECS
 from kernels.residual import residual_
 
 SHAPES = {"batch_norm_act": (4, 24, 6, 6), "residual": (4, 24, 6, 6), "augment": (6, 3, 32, 32)}
+SHAPES["instance_norm_act"] = (2, 24, 6, 6)
 WAITS = (
     "aten._local_scalar_dense",
     "aten.nonzero",
