@@ -67,9 +67,8 @@ def paddings(pad, residual_pad):
 
 
 @pytest.mark.parametrize("persistent", [None, False])
-@pytest.mark.parametrize("pads", PADS)
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("shape", [(3, 5, 7, 3), (1, 24, 20, 20), (2, 123, 3, 4)])
+@pytest.mark.parametrize(("act", "pads"), list(zip(ACTS * 2, PADS, strict=True)))
+@pytest.mark.parametrize("shape", [(3, 5, 7, 3), (1, 24, 13, 12), (2, 123, 3, 4)])
 def test_it_equals_its_reference(shape, act, pads, persistent, device):
     tensors = made(shape, device, residual_pad=pads[1])
     ours = run(instance_norm_act, *tensors, act=act, persistent=persistent, **paddings(*pads))
@@ -77,7 +76,7 @@ def test_it_equals_its_reference(shape, act, pads, persistent, device):
     assert_same(ours, run(instance_norm_act_ref, *tensors, act=act, **paddings(*pads)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_it_equals_its_reference_at_any_shape_and_padding(data, device):
     """Pads of up to one less than the edge, where both edges mirror a pixel, and maps of one row or column."""
@@ -93,10 +92,13 @@ def test_it_equals_its_reference_at_any_shape_and_padding(data, device):
     assert_same(run(instance_norm_act, *tensors, **options), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("pads", [(0, 0), (1, 2), (3, 0)])
-def test_gradients_agree_with_finite_differences(act, pads, device):
-    leaves = [t.requires_grad_() for t in made((2, 3, 4, 5), device, residual_pad=pads[1])]
+@pytest.mark.parametrize(
+    ("act", "pads", "shape"),
+    [("none", (1, 1), (1, 1, 2, 4)), ("relu", (2, None), (1, 1, 4, 3)), ("leaky_relu", (0, 0), (2, 2, 3, 2))],
+)
+def test_gradients_agree_with_finite_differences(act, pads, shape, device):
+    tensors = made(shape, device, residual_pad=pads[1])
+    leaves = [t if t is None else t.requires_grad_() for t in tensors]
 
     def operation(x, weight, bias, residual):
         return instance_norm_act(x, weight, bias, residual=residual, act=act, **paddings(*pads))
@@ -112,8 +114,9 @@ def test_half_precision_errs_no_more_than_twice_as_much_as_pytorch(dtype, persis
     exact = run(instance_norm_act_ref, *(t.double() for t in tensors), **options)
     theirs = run(instance_norm_act_ref, *tensors, **options)
     ours = run(instance_norm_act, *tensors, persistent=persistent, **options)
-    # The interpreter truncates where a GPU rounds, which is one unit in the last place more.
-    unit = torch.finfo(dtype).eps
+    # The interpreter truncates where a GPU rounds, which is one unit in the last place more; and it sums a tile's rows
+    # one after another, which costs a float32 sum up to four units.
+    unit = max(torch.finfo(dtype).eps, 4 * torch.finfo(torch.float32).eps)
     for name, expected in exact.items():
         scale = expected.abs().max()
         ours_off, theirs_off = ((r[name].double() - expected).abs().max() / scale for r in (ours, theirs))
@@ -303,7 +306,7 @@ class _Twice:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the barrier itself; this stands in for it")
 @pytest.mark.parametrize("pads", [(0, None), (1, 1), (2, 0)])
-@pytest.mark.parametrize("shape", [(2, 70, 13, 11), (1, 24, 20, 9)])
+@pytest.mark.parametrize("shape", [(2, 70, 7, 6), (1, 24, 20, 9)])
 def test_persistent_programs_that_share_an_image_equal_the_reference(shape, pads, device, monkeypatch):
     """The interpreter has one program at a time, so that none can wait: each runs twice instead."""
     seen = []
