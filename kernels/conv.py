@@ -63,7 +63,9 @@ def tiles(rows: int, columns: int, inner: int, element_bytes: int) -> Tiles:
     if block_m == 64:
         block_n = min(block_n, 64)
     block_k = _block(inner, 64 if element_bytes <= 2 else 32)
-    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n >= 128 * 128 else 4, 3)
+    # Eight warps where a thread of four would run out of registers: large tiles, and the addresses of few channels.
+    num_warps = 8 if block_m * block_n >= 128 * 128 or block_k == 16 else 4
+    return Tiles(block_m, block_n, block_k, num_warps, 3)
 
 
 def _block(size: int, most: int) -> int:
@@ -269,7 +271,7 @@ def filter_gradient(
         dy, x, partial, norm.table if norm else None, rows, h, w, p, q, split_rows,
         C=c, K=k, R=r, S=s, STRIDE=stride, PAD=padding, PROLOGUE=norm is not None, **_norm_options(norm),
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, ACC=acc, PRECISION=_precision(x.dtype),
-        num_warps=8 if block_m * block_n >= 128 * 128 else 4, num_stages=3,
+        num_warps=8 if block_m * block_n >= 128 * 64 else 4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
         jit.sum_splits_kernel[(triton.cdiv(out.numel(), 1024),)](partial, out, out.numel(), splits, BLOCK=1024, ACC=acc)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.recipes.recipe import Implementations, Save
 
@@ -27,7 +28,7 @@ ACTIVATIONS = {
 def choose(model: nn.Module, implementations: Implementations) -> None:
     """Tells every layer of a network how to carry out its operations."""
     for layer in model.modules():
-        if isinstance(layer, BatchNormAct | ResidualSum):
+        if isinstance(layer, BatchNormAct | InstanceNormAct | ResidualSum):
             layer.implementations = implementations
 
 
@@ -173,6 +174,62 @@ class BatchNormAct(nn.Sequential):
         wanted = self.implementations.batch_norm_save
         invertible = self.act == "leaky_relu" and not fused_sum
         return "byte" if wanted == "output" and not invertible else wanted
+
+
+class InstanceNormAct(nn.Module):
+    """Instance norm, an activation and, if there is one, a residual, padded by reflection for the next convolution.
+
+    Args:
+        channels: C.
+        act: "none", "relu" or "leaky_relu".
+        pad: pixels that the output is padded by on each side.
+        affine: whether there are a gamma and a beta; CycleGAN has none.
+        negative_slope: of leaky_relu; CycleGAN's by default.
+        eps: added to the variance.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        act: Literal["none", "relu", "leaky_relu"],
+        pad: int = 0,
+        affine: bool = False,
+        *,
+        negative_slope: float = 0.2,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.act, self.pad, self.negative_slope, self.eps = act, pad, negative_slope, eps
+        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if affine else None)
+        self.implementations = Implementations()
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, residual_pad: int = 0) -> torch.Tensor:
+        """Returns `reflect_pad(act(norm(x)) + residual, pad)`.
+
+        Args:
+            x: [N, C, H, W].
+            residual: [N, C, H + 2*residual_pad, W + 2*residual_pad], of which the interior is added: a block's input,
+                padded for its first convolution.
+            residual_pad: pixels that the residual is padded by.
+        """
+        if self.implementations.instance_norm_act == "triton":
+            from kernels.instance_norm_act import instance_norm_act
+
+            return instance_norm_act(
+                x, self.weight, self.bias, eps=self.eps, act=self.act, negative_slope=self.negative_slope,
+                pad=self.pad, residual=residual, residual_pad=residual_pad,
+            )  # fmt: skip
+        z = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        if self.act != "none":
+            z = F.relu_(z) if self.act == "relu" else F.leaky_relu_(z, self.negative_slope)
+        if residual is not None:
+            edge = residual_pad
+            z = z + (residual[:, :, edge:-edge, edge:-edge] if edge else residual)
+        return F.pad(z, (self.pad,) * 4, mode="reflect") if self.pad else z
 
 
 class ConvBNAct(nn.Sequential):

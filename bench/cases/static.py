@@ -168,6 +168,8 @@ def _examined(target: int, function: Any, kernel: Any) -> Compiled:
     for kind, accesses in widths.items():
         if (nature == "loads" and kind == "ld") or _odd_channels(function, kernel):
             continue
+        if _constants(function, kernel).get("PROLOGUE"):  # copies of a norm's float32 vectors
+            accesses = [access for access in accesses if access != (4, 16)]
         sizes = (16,) if nature == "bits" else (8, 16)
         narrow += sum(width < NARROW_BELOW_BYTES and bits in sizes for width, bits in accesses)
     return Compiled(
@@ -189,7 +191,7 @@ def _identity(function: Any, kernel: Any) -> str:
     """The kernel's name, the types of its pointers, its constants, and which numbers are known to divide by 16."""
     names, source = function.arg_names, kernel.src
     pointers = [t.removeprefix("*") for t in source.signature.values() if str(t).startswith("*")]
-    constants = {names[at[0]]: value for at, value in source.constants.items()}
+    constants = _constants(function, kernel)
     told = [f"{name}={_constant(value)}" for name, value in constants.items() if value is not None]
     divisible = [name for at in source.attrs if source.signature[name := names[at[0]]] in ("i32", "i64")]
     return " ".join([kernel.metadata.name, "/".join(dict.fromkeys(pointers)), *told, *(f"{n}%16" for n in divisible)])
@@ -197,8 +199,12 @@ def _identity(function: Any, kernel: Any) -> str:
 
 def _odd_channels(function: Any, kernel: Any) -> bool:
     """Whether a pixel's channels fill no whole number of eight bytes, such as the three colours."""
-    names = function.arg_names
-    return any(value % 4 for at, value in kernel.src.constants.items() if names[at[0]] in ("A_C", "OUT_C", "C", "K"))
+    constants = _constants(function, kernel)
+    return any(constants.get(name, 0) % 4 for name in ("A_C", "OUT_C", "C", "K"))
+
+
+def _constants(function: Any, kernel: Any) -> dict[str, Any]:
+    return {function.arg_names[at[0]]: value for at, value in kernel.src.constants.items()}
 
 
 def _constant(value: Any) -> str:

@@ -11,7 +11,8 @@ from models.schedules import LinearDecay, OneCycle, Schedule, demand
 Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
 Save = Literal["input", "output", "byte"]
-TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment")  # what Triton kernels can carry out
+# What Triton kernels can carry out.
+TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,7 @@ class Implementations:
         batch_norm_save: what that kernel keeps for backward; see `kernels.batch_norm_act`.
         residual: "triton" writes a residual sum into its branch's memory.
         augment: "triton" makes a training batch in one kernel.
+        instance_norm_act: "triton" takes instance norm, activation, sum and reflection padding in one operation.
     """
 
     channels_last: bool = True
@@ -118,6 +120,7 @@ class Implementations:
     batch_norm_save: Save = "input"
     residual: Implementation = "eager"
     augment: Implementation = "eager"
+    instance_norm_act: Implementation = "eager"
 
     @property
     def triton(self) -> tuple[str, ...]:

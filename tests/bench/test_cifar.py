@@ -16,7 +16,7 @@ from bench.timing import Deadline, RunClocks
 from loaders.batches import DataError
 from loaders.synthetic import synthetic_split
 from models.recipes import get_recipe
-from models.recipes.recipe import Implementations, Resolution, TestTimeAugmentation
+from models.recipes.recipe import TRITON_OPERATIONS, Implementations, Resolution, TestTimeAugmentation
 from reports.schema import Run
 from reports.store import RECORDS, RunWriter, StoreError, new_run_id, utc_now
 
@@ -130,9 +130,8 @@ def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device):
     )
     if name != "sprint":
         eager = replace(eager, optimizer=replace(eager.optimizer, lr=0.1))  # theirs are for batches of 512
-    switched = replace(
-        eager, implementations=Implementations(batch_norm_act="triton", residual="triton", augment="triton")
-    )
+    every = dict.fromkeys(TRITON_OPERATIONS, "triton")
+    switched = replace(eager, implementations=Implementations(**every))
     curves = {}
     for recipe in (eager, switched):
         outcome = execute(request(recipe, device=device.type), split, tmp_path)

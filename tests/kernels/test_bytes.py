@@ -17,6 +17,7 @@ from kernels.cases import SPECS
 from kernels.cases import batch_norm_act as norm_cases
 from kernels.cases.batch_norm_act import norm_plan
 from kernels.cases.conv_bn_act import maps_of
+from kernels.instance_norm_act import plan
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off")
 
@@ -76,6 +77,22 @@ def test_batch_norm_act(form, flags, variant, direction, monkeypatch):
 def test_a_batch_norm_is_predicted_persistent_up_to_132_programs():
     assert norm_plan((33, 32, 32, 32)).persistent
     assert not norm_plan((34, 32, 32, 32)).persistent
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+@pytest.mark.parametrize("place", [0, 2, 3, 4, 5], ids=["", "pad1", "sum-pad1", "sum", "pad3"])
+@pytest.mark.parametrize("shape", [(2, 64, 8, 16), (1, 64, 48, 48)], ids=["persistent", "two-phase"])
+def test_instance_norm_act(shape, place, direction, monkeypatch):
+    spec = SPECS["instance_norm_act"]
+    monkeypatch.setattr("kernels.cases.instance_norm_act.instance_plan", lambda shape: plan_here(shape))
+    case = replace(spec.cases[place], shape=shape)
+    assert 1 <= ratio(monkeypatch, spec, case, "triton", direction) <= 1 + VECTORS
+
+
+def plan_here(shape):
+    """The interpreter runs one program after another: none may wait for another."""
+    n, c, height, width = shape
+    return plan(n, height * width, c, resident_programs=0)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.darknet import Darknet
-from models.layers import BatchNormAct, Chain, ConvBNAct, Residual, choose
+from models.layers import BatchNormAct, Chain, ConvBNAct, InstanceNormAct, Residual, choose
 from models.recipes.recipe import Implementations
 from models.sprint import Sprint
 from models.wide_resnet import WideResNet
@@ -109,3 +110,65 @@ def test_the_running_statistics_count_their_batches(device):
     for _ in range(3):
         layer(torch.randn(2, 6, 4, 4, device=device))
     assert layer[0].num_batches_tracked == 3
+
+
+class ResNetBlock(nn.Module):
+    """CycleGAN's, from a padded map to a padded map: each norm writes what the next convolution reads."""
+
+    def __init__(self, channels, affine):
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3) for _ in range(2))
+        self.first = InstanceNormAct(channels, "relu", pad=1, affine=affine)
+        self.second = InstanceNormAct(channels, "none", pad=1, affine=affine)
+
+    def forward(self, padded):
+        y = self.first(self.convolutions[0](padded))
+        return self.second(self.convolutions[1](y), padded, residual_pad=1)
+
+
+class PlainBlock(ResNetBlock):
+    """The same as CycleGAN's code writes it, from the map before its padding."""
+
+    def forward(self, padded):
+        x = padded[:, :, 1:-1, 1:-1]
+        first, second = (nn.InstanceNorm2d(x.shape[1], affine=False).to(x.device, x.dtype) for _ in range(2))
+        y = F.relu(first(self.convolutions[0](F.pad(x, (1,) * 4, mode="reflect"))))
+        return F.pad(x + second(self.convolutions[1](F.pad(y, (1,) * 4, mode="reflect"))), (1,) * 4, mode="reflect")
+
+
+def block_results(block, x, weights):
+    """Output and gradients of two blocks in a row, the first of which takes a padded map."""
+    x = x.clone().requires_grad_()
+    y = block(block(F.pad(x, (1,) * 4, mode="reflect")))
+    (y * weights).sum().backward()
+    return {"y": y.detach(), "x": x.grad, **{name: p.grad for name, p in block.named_parameters()}}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_resnet_block_with_instance_norm_computes_what_eager_does(affine, memory_format, device):
+    torch.manual_seed(0)
+    eager = ResNetBlock(6, affine).to(device, torch.float64, memory_format=memory_format)
+    fused = copy.deepcopy(eager)
+    choose(fused, Implementations(instance_norm_act="triton"))
+    x = torch.randn(2, 6, 7, 5, dtype=torch.float64, device=device).contiguous(memory_format=memory_format)
+    weights = torch.randn(2, 6, 9, 7, dtype=torch.float64, device=device)
+    compared = [block_results(fused, x, weights)]
+    if not affine:
+        plain = PlainBlock(6, affine).to(device, torch.float64)
+        plain.load_state_dict(eager.state_dict())
+        compared.append(block_results(plain, x, weights))
+    expected = block_results(eager, x, weights)
+    for found in compared:
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            # A convolution's bias before a norm has no gradient but rounding.
+            torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-6, msg=f"{name}")
+
+
+def test_a_resnet_block_passes_gradcheck(device):
+    torch.manual_seed(0)
+    block = ResNetBlock(3, False).to(device, torch.float64)
+    choose(block, Implementations(instance_norm_act="triton"))
+    x = torch.randn(1, 3, 6, 5, dtype=torch.float64, device=device, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,), atol=1e-6)

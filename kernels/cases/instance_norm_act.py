@@ -1,0 +1,155 @@
+"""`instance_norm_act` at the shapes of CycleGAN: its generator at 256x256 pixels, and its discriminator."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from kernels.batch_norm_act import Plan
+from kernels.cases.inputs import compiled_variant, normal
+from kernels.instance_norm_act import instance_norm_act, instance_norm_act_ref, interior, plan
+from kernels.spec import Case, Direction, Inputs, KernelSpec
+
+DISCRIMINATOR_SLOPE = 0.2
+
+
+def _case(c: int, edge: int, act: str, pad: int = 0, residual_pad: int | None = None) -> Case:
+    """A case of batch 1; with a residual if its padding is given."""
+    flags = {f"pad{pad}"} if pad else set()
+    options: dict[str, Any] = {"act": act, "pad": pad}
+    if residual_pad is not None:
+        flags |= {"residual"}
+        options["residual_pad"] = residual_pad
+    return Case(network="cyclegan", shape=(1, c, edge, edge), options=options, flags=frozenset(flags))
+
+
+CASES = (
+    _case(64, 256, "relu"),
+    _case(128, 128, "relu"),
+    _case(256, 64, "relu", 1),  # into each convolution of a block but the first block's first
+    _case(256, 64, "none", 1, 1),  # a block's sum: of its padded input, padded for the next
+    _case(256, 64, "none", 0, 1),  # the last block's, which a transposed convolution takes
+    _case(64, 256, "relu", 3),  # into the last convolution, 7x7
+    _case(128, 64, "leaky_relu"),
+    _case(256, 32, "leaky_relu"),
+    _case(512, 31, "leaky_relu"),
+)
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
+    residual = None
+    if "residual" in case.flags:
+        n, c, h, w = case.shape
+        grown = 2 * case.options["residual_pad"]
+        residual = normal((n, c, h + grown, w + grown), dtype, device, 1)
+    return {"x": normal(case.shape, dtype, device, 0), "residual": residual}
+
+
+def _reference(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
+    return instance_norm_act_ref(x, residual=residual, negative_slope=DISCRIMINATOR_SLOPE, **options)
+
+
+IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu_,
+    "leaky_relu": lambda z: F.leaky_relu_(z, DISCRIMINATOR_SLOPE),
+}
+OUT_OF_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "leaky_relu": lambda z: F.leaky_relu(z, DISCRIMINATOR_SLOPE),
+}
+
+
+def _padded(y: torch.Tensor, residual: torch.Tensor | None, pad: int, residual_pad: int) -> torch.Tensor:
+    if residual is not None:
+        y = interior(residual, residual_pad) + y
+    return F.pad(y, (pad,) * 4, mode="reflect") if pad else y
+
+
+def _eager_nchw(
+    x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
+) -> torch.Tensor:
+    """What a user has today: norm, activation in place, sum, padding."""
+    return _padded(IN_PLACE[act](F.instance_norm(x)), residual, pad, residual_pad)
+
+
+def _eager(
+    x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
+) -> torch.Tensor:
+    """The same under channels-last: PyTorch's norm leaves it, and the next convolution would have to return to it."""
+    y = _eager_nchw(x, residual, act=act, pad=pad, residual_pad=residual_pad)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _out_of_place(
+    x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
+) -> torch.Tensor:
+    y = _padded(OUT_OF_PLACE[act](F.instance_norm(x)), residual, pad, residual_pad)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _triton(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
+    return instance_norm_act(x, residual=residual, negative_slope=DISCRIMINATOR_SLOPE, **options)
+
+
+def _share(case: Case, pad: int) -> float:
+    """Elements of the map with a padding, relative to those without."""
+    h, w = case.shape[2:]
+    return (h + 2 * pad) * (w + 2 * pad) / (h * w)
+
+
+def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
+    """Passes over the map; of a padded one, as much more as it is larger.
+
+    Eager: each operation reads and writes by itself; the norm reads three times and copies channels-last maps first;
+    the padding's backward clears what it adds to. The compiler is given credit for folding all of it into two kernels.
+    """
+    pad, residual_pad = case.options["pad"], case.options.get("residual_pad", 0)
+    residual, act = int("residual" in case.flags), int(case.options["act"] != "none")
+    padded = _share(case, pad)
+    dresidual = _share(case, residual_pad) if residual and (pad or residual_pad) else 0.0
+    if variant.startswith("eager"):
+        forward = 3 + 2 * act + 3 * residual + (1 + padded if pad else 0)
+        backward = 5 + 3 * act + (1 + 2 * padded if pad else 0)
+        if residual_pad:  # two slices: each clears a map and copies into it
+            rows = (case.shape[2] + 2 * residual_pad) / case.shape[2]
+            backward += (1 + 2 * rows) + (rows + 2 * _share(case, residual_pad))
+        if variant == "eager":
+            forward += 2 + 2 * padded  # to contiguous memory for the norm, and back for the convolution
+            backward += 2 * padded  # the gradient to contiguous memory
+    else:
+        reads = 1 if variant.startswith("triton") and instance_plan(case.shape).persistent else 2
+        forward, backward = reads + residual + padded, reads * (1 + padded) + 1 + dresidual
+    passes = {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+    return round(case.elements * passes * element_bytes)
+
+
+def instance_plan(shape: tuple[int, ...]) -> Plan:
+    """How the Triton kernels cut up a map on this machine's GPU, or on one of 132 multiprocessors where it has none."""
+    resident = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 132
+    n, c, height, width = shape
+    return plan(n, height * width, c, resident_programs=resident)
+
+
+def _operations(case: Case, direction: Direction) -> int:
+    """Statistics, normalising, activation, sum: about 7 forward and 13 backward for each element."""
+    return case.elements * {"forward": 7, "backward": 13, "both": 20}[direction]
+
+
+INSTANCE_NORM_ACT = KernelSpec(
+    name="instance_norm_act",
+    reference=_reference,
+    variants={
+        "eager_nchw": _eager_nchw,
+        "eager": _eager,
+        "compile": compiled_variant(_out_of_place),
+        "triton": _triton,
+    },
+    cases=CASES,
+    inputs=_inputs,
+    differentiated=("x", "residual"),
+    bytes_moved=_bytes,
+    operations=_operations,
+)
