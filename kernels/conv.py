@@ -15,6 +15,7 @@ import triton.language as tl
 
 from kernels.jit import conv as jit
 
+PIXELS = 64  # that a filter's gradient takes at a time, of 16 bits each
 PROGRAMS = 264  # that a filter's gradient is split into: two to each multiprocessor of the largest GPUs, and fixed
 
 
@@ -262,7 +263,7 @@ def filter_gradient(
     wide, acc = accumulator(x.dtype)
     block_m, block_n = _block(k, 128), _block(c, 128 if k <= 64 else 64)
     programs = triton.cdiv(k, block_m) * triton.cdiv(c, block_n) * r * s
-    block_k = 64 if x.element_size() <= 2 else 32
+    block_k = max(16, PIXELS * 2 // max(2, x.element_size()))
     split_rows = triton.cdiv(triton.cdiv(rows, max(1, PROGRAMS // programs)), block_k) * block_k
     splits = triton.cdiv(rows, split_rows)
     out = torch.empty((k, c, r, s), dtype=dtype, device=x.device, memory_format=torch.channels_last)

@@ -43,9 +43,10 @@ def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
 
 def _autocast(x: torch.Tensor | Deferred) -> torch.Tensor | Deferred:
     """The map as autocast gives it to a convolution; one that a norm waits for has come out of one."""
-    if isinstance(x, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    return x
+    if not isinstance(x, torch.Tensor) or not torch.amp.is_autocast_available(x.device.type):
+        return x
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class ResidualSum(nn.Module):

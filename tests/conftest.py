@@ -24,3 +24,18 @@ def real_images() -> Path:
 def device() -> torch.device:
     """Where kernels run: the GPU, or the CPU through Triton's interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole networks in the interpreter, whose time goes by tiles, not by what is in them."""
+    if torch.cuda.is_available():
+        return
+    from kernels import conv
+
+    def few(rows: int, columns: int, inner: int, element_bytes: int) -> conv.Tiles:
+        return conv.Tiles(conv._block(rows, 4096), conv._block(columns, 128), conv._block(inner, 128), 4, 3)
+
+    monkeypatch.setattr(conv, "tiles", few)
+    monkeypatch.setattr(conv, "PIXELS", 4096)
+    monkeypatch.setattr(conv, "PROGRAMS", 1)

@@ -117,8 +117,8 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device):
-    batch_size = 8 if name == "wrn22" else 20  # its maps are the largest, and the interpreter is slow
+def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device, large_tiles):
+    batch_size = 8  # the interpreter is slow
     split = synthetic_split(train=5 * batch_size, test=batch_size)
     eager = replace(
         get_recipe(name, "cpu"),

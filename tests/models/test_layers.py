@@ -39,7 +39,7 @@ def results(model, images, weights):
 
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_switch_computes_what_eager_does(network, switch, device):
+def test_every_switch_computes_what_eager_does(network, switch, device, large_tiles):
     torch.manual_seed(0)
     eager = NETWORKS[network]().to(device, torch.float64)
     other = copy.deepcopy(eager)
