@@ -19,7 +19,7 @@ def memory_order(x: torch.Tensor) -> tuple[int, ...]:
     Raises:
         ValueError: if the tensor leaves gaps in memory or overlaps itself.
     """
-    order = sorted((d for d in range(x.ndim) if x.shape[d] != 1), key=lambda d: -x.stride(d))
+    order = sorted((d for d in range(x.ndim) if x.shape[d] != 1), key=lambda d: x.stride()[d], reverse=True)
     expected = 1
     for d in reversed(order):
         if x.stride(d) != expected and x.numel():

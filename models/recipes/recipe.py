@@ -12,6 +12,8 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
 Save = Literal["input", "output", "byte"]
 
+TRITON_OPERATIONS = ("batch_norm_act", "residual", "augment", "optimizer")  # what Triton kernels can carry out
+
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
@@ -104,6 +106,7 @@ class Implementations:
         batch_norm_save: what that kernel keeps for backward; see `kernels.batch_norm_act`.
         residual: "triton" writes a residual sum into its branch's memory.
         augment: "triton" makes a training batch in one kernel.
+        optimizer: "triton" takes Muon's momentum, norms and update in three kernels; SGD is PyTorch's either way.
     """
 
     channels_last: bool = True
@@ -114,16 +117,17 @@ class Implementations:
     batch_norm_save: Save = "input"
     residual: Implementation = "eager"
     augment: Implementation = "eager"
+    optimizer: Implementation = "eager"
 
     @property
     def triton(self) -> tuple[str, ...]:
         """The operations that Triton kernels carry out."""
-        return tuple(name for name in ("batch_norm_act", "residual", "augment") if getattr(self, name) == "triton")
+        return tuple(name for name in TRITON_OPERATIONS if getattr(self, name) == "triton")
 
     @property
     def variant(self) -> str:
         """The name of this choice in the records: `eager`, or what is switched on, such as `compile+cuda_graph`."""
-        kernels = ("triton",) if len(self.triton) == 3 else tuple(f"triton {name}" for name in self.triton)
+        kernels = ("triton",) if self.triton == TRITON_OPERATIONS else tuple(f"triton {name}" for name in self.triton)
         return "+".join([*(name for name in ("compile", "cuda_graph") if getattr(self, name)), *kernels]) or "eager"
 
 

@@ -131,7 +131,10 @@ def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device):
     if name != "sprint":
         eager = replace(eager, optimizer=replace(eager.optimizer, lr=0.1))  # theirs are for batches of 512
     switched = replace(
-        eager, implementations=Implementations(batch_norm_act="triton", residual="triton", augment="triton")
+        eager,
+        implementations=Implementations(
+            batch_norm_act="triton", residual="triton", augment="triton", optimizer="triton"
+        ),
     )
     curves = {}
     for recipe in (eager, switched):
