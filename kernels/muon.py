@@ -63,7 +63,8 @@ def newton_schulz(
     """The iteration of `newton_schulz_ref` on stacks of matrices, in the algebra of their Gram matrices.
 
     Each step multiplies X by a polynomial of G = X X^T, all of which commute: p = a + b G + c G^2 takes G to p G p, the
-    product P of all p is kept, and X is multiplied once, by P. Stacks with the same smaller side share that algebra.
+    product P of all p is kept, and X is multiplied once, by P. P is kept as a multiple of the identity and the rest,
+    whose rounding is not that of the multiple. Stacks with the same smaller side share that algebra.
 
     Args:
         stacks: [B, M, N] each, float32 or float64, every matrix divided by its norm.
@@ -73,7 +74,9 @@ def newton_schulz(
     Returns:
         Tensors as the stacks.
 
-    Numerics: in the dtype of the stacks; a GPU that may use TensorFloat-32 rounds the factors of products to 11 bits,
+    Numerics: in the dtype of the stacks. Float32, three steps: off by 1e-6 of the result's norm or less where singular
+        values are alike, by up to 5e-5 where one outweighs all others (the plain iteration: 6e-6; in bfloat16: 0.15). A
+        GPU that may use TensorFloat-32 rounds the factors of products to 11 bits,
         bfloat16 has 8.
     Cost: 4*M*M*N + (8*steps - 6)*M*M*M operations a matrix for M <= N, where the plain iteration takes
         steps*(4*M*M*N + 2*M*M*M): 0.47 times that for [256, 2304], and more than it only from 2*N < 3*M on.
@@ -88,19 +91,17 @@ def newton_schulz(
     for _, places in _grouped(range(len(wide)), lambda i: (wide[i].size(1), wide[i].dtype, wide[i].device)):
         grams = [torch.bmm(wide[i], wide[i].mT) for i in places]
         gram = grams[0] if len(grams) == 1 else torch.cat(grams)
-        product = None
-        for step in range(steps):
-            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            p.diagonal(dim1=1, dim2=2).add_(a)
-            product = p if product is None else torch.bmm(p, product)
-            if step < steps - 1:
-                gram = torch.bmm(torch.bmm(p, gram), p)
-        assert product is not None
-        for i, of_stack in zip(places, product.split([wide[i].size(0) for i in places]), strict=True):
-            if wide[i] is stacks[i]:
-                torch.bmm(of_stack, wide[i], out=made[i])
-            else:  # P is symmetric
-                torch.bmm(stacks[i], of_stack, out=made[i])
+        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        scale, rest = a, q
+        for _ in range(steps - 1):
+            h = torch.bmm(q, gram)
+            gram = torch.baddbmm(torch.add(h, gram, alpha=a / 2), h, q, beta=2 * a)
+            q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            rest = torch.baddbmm(torch.add(rest, q, alpha=scale / a), q, rest, beta=a)
+            scale *= a
+        for i, of_stack in zip(places, rest.split([wide[i].size(0) for i in places]), strict=True):
+            factors = (of_stack, wide[i]) if wide[i] is stacks[i] else (stacks[i], of_stack)  # both are symmetric
+            torch.baddbmm(stacks[i], *factors, beta=scale, out=made[i])
     return made
 
 
@@ -122,9 +123,9 @@ def _as_matrix(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def muon_eager_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    buffers: list[torch.Tensor],
     *,
     lr: float,
     momentum: float,
@@ -156,7 +157,8 @@ def muon_eager_(
         stacks.append(x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7))
     for (_, places), updates in zip(groups, newton_schulz(stacks, steps), strict=True):
         for i, update in zip(places, updates, strict=True):
-            order = sorted(range(1, params[i].ndim), key=lambda d, i=i: params[i].stride()[d], reverse=True)  # type: ignore[misc]
+            strides = params[i].stride()
+            order = sorted(range(1, params[i].ndim), key=strides.__getitem__, reverse=True)
             params[i].permute(0, *order).sub_(
                 update.view(len(update), *(params[i].shape[d] for d in order)).to(params[i].dtype), alpha=lr
             )
