@@ -132,17 +132,21 @@ def _forward(
     x: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
+    given_mean: torch.Tensor | None,
+    given_var: torch.Tensor | None,
     residual: torch.Tensor | None,
+    training: bool,
     eps: float,
     act: str,
     negative_slope: float,
     save: str,
     persistent: bool | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns y, the batch's mean and biased variance (empty where the running ones are given), and the byte map."""
-    y, mean, var, byte = _forward_outputs(x, running_mean, save)
+    """Returns y, the batch's mean and biased variance (empty where moments are given), and the byte map.
+
+    In training, moments that are given are those of x, which a convolution has found while it made x.
+    """
+    y, mean, var, byte = _forward_outputs(x, given_mean, save)
     if x.numel() == 0:
         mean.zero_()
         var.zero_()
@@ -156,7 +160,7 @@ def _forward(
         "AFFINE": weight is not None, "ACT": act, "RESIDUAL": residual is not None, "SAVE": save,
         "BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc,
     }  # fmt: skip
-    if running_mean is None:
+    if given_mean is None:
         partial = torch.empty(2, cut.splits, c, device=x.device, dtype=wide)
         if cut.persistent:
             arrived = torch.zeros(columns, device=x.device, dtype=torch.int32)
@@ -173,7 +177,7 @@ def _forward(
         jit.merge_stats_kernel[grid](
             partial[0], partial[1], mean, var, m, c, cut.splits, cut.split_rows, **blocks, ACC=acc
         )
-    used_mean, used_var = (mean, var) if running_mean is None else (running_mean, running_var)
+    used_mean, used_var = (mean, var) if given_mean is None else (given_mean, given_var)
     tile_rows = TILE // cut.block_c
     jit.apply_kernel[(triton.cdiv(m, tile_rows), columns)](
         x, y, byte, residual, used_mean, used_var, weight, bias, m, c, eps, negative_slope,
@@ -183,10 +187,10 @@ def _forward(
 
 
 def _forward_outputs(
-    x: torch.Tensor, running_mean: torch.Tensor | None, save: str
+    x: torch.Tensor, given_mean: torch.Tensor | None, save: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     wide, _ = _accumulator(x.dtype)
-    moments = x.shape[1] if running_mean is None else 0
+    moments = x.shape[1] if given_mean is None else 0
     y = torch.empty_like(x, memory_format=torch.channels_last)
     byte = torch.empty_like(y, dtype=torch.uint8) if save == "byte" else x.new_empty(0, dtype=torch.uint8)
     return y, x.new_empty(moments, dtype=wide), x.new_empty(moments, dtype=wide), byte
@@ -208,8 +212,8 @@ def _cooperative(cut: Plan) -> dict[str, bool]:
 
 
 @_forward.register_fake
-def _(x, weight, bias, running_mean, running_var, residual, eps, act, negative_slope, save, persistent):  # type: ignore[no-untyped-def]
-    return _forward_outputs(x, running_mean, save)
+def _(x, weight, bias, given_mean, given_var, residual, training, eps, act, negative_slope, save, persistent):  # type: ignore[no-untyped-def]
+    return _forward_outputs(x, given_mean, save)
 
 
 @torch.library.custom_op("wallclock::batch_norm_act_backward", mutates_args=())
@@ -272,12 +276,12 @@ def _(dy, saved, mean, var, weight, bias, training, eps, act, negative_slope, sa
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, running_mean, running_var, residual, *ctx.options = inputs
+    x, weight, bias, given_mean, given_var, residual, ctx.training, *ctx.options = inputs
     y, mean, var, byte = output
     save = ctx.options[3]
     saved = {"input": x, "output": y, "byte": byte}[save]
-    ctx.training, ctx.has_residual = running_mean is None, residual is not None
-    moments = (mean, var) if ctx.training else (running_mean, running_var)
+    ctx.has_residual = residual is not None
+    moments = (mean, var) if given_mean is None else (given_mean, given_var)
     ctx.save_for_backward(saved, *moments, weight, bias)
     ctx.mark_non_differentiable(mean, var, byte)
     ctx.set_materialize_grads(False)
@@ -285,14 +289,14 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward_formula(ctx, dy, *_):  # type: ignore[no-untyped-def]
     if dy is None:
-        return (None,) * 11
+        return (None,) * 12
     saved, mean, var, weight, bias = ctx.saved_tensors
     dx, dweight, dbias = torch.ops.wallclock.batch_norm_act_backward(
         dy, saved, mean, var, weight, bias, ctx.training, *ctx.options
     )
     dweight = None if weight is None else dweight.to(weight.dtype)
     dbias = None if bias is None else dbias.to(bias.dtype)
-    return dx, dweight, dbias, None, None, dy if ctx.has_residual else None, *(None,) * 5
+    return dx, dweight, dbias, None, None, dy if ctx.has_residual else None, *(None,) * 6
 
 
 torch.library.register_autograd("wallclock::batch_norm_act", _backward_formula, setup_context=_setup_context)
@@ -365,7 +369,7 @@ def batch_norm_act(
     _check(x, weight, bias, running_mean, running_var, training, act, negative_slope, residual, save)
     given = (None, None) if training else (running_mean, running_var)
     y, mean, var, _ = torch.ops.wallclock.batch_norm_act(
-        x, weight, bias, *given, residual, eps, act, negative_slope, save, persistent
+        x, weight, bias, *given, residual, training, eps, act, negative_slope, save, persistent
     )
     if training and running_mean is not None and x.numel():
         m = x.numel() // x.shape[1]

@@ -57,6 +57,7 @@ class KernelSpec:
         reference: defines it; called with float64 inputs.
         variants: implementations of one signature, by name; "eager" is there always, and is what errors are judged by.
         cases: shapes, named differently.
+        static_cases: those of them that the static gate compiles; none for all.
         inputs: makes the tensors of a case: keyword arguments of every variant, the same ones for the same case.
         differentiated: those inputs that gradients are taken of; none if there is no backward.
         bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
@@ -73,6 +74,7 @@ class KernelSpec:
     bytes_moved: Callable[[Case, str, Direction, int], int]
     operations: Callable[[Case, Direction], int]
     loose: Mapping[str, float] = field(default_factory=dict)
+    static_cases: tuple[Case, ...] = ()
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]

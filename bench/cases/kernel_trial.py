@@ -78,7 +78,7 @@ class Trial:
 
     def _dy(self, y: torch.Tensor) -> torch.Tensor:
         random = torch.Generator(self.device).manual_seed(7)
-        dy = torch.randn(self.case.shape, device=self.device, generator=random).to(DTYPES[self.dtype])
+        dy = torch.randn(y.shape, device=self.device, generator=random).to(DTYPES[self.dtype])
         return torch.empty_like(y).copy_(dy)
 
     def _results(self, function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:

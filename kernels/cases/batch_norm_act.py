@@ -112,9 +112,13 @@ def _norm_bytes(case: Case, variant: str, direction: Direction, element_bytes: i
     return case.elements * (passes * element_bytes + saved)
 
 
+MULTIPROCESSORS = 132  # of the GPU that costs are predicted for where there is none: an H100's
+
+
 def norm_plan(shape: tuple[int, ...]) -> Plan:
-    """How the Triton kernels cut up a map on this machine's GPU, or on one of 132 multiprocessors where it has none."""
-    resident = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 132
+    """How the Triton kernels cut up a map on this machine's GPU, or on one of `MULTIPROCESSORS` where it has none."""
+    available = torch.cuda.is_available()
+    resident = torch.cuda.get_device_properties(0).multi_processor_count if available else MULTIPROCESSORS
     n, c, height, width = shape
     return plan(n * height * width, c, resident_programs=resident)
 

@@ -307,7 +307,7 @@ def _write_dx(
     factor = weight * rstd
     dx = dz * factor[None, :]
     if TRAINING:  # the batch's own statistics depend on x
-        of_row = factor * (1.0 / M)
+        of_row = factor * (tl.full([], 1.0, factor.dtype) / M)
         dx -= normalised * (dweight * of_row)[None, :] + (dbias * of_row)[None, :]
     tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), inside)
 

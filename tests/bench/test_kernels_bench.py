@@ -232,7 +232,12 @@ def test_what_cannot_be_asked_is_refused(fields, message):
 def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
     """As the benchmark checks it, on the GPU or in the interpreter."""
     spec = SPECS[operation]
-    shapes = {"batch_norm_act": (4, 8, 6, 6), "residual": (4, 8, 6, 6), "augment": (6, 3, 32, 32)}
+    shapes = {
+        "batch_norm_act": (4, 8, 6, 6),
+        "residual": (4, 8, 6, 6),
+        "augment": (6, 3, 32, 32),
+        "upsample_conv": (4, 8, 6, 6),
+    }
     small = replace(spec, cases=tuple(replace(c, shape=shapes[operation]) for c in (spec.cases[0], spec.cases[-1])))
     for case in small.cases:
         trial = kernels.Trial(small, case, "fp32", device)

@@ -281,7 +281,7 @@ def test_opcheck_finds_nothing(training, save, device):
         tensor.requires_grad_()
     running = [torch.zeros(5, dtype=x.dtype, device=device), torch.ones(5, dtype=x.dtype, device=device)]
     given_statistics = (None, None) if training else running
-    options = (1e-5, "leaky_relu", SLOPE, save, None)
+    options = (training, 1e-5, "leaky_relu", SLOPE, save, None)
     torch.library.opcheck(torch.ops.wallclock.batch_norm_act, (x, weight, bias, *given_statistics, residual, *options))
     arguments = (*running, torch.ones_like(running[0]), torch.ones_like(running[0]), 24, 0.1)
     torch.library.opcheck(torch.ops.wallclock.update_running_stats_, arguments)

@@ -1,4 +1,4 @@
-"""The bytes that the specs predict are the bytes that the kernels ask for, counted in Triton's interpreter."""
+"""The bytes that the specs predict are those asked for: of kernels in Triton's interpreter, of PyTorch by operators."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,15 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
 from bench.cases.kernel_trial import DTYPES, Trial
+from kernels import batch_norm_act
 from kernels.cases import SPECS
+from kernels.cases import batch_norm_act as norm_cases
+from kernels.cases.batch_norm_act import norm_plan
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off")
 
-# Of a batch norm: one map that every program holds at once, and one that 132 of them cannot.
-SHAPES = {"persistent": (2, 64, 8, 8), "two-phase": (36, 32, 32, 32)}
+# Of a batch norm: one map that one program holds, and one that takes 8 of them, in 32 tiles. Without a GPU no two
+# programs may wait for each other, so the second is done in two phases; on 132 multiprocessors that takes 530 tiles or
+# more, each of which costs the interpreter 6 ms in each kernel, whatever its size.
+SHAPES = {"persistent": (2, 64, 8, 8), "two-phase": (8, 32, 16, 16)}
 VECTORS = 0.12  # at most, of the channels' statistics and factors, which every program reads; a GPU's cache has them
 
 
@@ -59,7 +66,15 @@ def ratio(monkeypatch, spec, case, variant, direction, dtype="bf16"):
 def test_batch_norm_act(form, flags, variant, direction, monkeypatch):
     spec = SPECS["batch_norm_act"]
     case = replace(spec.cases[0], shape=SHAPES[form], flags=flags)
+    resident = batch_norm_act.resident_programs(torch.device("cpu"))
+    monkeypatch.setattr(norm_cases, "MULTIPROCESSORS", resident)  # predicted as the kernels here are run
+    assert norm_plan(case.shape).persistent == (form == "persistent")
     assert 1 <= ratio(monkeypatch, spec, case, variant, direction) <= 1 + VECTORS
+
+
+def test_a_batch_norm_is_predicted_persistent_up_to_132_programs():
+    assert norm_plan((33, 32, 32, 32)).persistent
+    assert not norm_plan((34, 32, 32, 32)).persistent
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
@@ -79,3 +94,34 @@ def test_augment(place, monkeypatch):
     case = replace(SPECS["augment"].cases[place], shape=(20, 3, 32, 32))
     found = ratio(monkeypatch, SPECS["augment"], case, "triton", "forward")
     assert (0.85 + 2) / 3 < found < (0.9 + 2) / 3
+
+
+class Operands(TorchDispatchMode):
+    """Counts the bytes of what each operator of PyTorch reads and writes; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+            self.bytes += sum(t.nbytes for t in tensors)
+            if function is torch.ops.aten.convolution_backward.default:
+                self.bytes += args[0].nbytes  # two convolutions in one operator, and each reads dy
+        return result
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+@pytest.mark.parametrize("variant", ["eager", "eager_nchw", "collapsed"])
+@pytest.mark.parametrize("shape", [(4, 64, 4, 4), (2, 128, 3, 5)])
+def test_upsample_conv(shape, variant, direction):
+    spec = SPECS["upsample_conv"]
+    case = replace(spec.cases[0], shape=shape)
+    trial = Trial(replace(spec, cases=(case,)), case, "bf16", torch.device("cpu"))
+    trial.prepare()
+    call = trial.call(variant, direction)
+    with Operands() as counted_operands:
+        call()
+    assert counted_operands.bytes == spec.bytes_moved(case, variant, direction, 2)

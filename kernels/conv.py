@@ -1,0 +1,276 @@
+"""Convolutions as matrix products over channels-last maps, with a norm on the way in or its statistics on the way out.
+
+Launches of `kernels.jit.conv`; the operations built on them are `conv_bn_act` and `upsample_conv`.
+
+Shape legend: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S filter. Maps are NCHW
+tensors in channels-last memory, filters [K, C, R, S] in channels-last memory.
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.jit import conv as jit
+
+PROGRAMS = 264  # that a filter's gradient is split into: two to each multiprocessor of the largest GPUs, and fixed
+
+
+class Norm(NamedTuple):
+    """A norm and an activation that have yet to be applied to a map: what a product does while it reads the map.
+
+    Attributes:
+        table: [5, C], float32 (float64 for a float64 map): scale, shift, mean, reciprocal deviation, biased variance.
+        act: a name in `kernels.batch_norm_act.ACTS`.
+        negative_slope: of leaky_relu.
+    """
+
+    table: torch.Tensor
+    act: str
+    negative_slope: float
+
+
+class Tiles(NamedTuple):
+    """How a product is cut up: BLOCK_M rows by BLOCK_N columns, BLOCK_K of the inner dimension at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int]:
+        """Returns what a launch takes."""
+        return {
+            "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k,
+            "num_warps": self.num_warps, "num_stages": self.num_stages,
+        }  # fmt: skip
+
+
+def tiles(rows: int, columns: int, inner: int, element_bytes: int) -> Tiles:
+    """Returns how to cut up a product.
+
+    Args:
+        rows: of the result.
+        columns: of the result.
+        inner: channels that are summed over at one place of the filter.
+        element_bytes: of what is multiplied.
+    """
+    block_n = _block(columns, 128)
+    block_m = 128 if triton.cdiv(rows, 128) * triton.cdiv(columns, block_n) >= PROGRAMS // 2 else 64
+    if block_m == 64:
+        block_n = min(block_n, 64)
+    block_k = _block(inner, 64 if element_bytes <= 2 else 32)
+    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n >= 128 * 128 else 4, 3)
+
+
+def _block(size: int, most: int) -> int:
+    return min(max(triton.next_power_of_2(size), 16), most)
+
+
+def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """Returns what sums of a storage type are kept in, to torch and to Triton."""
+    return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """Returns a map in channels-last memory."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def new_map(like: torch.Tensor, n: int, channels: int, height: int, width: int) -> torch.Tensor:
+    """Returns an uninitialised map in channels-last memory."""
+    return torch.empty(
+        (n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def output_size(size: int, filter_size: int, stride: int, padding: int) -> int:
+    """Returns an edge length of a convolution's output."""
+    return (size + 2 * padding - filter_size) // stride + 1
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """As cuDNN does: float32 through TensorFloat-32 where that is allowed, in three products where it is not."""
+    if dtype != torch.float32:
+        return "widened" if dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1" else "ieee"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+
+
+def _norm_options(norm: Norm | None) -> dict[str, object]:
+    return {"ACT": norm.act if norm else "none", "slope": norm.negative_slope if norm else 0.0}
+
+
+def conv(
+    x: torch.Tensor,
+    filters: torch.Tensor,
+    *,
+    stride: int,
+    padding: int,
+    norm: Norm | None = None,
+    stats: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Convolves.
+
+    Args:
+        x: [N, C, H, W], dense.
+        filters: [K, C, R, S] of x's dtype, dense.
+        stride: in both directions.
+        padding: zeros around what is convolved.
+        norm: applied to x while it is read.
+        stats: give statistics of the output as well.
+
+    Returns:
+        y [N, K, P, Q]; if `stats`, mean and sum of squared deviations by tile of pixels [2, tiles, K], and a tile's
+        number of pixels, of which the last tile may have fewer.
+    """
+    n, c, h, w = x.shape
+    k, _, r, s = filters.shape
+    p, q = output_size(h, r, stride, padding), output_size(w, s, stride, padding)
+    y = new_map(x, n, k, p, q)
+    wide, acc = accumulator(x.dtype)
+    rows = n * p * q
+    cut = tiles(rows, k, c, x.element_size())
+    tiles_m = triton.cdiv(rows, cut.block_m)
+    partial = torch.empty((2, tiles_m if stats else 0, k), dtype=wide, device=x.device)
+    jit.conv_kernel[(tiles_m * triton.cdiv(k, cut.block_n),)](
+        x, filters, y, norm.table if norm else None, *((partial[0], partial[1]) if stats else (None, None)),
+        None, None, None, None, rows, h, w, p, q, p, q,
+        A_C=c, OUT_C=k, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=False, PROLOGUE=norm is not None,
+        EPILOGUE="stats" if stats else "", **_norm_options(norm), **cut.options(), ACC=acc,
+        PRECISION=_precision(x.dtype),
+    )  # fmt: skip
+    return y, partial, cut.block_m
+
+
+def conv_affine_act(
+    x: torch.Tensor,
+    filters: torch.Tensor,
+    *,
+    stride: int,
+    padding: int,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    act: str,
+    negative_slope: float,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    """Returns `act(conv(x) * scale + shift) + residual`, [N, K, P, Q], in one launch.
+
+    Args:
+        x: [N, C, H, W], dense.
+        filters: [K, C, R, S] of x's dtype, dense.
+        stride: in both directions.
+        padding: zeros around x.
+        scale: [K], or None for ones.
+        shift: [K], or None for zeros.
+        act: a name in `kernels.batch_norm_act.ACTS`.
+        negative_slope: of leaky_relu.
+        residual: [N, K, P, Q] of x's dtype, dense, or None.
+    """
+    n, c, h, w = x.shape
+    k, _, r, s = filters.shape
+    p, q = output_size(h, r, stride, padding), output_size(w, s, stride, padding)
+    y = new_map(x, n, k, p, q)
+    cut = tiles(n * p * q, k, c, x.element_size())
+    jit.conv_kernel[(triton.cdiv(n * p * q, cut.block_m) * triton.cdiv(k, cut.block_n),)](
+        x, filters, y, None, None, None, scale, shift, residual, None, n * p * q, h, w, p, q, p, q,
+        A_C=c, OUT_C=k, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=False, PROLOGUE=False, EPILOGUE="affine",
+        ACT=act, slope=negative_slope, **cut.options(), ACC=accumulator(x.dtype)[1], PRECISION=_precision(x.dtype),
+    )  # fmt: skip
+    return y
+
+
+def conv_transposed(
+    dy: torch.Tensor,
+    filters: torch.Tensor,
+    *,
+    height: int,
+    width: int,
+    stride: int,
+    padding: int,
+    of: tuple[torch.Tensor, Norm] | None = None,
+    shift: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradient of a convolution's input: a transposed convolution.
+
+    Args:
+        dy: [N, K, P, Q], dense.
+        filters: [K, C, R, S] of dy's dtype, dense.
+        height: H of the convolution's input.
+        width: W of it.
+        stride: of the convolution.
+        padding: of the convolution.
+        of: the map [N, C, H, W] that the convolution read through a norm, and that norm: the gradient is then that of
+            the norm's output before the activation.
+        shift: [C], added to the result; not together with `of`.
+
+    Returns:
+        [N, C, H, W]; with `of` also the sums over pixels of it, and of it times the normalised map, by tile:
+        [2, tiles, C].
+    """
+    n, k, p, q = dy.shape
+    _, c, r, s = filters.shape
+    out = new_map(dy, n, c, height, width)
+    wide, acc = accumulator(dy.dtype)
+    grid_height, grid_width = triton.cdiv(height, stride), triton.cdiv(width, stride)
+    rows = n * grid_height * grid_width
+    cut = tiles(rows * stride**2, c, k, dy.element_size())
+    tiles_m = triton.cdiv(rows, cut.block_m)
+    partial = torch.empty((2, tiles_m * stride**2 if of else 0, c), dtype=wide, device=dy.device)
+    sums = (partial[0], partial[1]) if of else (None, None)
+    read, norm = of or (None, None)
+    epilogue = "sums" if of else "affine" if shift is not None else ""
+    jit.conv_kernel[(tiles_m * triton.cdiv(c, cut.block_n), stride**2)](
+        dy, filters, out, None, *sums, None, shift, read, norm.table if norm else None,
+        rows, p, q, height, width, grid_height, grid_width,
+        A_C=k, OUT_C=c, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=True, PROLOGUE=False, EPILOGUE=epilogue,
+        **_norm_options(norm), **cut.options(), ACC=acc, PRECISION=_precision(dy.dtype),
+    )  # fmt: skip
+    return out, partial
+
+
+def filter_gradient(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    filter_size: tuple[int, int],
+    stride: int,
+    padding: int,
+    norm: Norm | None = None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Returns the gradient of a convolution's filters, [K, C, R, S].
+
+    Args:
+        dy: [N, K, P, Q], dense.
+        x: [N, C, H, W] of dy's dtype, dense.
+        filter_size: R and S.
+        stride: of the convolution.
+        padding: of the convolution.
+        norm: that the convolution applied to x.
+        dtype: of the result.
+    """
+    n, k, p, q = dy.shape
+    _, c, h, w = x.shape
+    r, s = filter_size
+    rows = n * p * q
+    wide, acc = accumulator(x.dtype)
+    block_m, block_n = _block(k, 128), _block(c, 128 if k <= 64 else 64)
+    programs = triton.cdiv(k, block_m) * triton.cdiv(c, block_n) * r * s
+    block_k = 64 if x.element_size() <= 2 else 32
+    split_rows = triton.cdiv(triton.cdiv(rows, max(1, PROGRAMS // programs)), block_k) * block_k
+    splits = triton.cdiv(rows, split_rows)
+    out = torch.empty((k, c, r, s), dtype=dtype, device=x.device, memory_format=torch.channels_last)
+    partial = out if splits == 1 else torch.empty((splits, out.numel()), dtype=wide, device=x.device)
+    jit.filter_gradient_kernel[(programs, splits)](
+        dy, x, partial, norm.table if norm else None, rows, h, w, p, q, split_rows,
+        C=c, K=k, R=r, S=s, STRIDE=stride, PAD=padding, PROLOGUE=norm is not None, **_norm_options(norm),
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, ACC=acc, PRECISION=_precision(x.dtype),
+        num_warps=8 if block_m * block_n >= 128 * 128 else 4, num_stages=3,
+    )  # fmt: skip
+    if splits > 1:
+        jit.sum_splits_kernel[(triton.cdiv(out.numel(), 1024),)](partial, out, out.numel(), splits, BLOCK=1024, ACC=acc)
+    return out
