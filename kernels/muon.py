@@ -60,35 +60,74 @@ def newton_schulz_ref(
 def newton_schulz(
     stacks: Sequence[torch.Tensor], steps: int = 3, out: Sequence[torch.Tensor] | None = None
 ) -> list[torch.Tensor]:
-    """The iteration of `newton_schulz_ref` on stacks of matrices, in the algebra of their Gram matrices.
-
-    Each step multiplies X by a polynomial of G = X X^T, all of which commute: p = a + b G + c G^2 takes G to p G p, the
-    product P of all p is kept, and X is multiplied once, by P. P is kept as a multiple of the identity and the rest,
-    whose rounding is not that of the multiple. Stacks with the same smaller side share that algebra.
+    """The iteration of `newton_schulz_ref` on stacks of matrices, step by step.
 
     Args:
-        stacks: [B, M, N] each, float32 or float64, every matrix divided by its norm.
+        stacks: [B, M, N] each, floating, every matrix divided by its norm.
         steps: iterations.
         out: where to write the results, shaped as the stacks; None for new memory.
 
     Returns:
         Tensors as the stacks.
 
-    Numerics: in the dtype of the stacks. Float32, three steps: off by 1e-6 of the result's norm or less where singular
-        values are alike, by up to 5e-5 where one outweighs all others (the plain iteration: 6e-6; in bfloat16: 0.15). A
-        GPU that may use TensorFloat-32 rounds the factors of products to 11 bits,
-        bfloat16 has 8.
-    Cost: 4*M*M*N + (8*steps - 6)*M*M*M operations a matrix for M <= N, where the plain iteration takes
-        steps*(4*M*M*N + 2*M*M*M): 0.47 times that for [256, 2304], and more than it only from 2*N < 3*M on.
+    Numerics: in the dtype of the stacks.
+    Cost: per step 4*M*M*N + 2*M*M*M operations a matrix for M <= N, in three launches a stack.
     """
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    made = []
+    for place, stack in enumerate(stacks):
+        tall = stack.size(1) > stack.size(2)
+        x = stack
+        for _ in range(steps):
+            gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+            q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, *((x, q) if tall else (q, x)), beta=a)
+        made.append(x if out is None else out[place].copy_(x))
+    return made
+
+
+def gram_is_less(m: int, n: int, steps: int) -> bool:
+    """Whether `newton_schulz_gram` takes fewer operations for [M, N], M <= N, than `newton_schulz`."""
+    return steps > 1 and 4 * n + (8 * steps - 6) * m < steps * (4 * n + 2 * m)
+
+
+def newton_schulz_gram(
+    stacks: Sequence[torch.Tensor], steps: int = 3, out: Sequence[torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """The same in the algebra of Gram matrices, where that is less.
+
+    Each step multiplies X by a polynomial of G = X X^T, all of which commute: p = a + b G + c G^2 takes G to p G p, the
+    product P of all p is kept, and X is multiplied once, by P. P is kept as a multiple of the identity and the rest.
+    Stacks with the same smaller side share that algebra.
+
+    Args:
+        stacks: [B, M, N] each, float64, every matrix divided by its norm.
+        steps: iterations.
+        out: where to write the results, shaped as the stacks; None for new memory.
+
+    Returns:
+        Tensors as the stacks.
+
+    Raises:
+        ValueError: if a stack is not float64.
+
+    Numerics: float64, off by 1e-13 of the result's norm. Float32 would be off by up to 1.4e-5 where one singular value
+        outweighs all others: there the multiple and the rest, 41 times the result, cancel, and did so with the algebra
+        alone in float64 (7e-6). TensorFloat-32, which a GPU may use for float32, rounds factors to 11 bits.
+    Cost: 4*M*M*N + (8*steps - 6)*M*M*M operations a matrix for M <= N: 0.47 times those of `newton_schulz` for
+        [256, 2304] and three steps; from 2*N <= 3*M on not fewer, and then it is `newton_schulz`. An H100 does as many
+        of them a second in float64 as in float32 (67e12); a GPU for games a 64th, so leave it to "eager" there.
+    """
+    for x in stacks:
+        if x.dtype != torch.float64:
+            raise ValueError(f"newton_schulz_gram got {x.dtype}; expected torch.float64, or use newton_schulz")
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     made = list(out) if out is not None else [torch.empty_like(x) for x in stacks]
-    if steps == 0:
-        for y, x in zip(made, stacks, strict=True):
-            y.copy_(x)
-        return made
     wide = [x.mT if x.size(1) > x.size(2) else x for x in stacks]
-    for _, places in _grouped(range(len(wide)), lambda i: (wide[i].size(1), wide[i].dtype, wide[i].device)):
+    less = [gram_is_less(x.size(1), x.size(2), steps) for x in wide]
+    plain = [i for i, chosen in enumerate(less) if not chosen]
+    newton_schulz([stacks[i] for i in plain], steps, [made[i] for i in plain])
+    for _, places in _grouped((i for i, chosen in enumerate(less) if chosen), lambda i: wide[i].size(1)):
         grams = [torch.bmm(wide[i], wide[i].mT) for i in places]
         gram = grams[0] if len(grams) == 1 else torch.cat(grams)
         q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -141,7 +180,7 @@ def muon_eager_(
         momentum: of the average.
         steps: Newton-Schulz iterations.
 
-    Numerics: the iteration in float32, or float64 for float64 parameters.
+    Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
     """
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, grads)
@@ -154,7 +193,8 @@ def muon_eager_(
     for (_, _, dtype), places in groups:
         x = torch.stack([_as_matrix(directions[i], params[i]) for i in places])
         x = x.to(torch.promote_types(dtype, torch.float32))
-        stacks.append(x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7))
+        x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+        stacks.append(x if dtype == torch.float64 else x.bfloat16())
     for (_, places), updates in zip(groups, newton_schulz(stacks, steps), strict=True):
         for i, update in zip(places, updates, strict=True):
             strides = params[i].stride()
@@ -186,9 +226,9 @@ def muon_triton_(
     Raises:
         ValueError: if a tensor is not float32, not dense, or lies otherwise.
 
-    Numerics: float32; sums of squares in a fixed order.
-    Cost: without the products, reads parameter, gradient and buffer, writes buffer and direction; reads and writes the
-        direction; reads parameter and update, writes the parameter: 40 bytes a parameter.
+    Numerics: float32, sums of squares in a fixed order; the iteration in float64, by `newton_schulz_gram`.
+    Cost: without the products, reads parameter, gradient and buffer, writes buffer and direction; reads the direction,
+        writes its quotient by the norm; reads parameter and update, writes the parameter: 48 bytes a parameter.
     """
     for p, g, v in zip(params, grads, buffers, strict=True):
         for name, t in (("param", p), ("grad", g), ("momentum_buffer", v)):
@@ -230,21 +270,22 @@ def _in_place(
     if not params:
         return
     lists = (params, grads, buffers)
-    rows, wide = table(lists, BLOCK), aligned(lists)
+    rows, wide = table(lists, BLOCK), aligned(lists) and all(p.numel() % 4 == 0 for p in params)
     n, grid = len(rows), (len(rows),)
     directions = params[0].new_empty(sum(p.numel() for p in params))
-    updates, sums = torch.empty_like(directions), params[0].new_empty(2 * n)
+    quotients, updates = (torch.empty_like(directions, dtype=torch.float64) for _ in range(2))
+    sums = params[0].new_empty(2 * n)
     average_kernel[grid](rows, directions, sums, n, momentum, ALIGNED=wide, BLOCK=BLOCK)
-    normalise_kernel[grid](rows, directions, sums, EPS=1e-7, BLOCK=BLOCK, PARTS=PARTS)
+    normalise_kernel[grid](rows, directions, quotients, sums, EPS=1e-7, ALIGNED=wide, BLOCK=BLOCK, PARTS=PARTS)
     shapes = [
         (len(list(same)), *shape) for shape, same in itertools.groupby((len(p), p.numel() // len(p)) for p in params)
     ]
     sizes = [b * m * k for b, m, k in shapes]
     stacked, out = (
         [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
-        for flat in (directions, updates)
+        for flat in (quotients, updates)
     )
-    newton_schulz(stacked, steps, out)
+    newton_schulz_gram(stacked, steps, out)
     update_kernel[grid](rows, updates, sums, n, lr, ALIGNED=wide, BLOCK=BLOCK, PARTS=PARTS)
 
 
@@ -268,7 +309,8 @@ class Muon(torch.optim.Optimizer):
         lr: step size relative to a bank of norm sqrt(O).
         momentum: of the gradient average, Nesterov form.
         steps: Newton-Schulz iterations.
-        implementation: "eager" by stacks and foreach operations, "triton" with three launches beside the products.
+        implementation: "eager" by stacks and foreach operations, the iteration in bfloat16; "triton" with three launches
+            beside the products, which are float64 products of Gram matrices.
 
     Raises:
         ValueError: if a parameter has fewer than two dimensions (biases belong to another optimiser), or there is no

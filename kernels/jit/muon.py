@@ -16,6 +16,15 @@ def _number(table_ptr, row, column: tl.constexpr):
 
 
 @triton.jit
+def _extent(table_ptr, row, ALIGNED: tl.constexpr):
+    """Elements of the row, and before it; a mask by a multiple of four leaves accesses wide."""
+    count, before = _number(table_ptr, row, 3), _number(table_ptr, row, 4)
+    if ALIGNED:
+        count, before = tl.multiple_of(count, 4), tl.multiple_of(before, 4)
+    return count, before
+
+
+@triton.jit
 def _sum_of_tensor(sums_ptr, table_ptr, row, PARTS: tl.constexpr):
     """The partial sums of the row's tensor, added in a fixed order."""
     first, rows = _number(table_ptr, row, 5), _number(table_ptr, row, 6)
@@ -30,9 +39,7 @@ def _sum_of_tensor(sums_ptr, table_ptr, row, PARTS: tl.constexpr):
 def average_kernel(table_ptr, direction_ptr, sums_ptr, rows, momentum, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """Momentum average, Nesterov direction, and sums of squares of direction and filter."""
     row = tl.program_id(0)
-    count, before = _number(table_ptr, row, 3), _number(table_ptr, row, 4)
-    if ALIGNED:
-        before = tl.multiple_of(before, 4)
+    count, before = _extent(table_ptr, row, ALIGNED)
     place = tl.arange(0, BLOCK)
     inside = place < count
     p = tl.load(address(table_ptr, row, 0, 8, ALIGNED) + place, inside, 0.0)
@@ -47,14 +54,18 @@ def average_kernel(table_ptr, direction_ptr, sums_ptr, rows, momentum, ALIGNED: 
 
 
 @triton.jit
-def normalise_kernel(table_ptr, direction_ptr, sums_ptr, EPS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
-    """Divides each direction by its norm."""
+def normalise_kernel(
+    table_ptr, direction_ptr, quotient_ptr, sums_ptr, EPS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """Divides each direction by its norm, in float64, whose digits the cancellations of the Gram form need."""
     row = tl.program_id(0)
-    count, before = _number(table_ptr, row, 3), _number(table_ptr, row, 4)
+    count, before = _extent(table_ptr, row, ALIGNED)
     norm = tl.sqrt_rn(_sum_of_tensor(sums_ptr, table_ptr, row, PARTS)) + EPS
-    at = direction_ptr + before + tl.arange(0, BLOCK)
-    inside = tl.arange(0, BLOCK) < count
-    tl.store(at, tl.load(at, inside, 0.0) / norm, inside)
+    place = tl.arange(0, BLOCK)
+    inside = place < count
+    direction = tl.load(direction_ptr + before + place, inside, 0.0)
+    tl.store(quotient_ptr + before + place, direction.to(tl.float64) / norm.to(tl.float64), inside)
 
 
 @triton.jit
@@ -63,11 +74,11 @@ def update_kernel(
 ):
     """Rescales each filter bank to the norm sqrt(O), then steps."""
     row = tl.program_id(0)
-    count, before = _number(table_ptr, row, 3), _number(table_ptr, row, 4)
+    count, before = _extent(table_ptr, row, ALIGNED)
     norm = tl.sqrt_rn(_sum_of_tensor(sums_ptr + rows, table_ptr, row, PARTS))
     scale = tl.sqrt_rn(_number(table_ptr, row, 7).to(tl.float32)) / norm
     place = tl.arange(0, BLOCK)
     inside = place < count
     p_ptr = address(table_ptr, row, 0, 8, ALIGNED) + place
-    update = tl.load(update_ptr + before + place, inside, 0.0)
+    update = tl.load(update_ptr + before + place, inside, 0.0).to(tl.float32)
     tl.store(p_ptr, tl.load(p_ptr, inside, 0.0) * scale - lr * update, inside)
