@@ -57,6 +57,33 @@ def newton_schulz_ref(
     return x.T if tall else x
 
 
+def muon_ref(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    buffers: Sequence[torch.Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    steps: int = 3,
+) -> None:
+    """Defines a step of `Muon`, filter by filter and in place.
+
+    Args:
+        params: filters OIHW or matrices, floating; overwritten.
+        grads: their gradients.
+        buffers: averages of the gradients; overwritten.
+        lr: step size.
+        momentum: of the average.
+        steps: Newton-Schulz iterations.
+
+    Source: https://github.com/KellerJordan/cifar10-airbench
+    """
+    for p, g, v in zip(params, grads, buffers, strict=True):
+        v.mul_(momentum).add_(g)
+        update = newton_schulz_ref((g + momentum * v).flatten(1), steps).view_as(p)
+        p.copy_(p * (len(p) ** 0.5 / p.norm()) - lr * update)
+
+
 def newton_schulz(
     stacks: Sequence[torch.Tensor], steps: int = 3, out: Sequence[torch.Tensor] | None = None
 ) -> list[torch.Tensor]:
@@ -170,15 +197,15 @@ def muon_eager_(
     momentum: float,
     steps: int = 3,
 ) -> None:
-    """One step of `Muon` in PyTorch, all parameters of equal shape at once; see there.
+    """The same by foreach operations, and the iteration of all parameters of equal shape at once.
 
     Args:
-        params: filters OIHW or matrices, floating, any layout; overwritten.
-        grads: their gradients.
-        buffers: averages of the gradients; overwritten.
-        lr: step size.
-        momentum: of the average.
-        steps: Newton-Schulz iterations.
+        params: as `muon_ref`, any layout; overwritten.
+        grads: as `muon_ref`.
+        buffers: the same; overwritten.
+        lr: the same.
+        momentum: the same.
+        steps: the same.
 
     Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
     """

@@ -35,3 +35,46 @@ def _stacks(case: Case) -> list[tuple[int, int, int]]:
     """[B, M, N] with M <= N of the matrices of equal shape."""
     matrices = sorted((o, i * h * w) for o, i, h, w in sprint_filters(case.shape))
     return [(len(list(same)), min(shape), max(shape)) for shape, same in itertools.groupby(matrices)]
+
+
+def _product_bytes(case: Case, gram: bool, element_bytes: int) -> int:
+    """What the matrix products read and write, an operand of two roles once."""
+    stacks, total = _stacks(case), 0
+    by_gram = [(b, m, n) for b, m, n in stacks if gram and gram_is_less(m, n, STEPS)]
+    for b, m, n in stacks:
+        if (b, m, n) in by_gram:
+            joined = sum(m == other for _, other, _ in by_gram) > 1
+            total += b * (3 * m * n + (4 + 19 * (STEPS - 1) + 2 * joined) * m * m)
+        else:
+            total += b * (STEPS * (3 * m * n + 4 * m * m) + 2 * gram * m * n)
+    return total * element_bytes
+
+
+def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
+    sizes = [torch.Size(shape).numel() for shape in sprint_filters(case.shape)]
+    if variant != "triton":
+        return (36 if variant == "compile" else 88) * sum(sizes) + _product_bytes(case, False, 2)
+    rows = [-(-n // BLOCK) for n in sizes]
+    # Beside the maps, of a row of the table: its numbers in three kernels, two sums written, all its tensor's read.
+    return 48 * sum(sizes) + sum(n * (128 + 8 * n) for n in rows) + _product_bytes(case, True, 8)
+
+
+def _operations(case: Case, direction: Direction) -> int:
+    """Those of the published form, whatever a variant makes of them."""
+    products = sum(b * STEPS * (4 * m * m * n + 2 * m * m * m) for b, m, n in _stacks(case))
+    return products + 14 * sum(b * m * n for b, m, n in _stacks(case))
+
+
+_eager = in_place(muon_eager_, *LISTS)
+
+MUON = KernelSpec(
+    name="muon",
+    reference=in_place(muon_ref, *LISTS),
+    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": in_place(muon_triton_, *LISTS)},
+    cases=MUON_CASES,
+    inputs=_inputs,
+    differentiated=(),
+    bytes_moved=_bytes,
+    operations=_operations,
+    overwritten=("param_", "momentum_buffer_"),
+)

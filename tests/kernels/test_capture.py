@@ -12,7 +12,13 @@ from kernels.batch_norm_act import batch_norm_act
 from kernels.cases import SPECS
 from kernels.residual import residual_
 
-SHAPES = {"batch_norm_act": (4, 24, 6, 6), "residual": (4, 24, 6, 6), "augment": (6, 3, 32, 32)}
+SHAPES = {
+    "batch_norm_act": (4, 24, 6, 6),
+    "residual": (4, 24, 6, 6),
+    "augment": (6, 3, 32, 32),
+    "rmsprop_clamp": (3, 8, 24, 1),
+    "muon": (3, 24, 24),
+}
 WAITS = (
     "aten._local_scalar_dense",
     "aten.nonzero",
