@@ -366,7 +366,10 @@ def batch_norm_act(
     Source: Ioffe and Szegedy, https://arxiv.org/abs/1502.03167; Chan et al. (1983) for the merge; Rota Bulo et al.,
     https://arxiv.org/abs/1712.02616 for `save="output"`.
     """
-    _check(x, weight, bias, running_mean, running_var, training, act, negative_slope, residual, save)
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"batch_norm_act needs a floating [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
+    check_norm(x.shape[1], weight, bias, running_mean, running_var, training, momentum, act)
+    _check_map(x, training, act, negative_slope, residual, save)
     given = (None, None) if training else (running_mean, running_var)
     y, mean, var, _ = torch.ops.wallclock.batch_norm_act(
         x, weight, bias, *given, residual, training, eps, act, negative_slope, save, persistent
@@ -377,42 +380,48 @@ def batch_norm_act(
     return y
 
 
-def _check(
-    x: torch.Tensor,
+def check_norm(
+    channels: int,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,
     training: bool,
+    momentum: float,
     act: str,
-    negative_slope: float,
-    residual: torch.Tensor | None,
-    save: str,
 ) -> None:
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"batch_norm_act needs a floating [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
-    for name, vector in (
-        ("weight", weight),
-        ("bias", bias),
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-    ):
-        if vector is not None and vector.shape != x.shape[1:2]:
-            raise ValueError(f"{name} has shape {tuple(vector.shape)}; expected ({x.shape[1]},), one value a channel")
+    """Refuses what cannot be a norm's and an activation's arguments.
+
+    Raises:
+        ValueError: if a vector is not [channels] in dense memory, one of a pair is missing, or a name is unknown.
+    """
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (channels,):
+            raise ValueError(f"{name} has shape {tuple(vector.shape)}; expected ({channels},), one value a channel")
+        if vector is not None and not vector.is_contiguous():
+            raise ValueError(f"{name} has stride {vector.stride(0)}; expected a dense vector, call .contiguous()")
     if (weight is None) != (bias is None):
         raise ValueError("weight and bias are given together or not at all")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var are given together or not at all")
     if not training and running_mean is None:
         raise ValueError("evaluation needs running statistics; pass training=True to normalise by the batch's")
+    if not isinstance(momentum, float | int):
+        raise ValueError(f"momentum is {momentum}; for a cumulative average pass 1 / (batches seen so far + 1)")
+    if act not in ACTS:
+        raise ValueError(f"act is '{act}'; expected one of {', '.join(ACTS)}")
+
+
+def _check_map(
+    x: torch.Tensor, training: bool, act: str, negative_slope: float, residual: torch.Tensor | None, save: str
+) -> None:
     if training and x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise ValueError(
             f"residual is {residual.dtype} {tuple(residual.shape)}; expected {x.dtype} {tuple(x.shape)} as the input"
         )
-    if act not in ACTS:
-        raise ValueError(f"act is '{act}'; expected one of {', '.join(ACTS)}")
     if save not in ("input", "output", "byte"):
         raise ValueError(f"save is '{save}'; expected input, output or byte")
     invertible = act == "none" or (act == "leaky_relu" and negative_slope > 0)

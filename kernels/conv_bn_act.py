@@ -10,7 +10,7 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from kernels.batch_norm_act import Act, Save, batch_norm_act, batch_norm_act_ref
+from kernels.batch_norm_act import Act, Save, batch_norm_act, batch_norm_act_ref, check_norm, plan
 from kernels.conv import (
     Norm,
     accumulator,
@@ -136,8 +136,11 @@ def deferred(
     Raises:
         ValueError: if there is only one value a channel.
     """
+    check_norm(x.shape[1], weight, bias, running_mean, running_var, True, momentum, act)
     x = dense(x)
-    table = torch.ops.wallclock.norm_table(x.detach(), weight, bias, eps)
+    # The gradients of gamma and beta are the reader's, as that of x through its statistics.
+    given = (None if t is None else t.detach() for t in (weight, bias))
+    table = torch.ops.wallclock.norm_table(x.detach(), *given, eps)
     _update(running_mean, running_var, table, x, momentum)
     return Deferred(x, table, weight, bias, eps, act, negative_slope)
 
@@ -198,6 +201,7 @@ def conv_bn_act(
     """
     source = x.map if isinstance(x, Deferred) else x
     _check(source, filters, stride, padding, residual if not defer else None)
+    check_norm(filters.shape[0], weight, bias, running_mean, running_var, training, momentum, act)
     if defer and residual is not None:
         raise ValueError("a deferred map takes no residual; leave out `defer` where one is added")
     parameters = (filters, weight, bias)
@@ -207,8 +211,6 @@ def conv_bn_act(
         _update(running_mean, running_var, table, y, momentum)
         made = Deferred(y, table, weight, bias, eps, act, negative_slope)
         return made if defer else made.applied(residual, save)
-    if running_mean is None or running_var is None:
-        raise ValueError("evaluation needs running statistics; pass training=True to normalise by the batch's")
     if wants_gradient or isinstance(x, Deferred):
         y, _ = convolved(x, filters, stride=stride, padding=padding)
         return batch_norm_act(
@@ -321,8 +323,6 @@ def _norm_table(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor
     """Returns the table [5, C] of a norm of x by its own statistics."""
     if x.numel() == 0:
         return x.new_zeros((5, x.shape[1]), dtype=accumulator(x.dtype)[0])
-    from kernels.batch_norm_act import plan
-
     x = dense(x)
     m, c = x.numel() // x.shape[1], x.shape[1]
     cut = plan(m, c, resident_programs=None)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from models.layers import ConvBNAct, Residual
+from models.layers import Chain, ConvBNAct, Residual
 
 
 def _conv(channels_in: int, channels_out: int, kernel_size: int = 3, stride: int = 1) -> ConvBNAct:
@@ -36,10 +36,10 @@ class Darknet(nn.Module):
             layers.append(_conv(channels, 2 * channels, stride=1 if group == 1 else 2))
             channels *= 2
             layers += [
-                Residual(nn.Sequential(_conv(channels, channels // 2, 1), _conv(channels // 2, channels)))
+                Residual(Chain(_conv(channels, channels // 2, 1), _conv(channels // 2, channels)))
                 for _ in range(blocks)
             ]
-        self.features = nn.Sequential(*layers)
+        self.features = Chain(*layers)
         self.head = nn.Linear(channels, classes)
         for layer in self.modules():
             if isinstance(layer, nn.BatchNorm2d):

@@ -3,12 +3,17 @@
 Shape legend: N batch, C channels, H, W height and width; activations are NCHW tensors in channels-last memory.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import nn
 
 from models.recipes.recipe import Implementations, Save
+
+if TYPE_CHECKING:  # triton is imported where it is used
+    from kernels.conv_bn_act import Deferred
 
 Act = Literal["leaky_relu", "relu", "gelu"]
 LEAKY_SLOPE = 0.1
@@ -24,6 +29,22 @@ def choose(model: nn.Module, implementations: Implementations) -> None:
     for layer in model.modules():
         if isinstance(layer, BatchNormAct | ResidualSum):
             layer.implementations = implementations
+
+
+def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
+    """Returns `conv(x)`, [N, K, P, Q], of a map or of one whose norm and activation are left to the convolution."""
+    if isinstance(x, torch.Tensor):
+        return conv(x)
+    from kernels.conv_bn_act import convolved
+
+    return convolved(_autocast(x), conv.weight, stride=conv.stride[0], padding=int(conv.padding[0]))[0]
+
+
+def _autocast(x: torch.Tensor | Deferred) -> torch.Tensor | Deferred:
+    """The map as autocast gives it to a convolution; one that a norm waits for has come out of one."""
+    if isinstance(x, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
 
 
 class ResidualSum(nn.Module):
@@ -67,11 +88,10 @@ class BatchNormAct(nn.Sequential):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Returns `act(norm(x))`, and the residual added to it if there is one, [N, C, H, W]."""
-        norm, activate = self[0], self[1]
-        assert isinstance(norm, nn.BatchNorm2d)
+        norm, activate = self
         chosen = self.implementations
         if chosen.batch_norm_act == "triton":
-            return self._fused(norm, x, residual)
+            return self._fused(x, residual)
         z = norm(x)
         if residual is None:
             return activate(z)
@@ -81,11 +101,10 @@ class BatchNormAct(nn.Sequential):
             return residual_(z, residual, act=self.act, negative_slope=LEAKY_SLOPE)
         return residual + activate(z)
 
-    def _fused(self, norm: nn.BatchNorm2d, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _fused(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         from kernels.batch_norm_act import batch_norm_act
 
-        if self.training and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+        norm = self._counted()
         fused = residual if self.implementations.residual == "triton" else None
         y = batch_norm_act(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
@@ -93,6 +112,61 @@ class BatchNormAct(nn.Sequential):
             residual=fused, save=self._save(fused is not None),
         )  # fmt: skip
         return y if residual is None or fused is not None else residual + y
+
+    def deferred(self, x: torch.Tensor) -> torch.Tensor | Deferred:
+        """Returns `act(norm(x))` for a convolution that may apply it while it reads x."""
+        if self.implementations.conv_bn_act != "triton" or not self.training:
+            return self(x)
+        from kernels.conv_bn_act import deferred
+
+        norm = self._counted()
+        return deferred(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=self.momentum, eps=norm.eps,
+            act=self.act, negative_slope=LEAKY_SLOPE,
+        )  # fmt: skip
+
+    def _counted(self) -> nn.BatchNorm2d:
+        """The norm, with a batch more counted."""
+        norm = self[0]
+        assert isinstance(norm, nn.BatchNorm2d)
+        if self.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return norm
+
+    @overload
+    def after(
+        self, conv: nn.Conv2d, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None
+    ) -> torch.Tensor: ...
+
+    @overload
+    def after(
+        self, conv: nn.Conv2d, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool
+    ) -> torch.Tensor | Deferred: ...
+
+    def after(
+        self, conv: nn.Conv2d, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool = False
+    ) -> torch.Tensor | Deferred:
+        """Returns `act(norm(conv(x)))`, and the residual added to it if there is one.
+
+        Args:
+            conv: without bias.
+            x: [N, C, H, W], or a map whose own norm and activation the convolution is to apply.
+            residual: [N, K, P, Q], or None.
+            defer: leave this norm and activation to the next convolution, where the implementation can.
+        """
+        if self.implementations.conv_bn_act != "triton":
+            return self(convolved(conv, x), residual)
+        from kernels.conv_bn_act import conv_bn_act
+
+        norm = self._counted()
+        fused = residual if self.implementations.residual == "triton" else None
+        y = conv_bn_act(
+            _autocast(x), conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+            stride=conv.stride[0], padding=int(conv.padding[0]), training=self.training, momentum=self.momentum,
+            eps=norm.eps, act=self.act, negative_slope=LEAKY_SLOPE, residual=fused, save=self._save(fused is not None),
+            defer=defer and self.training and residual is None,
+        )  # fmt: skip
+        return y if residual is None or fused is not None else residual + y  # type: ignore[operator]
 
     def _save(self, fused_sum: bool) -> Save:
         """What the kernel keeps; where an output cannot be inverted, a byte an element is the next best."""
@@ -121,10 +195,26 @@ class ConvBNAct(nn.Sequential):
             BatchNormAct(channels_out, act=act, momentum=momentum),
         )
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns `act(norm(conv(x)))`, and the residual added to it if there is one."""
+    def forward(
+        self, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool = False
+    ) -> torch.Tensor | Deferred:
+        """Returns `act(norm(conv(x)))`, and the residual added to it if there is one; see `BatchNormAct.after`."""
         conv, norm_act = self
-        return norm_act(conv(x), residual)
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm_act, BatchNormAct)
+        return norm_act.after(conv, x, residual, defer=defer)
+
+
+class Chain(nn.Sequential):
+    """Layers one after the other; a `ConvBNAct` leaves its norm and activation to one that follows it."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the last layer's output; that layer adds the residual, if there is one."""
+        *layers, last = self
+        y: torch.Tensor | Deferred = x
+        for layer, following in zip(layers, [*layers[1:], last], strict=True):
+            defers = isinstance(layer, ConvBNAct) and isinstance(following, ConvBNAct)
+            y = layer(y, defer=True) if defers else layer(y)
+        return last(y) if residual is None else last(y, residual)
 
 
 class Residual(nn.Module):
@@ -137,17 +227,13 @@ class Residual(nn.Module):
     the memory of its norm's output, and has the right gradients too.
 
     Args:
-        branch: layers, the last of which is a `ConvBNAct`.
+        branch: the last layer of it is a `ConvBNAct`.
     """
 
-    def __init__(self, branch: nn.Sequential) -> None:
+    def __init__(self, branch: Chain) -> None:
         super().__init__()
         self.branch = branch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns `x + branch(x)`, [N, C, H, W]."""
-        *layers, last = self.branch
-        y = x
-        for layer in layers:
-            y = layer(y)
-        return last(y, x)
+        return self.branch(x, x)

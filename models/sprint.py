@@ -55,8 +55,8 @@ class SprintGroup(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [N, channels_out, H // 2, W // 2]."""
-        x = self.norm_act1(F.max_pool2d(self.conv1(x), 2))
-        return self.norm_act2(self.conv2(x))
+        pooled = F.max_pool2d(self.conv1(x), 2)
+        return self.norm_act2.after(self.conv2, self.norm_act1.deferred(pooled))
 
 
 class Sprint(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.layers import BatchNormAct, ResidualSum
+from models.layers import BatchNormAct, ResidualSum, convolved
 
 BRANCH_SCALE = 0.2  # fast.ai's: keeps the sum's variance near its input's, which lets the 1cycle peak be 1.5
 
@@ -19,12 +19,10 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
-        self.norm_act = BatchNormAct(channels_in, act="relu")
-        self.branch = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
-            BatchNormAct(channels_out, act="relu"),
-            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-        )
+        self.norm_act1 = BatchNormAct(channels_in, act="relu")
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+        self.norm_act2 = BatchNormAct(channels_out, act="relu")
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         same_shape = channels_in == channels_out and stride == 1
         self.shortcut = (
             nn.Identity() if same_shape else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
@@ -33,8 +31,9 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the block's output, [N, channels_out, ceil(H / stride), ceil(W / stride)]."""
-        x = self.norm_act(x)
-        return self.sum(self.shortcut(x), self.branch(x))
+        x = self.norm_act1(x)
+        branch = convolved(self.conv2, self.norm_act2.after(self.conv1, x, defer=True))
+        return self.sum(self.shortcut(x), branch)
 
 
 class WideResNet(nn.Module):

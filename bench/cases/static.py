@@ -29,6 +29,8 @@ TARGETS = (80, 90, 100)
 MULTIPROCESSORS = 132  # of the GPU that persistent kernels are cut up for
 BASELINE = Path(__file__).with_name("static_baseline.json")
 NARROW_BELOW_BYTES = 8
+TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+MEANT = "if that is meant, run with --update-baseline and commit it"
 # Of one multiprocessor, by compute capability: shared memory, bytes. All have 65,536 registers and 64 warps.
 SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
 # Accesses that no shape lets be wide: single bytes gathered from anywhere; an eighth of a byte an element.
@@ -50,6 +52,7 @@ class Compiled:
         store_bytes: the same.
         narrow: accesses of 8- and 16-bit elements that are narrower than eight bytes a thread, though nothing in the
             kernel's nature makes them so.
+        tensor_cores: whether its products run on tensor cores; 1 where there are none.
         occupancy: warps that fit on a multiprocessor, as a share of the most.
         cases: that launch it.
     """
@@ -63,6 +66,7 @@ class Compiled:
     load_bytes: int
     store_bytes: int
     narrow: int
+    tensor_cores: int
     occupancy: float
     cases: list[str] = field(default_factory=list)
 
@@ -118,6 +122,15 @@ def _recorded() -> Iterator[dict[str, Any]]:
         driver.set_active(before)
 
 
+def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[str]]]:
+    """Yields operations and cases that hold all words, with the variants that have Triton kernels."""
+    for spec in SPECS.values():
+        variants = [v for v in spec.variants if v.startswith("triton")]
+        for case in spec.static_cases or spec.cases:
+            if variants and all(word in f"{spec.name} {case.name}".split() for word in only):
+                yield spec, case, variants
+
+
 def compile_all(only: tuple[str, ...] = ()) -> list[Compiled]:
     """Compiles every Triton kernel at every case.
 
@@ -125,17 +138,14 @@ def compile_all(only: tuple[str, ...] = ()) -> list[Compiled]:
         only: words that operation and case must hold.
     """
     made: dict[str, Compiled] = {}
-    for spec in SPECS.values():
-        for case in spec.static_cases or spec.cases:
-            if not all(word in f"{spec.name} {case.name}".split() for word in only):
-                continue
-            with _recorded() as found:
-                for variant in (v for v in spec.variants if v.startswith("triton")):
-                    _run(spec, case, variant)
-            for hashed, (target, function, kernel) in found.items():
-                if hashed not in made:
-                    made[hashed] = _examined(target, function, kernel)
-                made[hashed].cases.append(f"{spec.name} {case.name}")
+    for spec, case, variants in chosen(only):
+        with _recorded() as found:
+            for variant in variants:
+                _run(spec, case, variant)
+        for hashed, (target, function, kernel) in found.items():
+            if hashed not in made:
+                made[hashed] = _examined(target, function, kernel)
+            made[hashed].cases.append(f"{spec.name} {case.name}")
     return sorted(made.values(), key=lambda c: c.key)
 
 
@@ -156,7 +166,7 @@ def _examined(target: int, function: Any, kernel: Any) -> Compiled:
     nature = NARROW_BY_NATURE.get(name, "")
     narrow = 0
     for kind, accesses in widths.items():
-        if nature == "loads" and kind == "ld":
+        if (nature == "loads" and kind == "ld") or _odd_channels(function, kernel):
             continue
         sizes = (16,) if nature == "bits" else (8, 16)
         narrow += sum(width < NARROW_BELOW_BYTES and bits in sizes for width, bits in accesses)
@@ -170,6 +180,7 @@ def _examined(target: int, function: Any, kernel: Any) -> Compiled:
         load_bytes=max((width for width, _ in widths["ld"]), default=0),
         store_bytes=max((width for width, _ in widths["st"]), default=0),
         narrow=narrow,
+        tensor_cores=int("tt.dot" not in kernel.asm["ttir"] or bool(TENSOR_CORES.search(ptx))),
         occupancy=_occupancy(registers, shared, warps, target),
     )
 
@@ -182,6 +193,12 @@ def _identity(function: Any, kernel: Any) -> str:
     told = [f"{name}={_constant(value)}" for name, value in constants.items() if value is not None]
     divisible = [name for at in source.attrs if source.signature[name := names[at[0]]] in ("i32", "i64")]
     return " ".join([kernel.metadata.name, "/".join(dict.fromkeys(pointers)), *told, *(f"{n}%16" for n in divisible)])
+
+
+def _odd_channels(function: Any, kernel: Any) -> bool:
+    """Whether a pixel's channels fill no whole number of eight bytes, such as the three colours."""
+    names = function.arg_names
+    return any(value % 4 for at, value in kernel.src.constants.items() if names[at[0]] in ("A_C", "OUT_C", "C", "K"))
 
 
 def _constant(value: Any) -> str:
@@ -205,9 +222,13 @@ def _assembled(cubin: bytes) -> tuple[int, int, int]:
 
 
 def _widths(ptx: str, kind: str) -> list[tuple[int, int]]:
-    """Bytes a thread and bits an element of each access of global memory."""
+    """Bytes a thread and bits an element of each access of global memory; an asynchronous copy knows no elements."""
     accesses = re.findall(rf"\b{kind}\.global[\w.:]*?(?:\.v([248]))?\.[busf](8|16|32|64)\b", ptx)
-    return [(int(count or 1) * int(bits) // 8, int(bits)) for count, bits in accesses]
+    widths = [(int(count or 1) * int(bits) // 8, int(bits)) for count, bits in accesses]
+    if kind == "ld":
+        copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (0x[0-9a-f]+|\d+)", ptx)
+        widths += [(int(count, 0), 16) for count in copies]
+    return widths
 
 
 def _occupancy(registers: int, shared: int, warps: int, target: int) -> float:
@@ -217,24 +238,28 @@ def _occupancy(registers: int, shared: int, warps: int, target: int) -> float:
     return programs * warps / 64
 
 
-def problems(compiled: list[Compiled]) -> tuple[list[str], list[str]]:
+def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str], list[str]]:
     """Compares with what holds for every kernel, and with the committed baseline.
+
+    Args:
+        compiled: by `compile_all`.
+        whole: whether that is every kernel, so that one of the baseline that is missing is gone.
 
     Returns:
         What is wrong, and remarks that are not.
     """
     wrong = [f"{c.key}: spills {c.spilled_bytes} bytes" for c in compiled if c.spilled_bytes]
     wrong += [f"{c.key}: {c.narrow} accesses narrower than {NARROW_BELOW_BYTES} bytes" for c in compiled if c.narrow]
+    wrong += [f"{c.key}: its products do not use tensor cores" for c in compiled if not c.tensor_cores]
     baseline: dict[str, Any] = (
         json.loads(BASELINE.read_text()) if BASELINE.exists() else {"triton": "none", "kernels": {}}
     )
     if baseline["triton"] != version("triton"):
         return wrong, [f"the baseline is of triton {baseline['triton']}, this is {version('triton')}: not compared"]
-    remarks = []
     for c in compiled:
         known = baseline["kernels"].get(c.key)
-        if known is None:
-            remarks.append(f"{c.key}: not in the baseline")
+        if known is None:  # a changed constant makes another kernel of it, whose figures nobody has agreed to
+            wrong.append(f"{c.key}: not in the baseline; {MEANT}")
             continue
         grown = [
             f"{name} {known[name]} -> {getattr(c, name)}"
@@ -247,15 +272,22 @@ def problems(compiled: list[Compiled]) -> tuple[list[str], list[str]]:
             if getattr(c, name) < known[name]
         ]
         if grown:
-            wrong.append(f"{c.key}: {', '.join(grown)}; if that is meant, run with --update-baseline and commit it")
-    return wrong, remarks
+            wrong.append(f"{c.key}: {', '.join(grown)}; {MEANT}")
+    if whole:
+        gone = sorted(set(baseline["kernels"]) - {c.key for c in compiled})
+        wrong += [f"{key}: in the baseline, and compiled no more; {MEANT}" for key in gone]
+    return wrong, []
 
 
 def write_baseline(compiled: list[Compiled]) -> Path:
     """Makes what was compiled the baseline."""
     kernels = {}
     for c in compiled:
-        kernels[c.key] = {k: v for k, v in asdict(c).items() if k not in ("kernel", "target", "cases", "spilled_bytes")}
+        kernels[c.key] = {
+            k: v
+            for k, v in asdict(c).items()
+            if k not in ("kernel", "target", "cases", "spilled_bytes", "tensor_cores")
+        }
     BASELINE.write_text(json.dumps({"triton": version("triton"), "kernels": kernels}, indent=1, sort_keys=True) + "\n")
     return BASELINE
 
@@ -268,6 +300,7 @@ FIGURES = {  # metric: unit, and which way is better
     "load_bytes": ("B", "higher"),
     "store_bytes": ("B", "higher"),
     "narrow": ("count", "lower"),
+    "tensor_cores": ("count", "higher"),
     "occupancy": ("fraction", "higher"),
 }
 
@@ -296,15 +329,15 @@ def run_static(
         raise ValueError("TRITON_INTERPRET=1 compiles nothing; unset it")
     if update_baseline and only:
         raise ValueError("--update-baseline needs all kernels; leave out --only")
+    if not any(True for _ in chosen(only)):
+        raise ValueError(f"no case matches '{' '.join(only)}'; operations: {', '.join(SPECS)}")
     asked = {"benchmark": "static", "only": list(only)}
     run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, request=asked, **provenance("cpu"))
     with RunWriter.create(out, run) as writer:
         compiled = compile_all(only)
-        if not compiled:
-            raise ValueError(f"no case matches '{' '.join(only)}'; operations: {', '.join(SPECS)}")
         if update_baseline:
             write_baseline(compiled)
-        wrong, remarks = problems(compiled)
+        wrong, remarks = problems(compiled, whole=not only)
         for c in compiled:
             writer.add(*(_sample(c, metric) for metric in FIGURES))
         for text in wrong:

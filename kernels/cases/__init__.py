@@ -9,6 +9,5 @@ from kernels.cases.rmsprop_clamp import RMSPROP_CLAMP
 from kernels.cases.upsample_conv import UPSAMPLE_CONV
 
 SPECS = {
-    spec.name: spec
-    for spec in (BATCH_NORM_ACT, CONV_BN_ACT, RESIDUAL, AUGMENT, UPSAMPLE_CONV, RMSPROP_CLAMP, MUON)
+    spec.name: spec for spec in (BATCH_NORM_ACT, CONV_BN_ACT, RESIDUAL, AUGMENT, UPSAMPLE_CONV, RMSPROP_CLAMP, MUON)
 }

@@ -21,11 +21,14 @@ DARKNET_SUMS = [(64, 16), (128, 16), (256, 8), (512, 4), (1024, 2)]
 NORM_CASES = (
     *(_norm_case("darknet", 256, c, edge, "leaky_relu") for c, edge in _DARKNET),
     *(_norm_case("darknet", 256, c, edge, "leaky_relu", "residual") for c, edge in DARKNET_SUMS),
-    *(_norm_case("sprint", 500, c, edge, "gelu") for c, edge in [(64, 15), (256, 7), (256, 3)]),
+    *(
+        _norm_case("sprint", 500, c, edge, "gelu")
+        for c, edge in [(64, 15), (256, 7), (256, 3), (64, 11), (256, 5), (256, 2)]
+    ),
     *(_norm_case("wrn22", 512, c, edge, "relu") for c, edge in [(16, 32), (96, 32), (96, 16), (192, 16), (192, 8)]),
     _norm_case("wrn22", 512, 384, 8, "relu"),
     *(_norm_case("dcgan", 64, c, edge, "relu") for c, edge in [(512, 4), (256, 8), (128, 16), (64, 32)]),
-    *(_norm_case("dcgan", 64, c, edge, "leaky_relu") for c, edge in [(128, 16), (256, 8), (512, 4)]),
+    *(_norm_case("dcgan", 64, c, edge, "leaky_relu") for c, edge in [(64, 32), (128, 16), (256, 8), (512, 4)]),
 )
 
 

@@ -9,7 +9,7 @@ import re
 import torch
 from torch.nn import functional as F
 
-from kernels.cases.batch_norm_act import IN_PLACE, OUT_OF_PLACE
+from kernels.cases.batch_norm_act import IN_PLACE, OUT_OF_PLACE, norm_plan
 from kernels.cases.inputs import SLOPE, compiled_variant, normal
 from kernels.conv import output_size
 from kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref
@@ -38,7 +38,10 @@ CASES = (
             (64, 16, "block"), (128, 16, "block"), (256, 8, "block"), (512, 4, "block"), (1024, 2, "block"),
         ]
     ),
-    *(_case("sprint", 500, c, edge, f"{c}k3s1", "gelu") for c, edge in [(64, 15), (256, 7), (256, 3)]),
+    *(
+        _case("sprint", 500, c, edge, f"{c}k3s1", "gelu")
+        for c, edge in [(64, 15), (256, 7), (256, 3), (64, 11), (256, 5), (256, 2)]
+    ),
     *(
         _case("wrn22", 512, c, edge, form, "relu")
         for c, edge, form in [
@@ -128,7 +131,7 @@ def _triton(x, filters, weight, bias, stride, padding, act, residual, defer):  #
     )  # fmt: skip
 
 
-def _maps(case: Case) -> list[tuple[int, int, int]]:
+def maps_of(case: Case) -> list[tuple[int, int, int]]:
     """Input elements, output elements and multiply-adds of each convolution."""
     n, c, h, w = case.shape
     found = []
@@ -139,6 +142,13 @@ def _maps(case: Case) -> list[tuple[int, int, int]]:
     return found
 
 
+def _output_shape(case: Case) -> tuple[int, ...]:
+    n, c, h, w = case.shape
+    for k, r, stride in _form(case.options["form"], c):
+        c, h, w = k, output_size(h, r, stride, r // 2), output_size(w, r, stride, r // 2)
+    return n, c, h, w
+
+
 def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
     """Returns passes over each convolution's output beside the convolutions' own traffic: forward and backward.
 
@@ -147,6 +157,8 @@ def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
     """
     block = case.options["form"] == "block"
     forward, backward = {"eager": (5, 8), "compile": (3, 5)}.get(variant.removesuffix("_nchw"), (2, 5))
+    if variant.startswith("triton") and norm_plan(_output_shape(case)).persistent:
+        backward = 3
     last = (forward + block * (3 if variant.startswith("eager") else 1), backward)
     inner = (0, 4) if variant.startswith("triton") else (forward, backward)
     return [inner] * block + [last]
@@ -154,7 +166,7 @@ def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
     total = 0.0
-    for (before, after, _), (forward, backward) in zip(_maps(case), norm_passes(case, variant), strict=True):
+    for (before, after, _), (forward, backward) in zip(maps_of(case), norm_passes(case, variant), strict=True):
         passes = {
             "forward": before + after * (1 + forward),
             "backward": 2 * before + after * (2 + backward),
@@ -166,7 +178,7 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
 
 def _operations(case: Case, direction: Direction) -> int:
     """Multiplications and additions of the convolutions: one product forward, two backward."""
-    return sum(2 * products for *_, products in _maps(case)) * {"forward": 1, "backward": 2, "both": 3}[direction]
+    return sum(2 * products for *_, products in maps_of(case)) * {"forward": 1, "backward": 2, "both": 3}[direction]
 
 
 CONV_BN_ACT = KernelSpec(

@@ -234,6 +234,7 @@ def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
     spec = SPECS[operation]
     shapes = {
         "batch_norm_act": (4, 8, 6, 6),
+        "conv_bn_act": (4, 8, 6, 6),
         "residual": (4, 8, 6, 6),
         "augment": (6, 3, 32, 32),
         "upsample_conv": (4, 8, 6, 6),
@@ -248,7 +249,7 @@ def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
 
 
 def norm_inputs(recipe):
-    """The shapes that a recipe's norms take in a step, and whether a residual comes with them."""
+    """The shapes that a recipe's norms take at any of its resolutions, and whether a residual comes with them."""
     model = build_model(recipe, 10, torch.device("meta"))
     seen = set()
     for layer in model.modules():
@@ -256,7 +257,8 @@ def norm_inputs(recipe):
             layer.register_forward_pre_hook(
                 lambda layer, given: seen.add((tuple(given[0].shape), given[1:] not in ((), (None,))))
             )
-    model(torch.empty(recipe.batch_size, 3, 32, 32, device="meta"))
+    for size in (*(r.size for r in recipe.resolutions), 32):
+        model(torch.empty(recipe.batch_size, 3, size, size, device="meta"))
     return seen
 
 
@@ -265,6 +267,28 @@ def test_cases_are_the_shapes_that_the_networks_give(name):
     cases = SPECS["batch_norm_act"].cases
     ours = {(case.shape, "residual" in case.flags) for case in cases if case.network == name}
     assert norm_inputs(get_recipe(name, "cpu")) <= ours
+
+
+def convolution_inputs(recipe):
+    """Inputs, output channels, filter edges and strides of the convolutions that a norm follows at once."""
+    model, seen = build_model(recipe, 10, torch.device("meta")), set()
+    after = BatchNormAct.after
+
+    def noted(self, conv, x, residual=None, **options):
+        seen.add((tuple(x.shape), f"{conv.out_channels}k{conv.kernel_size[0]}s{conv.stride[0]}"))
+        return after(self, conv, x, residual, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchNormAct, "after", noted)
+        for size in (*(r.size for r in recipe.resolutions), 32):
+            model(torch.empty(recipe.batch_size, 3, size, size, device="meta"))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["darknet", "sprint", "wrn22"])
+def test_convolutions_are_those_of_the_networks(name):
+    ours = {(case.shape, case.options["form"]) for case in SPECS["conv_bn_act"].cases if case.network == name}
+    assert convolution_inputs(get_recipe(name, "cpu")) <= ours
 
 
 def test_specs_refuse_what_is_named_twice_and_what_has_no_judge():
@@ -277,7 +301,7 @@ def test_specs_refuse_what_is_named_twice_and_what_has_no_judge():
 
 def compiled(**changes):
     fields = {"kernel": "k bf16 BLOCK=64", "target": 90, "registers": 64, "spilled_bytes": 0, "instructions": 300}
-    fields |= {"shared_bytes": 0, "load_bytes": 16, "store_bytes": 16, "narrow": 0, "occupancy": 0.5}
+    fields |= {"shared_bytes": 0, "load_bytes": 16, "store_bytes": 16, "narrow": 0, "tensor_cores": 1, "occupancy": 0.5}
     return static.Compiled(**(fields | changes))
 
 
@@ -290,6 +314,8 @@ def compiled(**changes):
         ({"instructions": 400}, "instructions 300 -> 400"),
         ({"load_bytes": 8}, "load_bytes 16 -> 8"),
         ({"occupancy": 0.25}, "occupancy 0.5 -> 0.25"),
+        ({"tensor_cores": 0}, "products do not use tensor cores"),
+        ({"kernel": "k bf16 BLOCK=128"}, "not in the baseline; if that is meant"),
     ],
 )
 def test_the_gate_fails_on_what_got_worse(changes, says, tmp_path, monkeypatch):
@@ -299,6 +325,14 @@ def test_the_gate_fails_on_what_got_worse(changes, says, tmp_path, monkeypatch):
     assert static.problems([compiled(registers=60)]) == ([], [])
     wrong, _ = static.problems([compiled(**changes)])
     assert any(says in text for text in wrong)
+
+
+def test_a_kernel_that_is_gone_is_missed_when_all_are_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(static, "BASELINE", tmp_path / "baseline.json")
+    static.write_baseline([compiled(), compiled(kernel="other")])
+    assert static.problems([compiled()]) == ([], [])
+    wrong, _ = static.problems([compiled()], whole=True)
+    assert wrong == [f"sm_90 other: in the baseline, and compiled no more; {static.MEANT}"]
 
 
 def test_a_baseline_of_another_compiler_is_not_compared(tmp_path, monkeypatch):

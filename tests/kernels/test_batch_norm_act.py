@@ -140,14 +140,28 @@ def test_far_means_and_extreme_sizes_lose_no_digits_in_float32(mean, deviation, 
     )
 
 
-def test_nan_and_infinity_stay_within_their_channel(device):
+@pytest.mark.parametrize("act", ACTS)
+def test_nan_and_infinity_stay_within_their_channel(act, device):
     x, weight, bias, _ = made((4, 6, 5, 5), device, dtype=torch.float32)
     x[1, 2, 3, 3], x[0, 4, 0, 0] = float("nan"), float("inf")
     for training in (True, False):
-        ours = run(batch_norm_act, x, weight, bias, None, training=training, act="leaky_relu")
-        theirs = run(batch_norm_act_ref, x, weight, bias, None, training=training, act="leaky_relu")
+        ours = run(batch_norm_act, x, weight, bias, None, training=training, act=act)
+        theirs = run(batch_norm_act_ref, x, weight, bias, None, training=training, act=act)
         for name, expected in theirs.items():
             assert torch.equal(ours[name].isfinite(), expected.isfinite()), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_split_of_several_tiles_is_reduced_whole(training, device, monkeypatch):
+    """As at most of the networks' maps, which have more tiles than programs."""
+    tensors = made((9, 64, 8, 9), device, residual=True)
+    monkeypatch.setattr("kernels.batch_norm_act.PROGRAMS", 3)
+    cut = plan(9 * 8 * 9, 64, resident_programs=None)
+    assert cut.splits > 1 and cut.split_rows >= 3 * cut.block_m and (9 * 8 * 9) % cut.split_rows
+    options = {"act": "leaky_relu", "training": training}
+    assert_same(
+        run(batch_norm_act, *tensors, persistent=False, **options), run(batch_norm_act_ref, *tensors, **options)
+    )
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "sliced", "expanded", "transposed"])
@@ -201,6 +215,10 @@ def test_one_value_a_channel_is_refused_in_training_alone(device):
         ({"bias": None}, "given together"),
         ({"running_var": None}, "given together"),
         ({"residual": torch.zeros(2, 3, 4, 5)}, "residual is"),
+        ({"weight": torch.ones(6)[::2]}, "weight has stride 2; expected a dense vector"),
+        ({"running_mean": torch.zeros(6)[::2]}, "running_mean has stride 2"),
+        ({"bias": torch.zeros(1).expand(3)}, "bias has stride 0"),
+        ({"momentum": None}, "momentum is None; for a cumulative average"),
         ({"act": "elu"}, "expected one of none, relu"),
         ({"save": "nothing"}, "expected input, output or byte"),
         ({"save": "output", "act": "gelu"}, "cannot invert gelu; use save='byte'"),

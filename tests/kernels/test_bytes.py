@@ -17,6 +17,7 @@ from kernels import batch_norm_act
 from kernels.cases import SPECS
 from kernels.cases import batch_norm_act as norm_cases
 from kernels.cases.batch_norm_act import norm_plan
+from kernels.cases.conv_bn_act import maps_of
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off")
 
@@ -176,3 +177,80 @@ def test_optimizer_steps(name, shape, monkeypatch):
         trial.call("eager", "forward")()
     # beside the maps there are the norms and their factors, a number or two a filter
     assert operands.bytes / spec.bytes_moved(case, "eager", "forward", 4) == pytest.approx(1, abs=0.002)
+
+
+@contextmanager
+def maps_touched(monkeypatch: pytest.MonkeyPatch, sizes: set[int]) -> Iterator[list[int]]:
+    """Yields a list that takes, for each launch, the bytes it reads and writes of tensors of such sizes in bytes.
+
+    A place that several programs of a launch read counts once: that is a product's own way to read, from a cache.
+    """
+    found: list[int] = []
+    load, store, launch = (
+        interpreter._interpreter.load,
+        interpreter._interpreter.store,
+        interpreter.GridExecutor.__call__,
+    )
+    seen: dict[tuple[int, bool], np.ndarray] = {}
+    maps: list[tuple[int, int]] = []
+
+    def note(pointers, mask, itemsize, written):
+        places = pointers[mask].reshape(-1)
+        for start, size in maps:
+            inside = places[(places >= start) & (places < start + size)]
+            if len(inside):
+                touched = seen.setdefault((start, written), np.zeros(size, bool))
+                touched[np.asarray(inside - start, dtype=np.int64)[:, None] + np.arange(itemsize)] = True
+
+    def noted_load(pointers, mask, other, dtype):
+        note(pointers, mask, np.dtype(dtype).itemsize, False)
+        return load(pointers, mask, other, dtype)
+
+    def noted_store(pointers, values, mask):
+        note(pointers, mask, values.dtype.itemsize, True)
+        return store(pointers, values, mask)
+
+    def noted_launch(self, *args, **kwargs):
+        tensors = {t.data_ptr(): t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)}
+        maps[:] = [(pointer, t.nbytes) for pointer, t in tensors.items() if t.nbytes in sizes]
+        seen.clear()
+        launch(self, *args, **kwargs)
+        found.append(sum(int(touched.sum()) for touched in seen.values()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter._interpreter, "load", noted_load)
+        patch.setattr(interpreter._interpreter, "store", noted_store)
+        patch.setattr(interpreter.GridExecutor, "__call__", noted_launch)
+        yield found
+
+
+def own_traffic(case, direction, element_bytes):
+    """What the convolutions of a case have to read and write without any norm."""
+    passes = {"forward": (1, 1), "backward": (2, 2), "both": (3, 3)}[direction]
+    return element_bytes * sum(passes[0] * before + passes[1] * after for before, after, _ in maps_of(case))
+
+
+@pytest.mark.parametrize(("form", "most"), [("block", (12, 14)), ("16k3s1", (14,)), ("16k3s2", (14,))])
+def test_norm_and_activation_of_a_convolution(form, most, monkeypatch):
+    """Bytes an element beside the convolutions' own: at most 12 where the chain allows it, 14 otherwise; eager 26."""
+    spec = SPECS["conv_bn_act"]
+    case = replace(spec.cases[0], shape=(2, 16, 16, 16), options={"form": form, "act": "leaky_relu"})
+    trial = Trial(replace(spec, cases=(case,), static_cases=()), case, "bf16", torch.device("cpu"))
+    trial.prepare()
+    monkeypatch.setattr("kernels.conv.PROGRAMS", 1)  # splits of a filter's gradient are not a map
+    monkeypatch.setattr("kernels.batch_norm_act.PERSISTENT_TILE", 256)  # the norm after the last one in two phases
+    monkeypatch.setattr(norm_cases, "MULTIPROCESSORS", 0)
+    sizes = {2 * elements for before, after, _ in maps_of(case) for elements in (before, after)}
+    counted_bytes = {}
+    for direction in ("forward", "backward", "both"):
+        call = trial.call("triton", direction)
+        with maps_touched(monkeypatch, sizes) as found:
+            call()
+        counted_bytes[direction] = sum(found)
+        assert counted_bytes[direction] == spec.bytes_moved(case, "triton", direction, 2)
+    residual = 2 * maps_of(case)[-1][1] if form == "block" else 0
+    beside = counted_bytes["both"] - own_traffic(case, "both", 2) - residual
+    elements = [after for _, after, _ in maps_of(case)]
+    assert beside <= sum(bytes_ * n for bytes_, n in zip(most, elements, strict=True))
+    if form == "block":  # the inner map takes 8, the outer one 14: 12 over the block
+        assert beside / sum(elements) == 12

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.darknet import Darknet
-from models.layers import BatchNormAct, ConvBNAct, Residual, choose
+from models.layers import BatchNormAct, Chain, ConvBNAct, Residual, choose
 from models.recipes.recipe import Implementations
 from models.sprint import Sprint
 from models.wide_resnet import WideResNet
@@ -17,6 +17,8 @@ SWITCHES = {
     "norm": Implementations(batch_norm_act="triton"),
     "residual": Implementations(residual="triton"),
     "both": Implementations(batch_norm_act="triton", residual="triton"),
+    "convolution": Implementations(conv_bn_act="triton"),
+    "all": Implementations(conv_bn_act="triton", batch_norm_act="triton", residual="triton"),
 }
 NETWORKS = {
     "darknet": lambda: Darknet(10, num_blocks=(1, 1), base_channels=4),
@@ -73,13 +75,14 @@ def kept_bytes(block, x):
 def darknet_block(channels, device):
     layers = (ConvBNAct(channels, channels // 2, 1, act="leaky_relu", momentum=0.01),)
     layers += (ConvBNAct(channels // 2, channels, 3, act="leaky_relu", momentum=0.01),)
-    return Residual(nn.Sequential(*layers)).to(device, torch.bfloat16, memory_format=torch.channels_last)
+    return Residual(Chain(*layers)).to(device, torch.bfloat16, memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
-    ("save", "share"), [("input", 0.755), ("output", 0.505), ("byte", 0.63)], ids=["input", "output", "byte"]
+    ("switch", "save", "share"),
+    [("both", "input", 0.755), ("both", "output", 0.505), ("both", "byte", 0.63), ("all", "input", 0.63)],
 )
-def test_activation_memory_of_a_darknet_block(save, share, device):
+def test_activation_memory_of_a_darknet_block(switch, save, share, device):
     torch.manual_seed(0)
     block = darknet_block(32, device)
     for layer in block.modules():
@@ -88,7 +91,7 @@ def test_activation_memory_of_a_darknet_block(save, share, device):
     x = torch.randn(8, 32, 16, 16, device=device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     eager = kept_bytes(block, x)
-    choose(block, replace(SWITCHES["both"], batch_norm_save=save))
+    choose(block, replace(SWITCHES[switch], batch_norm_save=save))
     assert kept_bytes(block, x) <= share * eager
 
 
