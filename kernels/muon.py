@@ -105,11 +105,12 @@ def newton_schulz(
     for place, stack in enumerate(stacks):
         tall = stack.size(1) > stack.size(2)
         x = stack
-        for _ in range(steps):
+        into = out[place] if out is not None else None
+        for left in reversed(range(steps)):
             gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
             q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            x = torch.baddbmm(x, *((x, q) if tall else (q, x)), beta=a)
-        made.append(x if out is None else out[place].copy_(x))
+            x = torch.baddbmm(x, *((x, q) if tall else (q, x)), beta=a, out=None if left else into)
+        made.append(x if into is None or steps else into.copy_(x))
     return made
 
 
@@ -336,8 +337,8 @@ class Muon(torch.optim.Optimizer):
         lr: step size relative to a bank of norm sqrt(O).
         momentum: of the gradient average, Nesterov form.
         steps: Newton-Schulz iterations.
-        implementation: "eager" by stacks and foreach operations, the iteration in bfloat16; "triton" with three launches
-            beside the products, which are float64 products of Gram matrices.
+        implementation: "eager" by stacks and foreach operations, the iteration in bfloat16; "triton" with three
+            launches beside the products, which are those of Gram matrices in float64.
 
     Raises:
         ValueError: if a parameter has fewer than two dimensions (biases belong to another optimiser), or there is no

@@ -46,7 +46,7 @@ def _product_bytes(case: Case, gram: bool, element_bytes: int) -> int:
             joined = sum(m == other for _, other, _ in by_gram) > 1
             total += b * (3 * m * n + (4 + 19 * (STEPS - 1) + 2 * joined) * m * m)
         else:
-            total += b * (STEPS * (3 * m * n + 4 * m * m) + 2 * gram * m * n)
+            total += b * STEPS * (3 * m * n + 4 * m * m)
     return total * element_bytes
 
 

@@ -11,9 +11,8 @@ from models.schedules import LinearDecay, OneCycle, Schedule, demand
 Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
 Save = Literal["input", "output", "byte"]
-TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment")  # what Triton kernels can carry out
-
-TRITON_OPERATIONS = ("batch_norm_act", "residual", "augment", "optimizer")  # what Triton kernels can carry out
+# What Triton kernels can carry out.
+TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
