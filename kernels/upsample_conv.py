@@ -3,12 +3,14 @@
 Shape legend: N batch, I and O input and output channels, H, W height and width of the input.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 
-Implementation = Literal["eager"]
+from kernels.conv import conv, conv_transposed, dense, filter_gradient, new_map
+
+Implementation = Literal["eager", "triton"]
 
 
 def upsample_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -74,7 +76,8 @@ def upsample_conv(
         x: [N, I, H, W], floating; any strides.
         weight: [O, I, 3, 3] of x's dtype.
         bias: [O] of x's dtype, or None.
-        implementation: "eager" is PyTorch's transposed convolution with the collapsed weight.
+        implementation: "eager" is PyTorch's transposed convolution with the collapsed weight; "triton" the same as
+            products by phase of the output.
 
     Returns:
         [N, O, 2H, 2W] of x's dtype.
@@ -89,8 +92,8 @@ def upsample_conv(
     Source: the phases of Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?",
         https://arxiv.org/abs/1609.07009.
     """
-    if implementation != "eager":
-        raise ValueError(f"implementation is '{implementation}'; expected eager")
+    if implementation not in ("eager", "triton"):
+        raise ValueError(f"implementation is '{implementation}'; expected eager or triton")
     if x.ndim != 4:
         raise ValueError(f"x is {tuple(x.shape)}; expected (batch, channels, height, width)")
     if weight.ndim != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
@@ -100,4 +103,58 @@ def upsample_conv(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}; expected {x.dtype} as x")
+    if implementation == "triton":
+        return torch.ops.wallclock.upsample_conv(x, collapse(weight), bias)
     return F.conv_transpose2d(x, collapse(weight), bias, stride=2, padding=1)
+
+
+# The operation is the gradient of a convolution of stride 2 with respect to its input, so its own gradients are that
+# convolution and the gradient of its filters.
+
+
+@torch.library.custom_op("wallclock::upsample_conv", mutates_args=())
+def _forward(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Returns the transposed convolution of x [N, I, H, W] by taps [I, O, 4, 4]."""
+    n, _, height, width = x.shape
+    if x.numel() == 0:
+        return new_map(x, n, taps.shape[1], 2 * height, 2 * width)
+    shift = None if bias is None else bias.contiguous()
+    return conv_transposed(dense(x), dense(taps), height=2 * height, width=2 * width, stride=2, padding=1, shift=shift)[
+        0
+    ]
+
+
+@_forward.register_fake
+def _(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return new_map(x, x.shape[0], taps.shape[1], 2 * x.shape[2], 2 * x.shape[3])
+
+
+@torch.library.custom_op("wallclock::upsample_conv_backward", mutates_args=())
+def _backward(dy: torch.Tensor, x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradients of x and taps."""
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.channels_last), dense(torch.zeros_like(taps))
+    dy, x = dense(dy), dense(x)
+    dx, _, _ = conv(dy, dense(taps), stride=2, padding=1)
+    return dx, filter_gradient(x, dy, filter_size=(4, 4), stride=2, padding=1, dtype=taps.dtype)
+
+
+@_backward.register_fake
+def _(dy: torch.Tensor, x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    dx, dtaps = (torch.empty_like(t, memory_format=torch.channels_last) for t in (x, taps))
+    return dx, dtaps
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, taps, _ = inputs
+    ctx.save_for_backward(x, taps)
+
+
+def _gradients(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, taps = ctx.saved_tensors
+    dx, dtaps = torch.ops.wallclock.upsample_conv_backward(dy, x, taps)
+    dbias = dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+    return dx, dtaps, dbias
+
+
+torch.library.register_autograd("wallclock::upsample_conv", _gradients, setup_context=_setup_context)

@@ -1,5 +1,7 @@
 """`upsample_conv` at the stages of DCGAN's generator."""
 
+import functools
+
 import torch
 from torch.nn import functional as F
 
@@ -39,7 +41,7 @@ def _elements(case: Case) -> tuple[int, int, int]:
 def _upsample_conv_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
     """Each convolution reads its two operands once and writes its result once; backward is two of them."""
     x, y, pairs = _elements(case)
-    if variant == "collapsed":
+    if variant in ("collapsed", "triton"):
         rows, columns = (2 * 9, 2 * 12), (2 * 12, 2 * 16)  # two sums of a third and a quarter; the four stacked
         sums = (9 + 9) + sum(rows) + sum(columns)  # first the channels are swapped
         adjoint = (3 * 12 + 2 * 12) + (3 * 9 + 2 * 9)  # three sums, the three stacked; columns first
@@ -66,8 +68,10 @@ UPSAMPLE_CONV = KernelSpec(
         "eager": _upsample_conv_eager,
         "compile": compiled_variant(_upsample_conv_eager),
         "collapsed": upsample_conv,
+        "triton": functools.partial(upsample_conv, implementation="triton"),
     },
     cases=UPSAMPLE_CONV_CASES,
+    static_cases=UPSAMPLE_CONV_CASES[1:4],
     inputs=_upsample_conv_inputs,
     differentiated=("x", "weight"),
     bytes_moved=_upsample_conv_bytes,

@@ -255,3 +255,18 @@ def test_norm_and_activation_of_a_convolution(form, most, monkeypatch):
     assert beside <= sum(bytes_ * n for bytes_, n in zip(most, elements, strict=True))
     if form == "block":  # the inner map takes 8, the outer one 14: 12 over the block
         assert beside / sum(elements) == 12
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+def test_the_maps_of_an_upsampling_convolution(direction, monkeypatch):
+    """What the collapsed weights take is counted by operators above; here, that no upsampled map is written or read."""
+    spec = SPECS["upsample_conv"]
+    case = replace(spec.cases[0], shape=(4, 8, 8, 8))
+    trial = Trial(replace(spec, cases=(case,), static_cases=()), case, "bf16", torch.device("cpu"))
+    trial.prepare()
+    monkeypatch.setattr("kernels.conv.PROGRAMS", 1)
+    x, y = 2 * case.elements, 2 * 4 * case.elements
+    call = trial.call("triton", direction)
+    with maps_touched(monkeypatch, {x, y}) as found:
+        call()
+    assert sum(found) == (x + y) * {"forward": 1, "backward": 2, "both": 3}[direction]

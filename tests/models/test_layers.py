@@ -17,7 +17,6 @@ SWITCHES = {
     "norm": Implementations(batch_norm_act="triton"),
     "residual": Implementations(residual="triton"),
     "both": Implementations(batch_norm_act="triton", residual="triton"),
-    "convolution": Implementations(conv_bn_act="triton"),
     "all": Implementations(conv_bn_act="triton", batch_norm_act="triton", residual="triton"),
 }
 NETWORKS = {
@@ -53,6 +52,15 @@ def test_every_switch_computes_what_eager_does(network, switch, device):
             assert found[name] is None, name
         else:
             torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_a_residual_that_is_not_to_be_fused_is_added_apart(device):
+    torch.manual_seed(0)
+    eager = darknet_block(8, device).double()
+    other = copy.deepcopy(eager)
+    choose(other, Implementations(conv_bn_act="triton"))
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64, device=device)
+    torch.testing.assert_close(other(x), eager(x))
 
 
 def kept_bytes(block, x):
