@@ -209,6 +209,8 @@ def muon_eager_(
         steps: the same.
 
     Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
+    Cost: of the sprint network's filters on two cores of an AMD EPYC, 0.83 times filter by filter (176 ms to 212, 55
+        rounds in turn); by `newton_schulz_gram` 1.6 times, which is why only `muon_triton_` takes that.
     """
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, grads)
