@@ -58,6 +58,8 @@ class KernelSpec:
         variants: implementations of one signature, by name; "eager" is there always, and is what errors are judged by.
         cases: shapes, named differently.
         static_cases: those of them that the static gate compiles; none for all.
+        overwritten: how the names of those inputs begin that every variant overwrites; then what these hold afterwards
+            is the result, each check has copies, and each variant is timed on copies of its own, made beforehand.
         inputs: makes the tensors of a case: keyword arguments of every variant, the same ones for the same case.
         differentiated: those inputs that gradients are taken of; none if there is no backward.
         bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
@@ -75,6 +77,20 @@ class KernelSpec:
     operations: Callable[[Case, Direction], int]
     loose: Mapping[str, float] = field(default_factory=dict)
     static_cases: tuple[Case, ...] = ()
+    overwritten: tuple[str, ...] = ()
+
+    def own(self, inputs: Inputs) -> Inputs:
+        """Returns the inputs with copies of those that are overwritten, in the same memory order."""
+        return {
+            name: tensor.clone() if tensor is not None and name.startswith(self.overwritten) else tensor
+            for name, tensor in inputs.items()
+        }
+
+    def results(self, inputs: Inputs, y: torch.Tensor) -> list[torch.Tensor]:
+        """Returns what a call gives: its value, or the inputs that it has overwritten."""
+        if not self.overwritten:
+            return [y]
+        return [t for name, t in inputs.items() if t is not None and name.startswith(self.overwritten)]
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]

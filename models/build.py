@@ -87,15 +87,20 @@ def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
             trained, lr=rule.lr, momentum=rule.momentum, weight_decay=rule.weight_decay, nesterov=True, fused=fused
         )
         return ScheduledOptimizers([(sgd, [rule.schedule])])
-    return _build_muon_sgd(rule, model, recipe.batch_size, fused)
+    return _build_muon_sgd(rule, model, recipe, fused)
 
 
-def _build_muon_sgd(rule: MuonSGD, model: nn.Module, batch_size: int, fused: bool) -> ScheduledOptimizers:
+def _build_muon_sgd(rule: MuonSGD, model: nn.Module, recipe: Recipe, fused: bool) -> ScheduledOptimizers:
     if not isinstance(model, Sprint):
         raise ValueError(f"MuonSGD splits the parameters of the sprint network, got {type(model).__name__}; use SGD")
     trained = [p for p in model.groups.parameters() if p.requires_grad]
-    decay = rule.weight_decay * batch_size  # SGD multiplies it by the rate again, hence the quotients below
-    muon = Muon([p for p in trained if p.ndim == 4], lr=rule.filter_lr, momentum=rule.filter_momentum)
+    decay = rule.weight_decay * recipe.batch_size  # SGD multiplies it by the rate again, hence the quotients below
+    muon = Muon(
+        [p for p in trained if p.ndim == 4],
+        lr=rule.filter_lr,
+        momentum=rule.filter_momentum,
+        implementation=recipe.implementations.optimizer,
+    )
     sgd = torch.optim.SGD(
         [
             {"params": [model.whiten.bias], "lr": rule.bias_lr, "weight_decay": decay / rule.bias_lr},

@@ -82,12 +82,12 @@ class Trial:
         return torch.empty_like(y).copy_(dy)
 
     def _results(self, function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
-        """The output and all gradients."""
-        leaves = self._leaves(inputs)
+        """The output, or what is overwritten, and all gradients."""
+        leaves = self._leaves(self.spec.own(inputs))
         y = function(**leaves, **self.case.options)
         wanted = self._differentiated(leaves)
         gradients = torch.autograd.grad(y, wanted, self._dy(y)) if wanted else ()
-        return [y.detach(), *gradients]
+        return [*(t.detach() for t in self.spec.results(leaves, y)), *gradients]
 
     def _of(self, variant: str) -> Inputs:
         if not variant.endswith("_nchw"):
@@ -124,7 +124,7 @@ class Trial:
     def call(self, variant: str, direction: Direction) -> Callable[[], object]:
         """What is timed: forward builds no graph; backward goes through one that is kept."""
         function, options = self.spec.variants[variant], self.case.options
-        inputs = self._of(variant)
+        inputs = self.spec.own(self._of(variant))
         leaves = self._leaves(inputs)
         if variant == "compile":
             torch._dynamo.reset()  # each direction is compiled as a user who wants it alone has it

@@ -4,7 +4,21 @@ from kernels.cases.augment import AUGMENT
 from kernels.cases.batch_norm_act import BATCH_NORM_ACT
 from kernels.cases.conv_bn_act import CONV_BN_ACT
 from kernels.cases.instance_norm_act import INSTANCE_NORM_ACT
+from kernels.cases.muon import MUON
 from kernels.cases.residual import RESIDUAL
+from kernels.cases.rmsprop_clamp import RMSPROP_CLAMP
 from kernels.cases.upsample_conv import UPSAMPLE_CONV
 
-SPECS = {spec.name: spec for spec in (BATCH_NORM_ACT, CONV_BN_ACT, RESIDUAL, AUGMENT, UPSAMPLE_CONV, INSTANCE_NORM_ACT)}
+SPECS = {
+    spec.name: spec
+    for spec in (
+        BATCH_NORM_ACT,
+        CONV_BN_ACT,
+        RESIDUAL,
+        AUGMENT,
+        UPSAMPLE_CONV,
+        INSTANCE_NORM_ACT,
+        RMSPROP_CLAMP,
+        MUON,
+    )
+}

@@ -22,6 +22,22 @@ def compiled_variant(function: Callable[..., torch.Tensor]) -> Callable[..., tor
     return call
 
 
+def in_place(function: Callable[..., None], *names: str) -> Callable[..., torch.Tensor]:
+    """Returns a function of lists of tensors as one of tensors called "param_0", "param_1" and so on.
+
+    Args:
+        function: takes a list for each of the names, and overwrites those of the first.
+        names: of one tensor each, in the order of the arguments.
+    """
+
+    def call(**arguments: Any) -> torch.Tensor:
+        lists = [[arguments.pop(key) for key in list(arguments) if key.startswith(f"{name}_")] for name in names]
+        function(*lists, **arguments)
+        return lists[0][0]
+
+    return call
+
+
 def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
     """Returns normal numbers, those of a map or a filter bank in channels-last memory; the same ones for a seed."""
     random = torch.Generator(device).manual_seed(seed)

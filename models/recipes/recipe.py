@@ -12,7 +12,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
 Save = Literal["input", "output", "byte"]
 # What Triton kernels can carry out.
-TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act")
+TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,7 @@ class Implementations:
         residual: "triton" writes a residual sum into its branch's memory.
         augment: "triton" makes a training batch in one kernel.
         instance_norm_act: "triton" takes instance norm, activation, sum and reflection padding in one operation.
+        optimizer: "triton" takes Muon's momentum, norms and update in three kernels; SGD is PyTorch's either way.
     """
 
     channels_last: bool = True
@@ -121,6 +122,7 @@ class Implementations:
     residual: Implementation = "eager"
     augment: Implementation = "eager"
     instance_norm_act: Implementation = "eager"
+    optimizer: Implementation = "eager"
 
     @property
     def triton(self) -> tuple[str, ...]:

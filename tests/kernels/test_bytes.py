@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
@@ -143,6 +144,57 @@ def test_upsample_conv(shape, variant, direction):
     with Operands() as counted_operands:
         call()
     assert counted_operands.bytes == spec.bytes_moved(case, variant, direction, 2)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the same where operators overwrite, those within our own too; `only` by name, or all.
+
+    An operand of two roles counts once, what is overwritten once more.
+    """
+
+    def __init__(self, *only: str) -> None:
+        super().__init__()
+        self.bytes, self.only = 0, only
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        own = OPDEFS.get(str(function).removesuffix(".default").replace(".", "::", 1))
+        if own is not None:
+            with self:
+                return own._init_fn(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::")
+        if (self.only and name not in self.only) or function.is_view or "empty" in name:
+            return result
+
+        def tensors(tree):
+            return {t.data_ptr(): t.nbytes for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
+
+        given = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | (kwargs or {})
+        written = [given[a.name] for a in function._schema.arguments if a.alias_info and a.alias_info.is_write]
+        read = tensors(args[1:] if name == "copy_" else args)
+        self.bytes += sum(read.values()) + sum((tensors(written) | tensors(result)).values())
+        return result
+
+
+IN_PLACE = {"rmsprop_clamp": [(3, 8, 24, 1), (12, 16, 8, 3)], "muon": [(24, 40, 48), (3, 24, 24)]}
+
+
+@pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, shapes in IN_PLACE.items() for shape in shapes])
+def test_optimizer_steps(name, shape, monkeypatch):
+    spec = SPECS[name]
+    case = replace(spec.cases[0], shape=shape)
+    trial = Trial(replace(spec, cases=(case,)), case, "fp32", torch.device("cpu"))
+    trial.prepare()
+    call = trial.call("triton", "forward")
+    call()  # makes its table
+    with counted(monkeypatch) as found, Traffic("bmm", "baddbmm", "cat", "add") as products:
+        call()
+    assert sum(found) + (products.bytes if name == "muon" else 0) == spec.bytes_moved(case, "triton", "forward", 4)
+    call = trial.call("eager", "forward")
+    with Traffic() as operands:
+        call()
+    # beside the maps there are the norms and their factors, a number or two a filter
+    assert operands.bytes / spec.bytes_moved(case, "eager", "forward", 4) == pytest.approx(1, abs=0.002)
 
 
 @contextmanager

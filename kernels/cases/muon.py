@@ -1,0 +1,80 @@
+"""`muon` over the filters of the sprint network.
+
+The case's shape is the channels along the network: after the whitening, and of each group.
+"""
+
+import itertools
+
+import torch
+
+from kernels.cases.inputs import compiled_variant, in_place, normal
+from kernels.muon import BLOCK, gram_is_less, muon_eager_, muon_ref, muon_triton_
+from kernels.spec import Case, Direction, Inputs, KernelSpec
+
+STEPS = 3
+LISTS = ("param", "grad", "momentum_buffer")
+MUON_CASES = (Case(network="sprint", shape=(24, 64, 256, 256), options={"lr": 0.24, "momentum": 0.6, "steps": STEPS}),)
+
+
+def sprint_filters(channels: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Returns the filters' shapes: in each group one from the channels before, and one from its own."""
+    groups = zip(channels, channels[1:], strict=False)
+    return [(b, i, 3, 3) for a, b in groups for i in (a, b)]
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """Float32 whatever the dtype, as weights are."""
+    return {
+        f"{name}_{place}": normal(shape, torch.float32, device, 100 * seed + place)
+        for seed, name in enumerate(LISTS)
+        for place, shape in enumerate(sprint_filters(case.shape))
+    }
+
+
+def _stacks(case: Case) -> list[tuple[int, int, int]]:
+    """[B, M, N] with M <= N of the matrices of equal shape."""
+    matrices = sorted((o, i * h * w) for o, i, h, w in sprint_filters(case.shape))
+    return [(len(list(same)), min(shape), max(shape)) for shape, same in itertools.groupby(matrices)]
+
+
+def _product_bytes(case: Case, gram: bool, element_bytes: int) -> int:
+    """What the matrix products read and write, an operand of two roles once."""
+    stacks, total = _stacks(case), 0
+    by_gram = [(b, m, n) for b, m, n in stacks if gram and gram_is_less(m, n, STEPS)]
+    for b, m, n in stacks:
+        if (b, m, n) in by_gram:
+            joined = sum(m == other for _, other, _ in by_gram) > 1
+            total += b * (3 * m * n + (4 + 19 * (STEPS - 1) + 2 * joined) * m * m)
+        else:
+            total += b * STEPS * (3 * m * n + 4 * m * m)
+    return total * element_bytes
+
+
+def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
+    sizes = [torch.Size(shape).numel() for shape in sprint_filters(case.shape)]
+    if variant != "triton":
+        return (36 if variant == "compile" else 88) * sum(sizes) + _product_bytes(case, False, 2)
+    rows = [-(-n // BLOCK) for n in sizes]
+    # Beside the maps, of a row of the table: its numbers in three kernels, two sums written, all its tensor's read.
+    return 48 * sum(sizes) + sum(n * (128 + 8 * n) for n in rows) + _product_bytes(case, True, 8)
+
+
+def _operations(case: Case, direction: Direction) -> int:
+    """Those of the published form, whatever a variant makes of them."""
+    products = sum(b * STEPS * (4 * m * m * n + 2 * m * m * m) for b, m, n in _stacks(case))
+    return products + 14 * sum(b * m * n for b, m, n in _stacks(case))
+
+
+_eager = in_place(muon_eager_, *LISTS)
+
+MUON = KernelSpec(
+    name="muon",
+    reference=in_place(muon_ref, *LISTS),
+    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": in_place(muon_triton_, *LISTS)},
+    cases=MUON_CASES,
+    inputs=_inputs,
+    differentiated=(),
+    bytes_moved=_bytes,
+    operations=_operations,
+    overwritten=("param_", "momentum_buffer_"),
+)

@@ -1,0 +1,70 @@
+"""`rmsprop_clamp` over all parameters of the DCGAN's critic and generator.
+
+A case's shape is the channels along the network: the generator's begins with the noise, the critic's with the image.
+"""
+
+import functools
+
+import torch
+
+from kernels.cases.inputs import compiled_variant, in_place, normal
+from kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
+from kernels.spec import Case, Direction, Inputs, KernelSpec
+
+OPTIONS = {"lr": 5e-5, "clamp": 0.01}  # of the paper
+ROW_BYTES = 32  # of a chunk's row in the table that a program reads: three addresses and a count
+LISTS = ("param", "grad", "square_avg")
+
+RMSPROP_CLAMP_CASES = (
+    Case(network="critic", shape=(3, 64, 128, 256, 512, 1), options=OPTIONS),
+    Case(network="generator", shape=(100, 512, 256, 128, 64, 3), options=OPTIONS),
+)
+
+
+@functools.cache
+def dcgan_shapes(channels: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes of all parameters: 4x4 filters, a 3x3 one at 64 channels, gamma and beta of the norms.
+
+    No norm follows the critic's first convolution; none follows the last of either.
+    """
+    critic = channels[0] == 3
+    extra = channels[1] if critic else channels[-2]
+    filters = [(b, a, 4, 4) if critic else (a, b, 4, 4) for a, b in zip(channels, channels[1:], strict=False)]
+    norms = [(c,) for c in channels[1 + critic : -1] for _ in range(2)]
+    return (*filters, (extra, extra, 3, 3), *norms, (extra,), (extra,))
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """Float32 whatever the dtype, as weights are: at 0.01 bfloat16 is spaced wider than the learning rate."""
+    made: Inputs = {}
+    for seed, name in enumerate(LISTS):
+        for place, shape in enumerate(dcgan_shapes(case.shape)):
+            tensor = 0.01 * normal(shape, torch.float32, device, 100 * seed + place)
+            made[f"{name}_{place}"] = tensor.square() if name == "square_avg" else tensor
+    return made
+
+
+def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
+    sizes = [torch.Size(shape).numel() for shape in dcgan_shapes(case.shape)]
+    if variant == "triton":
+        return 20 * sum(sizes) + ROW_BYTES * sum(-(-n // BLOCK) for n in sizes)
+    return (20 if variant == "compile" else 68) * sum(sizes)
+
+
+def _operations(case: Case, direction: Direction) -> int:
+    return 10 * sum(torch.Size(shape).numel() for shape in dcgan_shapes(case.shape))
+
+
+_eager = in_place(rmsprop_clamp_foreach_, *LISTS)
+
+RMSPROP_CLAMP = KernelSpec(
+    name="rmsprop_clamp",
+    reference=in_place(rmsprop_clamp_ref, *LISTS),
+    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": in_place(rmsprop_clamp_, *LISTS)},
+    cases=RMSPROP_CLAMP_CASES,
+    inputs=_inputs,
+    differentiated=(),
+    bytes_moved=_bytes,
+    operations=_operations,
+    overwritten=("param_", "square_avg_"),
+)

@@ -1,0 +1,109 @@
+"""One launch over many tensors: a table of addresses on the device, a row for each chunk of each tensor."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+KEPT = 64  # tables; the gradients of a loop that frees them lie at one of a few addresses
+
+_Key = tuple[torch.device, int, int, tuple[int, ...], tuple[int, ...]]
+_tables: OrderedDict[_Key, torch.Tensor] = OrderedDict()
+_captured: dict[_Key, torch.Tensor] = {}  # graphs read these for as long as they live, which nobody here can know
+
+
+def memory_order(x: torch.Tensor) -> tuple[int, ...]:
+    """Returns the dimensions longer than one from the outermost in memory to the innermost.
+
+    Raises:
+        ValueError: if the tensor leaves gaps in memory or overlaps itself.
+    """
+    order = sorted((d for d in range(x.ndim) if x.shape[d] != 1), key=lambda d: x.stride()[d], reverse=True)
+    expected = 1
+    for d in reversed(order):
+        if x.stride(d) != expected and x.numel():
+            raise ValueError(
+                f"a tensor of shape {tuple(x.shape)} and strides {x.stride()} is not dense in memory; "
+                "call .contiguous() where it is made"
+            )
+        expected *= x.shape[d]
+    return tuple(order)
+
+
+def lying_as(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Returns `x` in the memory order of `like`, which is dense: itself, or a copy."""
+    moved = any(n != 1 and a != b for n, a, b in zip(like.shape, x.stride(), like.stride(), strict=True))
+    return torch.empty_like(like).copy_(x) if moved and like.numel() else x
+
+
+def table(lists: Sequence[Sequence[torch.Tensor]], block: int, element_bytes: int = 4) -> torch.Tensor:
+    """Returns the table of several lists of tensors that lie in memory alike.
+
+    It is a function of the addresses it is looked up by, so it can never be stale; tables a graph was captured with are
+    kept for good, and so are the last `KEPT` others.
+
+    Args:
+        lists: the same number of dense tensors each, of the same sizes in turn, on one device.
+        block: elements of a row at most.
+        element_bytes: of every tensor.
+
+    Returns:
+        int64 [rows, len(lists) + 5] on the device: an address for each list, the number of elements, how many elements
+        of all tensors lie before the row, the tensor's first row, its number of rows, its length along dimension 0.
+
+    Raises:
+        ValueError: if a graph is being captured and the addresses are new: a copy from the host cannot be captured.
+    """
+    first = lists[0]
+    device = first[0].device
+    addresses = tuple(t.data_ptr() for tensors in lists for t in tensors)
+    sizes = tuple(n for t in first for n in (t.numel(), t.shape[0] if t.ndim else 1))
+    key = (device, block, element_bytes, addresses, sizes)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    found = _captured.get(key)
+    if found is None:
+        found = _tables.get(key)
+    if found is None:
+        if capturing:
+            raise ValueError(
+                "a tensor has moved since the last step, and a CUDA graph is being captured; take a step before the "
+                "capture, and keep gradients where they are with zero_grad(set_to_none=False)"
+            )
+        found = _tables[key] = _made(addresses, sizes, block, element_bytes, device)
+        while len(_tables) > KEPT:
+            _tables.popitem(last=False)
+    elif key in _tables:
+        _tables.move_to_end(key)
+    if capturing:
+        _captured[key] = found
+    return found
+
+
+def _made(
+    addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int, device: torch.device
+) -> torch.Tensor:
+    filled = torch.tensor(table_rows(addresses, sizes, block, element_bytes), dtype=torch.int64)
+    if device.type == "cuda":  # from pinned memory, so that the host does not wait
+        return filled.pin_memory().to(device, non_blocking=True)
+    return filled
+
+
+def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int) -> list[tuple[int, ...]]:
+    """Returns the rows of `table`; sizes are pairs of elements and length along dimension 0."""
+    counts, lengths = sizes[::2], sizes[1::2]
+    lists = [addresses[i : i + len(counts)] for i in range(0, len(addresses), len(counts))]
+    made: list[tuple[int, ...]] = []
+    before = 0
+    for place, n in enumerate(counts):
+        first, rows = len(made), math.ceil(n / block)
+        for at in range(0, n, block):
+            start = (column[place] + at * element_bytes for column in lists)
+            made.append((*start, min(block, n - at), before + at, first, rows, lengths[place]))
+        before += n
+    return made
+
+
+def aligned(lists: Sequence[Sequence[torch.Tensor]]) -> bool:
+    """Whether every tensor begins at a multiple of 16 bytes, so that accesses may be wide."""
+    return all(t.data_ptr() % 16 == 0 for tensors in lists for t in tensors)
