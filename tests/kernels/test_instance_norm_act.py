@@ -76,7 +76,7 @@ def test_it_equals_its_reference(shape, act, pads, persistent, device):
     assert_same(ours, run(instance_norm_act_ref, *tensors, act=act, **paddings(*pads)))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_it_equals_its_reference_at_any_shape_and_padding(data, device):
     """Pads of up to one less than the edge, where both edges mirror a pixel, and maps of one row or column."""
@@ -94,7 +94,7 @@ def test_it_equals_its_reference_at_any_shape_and_padding(data, device):
 
 @pytest.mark.parametrize(
     ("act", "pads", "shape"),
-    [("none", (1, 1), (1, 1, 2, 4)), ("relu", (2, None), (1, 1, 4, 3)), ("leaky_relu", (0, 0), (2, 2, 3, 2))],
+    [("none", (1, 1), (1, 1, 2, 3)), ("relu", (2, None), (1, 1, 3, 3)), ("leaky_relu", (0, 0), (2, 1, 3, 2))],
 )
 def test_gradients_agree_with_finite_differences(act, pads, shape, device):
     tensors = made(shape, device, residual_pad=pads[1])
@@ -126,7 +126,7 @@ def test_half_precision_errs_no_more_than_twice_as_much_as_pytorch(dtype, persis
 @pytest.mark.parametrize(("mean", "deviation"), [(1e3, 1.0), (0.0, 1e-12), (1e15, 1e12), (-3e4, 30.0)])
 @pytest.mark.parametrize("persistent", [None, False])
 def test_far_means_and_extreme_sizes_lose_no_digits_in_float32(mean, deviation, persistent, device):
-    tensors = made((2, 8, 24, 24), device, dtype=torch.float32, mean=mean, deviation=deviation)
+    tensors = made((2, 8, 16, 16), device, dtype=torch.float32, mean=mean, deviation=deviation)
     exact = run(instance_norm_act_ref, *(None if t is None else t.double() for t in tensors), eps=1e-30)
     ours = run(instance_norm_act, *tensors, eps=1e-30, persistent=persistent)
     assert_same({name: values.double() for name, values in ours.items()}, exact, rtol=1e-4)
@@ -285,7 +285,8 @@ def test_it_compiles_without_a_graph_break(memory_format, device):
 
 @triton.jit
 def _no_barrier(arrived_ptr, expected):
-    """For programs that run one after another, twice."""
+    """For programs that run one after another, twice: counts, and waits for none."""
+    tl.atomic_add(arrived_ptr, 1)
 
 
 class _Twice:
@@ -300,6 +301,8 @@ class _Twice:
             options.pop("launch_cooperative_grid", None)
             self.kernel[grid](*arguments, **options)
             self.kernel[grid](*arguments, **options)
+            (arrived,) = (t for t in arguments if isinstance(t, torch.Tensor) and t.dtype == torch.int32)
+            assert (arrived == 2 * grid[1]).all()  # a counter for each image's columns
 
         return launch
 

@@ -168,7 +168,7 @@ def test_a_resnet_block_with_instance_norm_computes_what_eager_does(affine, memo
 
 def test_a_resnet_block_passes_gradcheck(device):
     torch.manual_seed(0)
-    block = ResNetBlock(3, False).to(device, torch.float64)
+    block = ResNetBlock(2, False).to(device, torch.float64)
     choose(block, Implementations(instance_norm_act="triton"))
-    x = torch.randn(1, 3, 6, 5, dtype=torch.float64, device=device, requires_grad=True)
-    assert torch.autograd.gradcheck(block, (x,), atol=1e-6)
+    x = torch.randn(1, 2, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,), atol=1e-6, fast_mode=True)
