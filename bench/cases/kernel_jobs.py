@@ -20,7 +20,7 @@ def _run(context: Context, only: tuple[str, ...], sample_budget_s: float) -> str
 
 def quick() -> tuple[Job, ...]:
     """Returns the jobs of `wallclock quick`."""
-    one_map = ("256x512x4x4",)
+    one_map = ("batch_norm_act", "256x512x4x4")
     summary = "norm, activation and residual at one of Darknet's maps"
     return (Job("kernels", summary, lambda context: "", lambda context: _run(context, one_map, 0.2)),)
 
