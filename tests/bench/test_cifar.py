@@ -116,7 +116,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["sprint", "darknet", pytest.param("wrn22", marks=pytest.mark.slow)])
 def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device, large_tiles):
     batch_size = 8  # the interpreter is slow
     split = synthetic_split(train=5 * batch_size, test=batch_size)
