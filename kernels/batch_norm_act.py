@@ -119,11 +119,13 @@ def _plan_for(x: torch.Tensor, persistent: bool | None) -> Plan:
     return plan(m, c, resident_programs=None if persistent is False else resident_programs(x.device))
 
 
-def _accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """Returns what sums of a storage type are kept in, to torch and to Triton."""
     return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """Returns a map in channels-last memory."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -151,10 +153,10 @@ def _forward(
         mean.zero_()
         var.zero_()
         return y, mean, var, byte
-    x, residual = _dense(x), None if residual is None else _dense(residual)
+    x, residual = dense(x), None if residual is None else dense(residual)
     m, c = x.numel() // x.shape[1], x.shape[1]
     cut = _plan_for(x, persistent)
-    wide, acc = _accumulator(x.dtype)
+    wide, acc = accumulator(x.dtype)
     columns = triton.cdiv(c, cut.block_c)
     options = {
         "AFFINE": weight is not None, "ACT": act, "RESIDUAL": residual is not None, "SAVE": save,
@@ -189,7 +191,7 @@ def _forward(
 def _forward_outputs(
     x: torch.Tensor, given_mean: torch.Tensor | None, save: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    wide, _ = _accumulator(x.dtype)
+    wide, _ = accumulator(x.dtype)
     moments = x.shape[1] if given_mean is None else 0
     y = torch.empty_like(x, memory_format=torch.channels_last)
     byte = torch.empty_like(y, dtype=torch.uint8) if save == "byte" else x.new_empty(0, dtype=torch.uint8)
@@ -235,10 +237,10 @@ def _backward(
     dx, dweight, dbias = _backward_outputs(dy)
     if dy.numel() == 0:
         return dx, dweight.zero_(), dbias.zero_()
-    dy, saved = _dense(dy), _dense(saved)
+    dy, saved = dense(dy), dense(saved)
     m, c = dy.numel() // dy.shape[1], dy.shape[1]
     cut = _plan_for(dy, persistent)
-    wide, acc = _accumulator(dy.dtype)
+    wide, acc = accumulator(dy.dtype)
     columns = triton.cdiv(c, cut.block_c)
     options = {
         "AFFINE": weight is not None, "ACT": act, "SAVE": save,
@@ -265,7 +267,7 @@ def _backward(
 
 
 def _backward_outputs(dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    wide, _ = _accumulator(dy.dtype)
+    wide, _ = accumulator(dy.dtype)
     dx = torch.empty_like(dy, memory_format=torch.channels_last)
     return dx, dy.new_empty(dy.shape[1], dtype=wide), dy.new_empty(dy.shape[1], dtype=wide)
 

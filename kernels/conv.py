@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
+from kernels.batch_norm_act import accumulator
 from kernels.jit import conv as jit
 
 PIXELS = 64  # that a filter's gradient takes at a time, of 16 bits each
@@ -71,16 +71,6 @@ def tiles(rows: int, columns: int, inner: int, element_bytes: int) -> Tiles:
 
 def _block(size: int, most: int) -> int:
     return min(max(triton.next_power_of_2(size), 16), most)
-
-
-def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
-    """Returns what sums of a storage type are kept in, to torch and to Triton."""
-    return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
-
-
-def dense(x: torch.Tensor) -> torch.Tensor:
-    """Returns a map in channels-last memory."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def new_map(like: torch.Tensor, n: int, channels: int, height: int, width: int) -> torch.Tensor:

@@ -10,14 +10,21 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from kernels.batch_norm_act import Act, Save, batch_norm_act, batch_norm_act_ref, check_norm, plan
+from kernels.batch_norm_act import (
+    Act,
+    Save,
+    accumulator,
+    batch_norm_act,
+    batch_norm_act_ref,
+    check_norm,
+    dense,
+    plan,
+)
 from kernels.conv import (
     Norm,
-    accumulator,
     conv,
     conv_affine_act,
     conv_transposed,
-    dense,
     filter_gradient,
     new_map,
     output_size,

@@ -101,7 +101,7 @@ def _places(pad: int, h: int, w: int) -> int:
 
 def _pixels_strided(x: torch.Tensor) -> torch.Tensor:
     """Returns a map whose channels lie side by side, whatever its other strides: itself, or its copy."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else norm._dense(x)
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else norm.dense(x)
 
 
 def _map_strides(x: torch.Tensor) -> tuple[int, int, int]:
@@ -132,11 +132,11 @@ def _forward(
     n, c, h, w = x.shape
     if x.numel() == 0:
         return y, mean.zero_(), var.zero_()
-    x, m = norm._dense(x), h * w
+    x, m = norm.dense(x), h * w
     inner = None if residual is None else interior(_pixels_strided(residual), residual_pad)
     strides = (0, 0, 0) if inner is None else _map_strides(inner)
     cut = _plan_for(n, c, h, w, x.device, persistent)
-    wide, acc = norm._accumulator(x.dtype)
+    wide, acc = norm.accumulator(x.dtype)
     columns = triton.cdiv(c, cut.block_c)
     tile = {"BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc}
     options = {
@@ -171,7 +171,7 @@ def _warps(cut: norm.Plan) -> int:
 
 
 def _forward_outputs(x: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    wide, _ = norm._accumulator(x.dtype)
+    wide, _ = norm.accumulator(x.dtype)
     return _padded_like(x, pad), x.new_empty(x.shape[:2], dtype=wide), x.new_empty(x.shape[:2], dtype=wide)
 
 
@@ -201,9 +201,9 @@ def _backward(
     n, c, h, w = x.shape
     if x.numel() == 0:
         return dx, dweight.zero_(), dbias.zero_(), dresidual
-    x, dy, m = norm._dense(x), _pixels_strided(dy), h * w
+    x, dy, m = norm.dense(x), _pixels_strided(dy), h * w
     cut = _plan_for(n, c, h, w, x.device, persistent)
-    wide, acc = norm._accumulator(x.dtype)
+    wide, acc = norm.accumulator(x.dtype)
     columns = triton.cdiv(c, cut.block_c)
     tile = {"BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc}
     options = {"AFFINE": weight is not None, "ACT": act, "PAD": pad, "PLACES": _places(pad, h, w)}
@@ -238,7 +238,7 @@ def _backward(
 def _backward_outputs(
     x: torch.Tensor, with_residual: bool, residual_pad: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    wide, _ = norm._accumulator(x.dtype)
+    wide, _ = norm.accumulator(x.dtype)
     dresidual = _padded_like(x, residual_pad) if with_residual else x.new_empty(0)
     dweight, dbias = (x.new_empty(x.shape[:2], dtype=wide) for _ in range(2))
     return torch.empty_like(x, memory_format=torch.channels_last), dweight, dbias, dresidual

@@ -143,8 +143,8 @@ def newton_schulz_gram(
         outweighs all others: there the multiple and the rest, 41 times the result, cancel, and did so with the algebra
         alone in float64 (7e-6). TensorFloat-32, which a GPU may use for float32, rounds factors to 11 bits.
     Cost: 4*M*M*N + (8*steps - 6)*M*M*M operations a matrix for M <= N: 0.47 times those of `newton_schulz` for
-        [256, 2304] and three steps; from 2*N <= 3*M on not fewer, and then it is `newton_schulz`. An H100 does as many
-        of them a second in float64 as in float32 (67e12); a GPU for games a 64th, so leave it to "eager" there.
+        [256, 2304] and three steps; from 2*N <= 3*M on not fewer, and then it is `newton_schulz`. On a GPU without
+        fast float64 leave it to "eager".
     """
     for x in stacks:
         if x.dtype != torch.float64:
@@ -209,8 +209,8 @@ def muon_eager_(
         steps: the same.
 
     Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
-    Cost: of the sprint network's filters on two cores of an AMD EPYC, 0.83 times filter by filter (176 ms to 212, 55
-        rounds in turn); by `newton_schulz_gram` 1.6 times, which is why only `muon_triton_` takes that.
+    Cost: a product for all filters of one shape. `newton_schulz_gram` is left to `muon_triton_`: in float64 it takes a
+        CPU longer than this.
     """
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, grads)

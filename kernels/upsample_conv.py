@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
-from kernels.conv import conv, conv_transposed, dense, filter_gradient, new_map
+from kernels.batch_norm_act import dense
+from kernels.conv import conv, conv_transposed, filter_gradient, new_map
 
 Implementation = Literal["eager", "triton"]
 

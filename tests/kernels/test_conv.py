@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels import conv
+from kernels.batch_norm_act import dense
 
 # n, c, h, w, k, r, s, stride, padding
 SHAPES = [
@@ -25,10 +26,10 @@ def made(shape, device, dtype=torch.float64):
     n, c, h, w, k, r, s, stride, padding = shape
     random = torch.Generator().manual_seed(0)
     x, filters = (torch.randn(size, dtype=dtype, generator=random) for size in ((n, c, h, w), (k, c, r, s)))
-    x, filters = (conv.dense(t.to(device)).requires_grad_() for t in (x, filters))
+    x, filters = (dense(t.to(device)).requires_grad_() for t in (x, filters))
     y = F.conv2d(x, filters, stride=stride, padding=padding)
     dy = torch.randn(y.shape, dtype=dtype, generator=random).to(device)
-    return x.detach(), filters.detach(), y.detach(), conv.dense(dy), torch.autograd.grad(y, (x, filters), dy)
+    return x.detach(), filters.detach(), y.detach(), dense(dy), torch.autograd.grad(y, (x, filters), dy)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -69,8 +70,8 @@ def test_a_filters_gradient_is_the_same_sum_in_any_number_of_splits(device, monk
 def test_statistics_are_those_of_the_output(mean, device):
     n, c, h, w, k = 4, 3, 9, 9, 5
     random = torch.Generator().manual_seed(0)
-    x = conv.dense(torch.randn(n, c, h, w, generator=random).to(device))
-    filters = conv.dense(torch.randn(k, c, 1, 1, generator=random).to(device))
+    x = dense(torch.randn(n, c, h, w, generator=random).to(device))
+    filters = dense(torch.randn(k, c, 1, 1, generator=random).to(device))
     filters[:, 0] = 1  # a channel that is `mean` nearly everywhere shifts every output
     x[:, 0] = mean
     y, (means, m2), rows = conv.conv(x, filters, stride=1, padding=0, stats=True)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.multi_tensor import memory_order, table, table_rows
 from kernels.rmsprop_clamp import BLOCK, RMSpropClamp, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
 
 EPS = torch.finfo(torch.float32).eps
@@ -175,24 +174,3 @@ def test_opcheck_finds_nothing_and_it_compiles_without_a_graph_break(device):
         update(tensors[0], grads, tensors[1], lr=1e-3, clamp=0.01)
         results.append(tensors[0] + tensors[1])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_tables_are_found_again_and_cover_every_element_once(device):
-    tensors = [t for t in made(device) if t.numel()]
-    lists = (tensors, tensors, tensors)
-    rows = table(lists, BLOCK)
-    assert table(lists, BLOCK) is rows
-    covered = [address + 4 * i for address, _, _, count, *_ in rows.tolist() for i in range(count)]
-    assert covered == [t.data_ptr() + 4 * i for t in tensors for i in range(t.numel())]
-
-
-def test_rows_beyond_two_to_the_31_elements():
-    start, n = 1 << 40, 3 * 2**31 + 5  # 24 GB that no test needs to hold
-    rows = table_rows([start], [n, n], 2**30, 4)
-    assert [row[0] for row in rows] == [start + i * 2**32 for i in range(7)]
-    assert sum(row[1] for row in rows) == n and [row[2] for row in rows] == [i * 2**30 for i in range(7)]
-
-
-def test_memory_order_ignores_dimensions_of_one():
-    assert memory_order(torch.zeros(7, 1, 1, 1)) == (0,)
-    assert memory_order(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)) == (0, 2, 3, 1)
