@@ -179,7 +179,7 @@ def test_the_interior_of_a_padded_map_is_read_in_place(channels, device, monkeyp
         copied.append(not t.is_contiguous(memory_format=torch.channels_last))
         return t.contiguous(memory_format=torch.channels_last)
 
-    monkeypatch.setattr(norm, "_dense", dense)
+    monkeypatch.setattr(norm, "dense", dense)
     expected = run(instance_norm_act_ref, x, None, None, residual, pad=1, residual_pad=2, dy=dy)
     for given_residual, residual_pad in ((interior(residual, 2), 0), (residual, 2)):
         leaf, given_leaf = x.detach().requires_grad_(), given_residual.detach().requires_grad_()
