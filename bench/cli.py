@@ -92,9 +92,10 @@ def _print_report(
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
         "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),
+        "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(
-            summary[~summary["metric"].isin(tables.TABLED) & (summary["benchmark"] != "static")]
+            summary[~summary["metric"].isin(tables.TABLED) & (~summary["benchmark"].isin(tables.OF_THEIR_OWN))]
         ),
     }
     titled = {title: rows for title, rows in titled.items() if rows[1]}

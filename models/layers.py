@@ -5,13 +5,15 @@ Shape legend: N batch, C channels, H, W height and width; activations are NCHW t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.recipes.recipe import Implementations, Save
+from models.recipes.recipe import Implementation, Implementations, Save
 
 if TYPE_CHECKING:  # triton is imported where it is used
     from kernels.conv_bn_act import Deferred
@@ -30,6 +32,28 @@ def choose(model: nn.Module, implementations: Implementations) -> None:
     for layer in model.modules():
         if isinstance(layer, BatchNormAct | InstanceNormAct | ResidualSum):
             layer.implementations = implementations
+
+
+class Unit(nn.Module):
+    """Convolutions and norms of which each may leave work to the next: what is fastest is chosen for all together."""
+
+    def chosen_norms(self) -> list[BatchNormAct]:
+        """Returns the norms whose `conv_bn_act` makes a difference, in the order they are computed."""
+        return [layer for layer in self.modules() if isinstance(layer, BatchNormAct)]
+
+    def choose(self, choices: Sequence[Implementation]) -> None:
+        """Tells each of `chosen_norms` how to carry out its convolution."""
+        for norm, choice in zip(self.chosen_norms(), choices, strict=True):
+            norm.implementations = replace(norm.implementations, conv_bn_act=choice)
+
+
+def units(model: nn.Module) -> dict[str, Unit]:
+    """Returns the outermost units of a network by their names in it."""
+    found: dict[str, Unit] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Unit) and not any(name.startswith(f"{outer}." if outer else "") for outer in found):
+            found[name] = layer
+    return found
 
 
 def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
@@ -233,7 +257,7 @@ class InstanceNormAct(nn.Module):
         return F.pad(z, (self.pad,) * 4, mode="reflect") if self.pad else z
 
 
-class ConvBNAct(nn.Sequential):
+class ConvBNAct(nn.Sequential, Unit):
     """Convolution without bias and with "same" padding for odd kernels, then batch norm and an activation.
 
     Args:
@@ -253,6 +277,12 @@ class ConvBNAct(nn.Sequential):
             BatchNormAct(channels_out, act=act, momentum=momentum),
         )
 
+    @property
+    def reads_deferred(self) -> bool:
+        """Whether the convolution is ours, and so applies a norm left to it."""
+        (norm_act,) = self.chosen_norms()
+        return norm_act.implementations.conv_bn_act == "triton"
+
     def forward(
         self, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool = False
     ) -> torch.Tensor | Deferred:
@@ -270,12 +300,12 @@ class Chain(nn.Sequential):
         *layers, last = self
         y: torch.Tensor | Deferred = x
         for layer, following in zip(layers, [*layers[1:], last], strict=True):
-            defers = isinstance(layer, ConvBNAct) and isinstance(following, ConvBNAct)
+            defers = isinstance(layer, ConvBNAct) and isinstance(following, ConvBNAct) and following.reads_deferred
             y = layer(y, defer=True) if defers else layer(y)
         return last(y) if residual is None else last(y, residual)
 
 
-class Residual(nn.Module):
+class Residual(Unit):
     """Adds a branch to its input: `x + branch(x)`; the branch's last layer takes the sum.
 
     The lesson wrote `x.add_(branch(x))` to save one activation of memory. Autograd refuses to train that: the branch's

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.layers import BatchNormAct
+from models.layers import BatchNormAct, Unit
 
 WHITEN_SIZE = 2
 WHITEN_CHANNELS = 2 * 3 * WHITEN_SIZE**2  # each eigenvector and its negative
@@ -34,7 +34,7 @@ def whitening_filters(images: torch.Tensor, eps: float = 5e-4) -> torch.Tensor:
     return torch.cat([filters, -filters])
 
 
-class SprintGroup(nn.Module):
+class SprintGroup(Unit):
     """Conv, 2x2 max-pool, BN, GELU, conv, BN, GELU; the convolutions start as the identity on their first channels.
 
     Pooling before the norm quarters what the norm and the activation have to read.

@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from models.layers import BatchNormAct, ResidualSum, convolved
+from models.layers import BatchNormAct, ResidualSum, Unit, convolved
 
 BRANCH_SCALE = 0.2  # fast.ai's: keeps the sum's variance near its input's, which lets the 1cycle peak be 1.5
 
 
-class PreActivationBlock(nn.Module):
+class PreActivationBlock(Unit):
     """BN-ReLU-conv, BN-ReLU-conv, scaled, plus a shortcut taken *after* the first activation.
 
     Args:
@@ -28,6 +28,10 @@ class PreActivationBlock(nn.Module):
             nn.Identity() if same_shape else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
         )
         self.sum = ResidualSum(BRANCH_SCALE)
+
+    def chosen_norms(self) -> list[BatchNormAct]:
+        """Returns the second norm; the first has no convolution before it within the block."""
+        return [self.norm_act2]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the block's output, [N, channels_out, ceil(H / stride), ceil(W / stride)]."""

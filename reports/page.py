@@ -17,8 +17,10 @@ from reports.store import StoreError
 from reports.tables import (
     CLOCK,
     NAMES,
+    OF_THEIR_OWN,
     SUMMARY_NAMES,
     TABLED,
+    choice_rows,
     distinctions,
     interval_text,
     percent,
@@ -62,6 +64,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
         verdicts=_verdicts(samples),
         kernels=kernel_cells(kernel_summary(samples)),
         failed=failed_rows(samples),
+        choices=choice_rows(samples),
         compiled=static_rows(samples),
         summary=_summary(samples),
         runs=_runs(runs),
@@ -185,7 +188,7 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
-    rows = summarise(samples[~samples["metric"].isin(TABLED) & (samples["benchmark"] != "static")])
+    rows = summarise(samples[~samples["metric"].isin(TABLED) & ~samples["benchmark"].isin(OF_THEIR_OWN)])
     distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
         {

@@ -18,6 +18,7 @@ CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
 # What has a table of its own.
 KERNELS = ("latency", "issue", "predicted_bytes", "operations", "saved_bytes", "peak_bytes", "error")
 TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS)
+OF_THEIR_OWN = ("static", "choices")  # benchmarks that have
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
@@ -168,6 +169,34 @@ def phase_rows(frame: "pd.DataFrame") -> Rows:
     return header, rows
 
 
+def choice_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of what was measured to choose each unit's convolutions.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["unit", "eager ms", "fastest ms", "fastest", "failed", "chosen"]
+    frame = frame[frame["benchmark"] == "choices"]
+    rows = []
+    for case, group in frame.groupby("case", sort=False, observed=True):
+        times = group[group["metric"] == "latency"].groupby("variant", sort=False, observed=True)["value"].median()
+        if times.empty:
+            continue
+        failed = group.loc[group["status"] == "failed", "variant"]
+        eager = next((name for name in times.index if set(name.split(", ")) == {"eager"}), None)
+        rows.append(
+            [
+                f"{case} ({len(group['units'].iloc[0].split())} alike)",
+                significant(1e3 * times[eager]) if eager else "failed",
+                significant(1e3 * times.min()),
+                str(times.idxmin()),
+                "; ".join(failed.unique()),
+                "; ".join(group.loc[group["chosen"].eq(True), "variant"].unique()),
+            ]
+        )
+    return header, rows
+
+
 def terminal(rows: Rows) -> "Table":
     """Returns the table for `rich.print`; names are shown as they are, never read as markup."""
     from rich.box import SIMPLE_HEAD
@@ -177,7 +206,7 @@ def terminal(rows: Rows) -> "Table":
     header, cells = rows
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in header:
-        numeric = name not in ("case", "variant", "metric", "unit", "error")
+        numeric = name not in ("case", "variant", "metric", "unit", "error", "fastest", "failed", "chosen")
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name in ("n", "median"))
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))

@@ -33,6 +33,15 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {words[:300]}".rstrip(": ")
 
 
+def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
+    """Returns the largest error of any tensor as a share of its largest exact value; infinite for a NaN."""
+    errors = [
+        ((ours.double() - right.double()).abs().max() / right.double().abs().max().clamp_min(1e-30)).item()
+        for ours, right in zip(found, exact, strict=True)
+    ]
+    return max(errors) if all(error == error for error in errors) else float("inf")
+
+
 class Trial:
     """One operation at one case: its inputs, its reference results, and what is recorded of its variants.
 
@@ -96,11 +105,7 @@ class Trial:
 
     def _error(self, variant: str) -> float:
         found = self._results(self.spec.variants[variant], self._of(variant))
-        errors = [
-            ((ours.double() - exact.double()).abs().max() / exact.double().abs().max().clamp_min(1e-30)).item()
-            for ours, exact in zip(found, self.exact, strict=True)
-        ]
-        return max(errors) if all(error == error for error in errors) else float("inf")
+        return relative_error(found, self.exact)
 
     def check(self, variant: str) -> tuple[float, float]:
         """Returns a variant's error against the float64 reference, and what is allowed."""

@@ -3,21 +3,25 @@
 import functools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from bench.cases.kernels import interpreted
+from bench.choices import Choices, recorded_choices, tried_choices
 from bench.environment import Telemetry, provenance, resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
-from bench.tasks.training import Diverged, Evaluated, Event, Finished, Trainer, check_runnable
+from bench.tasks.training import DTYPES, Diverged, Evaluated, Event, Finished, Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
+from kernels.spec import available
 from loaders.batches import Split
 from loaders.cifar10 import load_cifar10
 from loaders.synthetic import synthetic_split
+from models.build import build_model
 from models.recipes.recipe import Recipe
 from reports.reading import load
 from reports.schema import Run, RunStatus, Sample
@@ -130,6 +134,7 @@ class CifarRun:
         estimate_s: what the first seed is judged by.
         done: seeds that the records hold already.
         diverged: whether one of them diverged.
+        choices: of units, that the records hold already.
     """
 
     def __init__(
@@ -142,8 +147,10 @@ class CifarRun:
         estimate_s: float = 0.0,
         done: frozenset[int] = frozenset(),
         diverged: bool = False,
+        choices: Mapping[str, Choices] | None = None,
     ) -> None:
         self.request, self.split, self.writer = request, split, writer
+        self.choices = dict(choices or {})
         self.deadline, self.done, self.diverged = deadline or Deadline(None), done, diverged
         self.device = torch.device(request.device)
         self._slowest_s = estimate_s
@@ -159,6 +166,8 @@ class CifarRun:
         """
         stopped = ""
         with self.writer, Telemetry(self.device.index or 0 if self.device.type == "cuda" else None) as telemetry:
+            if self.request.recipe.implementations.conv_bn_act == "auto":
+                self._choose()
             for seed in (s for s in range(self.request.seeds) if s not in self.done):
                 if self.deadline.remaining_s() < self._slowest_s:
                     stopped = f"stopped before seed {seed}: the budget does not hold another seed"
@@ -207,9 +216,31 @@ class CifarRun:
     def _numerics(self, seed: int) -> Any:
         return numerics(seed=seed, keep_heap=self.request.recipe.implementations.keep_heap)
 
+    def _trainer(self, seed: int, clocks: RunClocks) -> Trainer:
+        return Trainer(
+            self.request.recipe, self.split, device=self.device, seed=seed, clocks=clocks, choices=self.choices
+        )
+
+    def _choose(self) -> None:
+        """Measures what carries out each unit's convolutions, unless a run that goes on has done so."""
+        implementations = self.request.recipe.implementations
+        why_not = available("triton", self.device) or interpreted("triton", self.device)
+        if why_not:
+            self.writer.note(f"conv_bn_act is eager everywhere: {why_not}")
+            return
+        recipe, device = self.request.recipe, self.device
+        pixels_NHWC = self.split.train.images_NHWC[: recipe.batch_size].to(device)
+        with self._numerics(0):
+            model = build_model(recipe, len(self.split.train.classes), device)
+            images = (pixels_NHWC.permute(0, 3, 1, 2) / 127.5 - 1).to(DTYPES[recipe.precision])
+            for tried in tried_choices(model, images, images.dtype, implementations, self.choices):
+                for one in tried:
+                    self.writer.add(*one.samples({"device": device.type, "precision": recipe.precision}))
+                    self.choices |= dict.fromkeys(one.units, one.choices) if one.chosen else {}
+
     def _train(self, seed: int, clocks: RunClocks, telemetry: Telemetry, observe: Observer) -> None:
         with self._numerics(seed):
-            trainer = Trainer(self.request.recipe, self.split, device=self.device, seed=seed, clocks=clocks)
+            trainer = self._trainer(seed, clocks)
             for event in trainer.train():
                 if isinstance(event, Evaluated):
                     at = {"seed": seed, "epoch": event.epoch, "step": event.step, **telemetry.read()}
@@ -250,7 +281,7 @@ class CifarRun:
         """Splits steps at full resolution into phases, in a pass of its own: timed and plain steps take turns."""
         request, device = self.request, self.device
         with self._numerics(0):
-            trainer = Trainer(request.recipe, self.split, device=device, seed=0, clocks=RunClocks(device))
+            trainer = self._trainer(0, RunClocks(device))
             trainer.model.train()
             phases, unmeasured = PhaseTimer(device), PhaseTimer(device, enabled=False)
             whole = {True: PhaseTimer(device), False: PhaseTimer(device)}
@@ -352,4 +383,5 @@ def resumed_run(path: Path) -> CifarRun:
     samples = load(path)
     finals = samples[samples["metric"] == "final_accuracy"]
     done = frozenset(int(seed) for seed in finals["seed"])
-    return CifarRun(request, split, writer, done=done, diverged=bool((finals["status"] == "diverged").any()))
+    diverged = bool((finals["status"] == "diverged").any())
+    return CifarRun(request, split, writer, done=done, diverged=diverged, choices=recorded_choices(samples))

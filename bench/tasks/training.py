@@ -2,18 +2,20 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from bench.choices import Choices
 from bench.timing import PhaseTimer, RunClocks
 from kernels.augment import Augmentation
 from kernels.spec import available
 from loaders.batches import Split
 from loaders.device import DeviceBatches
 from models.build import build_model, build_optimizers
+from models.layers import units
 from models.recipes.recipe import MuonSGD, Recipe, TestTimeAugmentation
 from models.sprint import Sprint
 
@@ -100,12 +102,22 @@ class Trainer:
         device: "cpu" or a CUDA device.
         seed: of the pipeline.
         clocks: started by the caller when the process or the seed begins.
+        choices: how each unit named carries out its convolutions; see `bench.choices`.
 
     Raises:
         ValueError: if the recipe cannot run on this device or this data.
     """
 
-    def __init__(self, recipe: Recipe, split: Split, *, device: torch.device, seed: int, clocks: RunClocks) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        split: Split,
+        *,
+        device: torch.device,
+        seed: int,
+        clocks: RunClocks,
+        choices: Mapping[str, Choices] | None = None,
+    ) -> None:
         check_runnable(recipe, split, device)
         implementations = recipe.implementations
         self.recipe, self.device, self.seed, self.clocks = recipe, device, seed, clocks
@@ -113,6 +125,8 @@ class Trainer:
         clocks.start_resident()
         self.dtype = DTYPES[recipe.precision]
         self.model = build_model(recipe, len(split.train.classes), device)
+        for name, chosen in (choices or {}).items():
+            units(self.model)[name].choose(chosen)
         self.optimizers = build_optimizers(recipe, self.model)
         self.scaler = self._new_scaler()
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size

@@ -10,6 +10,7 @@ from models.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
+Choice = Literal["eager", "triton", "auto"]
 Save = Literal["input", "output", "byte"]
 # What Triton kernels can carry out.
 TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "optimizer")
@@ -103,7 +104,8 @@ class Implementations:
         keep_heap: keep freed memory in the process (CPU only): by default each big activation goes back to the kernel,
             which clears its pages in every step (183,000 page faults a step; 13% of the time).
         conv_bn_act: "triton" takes a convolution and the norm after it in our kernels: the norm's statistics come from
-            the convolution, and the next convolution applies the norm where nothing else reads it.
+            the convolution, and the next convolution applies the norm where nothing else reads it. "auto" measures
+            both before the first seed, layer by layer, and takes the faster one of those that are right.
         batch_norm_act: "triton" takes norm and activation (and a residual after them) in one kernel.
         batch_norm_save: what that kernel keeps for backward; see `kernels.batch_norm_act`.
         residual: "triton" writes a residual sum into its branch's memory.
@@ -116,7 +118,7 @@ class Implementations:
     compile: bool = False
     cuda_graph: bool = False
     keep_heap: bool = False
-    conv_bn_act: Implementation = "eager"
+    conv_bn_act: Choice = "eager"
     batch_norm_act: Implementation = "eager"
     batch_norm_save: Save = "input"
     residual: Implementation = "eager"
@@ -133,6 +135,7 @@ class Implementations:
     def variant(self) -> str:
         """The name of this choice in the records: `eager`, or what is switched on, such as `compile+cuda_graph`."""
         kernels = ("triton",) if self.triton == TRITON_OPERATIONS else tuple(f"triton {name}" for name in self.triton)
+        kernels += ("auto conv_bn_act",) if self.conv_bn_act == "auto" else ()
         return "+".join([*(name for name in ("compile", "cuda_graph") if getattr(self, name)), *kernels]) or "eager"
 
 
