@@ -65,6 +65,9 @@ class KernelSpec:
         bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
         operations: of a case and a direction: additions and multiplications.
         loose: errors allowed to variants that keep less than is exact.
+        in_place: how the names of inputs begin that one variant alone overwrites, by the variant; it has copies likewise,
+            and its result is its value.
+        only_at: variants that do not carry out every case, by name: whether they do one.
     """
 
     name: str
@@ -78,11 +81,18 @@ class KernelSpec:
     loose: Mapping[str, float] = field(default_factory=dict)
     static_cases: tuple[Case, ...] = ()
     overwritten: tuple[str, ...] = ()
+    in_place: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only_at: Mapping[str, Callable[[Case], bool]] = field(default_factory=dict)
 
-    def own(self, inputs: Inputs) -> Inputs:
-        """Returns the inputs with copies of those that are overwritten, in the same memory order."""
+    def variants_at(self, case: Case) -> list[str]:
+        """Returns the names of the variants that carry out a case."""
+        return [name for name in self.variants if name not in self.only_at or self.only_at[name](case)]
+
+    def own(self, inputs: Inputs, variant: str) -> Inputs:
+        """Returns the inputs with copies of those that a variant overwrites, in the same memory order."""
+        spoilt = self.overwritten + self.in_place.get(variant, ())
         return {
-            name: tensor.clone() if tensor is not None and name.startswith(self.overwritten) else tensor
+            name: tensor.clone() if tensor is not None and name.startswith(spoilt) else tensor
             for name, tensor in inputs.items()
         }
 

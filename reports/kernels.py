@@ -30,8 +30,8 @@ def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         `latency_low_us` and `latency_high_us`, `issue_us` (what the host took to queue a call; GPU only),
         `predicted_bytes`, `predicted_us` (what they take at the speed of the copy measured in the same run), `gb_per_s`
         and `share_of_copy` (predicted bytes over the latency, and against that copy), `operations`, `tflop_per_s`,
-        `saved_mb`, `peak_mb`, `error`, and for each other variant of the case `x_<variant>`: its latency over this
-        one's.
+        `saved_mb`, `beyond_output_mb` (of that, what is not the result itself), `peak_mb`, `error`, and for each other
+        variant of the case `x_<variant>`: its latency over this one's.
     """
     import pandas as pd
 
@@ -69,6 +69,7 @@ def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     add("operations", "operations", GROUP, "max")
     table["tflop_per_s"] = table["operations"] / table["latency_us"] / 1e6
     add("saved_mb", "saved_bytes", CASE, "max", 1e-6)
+    add("beyond_output_mb", "saved_beyond_output_bytes", CASE, "max", 1e-6)
     add("peak_mb", "peak_bytes", CASE, "max", 1e-6)
     add("error", "error", CASE, "max")
     for variant in dict.fromkeys(table["variant"]):
@@ -158,6 +159,7 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
                 "TFLOP/s": _or_nothing(row["tflop_per_s"] if arithmetic else math.nan),
                 "us to queue": _or_nothing(row["issue_us"]),
                 "MB kept": _or_nothing(row["saved_mb"]),
+                "MB kept beyond y": _or_nothing(row["beyond_output_mb"]),
                 "MB peak": _or_nothing(row["peak_mb"]),
                 "error": "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
             }

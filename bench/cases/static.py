@@ -125,8 +125,8 @@ def _recorded() -> Iterator[dict[str, Any]]:
 def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[str]]]:
     """Yields operations and cases that hold all words, with the variants that have Triton kernels."""
     for spec in SPECS.values():
-        variants = [v for v in spec.variants if v.startswith("triton")]
         for case in spec.static_cases or spec.cases:
+            variants = [v for v in spec.variants_at(case) if v.startswith("triton")]
             if variants and all(word in f"{spec.name} {case.name}".split() for word in only):
                 yield spec, case, variants
 

@@ -57,7 +57,8 @@ def test_samples_and_table_of_a_case(tiny, tmp_path):
     assert set(latency["round"]) == {0, 1} and (latency["value"] > 0).all()
     assert frame[frame["metric"] == "error"]["value"].between(1e-9, 1e-5).all()
     assert frame[frame["metric"] == "saved_bytes"]["value"].min() >= 4 * 8 * 6 * 6 * 4
-    assert {done.variant for done in seen if "interpreter is not timed" in done.why_not} == {"triton", "triton_byte"}
+    ours = {"triton", "triton_byte", "triton_output"}
+    assert {done.variant for done in seen if "interpreter is not timed" in done.why_not} == ours
     summary = kernel_summary(frame).set_index(["variant", "direction", "cache"])
     both = summary.loc[("eager", "both", "hot")]
     elements = 4 * 8 * 6 * 6
@@ -247,7 +248,7 @@ def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
     for case in small.cases:
         trial = kernels.Trial(small, case, "fp32", device)
         trial.prepare()
-        for variant in (v for v in small.variants if v != "compile" and not available(v, device)):
+        for variant in (v for v in small.variants_at(case) if v != "compile" and not available(v, device)):
             error, allowed = trial.check(variant)
             assert error <= allowed, f"{case.name} {variant}: {error:.1e} > {allowed:.1e}"
         trial.call("eager", "forward")()
@@ -304,6 +305,28 @@ def test_specs_refuse_what_is_named_twice_and_what_has_no_judge():
         replace(spec, cases=spec.cases * 2)
     with pytest.raises(ValueError, match="no variant 'eager'"):
         replace(spec, variants={"triton": spec.variants["triton"]})
+
+
+def test_an_output_is_kept_alone_where_it_can_be_inverted():
+    spec = SPECS["batch_norm_act"]
+    at = {case.name: "triton_output" in spec.variants_at(case) for case in spec.cases}
+    assert at["darknet 256x64x16x16 leaky_relu"] and not at["darknet 256x64x16x16 leaky_relu residual"]
+    assert not at["sprint 500x64x15x15 gelu"] and not at["dcgan 64x64x32x32 relu"]
+
+
+def test_a_variant_in_place_overwrites_copies_of_its_own(device):
+    spec = SPECS["residual"]
+    case = replace(spec.cases[0], shape=(2, 8, 5, 3))
+    trial = kernels.Trial(spec, case, "fp32", device)
+    trial.prepare()
+    before = trial.inputs["branch"].clone()
+    trial.call("triton_inplace", "both")()
+    error, allowed = trial.check("triton_inplace")
+    assert error <= allowed and torch.equal(trial.inputs["branch"], before)
+    own = spec.own(trial.inputs, "triton_inplace")
+    y = spec.variants["triton_inplace"](**own, **case.options)
+    assert y.data_ptr() == own["branch"].data_ptr() and not torch.equal(own["branch"], before)
+    assert spec.own(trial.inputs, "triton")["branch"] is trial.inputs["branch"]
 
 
 def compiled(**changes):
