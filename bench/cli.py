@@ -215,7 +215,7 @@ def run_kernels(
     words = tuple(word for text in only or () for word in text.split())
     if static:
         if resume is not None or dtype != "bf16" or device != "auto":
-            raise ValueError("--static compiles for bf16 and runs nothing; leave out --dtype, --device and --resume")
+            raise ValueError("--static chooses the types and runs nothing; leave out --dtype, --device and --resume")
         _run_static(words, out, update_baseline=update_baseline, as_json=json_)
         return
     if update_baseline:

@@ -140,8 +140,8 @@ def compile_all(only: tuple[str, ...] = ()) -> list[Compiled]:
     made: dict[str, Compiled] = {}
     for spec, case, variants in chosen(only):
         with _recorded() as found:
-            for variant in variants:
-                _run(spec, case, variant)
+            for variant, dtype in _forms(spec, case, variants):
+                _run(spec, case, variant, dtype)
         for hashed, (target, function, kernel) in found.items():
             if hashed not in made:
                 made[hashed] = _examined(target, function, kernel)
@@ -149,10 +149,18 @@ def compile_all(only: tuple[str, ...] = ()) -> list[Compiled]:
     return sorted(made.values(), key=lambda c: c.key)
 
 
-def _run(spec: KernelSpec, case: Case, variant: str) -> None:
-    inputs = spec.inputs(case, torch.bfloat16, torch.device("cpu"))
+def _forms(spec: KernelSpec, case: Case, variants: list[str]) -> Iterator[tuple[str, torch.dtype]]:
+    """Yields what is compiled of a case: bfloat16 of all; at main shapes the other types, and what is no benchmark."""
+    yield from ((variant, torch.bfloat16) for variant in variants)
+    if case in spec.main_cases:
+        yield from ((variant, torch.bfloat16) for variant in spec.static_variants)
+        yield from (("triton", dtype) for dtype in (torch.float16, torch.float32))
+
+
+def _run(spec: KernelSpec, case: Case, variant: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    inputs = spec.inputs(case, dtype, torch.device("cpu"))
     leaves = {n: t.requires_grad_() if t is not None and n in spec.differentiated else t for n, t in inputs.items()}
-    y = spec.variants[variant](**leaves, **case.options)
+    y = {**spec.variants, **spec.static_variants}[variant](**leaves, **case.options)
     if spec.differentiated:
         wanted = [t for n in spec.differentiated if (t := leaves[n]) is not None]
         torch.autograd.grad(y, wanted, torch.empty_like(y))

@@ -28,7 +28,16 @@ NORM_CASES = (
     *(_norm_case("wrn22", 512, c, edge, "relu") for c, edge in [(16, 32), (96, 32), (96, 16), (192, 16), (192, 8)]),
     _norm_case("wrn22", 512, 384, 8, "relu"),
     *(_norm_case("dcgan", 64, c, edge, "relu") for c, edge in [(512, 4), (256, 8), (128, 16), (64, 32)]),
-    *(_norm_case("dcgan", 64, c, edge, "leaky_relu") for c, edge in [(64, 32), (128, 16), (256, 8), (512, 4)]),
+    *(  # the critic's
+        Case(network="dcgan", shape=(64, c, edge, edge), options={"act": "leaky_relu", "negative_slope": 0.2})
+        for c, edge in [(64, 32), (128, 16), (256, 8), (512, 4)]
+    ),
+)
+# One that takes two phases and one that a program keeps, with a sum and without.
+MAIN = (
+    "darknet 256x64x16x16 leaky_relu residual",
+    "darknet 256x512x2x2 leaky_relu",
+    "sprint 500x256x7x7 gelu",
 )
 
 
@@ -108,9 +117,20 @@ def _norm_triton(
     act: Any,
     negative_slope: float = SLOPE,
     save: Any = "input",
+    training: bool = True,
+    running: bool = False,
 ) -> torch.Tensor:
+    statistics = (torch.zeros_like(weight), torch.ones_like(weight)) if running else (None, None)
     return batch_norm_act(
-        x, weight, bias, None, None, training=True, act=act, negative_slope=negative_slope, residual=residual, save=save
+        x,
+        weight,
+        bias,
+        *statistics,
+        training=training,
+        act=act,
+        negative_slope=negative_slope,
+        residual=residual,
+        save=save,
     )
 
 
@@ -166,6 +186,11 @@ BATCH_NORM_ACT = KernelSpec(
         "triton_output": functools.partial(_norm_triton, save="output"),
     },
     cases=NORM_CASES,
+    main_cases=tuple(case for case in NORM_CASES if case.name in MAIN),
+    static_variants={
+        "training": functools.partial(_norm_triton, running=True),  # which moves the running statistics too
+        "evaluation": functools.partial(_norm_triton, running=True, training=False),
+    },
     inputs=_norm_inputs,
     differentiated=("x", "weight", "bias", "residual"),
     loose={"triton_byte": 0.05},

@@ -192,6 +192,7 @@ CONV_BN_ACT = KernelSpec(
     },
     cases=CASES,
     static_cases=STATIC_CASES,
+    main_cases=tuple(case for case in STATIC_CASES if case.options["form"] == "block"),
     inputs=_inputs,
     differentiated=("x", *(f"{name}{place}" for place in (1, 2) for name in ("filters", "weight", "bias"))),
     bytes_moved=_bytes,

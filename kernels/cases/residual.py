@@ -80,6 +80,7 @@ RESIDUAL = KernelSpec(
         "triton_inplace": _residual_in_place,
     },
     cases=RESIDUAL_CASES,
+    main_cases=RESIDUAL_CASES[:1],
     inputs=_residual_inputs,
     differentiated=("branch", "x"),
     in_place={"triton_inplace": ("branch",)},
