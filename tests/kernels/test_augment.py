@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.augment import GREY, MEAN, STD, Augmentation, augment, augment_fused, augment_ref, draw
+from kernels.cases.augment import augment_masks
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-6}  # float32 rounding of values up to 2.2
 
@@ -94,6 +95,19 @@ def test_each_part_alone_and_none() -> None:
         corner = (int(offsets[row, 0]), int(offsets[row, 1]))
         torch.testing.assert_close(cropped[row], augment_ref(images[index], corner), **TOLERANCE)
         torch.testing.assert_close(flipped[row], augment_ref(images[index], flip=bool(flips[row])), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("height", "width", "pad"), [(5, 7, 4), (32, 32, 2), (6, 6, 0)])
+def test_the_loader_with_masks_makes_the_references_pixels(height: int, width: int, pad: int) -> None:
+    images = images_of(40, height, width)
+    random = torch.Generator().manual_seed(1)
+    offsets = torch.randint(-pad, pad + 1, (40, 2), generator=random)
+    flips = torch.rand(40, generator=random) < 0.5
+    padded = torch.nn.functional.pad(augment(images, torch.arange(40)), (pad,) * 4, mode="reflect")
+    found = augment_masks(padded, offsets, flips, height, width)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for image, offset, flip, got in zip(images, offsets.tolist(), flips.tolist(), found, strict=True):
+        torch.testing.assert_close(got, augment_ref(image, tuple(offset), flip), **TOLERANCE)
 
 
 def test_a_flip_mirrors_the_crop_not_the_image() -> None:

@@ -159,6 +159,33 @@ def test_augment(place, monkeypatch):
     assert (0.85 + 2) / 3 < found < (0.9 + 2) / 3
 
 
+class Selected(TorchDispatchMode):
+    """Counts the bytes of maps that operators read and write; of a selection, what is selected, on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+            self.bytes += 2 * (result if function is torch.ops.aten.index.Tensor else args[2]).nbytes
+        elif not function.is_view and "empty" not in str(function):
+            self.bytes += sum(t.nbytes for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor))
+        return result
+
+
+def test_augmentation_by_masks():
+    spec = SPECS["augment"]
+    case = replace(spec.cases[0], shape=(200, 3, 32, 32))
+    trial = Trial(replace(spec, cases=(case,)), case, "bf16", torch.device("cpu"))
+    trial.prepare()
+    call = trial.call("masks", "forward")
+    with Selected() as selected:
+        call()
+    assert selected.bytes / spec.bytes_moved(case, "masks", "forward", 2) == pytest.approx(1, abs=0.02)
+
+
 class Operands(TorchDispatchMode):
     """Counts the bytes of what each operator of PyTorch reads and writes; views cost nothing."""
 
