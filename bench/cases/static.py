@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Compiled:
             kernel's nature makes them so.
         tensor_cores: whether its products run on tensor cores; 1 where there are none.
         occupancy: warps that fit on a multiprocessor, as a share of the most.
-        cases: that launch it.
+        case: that launched it first.
     """
 
     kernel: str
@@ -68,7 +68,7 @@ class Compiled:
     narrow: int
     tensor_cores: int
     occupancy: float
-    cases: list[str] = field(default_factory=list)
+    case: str
 
     @property
     def key(self) -> str:
@@ -131,22 +131,21 @@ def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[
                 yield spec, case, variants
 
 
-def compile_all(only: tuple[str, ...] = ()) -> list[Compiled]:
-    """Compiles every Triton kernel at every case.
+def compile_all(only: tuple[str, ...] = ()) -> Iterator[Compiled]:
+    """Compiles every Triton kernel at every case, and yields each once.
 
     Args:
         only: words that operation and case must hold.
     """
-    made: dict[str, Compiled] = {}
+    made: set[str] = set()
     for spec, case, variants in chosen(only):
         with _recorded() as found:
             for variant, dtype in _forms(spec, case, variants):
                 _run(spec, case, variant, dtype)
         for hashed, (target, function, kernel) in found.items():
             if hashed not in made:
-                made[hashed] = _examined(target, function, kernel)
-            made[hashed].cases.append(f"{spec.name} {case.name}")
-    return sorted(made.values(), key=lambda c: c.key)
+                made.add(hashed)
+                yield _examined(target, function, kernel, f"{spec.name} {case.name}")
 
 
 def _forms(spec: KernelSpec, case: Case, variants: list[str]) -> Iterator[tuple[str, torch.dtype]]:
@@ -166,7 +165,7 @@ def _run(spec: KernelSpec, case: Case, variant: str, dtype: torch.dtype = torch.
         torch.autograd.grad(y, wanted, torch.empty_like(y))
 
 
-def _examined(target: int, function: Any, kernel: Any) -> Compiled:
+def _examined(target: int, function: Any, kernel: Any, case: str) -> Compiled:
     ptx = kernel.asm["ptx"]
     registers, spilled, instructions = _assembled(kernel.asm["cubin"])
     name, shared, warps = kernel.metadata.name, int(kernel.metadata.shared), int(kernel.metadata.num_warps)
@@ -192,6 +191,7 @@ def _examined(target: int, function: Any, kernel: Any) -> Compiled:
         narrow=narrow,
         tensor_cores=int("tt.dot" not in kernel.asm["ttir"] or bool(TENSOR_CORES.search(ptx))),
         occupancy=_occupancy(registers, shared, warps, target),
+        case=case,
     )
 
 
@@ -298,9 +298,7 @@ def write_baseline(compiled: list[Compiled]) -> Path:
     kernels = {}
     for c in compiled:
         kernels[c.key] = {
-            k: v
-            for k, v in asdict(c).items()
-            if k not in ("kernel", "target", "cases", "spilled_bytes", "tensor_cores")
+            k: v for k, v in asdict(c).items() if k not in ("kernel", "target", "case", "spilled_bytes", "tensor_cores")
         }
     BASELINE.write_text(json.dumps({"triton": version("triton"), "kernels": kernels}, indent=1, sort_keys=True) + "\n")
     return BASELINE
@@ -319,19 +317,51 @@ FIGURES = {  # metric: unit, and which way is better
 }
 
 
-def run_static(
-    out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False
-) -> tuple[Path, RunStatus, list[str], list[str]]:
-    """Compiles every kernel for every target and records what came of it, as a new run under `out`.
+class StaticRun:
+    """One run of the gate: compiles every kernel for every target, and records each as it comes.
+
+    Args:
+        writer: where records go.
+        only: words that operation and case must hold.
+        update_baseline: make this the baseline.
+    """
+
+    def __init__(self, writer: RunWriter, only: tuple[str, ...], *, update_baseline: bool) -> None:
+        self.writer, self.only, self.update_baseline = writer, only, update_baseline
+
+    def execute(self) -> tuple[RunStatus, list[str], list[str]]:
+        """Compiles and ends the records.
+
+        Returns:
+            How it ended ("failed" if a gate does not hold), what is wrong, and remarks.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+        """
+        with self.writer as writer:
+            compiled = []
+            for c in compile_all(self.only):
+                compiled.append(c)
+                writer.add(*(_sample(c, metric) for metric in FIGURES))
+            compiled.sort(key=lambda c: c.key)
+            if self.update_baseline:
+                write_baseline(compiled)
+            wrong, remarks = problems(compiled, whole=not self.only)
+            for text in wrong:
+                writer.note(text)
+            status: RunStatus = "failed" if wrong else "done"
+            writer.finish(status, f"{len(wrong)} kernels do not pass" if wrong else None)
+        return status, wrong, remarks
+
+
+def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False) -> StaticRun:
+    """Returns the gate as a new run under `out`, ready to be executed.
 
     Args:
         out: folder that holds runs.
         command: as typed, for the record.
         only: words that operation and case must hold.
         update_baseline: make this the baseline; of all kernels only.
-
-    Returns:
-        The run's directory, how it ended ("failed" if a gate does not hold), what is wrong, and remarks.
 
     Raises:
         ValueError: if Triton is missing or runs in its interpreter, or a part is to become the baseline.
@@ -347,18 +377,7 @@ def run_static(
         raise ValueError(f"no case matches '{' '.join(only)}'; operations: {', '.join(SPECS)}")
     asked = {"benchmark": "static", "only": list(only)}
     run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, request=asked, **provenance("cpu"))
-    with RunWriter.create(out, run) as writer:
-        compiled = compile_all(only)
-        if update_baseline:
-            write_baseline(compiled)
-        wrong, remarks = problems(compiled, whole=not only)
-        for c in compiled:
-            writer.add(*(_sample(c, metric) for metric in FIGURES))
-        for text in wrong:
-            writer.note(text)
-        status: RunStatus = "failed" if wrong else "done"
-        writer.finish(status, f"{len(wrong)} kernels do not pass" if wrong else None)
-    return writer.path, status, wrong, remarks
+    return StaticRun(RunWriter.create(out, run), only, update_baseline=update_baseline)
 
 
 def _sample(c: Compiled, metric: str) -> Sample:
@@ -366,7 +385,7 @@ def _sample(c: Compiled, metric: str) -> Sample:
     parameters: dict[str, Any] = {
         "architecture": f"sm_{c.target}",
         "constants": c.kernel.partition(" ")[2],
-        "cases": len(c.cases),
+        "launched_by": c.case,
     }
     return Sample(
         benchmark="static", case=c.kernel.partition(" ")[0], metric=metric, unit=unit, better=better,  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import pytest
 
 import reports
 from bench.cases import static
+from bench.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 def compiled(**changes):
     fields = {"kernel": "k bf16 BLOCK=64", "target": 90, "registers": 64, "spilled_bytes": 0, "instructions": 300}
     fields |= {"shared_bytes": 0, "load_bytes": 16, "store_bytes": 16, "narrow": 0, "tensor_cores": 1, "occupancy": 0.5}
+    fields |= {"case": "op case"}
     return static.Compiled(**(fields | changes))
 
 
@@ -56,6 +58,24 @@ def test_a_baseline_of_another_compiler_is_not_compared(tmp_path, monkeypatch):
     (tmp_path / "baseline.json").write_text(json.dumps({"triton": "1.0", "kernels": {}}))
     wrong, remarks = static.problems([compiled(registers=255)])
     assert wrong == [] and "not compared" in remarks[0]
+
+
+def test_ctrl_c_names_the_run_and_what_was_compiled_is_in_it(tmp_path, monkeypatch, capsys):
+    def interrupted(only):
+        yield compiled()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(static, "compile_all", interrupted)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(sys, "argv", ["wallclock", "run", "kernels", "--static", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    (run,) = tmp_path.iterdir()
+    assert stopped.value.code == 130
+    assert f"what was measured is in {run}" in capsys.readouterr().err
+    assert reports.load_runs(run).loc[0, "run_status"] == "interrupted"
+    frame = reports.load(run)
+    assert set(frame["metric"]) == set(static.FIGURES) and set(frame["launched_by"]) == {"op case"}
 
 
 PLANTED = """
@@ -112,7 +132,7 @@ static.SPECS = {
     for name, variant in planted.items()
 }
 for name in planted:
-    _, status, wrong, _ = static.run_static(Path(sys.argv[1]), "test", only=(name,))
+    status, wrong, _ = static.new_run(Path(sys.argv[1]), "test", only=(name,)).execute()
     found = [text.split(": ")[1] for text in wrong if "not in the baseline" not in text]
     print(name, status, *found)
 """
