@@ -153,19 +153,17 @@ def kernel_detail_rows(summary: "pd.DataFrame") -> Rows:
     if summary.empty:
         return header, []
     ways = summary.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
-    return header, _rows_by_case(summary[summary["direction"] == ways], "cache", cells, width=17)
+    return header, _rows_by_case(summary[summary["direction"] == ways], "cache", cells)
 
 
-def _rows_by_case(
-    summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]], width: int = 18
-) -> list[list[str]]:
+def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
     """Returns a row for each variant of each case: names, and what `cells` makes of its rows by direction or cache."""
     rows = []
     for key, case in summary.groupby(list(CASE), dropna=False, sort=False):
-        name = "\n".join(textwrap.wrap(f"{key[0]} {key[1]}", width))
+        name = "\n".join(textwrap.wrap(f"{key[0]} {key[1]}", 18))
         for variant, group in case.groupby("variant", sort=False):
             found = dict(zip(group[by], group.to_dict("records"), strict=True))
-            rows.append([name, str(variant), *cells(found)])
+            rows.append([name, _folded(str(variant)), *cells(found)])
             name = ""
     return rows
 
@@ -208,6 +206,11 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
 
 def _or_nothing(value: float) -> str:
     return "" if math.isnan(value) else significant(value)
+
+
+def _folded(variant: str) -> str:
+    """A name on two lines where one would break numbers beside it within 80 columns."""
+    return variant.replace("_", "_\n", 1) if len(variant) > 11 else variant
 
 
 def _error(share: float) -> str:
