@@ -192,7 +192,6 @@ CONV_BN_ACT = KernelSpec(
     },
     cases=CASES,
     static_cases=STATIC_CASES,
-    main_cases=tuple(case for case in STATIC_CASES if case.name == "darknet 256x128x16x16 block leaky_relu"),
     inputs=_inputs,
     differentiated=("x", *(f"{name}{place}" for place in (1, 2) for name in ("filters", "weight", "bias"))),
     bytes_moved=_bytes,

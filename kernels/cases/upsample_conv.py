@@ -72,7 +72,6 @@ UPSAMPLE_CONV = KernelSpec(
     },
     cases=UPSAMPLE_CONV_CASES,
     static_cases=UPSAMPLE_CONV_CASES[1:4],
-    main_cases=UPSAMPLE_CONV_CASES[1:2],
     inputs=_upsample_conv_inputs,
     differentiated=("x", "weight"),
     bytes_moved=_upsample_conv_bytes,
