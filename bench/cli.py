@@ -78,7 +78,7 @@ def _print_report(
     """Prints the tables of what lies at the paths, and writes the files asked for."""
     import reports
     from reports import tables
-    from reports.kernels import failed_rows, kernel_rows, kernel_summary, static_rows
+    from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -90,8 +90,9 @@ def _print_report(
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
+        "Kernels, whole: us hot (95% interval) and cold; MB kept besides the output": kernel_detail_rows(kernels),
         "Kernels that failed, and are left out above": failed_rows(samples),
-        "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),
+        "Compiled kernels: the worst of n forms, in bytes, and bytes a thread": static_rows(samples),
         "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(
@@ -214,9 +215,11 @@ def run_kernels(
 ) -> None:
     """Time every operation at every shape against its other implementations, eager and compiled ones among them."""
     words = tuple(word for text in only or () for word in text.split())
+    if only and not words:
+        raise ValueError("--only holds no word; give some, such as --only 'residual darknet', or leave it out for all")
     if static:
         if resume is not None or dtype != "bf16" or device != "auto":
-            raise ValueError("--static compiles for bf16 and runs nothing; leave out --dtype, --device and --resume")
+            raise ValueError("--static chooses the types and runs nothing; leave out --dtype, --device and --resume")
         _run_static(words, out, update_baseline=update_baseline, as_json=json_)
         return
     if update_baseline:
@@ -246,11 +249,13 @@ def run_kernels(
 
 
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
-    from bench.cases.static import run_static
+    from bench.cases import static
 
     _, progress = _consoles()
-    with _interruptible(out):
-        path, status, _, remarks = run_static(out, _command(), only=only, update_baseline=update_baseline)
+    run = static.new_run(out, _command(), only=only, update_baseline=update_baseline)
+    path = run.writer.path
+    with _interruptible(path):
+        status, _, remarks = run.execute()
     for remark in remarks:
         progress.print(remark, style="yellow", markup=False)
     _print_report([path], as_json=as_json)

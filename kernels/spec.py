@@ -58,6 +58,8 @@ class KernelSpec:
         variants: implementations of one signature, by name; "eager" is there always, and is what errors are judged by.
         cases: shapes, named differently.
         static_cases: those of them that the static gate compiles; none for all.
+        main_cases: those of these that it compiles in float16 and float32 too, and with `static_variants`.
+        static_variants: more that only the gate compiles, such as evaluation.
         overwritten: how the names of those inputs begin that every variant overwrites; then what these hold afterwards
             is the result, each check has copies, and each variant is timed on copies of its own, made beforehand.
         inputs: makes the tensors of a case: keyword arguments of every variant, the same ones for the same case.
@@ -65,6 +67,9 @@ class KernelSpec:
         bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
         operations: of a case and a direction: additions and multiplications.
         loose: errors allowed to variants that keep less than is exact.
+        in_place: how the names of inputs begin that one variant alone overwrites, by the variant; it has copies, and
+            its result is its value.
+        only_at: variants that do not carry out every case, by name: whether they do one.
     """
 
     name: str
@@ -77,12 +82,21 @@ class KernelSpec:
     operations: Callable[[Case, Direction], int]
     loose: Mapping[str, float] = field(default_factory=dict)
     static_cases: tuple[Case, ...] = ()
+    main_cases: tuple[Case, ...] = ()
+    static_variants: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
     overwritten: tuple[str, ...] = ()
+    in_place: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only_at: Mapping[str, Callable[[Case], bool]] = field(default_factory=dict)
 
-    def own(self, inputs: Inputs) -> Inputs:
-        """Returns the inputs with copies of those that are overwritten, in the same memory order."""
+    def variants_at(self, case: Case) -> list[str]:
+        """Returns the names of the variants that carry out a case."""
+        return [name for name in self.variants if name not in self.only_at or self.only_at[name](case)]
+
+    def own(self, inputs: Inputs, variant: str) -> Inputs:
+        """Returns the inputs with copies of those that a variant overwrites, in the same memory order."""
+        spoilt = self.overwritten + self.in_place.get(variant, ())
         return {
-            name: tensor.clone() if tensor is not None and name.startswith(self.overwritten) else tensor
+            name: tensor.clone() if tensor is not None and name.startswith(spoilt) else tensor
             for name, tensor in inputs.items()
         }
 

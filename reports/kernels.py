@@ -1,6 +1,8 @@
 """What the samples of `wallclock run kernels` come to: each variant at each case beside the others and the machine."""
 
 import math
+import textwrap
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from reports.schema import PLACE
@@ -15,6 +17,9 @@ GROUP = ("case", "dtype", "direction", "cache", *PLACE)
 # Operations for each byte moved from which on arithmetic may be what limits a kernel: 990 TFLOP/s to 3.35 TB/s of an
 # H100 come to 300, a CPU's 1 TFLOP/s to 30 GB/s to 30.
 ARITHMETIC_FLOP_PER_BYTE = 10
+ByKind = dict[
+    str, dict[Hashable, Any]
+]  # of a variant at a case: a row of the summary by direction or state of the cache
 
 
 def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -30,8 +35,8 @@ def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         `latency_low_us` and `latency_high_us`, `issue_us` (what the host took to queue a call; GPU only),
         `predicted_bytes`, `predicted_us` (what they take at the speed of the copy measured in the same run), `gb_per_s`
         and `share_of_copy` (predicted bytes over the latency, and against that copy), `operations`, `tflop_per_s`,
-        `saved_mb`, `peak_mb`, `error`, and for each other variant of the case `x_<variant>`: its latency over this
-        one's.
+        `saved_mb`, `beyond_output_mb` (of that, what is not the result itself), `peak_mb`, `error`, and for each other
+        variant of the case `x_<variant>`: its latency over this one's.
     """
     import pandas as pd
 
@@ -69,6 +74,7 @@ def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     add("operations", "operations", GROUP, "max")
     table["tflop_per_s"] = table["operations"] / table["latency_us"] / 1e6
     add("saved_mb", "saved_bytes", CASE, "max", 1e-6)
+    add("beyond_output_mb", "saved_beyond_output_bytes", CASE, "max", 1e-6)
     add("peak_mb", "peak_bytes", CASE, "max", 1e-6)
     add("error", "error", CASE, "max")
     for variant in dict.fromkeys(table["variant"]):
@@ -107,28 +113,59 @@ def kernel_rows(summary: "pd.DataFrame") -> Rows:
         summary: from `kernel_summary`.
     """
     header = ["case", "variant", "forward", "backward", "both", "of copy", "saved", "x eager"]
+
+    def cells(by_direction: ByKind) -> list[str]:
+        latency = {way: row["latency_us"] for way, row in by_direction.items()}
+        whole = list(by_direction.values())[-1]
+        return [
+            *(significant(latency[way]) if way in latency else "" for way in ("forward", "backward", "both")),
+            _percent(whole["share_of_copy"]),
+            _or_nothing(whole["saved_mb"]),
+            _or_nothing(whole.get("x_eager", math.nan)),
+        ]
+
+    return header, _rows_by_case(summary[summary["cache"] == "hot"], "direction", cells) if len(summary) else []
+
+
+def kernel_detail_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of what the kernel table leaves out, of both directions or the only one.
+
+    The interval and GB/s are of the hot latency; MB+ is what is kept for backward besides the output.
+
+    Args:
+        summary: from `kernel_summary`.
+    """
+    header = ["case", "variant", "95% interval", "cold", "GB/s", "MB+", "error"]
+
+    def cells(by_cache: ByKind) -> list[str]:
+        hot = by_cache.get("hot", {})
+        whole = list(by_cache.values())[-1]
+        return [
+            f"[{significant(hot['latency_low_us'])}, {significant(hot['latency_high_us'])}]"
+            if hot.get("n", 0) > 1
+            else "",
+            _or_nothing(by_cache.get("cold", {}).get("latency_us", math.nan)),
+            _or_nothing(hot.get("gb_per_s", math.nan)),
+            _or_nothing(whole["beyond_output_mb"]),
+            _error(whole["error"]),
+        ]
+
     if summary.empty:
         return header, []
-    rows: list[list[str]] = []
-    hot = summary[summary["cache"] == "hot"]
-    for key, case in hot.groupby([k for k in GROUP if k not in ("direction", "cache")], dropna=False, sort=False):
-        name = "\n".join(_folded(f"{key[0]} {key[1]}"))
+    ways = summary.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
+    return header, _rows_by_case(summary[summary["direction"] == ways], "cache", cells)
+
+
+def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
+    """Returns a row for each variant of each case: names, and what `cells` makes of its rows by direction or cache."""
+    rows = []
+    for key, case in summary.groupby(list(CASE), dropna=False, sort=False):
+        name = "\n".join(textwrap.wrap(f"{key[0]} {key[1]}", 18))
         for variant, group in case.groupby("variant", sort=False):
-            latency = dict(zip(group["direction"], group["latency_us"], strict=True))
-            whole = group.to_dict("records")[-1]
-            saved, speed = whole["saved_mb"], whole.get("x_eager", math.nan)
-            rows.append(
-                [
-                    name,
-                    str(variant),
-                    *(significant(latency[way]) if way in latency else "" for way in ("forward", "backward", "both")),
-                    _percent(whole["share_of_copy"]),
-                    _or_nothing(saved),
-                    _or_nothing(speed),
-                ]
-            )
+            found = dict(zip(group[by], group.to_dict("records"), strict=True))
+            rows.append([name, _folded(str(variant)), *cells(found)])
             name = ""
-    return header, rows
+    return rows
 
 
 def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
@@ -158,8 +195,9 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
                 "TFLOP/s": _or_nothing(row["tflop_per_s"] if arithmetic else math.nan),
                 "us to queue": _or_nothing(row["issue_us"]),
                 "MB kept": _or_nothing(row["saved_mb"]),
+                "MB kept beyond y": _or_nothing(row["beyond_output_mb"]),
                 "MB peak": _or_nothing(row["peak_mb"]),
-                "error": "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
+                "error": _error(row["error"]),
             }
         )
     filled = [name for name in (cells[0] if cells else {}) if any(row[name] for row in cells)]
@@ -170,14 +208,17 @@ def _or_nothing(value: float) -> str:
     return "" if math.isnan(value) else significant(value)
 
 
+def _folded(variant: str) -> str:
+    """A name on two lines where one would break numbers beside it within 80 columns."""
+    return variant.replace("_", "_\n", 1) if len(variant) > 11 else variant
+
+
+def _error(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.1e}"
+
+
 def _percent(share: float) -> str:
     return "" if math.isnan(share) else f"{100 * share:.0f}%"
-
-
-def _folded(name: str, width: int = 18) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(name, width)
 
 
 def static_rows(frame: "pd.DataFrame") -> Rows:
@@ -186,7 +227,7 @@ def static_rows(frame: "pd.DataFrame") -> Rows:
     Args:
         frame: from `reports.load`.
     """
-    header = ["case", "GPU", "forms", "regs", "spill", "instr", "shared", "load", "store", "warps"]
+    header = ["case", "sm", "n", "regs", "spill", "instr", "shared", "load", "store", "warps"]
     static = frame[frame["benchmark"] == "static"]
     rows: list[list[str]] = []
     if static.empty:  # no column "architecture" then
@@ -202,10 +243,11 @@ def static_rows(frame: "pd.DataFrame") -> Rows:
         rows.append(
             [
                 str(key[0]).removesuffix("_kernel"),
-                str(key[1]),
+                str(key[1]).removeprefix("sm_"),
                 forms,
                 *figures,
                 f"{100 * worst['occupancy']:.0f}%",
             ]
         )
-    return header, sorted(rows, key=lambda row: (row[0], int(row[1].removeprefix("sm_"))))
+    rows.sort(key=lambda row: (row[0], int(row[1])))
+    return header, rows

@@ -16,7 +16,16 @@ CLOCK = "train_eval_s"
 # Points of a curve: drawn in figures; their median says nothing.
 CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
 # What has a table of its own.
-KERNELS = ("latency", "issue", "predicted_bytes", "operations", "saved_bytes", "peak_bytes", "error")
+KERNELS = (
+    "latency",
+    "issue",
+    "predicted_bytes",
+    "operations",
+    "saved_bytes",
+    "saved_beyond_output_bytes",
+    "peak_bytes",
+    "error",
+)
 TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS)
 OF_THEIR_OWN = ("static", "choices")  # benchmarks that have
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")

@@ -7,11 +7,13 @@ from reports import tables
 from reports.kernels import kernel_rows, kernel_summary
 
 ROOT = Path(__file__).parents[1]
+NO_SCORES = {"2026-11-25-interpreter"}  # of forty images: a loss curve, which tests/reports/test_published.py looks at
 
 
 def test_the_tables_are_those_that_the_published_records_give() -> None:
     readme = (ROOT / "README.md").read_text()
-    published = sorted(path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir())
+    folders = (path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir())
+    published = sorted(path for path in folders if path.name not in NO_SCORES)
     assert published
     for folder in published:
         rows = tables.markdown(tables.accuracy_rows(reports.time_to_target(reports.load(folder)))).splitlines()

@@ -63,7 +63,7 @@ class Trial:
         torch._dynamo.reset()  # a variant is compiled for each case, and Dynamo gives up at the ninth shape
         self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
         wide = {name: _widened(tensor) for name, tensor in self.inputs.items()}
-        self.exact = self._results(self.spec.reference, wide)
+        self.exact = self._results(self.spec.reference, self.spec.own(wide, "eager"))
         self.eager_error = self._error("eager")
 
     def close(self) -> None:
@@ -91,8 +91,8 @@ class Trial:
         return torch.empty_like(y).copy_(dy)
 
     def _results(self, function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
-        """The output, or what is overwritten, and all gradients."""
-        leaves = self._leaves(self.spec.own(inputs))
+        """The output, or what is overwritten, and all gradients; of inputs that may be overwritten."""
+        leaves = self._leaves(inputs)
         y = function(**leaves, **self.case.options)
         wanted = self._differentiated(leaves)
         gradients = torch.autograd.grad(y, wanted, self._dy(y)) if wanted else ()
@@ -104,7 +104,7 @@ class Trial:
         return {name: None if t is None else t.contiguous() for name, t in self.inputs.items()}
 
     def _error(self, variant: str) -> float:
-        found = self._results(self.spec.variants[variant], self._of(variant))
+        found = self._results(self.spec.variants[variant], self.spec.own(self._of(variant), variant))
         return relative_error(found, self.exact)
 
     def check(self, variant: str) -> tuple[float, float]:
@@ -129,7 +129,7 @@ class Trial:
     def call(self, variant: str, direction: Direction) -> Callable[[], object]:
         """What is timed: forward builds no graph; backward goes through one that is kept."""
         function, options = self.spec.variants[variant], self.case.options
-        inputs = self.spec.own(self._of(variant))
+        inputs = self.spec.own(self._of(variant), variant)
         leaves = self._leaves(inputs)
         if variant == "compile":
             torch._dynamo.reset()  # each direction is compiled as a user who wants it alone has it
@@ -226,7 +226,8 @@ class Trial:
         if not self.spec.differentiated:
             return
         function, options = self.spec.variants[variant], self.case.options
-        saved, leaves = {}, self._leaves(self._of(variant))
+        saved: dict[int, int] = {}
+        leaves = self._leaves(self.spec.own(self._of(variant), variant))
         wanted = self._differentiated(leaves)
         y = function(**leaves, **options)
         dy = self._dy(y)
@@ -244,6 +245,8 @@ class Trial:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             y = function(**leaves, **options)
         writer.add(self.sample(variant, "saved_bytes", "B", sum(saved.values())))
+        saved.pop(y.untyped_storage().data_ptr(), None)  # which the next operation keeps anyway
+        writer.add(self.sample(variant, "saved_beyond_output_bytes", "B", sum(saved.values())))
         torch.autograd.grad(y, wanted, dy)
         if cuda:
             writer.add(self.sample(variant, "peak_bytes", "B", torch.cuda.max_memory_allocated() - before))

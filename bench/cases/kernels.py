@@ -57,7 +57,7 @@ class KernelsRequest:
         """Yields operations and cases with the variants asked for; "eager" is among them always, as their judge."""
         for spec in SPECS.values():
             for case in spec.cases:
-                variants = [v for v in spec.variants if v not in self.without]
+                variants = [v for v in spec.variants_at(case) if v not in self.without]
                 words = f"{spec.name} {case.name}"
                 matching = [v for v in variants if all(word in f"{words} {v}".split() for word in self.only)]
                 if matching:

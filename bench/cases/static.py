@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from reports.schema import Run, RunStatus, Sample
 from reports.store import RunWriter, new_run_id, utc_now
 
 TARGETS = (80, 90, 100)
+EXTRA_TARGETS = (90,)  # of what is no benchmark in bfloat16: the other types, evaluation
 MULTIPROCESSORS = 132  # of the GPU that persistent kernels are cut up for
 BASELINE = Path(__file__).with_name("static_baseline.json")
 NARROW_BELOW_BYTES = 8
@@ -54,7 +55,7 @@ class Compiled:
             kernel's nature makes them so.
         tensor_cores: whether its products run on tensor cores; 1 where there are none.
         occupancy: warps that fit on a multiprocessor, as a share of the most.
-        cases: that launch it.
+        case: that launched it first.
     """
 
     kernel: str
@@ -68,7 +69,7 @@ class Compiled:
     narrow: int
     tensor_cores: int
     occupancy: float
-    cases: list[str] = field(default_factory=list)
+    case: str
 
     @property
     def key(self) -> str:
@@ -95,8 +96,8 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def _recorded() -> Iterator[dict[str, Any]]:
-    """Makes every launch compile for all targets and run nothing; yields what came of it, by key."""
+def _recorded(targets: tuple[int, ...] | None = None) -> Iterator[dict[str, Any]]:
+    """Makes every launch compile for the targets (None: all) and run nothing; yields what came of it, by key."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -104,7 +105,7 @@ def _recorded() -> Iterator[dict[str, Any]]:
     stand_in, run = _Driver(), JITFunction.run
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        for target in TARGETS:
+        for target in TARGETS if targets is None else targets:
             stand_in.device = target
             kernel = run(self, *arguments, grid=grid, warmup=True, **options)
             found[f"{target} {kernel.hash}"] = (target, self, kernel)
@@ -125,40 +126,46 @@ def _recorded() -> Iterator[dict[str, Any]]:
 def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[str]]]:
     """Yields operations and cases that hold all words, with the variants that have Triton kernels."""
     for spec in SPECS.values():
-        variants = [v for v in spec.variants if v.startswith("triton")]
         for case in spec.static_cases or spec.cases:
+            variants = [v for v in spec.variants_at(case) if v.startswith("triton")]
             if variants and all(word in f"{spec.name} {case.name}".split() for word in only):
                 yield spec, case, variants
 
 
-def compile_all(only: tuple[str, ...] = ()) -> list[Compiled]:
-    """Compiles every Triton kernel at every case.
+def compile_all(only: tuple[str, ...] = ()) -> Iterator[Compiled]:
+    """Compiles every Triton kernel at every case, and yields each once.
 
     Args:
         only: words that operation and case must hold.
     """
-    made: dict[str, Compiled] = {}
+    made: set[str] = set()
     for spec, case, variants in chosen(only):
         with _recorded() as found:
             for variant in variants:
                 _run(spec, case, variant)
+        if case in spec.main_cases:
+            with _recorded(EXTRA_TARGETS) as more:
+                for variant in spec.static_variants:
+                    _run(spec, case, variant)
+                for dtype in (torch.float16, torch.float32):
+                    _run(spec, case, "triton", dtype)
+            found |= more
         for hashed, (target, function, kernel) in found.items():
             if hashed not in made:
-                made[hashed] = _examined(target, function, kernel)
-            made[hashed].cases.append(f"{spec.name} {case.name}")
-    return sorted(made.values(), key=lambda c: c.key)
+                made.add(hashed)
+                yield _examined(target, function, kernel, f"{spec.name} {case.name}")
 
 
-def _run(spec: KernelSpec, case: Case, variant: str) -> None:
-    inputs = spec.inputs(case, torch.bfloat16, torch.device("cpu"))
+def _run(spec: KernelSpec, case: Case, variant: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    inputs = spec.inputs(case, dtype, torch.device("cpu"))
     leaves = {n: t.requires_grad_() if t is not None and n in spec.differentiated else t for n, t in inputs.items()}
-    y = spec.variants[variant](**leaves, **case.options)
+    y = {**spec.variants, **spec.static_variants}[variant](**leaves, **case.options)
     if spec.differentiated:
         wanted = [t for n in spec.differentiated if (t := leaves[n]) is not None]
         torch.autograd.grad(y, wanted, torch.empty_like(y))
 
 
-def _examined(target: int, function: Any, kernel: Any) -> Compiled:
+def _examined(target: int, function: Any, kernel: Any, case: str) -> Compiled:
     ptx = kernel.asm["ptx"]
     registers, spilled, instructions = _assembled(kernel.asm["cubin"])
     name, shared, warps = kernel.metadata.name, int(kernel.metadata.shared), int(kernel.metadata.num_warps)
@@ -184,6 +191,7 @@ def _examined(target: int, function: Any, kernel: Any) -> Compiled:
         narrow=narrow,
         tensor_cores=int("tt.dot" not in kernel.asm["ttir"] or bool(TENSOR_CORES.search(ptx))),
         occupancy=_occupancy(registers, shared, warps, target),
+        case=case,
     )
 
 
@@ -290,9 +298,7 @@ def write_baseline(compiled: list[Compiled]) -> Path:
     kernels = {}
     for c in compiled:
         kernels[c.key] = {
-            k: v
-            for k, v in asdict(c).items()
-            if k not in ("kernel", "target", "cases", "spilled_bytes", "tensor_cores")
+            k: v for k, v in asdict(c).items() if k not in ("kernel", "target", "case", "spilled_bytes", "tensor_cores")
         }
     BASELINE.write_text(json.dumps({"triton": version("triton"), "kernels": kernels}, indent=1, sort_keys=True) + "\n")
     return BASELINE
@@ -311,19 +317,51 @@ FIGURES = {  # metric: unit, and which way is better
 }
 
 
-def run_static(
-    out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False
-) -> tuple[Path, RunStatus, list[str], list[str]]:
-    """Compiles every kernel for every target and records what came of it, as a new run under `out`.
+class StaticRun:
+    """One run of the gate: compiles every kernel for every target, and records each as it comes.
+
+    Args:
+        writer: where records go.
+        only: words that operation and case must hold.
+        update_baseline: make this the baseline.
+    """
+
+    def __init__(self, writer: RunWriter, only: tuple[str, ...], *, update_baseline: bool) -> None:
+        self.writer, self.only, self.update_baseline = writer, only, update_baseline
+
+    def execute(self) -> tuple[RunStatus, list[str], list[str]]:
+        """Compiles and ends the records.
+
+        Returns:
+            How it ended ("failed" if a gate does not hold), what is wrong, and remarks.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+        """
+        with self.writer as writer:
+            compiled = []
+            for c in compile_all(self.only):
+                compiled.append(c)
+                writer.add(*(_sample(c, metric) for metric in FIGURES))
+            compiled.sort(key=lambda c: c.key)
+            if self.update_baseline:
+                write_baseline(compiled)
+            wrong, remarks = problems(compiled, whole=not self.only)
+            for text in wrong:
+                writer.note(text)
+            status: RunStatus = "failed" if wrong else "done"
+            writer.finish(status, f"{len(wrong)} kernels do not pass" if wrong else None)
+        return status, wrong, remarks
+
+
+def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False) -> StaticRun:
+    """Returns the gate as a new run under `out`, ready to be executed.
 
     Args:
         out: folder that holds runs.
         command: as typed, for the record.
         only: words that operation and case must hold.
         update_baseline: make this the baseline; of all kernels only.
-
-    Returns:
-        The run's directory, how it ended ("failed" if a gate does not hold), what is wrong, and remarks.
 
     Raises:
         ValueError: if Triton is missing or runs in its interpreter, or a part is to become the baseline.
@@ -339,18 +377,7 @@ def run_static(
         raise ValueError(f"no case matches '{' '.join(only)}'; operations: {', '.join(SPECS)}")
     asked = {"benchmark": "static", "only": list(only)}
     run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, request=asked, **provenance("cpu"))
-    with RunWriter.create(out, run) as writer:
-        compiled = compile_all(only)
-        if update_baseline:
-            write_baseline(compiled)
-        wrong, remarks = problems(compiled, whole=not only)
-        for c in compiled:
-            writer.add(*(_sample(c, metric) for metric in FIGURES))
-        for text in wrong:
-            writer.note(text)
-        status: RunStatus = "failed" if wrong else "done"
-        writer.finish(status, f"{len(wrong)} kernels do not pass" if wrong else None)
-    return writer.path, status, wrong, remarks
+    return StaticRun(RunWriter.create(out, run), only, update_baseline=update_baseline)
 
 
 def _sample(c: Compiled, metric: str) -> Sample:
@@ -358,7 +385,7 @@ def _sample(c: Compiled, metric: str) -> Sample:
     parameters: dict[str, Any] = {
         "architecture": f"sm_{c.target}",
         "constants": c.kernel.partition(" ")[2],
-        "cases": len(c.cases),
+        "launched_by": c.case,
     }
     return Sample(
         benchmark="static", case=c.kernel.partition(" ")[0], metric=metric, unit=unit, better=better,  # type: ignore[arg-type]

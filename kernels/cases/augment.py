@@ -1,6 +1,7 @@
 """`augment` at the batches of CIFAR-10."""
 
 import torch
+from torch.nn import functional as F
 
 from kernels.augment import Augmentation, augment, augment_fused, augment_ref, draw
 from kernels.cases.inputs import compiled_variant
@@ -20,16 +21,60 @@ AUGMENT_CASES = tuple(
 
 
 def _augment_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """Those of all variants; and what the loader of `augment_masks` has beforehand."""
     random = torch.Generator(device).manual_seed(0)
-    _, channels, height, width = case.shape
+    count, channels, height, width = case.shape
     shape = (IMAGES, height, width, channels)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=random)
-    indices = torch.randint(0, IMAGES, case.shape[:1], device=device, generator=random)
-    return {"images": images, "indices": indices, "like": torch.empty(0, dtype=dtype, device=device)}
+    indices = torch.randint(0, IMAGES, (count,), device=device, generator=random)
+    chosen = AUGMENTATIONS[case.options["augmentation"]]
+    drawn = draw(chosen, 0, 0, indices, height, width)
+    padded = F.pad(augment(images, indices), (chosen.pad,) * 4, mode="reflect").to(dtype)
+    return {
+        "images": images,
+        "indices": indices,
+        "like": torch.empty(0, dtype=dtype, device=device),
+        "padded": padded.contiguous(memory_format=torch.channels_last),
+        "offsets": drawn["offsets"],
+        "flips": drawn["flips"],
+    }
+
+
+def augment_masks(
+    padded: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """Crops and flips as the public airbench loader does: a boolean mask for each shift, `where` for the flip.
+
+    Each mask's size has to reach the host, which waits for it, so that no CUDA graph can hold this.
+
+    Args:
+        padded: floating [N, 3, H + 2*pad, W + 2*pad], normalised and reflect-padded; that loader makes them once.
+        offsets: int64 [N, 2], rows and columns in [-pad, pad].
+        flips: bool [N].
+        height: H, pixels.
+        width: W, pixels.
+
+    Returns:
+        [N, 3, H, W] of the dtype and the memory order of `padded`.
+
+    Source: the algorithm, not the code, of https://github.com/KellerJordan/cifar10-airbench; for pads above 2, as here,
+    rows are cropped first, then columns.
+    """
+    pad = (padded.shape[2] - height) // 2
+    memory_format = torch.channels_last
+    of_rows = torch.empty_like(padded[:, :, :height], memory_format=memory_format)
+    cropped = torch.empty_like(padded[:, :, :height, :width], memory_format=memory_format)
+    for shift in range(2 * pad + 1):
+        mask = offsets[:, 0] == shift - pad
+        of_rows[mask] = padded[mask, :, shift : shift + height]
+    for shift in range(2 * pad + 1):
+        mask = offsets[:, 1] == shift - pad
+        cropped[mask] = of_rows[mask, :, :, shift : shift + width]
+    return torch.where(flips.view(-1, 1, 1, 1), cropped.flip(3), cropped)
 
 
 def _augment_reference(
-    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str
+    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
 ) -> torch.Tensor:
     """Image by image, by the operation's definition."""
     chosen = AUGMENTATIONS[augmentation]
@@ -53,7 +98,7 @@ def _augment_reference(
 
 
 def _augment_eager(
-    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str
+    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
 ) -> torch.Tensor:
     chosen = AUGMENTATIONS[augmentation]
     drawn = draw(chosen, 0, 0, indices, *images.shape[1:3])
@@ -61,21 +106,41 @@ def _augment_eager(
 
 
 def _augment_triton(
-    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str
+    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
 ) -> torch.Tensor:
     return augment_fused(images, indices, AUGMENTATIONS[augmentation], seed=0, epoch=0, dtype=like.dtype)
 
 
+def _augment_masks(
+    images: torch.Tensor, padded: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor, **_: object
+) -> torch.Tensor:
+    """From its padded images on, with its numbers drawn: that loader's work in every epoch but its gather."""
+    return augment_masks(padded, offsets, flips, *images.shape[1:3])
+
+
 def _augment_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """One byte read and one element written a value; eager passes through float32 twice, and through its indices."""
+    """One byte read and one element written a value; eager passes through float32 twice, and through its indices.
+
+    With masks each crop reads and writes what is selected, and again where it is put; flip and `where` are 5 passes.
+    """
+    if variant == "masks":
+        columns = 1 + 2 * AUGMENTATIONS[case.options["augmentation"]].pad / case.shape[3]
+        return round(case.elements * element_bytes * (4 * columns + 4 + 5))
     return case.elements * ((1 + element_bytes) if variant != "eager" else (1 + 1 + 1 + 4 + 8 + 4 + element_bytes))
 
 
 AUGMENT = KernelSpec(
     name="augment",
     reference=_augment_reference,
-    variants={"eager": _augment_eager, "compile": compiled_variant(_augment_eager), "triton": _augment_triton},
+    variants={
+        "masks": _augment_masks,
+        "eager": _augment_eager,
+        "compile": compiled_variant(_augment_eager),
+        "triton": _augment_triton,
+    },
+    only_at={"masks": lambda case: case.options["augmentation"] == "crop flip"},  # all that it does
     cases=AUGMENT_CASES,
+    main_cases=AUGMENT_CASES[:2],
     inputs=_augment_inputs,
     differentiated=(),
     bytes_moved=_augment_bytes,

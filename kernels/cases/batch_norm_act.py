@@ -28,8 +28,13 @@ NORM_CASES = (
     *(_norm_case("wrn22", 512, c, edge, "relu") for c, edge in [(16, 32), (96, 32), (96, 16), (192, 16), (192, 8)]),
     _norm_case("wrn22", 512, 384, 8, "relu"),
     *(_norm_case("dcgan", 64, c, edge, "relu") for c, edge in [(512, 4), (256, 8), (128, 16), (64, 32)]),
-    *(_norm_case("dcgan", 64, c, edge, "leaky_relu") for c, edge in [(64, 32), (128, 16), (256, 8), (512, 4)]),
+    *(  # the critic's
+        Case(network="dcgan", shape=(64, c, edge, edge), options={"act": "leaky_relu", "negative_slope": 0.2})
+        for c, edge in [(64, 32), (128, 16), (256, 8), (512, 4)]
+    ),
 )
+# One that takes two phases, with a sum, and one that programs keep.
+MAIN = ("darknet 256x64x16x16 leaky_relu residual", "darknet 256x512x2x2 leaky_relu")
 
 
 def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -43,40 +48,59 @@ def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs
 
 
 def _norm_reference(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None, *, act: Any
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    *,
+    act: Any,
+    negative_slope: float = SLOPE,
 ) -> torch.Tensor:
     return batch_norm_act_ref(
-        x, weight, bias, None, None, training=True, act=act, negative_slope=SLOPE, residual=residual
+        x, weight, bias, None, None, training=True, act=act, negative_slope=negative_slope, residual=residual
     )
 
 
-IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu_,
-    "gelu": F.gelu,
-    "leaky_relu": lambda z: F.leaky_relu_(z, SLOPE),
+Activation = Callable[[torch.Tensor, float], torch.Tensor]  # of a map and the slope of leaky_relu
+IN_PLACE: dict[str, Activation] = {
+    "relu": lambda z, slope: F.relu_(z),
+    "gelu": lambda z, slope: F.gelu(z),
+    "leaky_relu": F.leaky_relu_,
 }
-OUT_OF_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "leaky_relu": lambda z: F.leaky_relu(z, SLOPE),
+OUT_OF_PLACE: dict[str, Activation] = {
+    "relu": lambda z, slope: F.relu(z),
+    "gelu": lambda z, slope: F.gelu(z),
+    "leaky_relu": F.leaky_relu,
 }
 
 
 def _norm_eager(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None, *, act: str
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    *,
+    act: str,
+    negative_slope: float = SLOPE,
 ) -> torch.Tensor:
     """What a user has today: norm, activation in place where PyTorch can, sum."""
     z = F.batch_norm(x, None, None, weight, bias, True)
-    y = IN_PLACE[act](z)
+    y = IN_PLACE[act](z, negative_slope)
     return y if residual is None else residual + y
 
 
 def _norm_out_of_place(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None, *, act: str
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    *,
+    act: str,
+    negative_slope: float = SLOPE,
 ) -> torch.Tensor:
     """The same for the compiler, which fuses it all anyway: 6.7 ms on a CPU where the form in place takes 58."""
     z = F.batch_norm(x, None, None, weight, bias, True)
-    y = OUT_OF_PLACE[act](z)
+    y = OUT_OF_PLACE[act](z, negative_slope)
     return y if residual is None else residual + y
 
 
@@ -87,13 +111,28 @@ def _norm_triton(
     residual: torch.Tensor | None,
     *,
     act: Any,
+    negative_slope: float = SLOPE,
     save: Any = "input",
-    persistent: bool | None = None,
+    training: bool = True,
+    running: bool = False,
 ) -> torch.Tensor:
+    statistics = (torch.zeros_like(weight), torch.ones_like(weight)) if running else (None, None)
     return batch_norm_act(
-        x, weight, bias, None, None, training=True, act=act, negative_slope=SLOPE, residual=residual, save=save,
-        persistent=persistent,
-    )  # fmt: skip
+        x,
+        weight,
+        bias,
+        *statistics,
+        training=training,
+        act=act,
+        negative_slope=negative_slope,
+        residual=residual,
+        save=save,
+    )
+
+
+def _invertible(case: Case) -> bool:
+    """Whether an output can be inverted; where it cannot, `batch_norm_save=output` trains with a byte an element."""
+    return case.options["act"] == "leaky_relu" and "residual" not in case.flags
 
 
 def _norm_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
@@ -140,11 +179,18 @@ BATCH_NORM_ACT = KernelSpec(
         "compile": compiled_variant(_norm_out_of_place),
         "triton": _norm_triton,
         "triton_byte": functools.partial(_norm_triton, save="byte"),
+        "triton_output": functools.partial(_norm_triton, save="output"),
     },
     cases=NORM_CASES,
+    main_cases=tuple(case for case in NORM_CASES if case.name in MAIN),
+    static_variants={
+        "training": functools.partial(_norm_triton, running=True),  # which moves the running statistics too
+        "evaluation": functools.partial(_norm_triton, running=True, training=False),
+    },
     inputs=_norm_inputs,
     differentiated=("x", "weight", "bias", "residual"),
     loose={"triton_byte": 0.05},
+    only_at={"triton_output": _invertible},
     bytes_moved=_norm_bytes,
     operations=_norm_operations,
 )

@@ -112,7 +112,7 @@ def _reference(x, filters, weight, bias, stride, padding, act, residual, defer):
 
 def _today(x, filters, weight, bias, stride, padding, act, residual, activations):  # type: ignore[no-untyped-def]
     z = F.batch_norm(F.conv2d(x, filters.to(x.dtype), None, stride, padding), None, None, weight, bias, True)
-    y = activations[act](z)
+    y = activations[act](z, SLOPE)
     return y if residual is None else residual + y
 
 

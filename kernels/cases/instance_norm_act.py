@@ -149,6 +149,7 @@ INSTANCE_NORM_ACT = KernelSpec(
         "triton": _triton,
     },
     cases=CASES,
+    main_cases=CASES[1:3],
     inputs=_inputs,
     differentiated=("x", "residual"),
     bytes_moved=_bytes,

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.augment import GREY, MEAN, STD, Augmentation, augment, augment_fused, augment_ref, draw
+from kernels.cases.augment import augment_masks
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-6}  # float32 rounding of values up to 2.2
 
@@ -94,6 +95,19 @@ def test_each_part_alone_and_none() -> None:
         corner = (int(offsets[row, 0]), int(offsets[row, 1]))
         torch.testing.assert_close(cropped[row], augment_ref(images[index], corner), **TOLERANCE)
         torch.testing.assert_close(flipped[row], augment_ref(images[index], flip=bool(flips[row])), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("height", "width", "pad"), [(5, 7, 4), (32, 32, 2), (6, 6, 0)])
+def test_the_loader_with_masks_makes_the_references_pixels(height: int, width: int, pad: int) -> None:
+    images = images_of(40, height, width)
+    random = torch.Generator().manual_seed(1)
+    offsets = torch.randint(-pad, pad + 1, (40, 2), generator=random)
+    flips = torch.rand(40, generator=random) < 0.5
+    padded = torch.nn.functional.pad(augment(images, torch.arange(40)), (pad,) * 4, mode="reflect")
+    found = augment_masks(padded, offsets, flips, height, width)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for image, offset, flip, got in zip(images, offsets.tolist(), flips.tolist(), found, strict=True):
+        torch.testing.assert_close(got, augment_ref(image, tuple(offset), flip), **TOLERANCE)
 
 
 def test_a_flip_mirrors_the_crop_not_the_image() -> None:
@@ -186,6 +200,34 @@ def test_one_kernel_equals_drawing_and_augmenting(
     assert not len(augment_fused(images, indices[:0], augmentation, seed=0, epoch=0))
 
 
+@st.composite
+def fused(draw: st.DrawFn) -> tuple[int, int, int, Augmentation]:
+    height, width, count = draw(st.integers(1, 40)), draw(st.integers(1, 90)), draw(st.integers(0, 4))
+    return (
+        count,
+        height,
+        width,
+        Augmentation(
+            pad=draw(st.integers(0, min(height, width, 9) - 1)),
+            flip=draw(st.sampled_from(("alternating", "random", "none"))),
+            cutout=draw(st.sampled_from((0, 1, 4, 50))),
+            brightness=draw(st.sampled_from((0.0, 0.5))),
+            contrast=draw(st.sampled_from((0.0, 0.5))),
+        ),
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=fused(), epoch=st.integers(0, 50))
+def test_one_kernel_equals_drawing_and_augmenting_at_any_shape(case: tuple, epoch: int, device: torch.device) -> None:
+    count, height, width, augmentation = case
+    images, indices = images_of(3, height, width).to(device), torch.arange(count, device=device) % 3
+    drawn = draw(augmentation, 5, epoch, indices, height, width)
+    expected = augment(images, indices, **drawn, cutout=augmentation.cutout)
+    found = augment_fused(images, indices, augmentation, seed=5, epoch=epoch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("images", "indices", "message"),
     [
@@ -238,6 +280,17 @@ def test_opcheck_finds_nothing(device: torch.device) -> None:
     images, indices = images_of(4, 6, 5).to(device), torch.tensor([3, 1], device=device)
     arguments = (images, indices, 3, 1, 2, "alternating", 2, 0.1, 0.1, torch.float32)
     torch.library.opcheck(torch.ops.wallclock.augment, arguments)
+
+
+def test_it_compiles_without_a_graph_break(device: torch.device) -> None:
+    images, indices = images_of(4, 6, 5).to(device), torch.tensor([3, 1, 3], device=device)
+
+    def batch(epoch: int) -> torch.Tensor:
+        return 2 * augment_fused(images, indices, EVERYTHING, seed=3, epoch=epoch)
+
+    compiled = torch.compile(batch, fullgraph=True, backend="aot_eager")
+    for epoch in (0, 1, 2):
+        assert torch.equal(compiled(epoch), batch(epoch))
 
 
 @pytest.mark.parametrize(

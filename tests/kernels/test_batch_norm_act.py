@@ -291,12 +291,13 @@ def test_the_same_input_gives_the_same_bits(device):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-@pytest.mark.parametrize("save", ["input", "byte"])
+@pytest.mark.parametrize("save", ["input", "output", "byte"])
 @pytest.mark.parametrize("training", [True, False])
 def test_opcheck_finds_nothing(training, save, device):
-    x, weight, bias, residual = made((2, 5, 4, 3), device, residual=True)
+    x, weight, bias, residual = made((2, 5, 4, 3), device, residual=save != "output")
     for tensor in (x, weight, bias, residual):
-        tensor.requires_grad_()
+        if tensor is not None:
+            tensor.requires_grad_()
     running = [torch.zeros(5, dtype=x.dtype, device=device), torch.ones(5, dtype=x.dtype, device=device)]
     given_statistics = (None, None) if training else running
     options = (training, 1e-5, "leaky_relu", SLOPE, save, None)
@@ -305,12 +306,28 @@ def test_opcheck_finds_nothing(training, save, device):
     torch.library.opcheck(torch.ops.wallclock.update_running_stats_, arguments)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("save", ["input", "output", "byte"])
 @pytest.mark.parametrize("training", [True, False])
-def test_it_compiles_without_a_graph_break(training, device):
-    tensors = made((2, 5, 4, 3), device, residual=True)
+def test_opcheck_of_the_backward_finds_nothing(training, save, layout, device):
+    x, weight, bias, _ = made((2, 5, 4, 3), device)
+    dy = made((2, 5, 4, 3), device, seed=1)[0].contiguous(memory_format=layout)
+    saved = torch.full_like(x, 130, dtype=torch.uint8) if save == "byte" else x
+    moments = torch.zeros(5, dtype=x.dtype, device=device), torch.ones(5, dtype=x.dtype, device=device)
+    options = (training, 1e-5, "leaky_relu", SLOPE, save, None)
+    torch.library.opcheck(torch.ops.wallclock.batch_norm_act_backward, (dy, saved, *moments, weight, bias, *options))
+
+
+@pytest.mark.parametrize("save", ["input", "output", "byte"])
+@pytest.mark.parametrize("training", [True, False])
+def test_it_compiles_without_a_graph_break(training, save, device):
+    tensors = made((2, 5, 4, 3), device, residual=save != "output")
+    options = {"training": training, "act": "leaky_relu" if save == "output" else "silu"}
     compiled = torch.compile(batch_norm_act, fullgraph=True, backend="aot_eager")
-    ours = run(compiled, *tensors, training=training, act="silu")
-    assert_same(ours, run(batch_norm_act_ref, *tensors, training=training, act="silu"))
+    ours = run(compiled, *tensors, save=save, **options)
+    assert_same(ours, run(batch_norm_act, *tensors, save=save, **options), rtol=1e-12)
+    if save == "input":
+        assert_same(ours, run(batch_norm_act_ref, *tensors, **options))
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,17 @@ def ratio(monkeypatch, spec, case, variant, direction, dtype="bf16"):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
-@pytest.mark.parametrize("variant", ["triton", "triton_byte"])
-@pytest.mark.parametrize("flags", [frozenset(), frozenset({"residual"})], ids=["", "residual"])
+@pytest.mark.parametrize(
+    ("variant", "flags"),
+    [
+        ("triton", frozenset()),
+        ("triton", frozenset({"residual"})),
+        ("triton_byte", frozenset()),
+        ("triton_byte", frozenset({"residual"})),
+        ("triton_output", frozenset()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 @pytest.mark.parametrize("form", SHAPES)
 def test_batch_norm_act(form, flags, variant, direction, monkeypatch):
     spec = SPECS["batch_norm_act"]
@@ -96,15 +105,50 @@ def plan_here(shape):
     return plan(n, height * width, c, resident_programs=0)
 
 
+@pytest.mark.parametrize("variant", ["triton", "triton_inplace"])
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
-def test_residual_with_an_activation(direction, monkeypatch):
+def test_residual_with_an_activation(direction, variant, monkeypatch):
     case = replace(SPECS["residual"].cases[0], shape=(4, 64, 8, 8))
-    assert ratio(monkeypatch, SPECS["residual"], case, "triton", direction) == pytest.approx(1, abs=0.001)
+    assert ratio(monkeypatch, SPECS["residual"], case, variant, direction) == pytest.approx(1, abs=0.001)
 
 
-def test_residual_without_an_activation(monkeypatch):
+@pytest.mark.parametrize("variant", ["triton", "triton_inplace"])
+def test_residual_without_an_activation(variant, monkeypatch):
     case = replace(SPECS["residual"].cases[-1], shape=(4, 64, 8, 8))
-    assert ratio(monkeypatch, SPECS["residual"], case, "triton", "forward") == 1
+    assert ratio(monkeypatch, SPECS["residual"], case, variant, "forward") == 1
+
+
+class Written:
+    """Takes the place of a run's records: keeps the figures of each sample by name."""
+
+    def __init__(self):
+        self.values = {}
+
+    def add(self, *samples):
+        self.values |= {(sample.variant, sample.metric): sample.value for sample in samples}
+
+
+@pytest.mark.parametrize(
+    ("operation", "beyond"),
+    [
+        # of a map of N elements in bfloat16, in bytes an element; the channels' statistics come on top
+        ("batch_norm_act", {"eager": 2, "triton": 2, "triton_byte": 1, "triton_output": 0}),
+        ("residual", {"eager": 2, "triton": 1 / 8, "triton_inplace": 1 / 8}),
+    ],
+)
+def test_what_each_form_keeps_beyond_its_output(operation, beyond):
+    case = replace(SPECS[operation].cases[0], shape=(8, 16, 16, 16))
+    trial = Trial(replace(SPECS[operation], cases=(case,)), case, "bf16", torch.device("cpu"))
+    trial.prepare()
+    written = Written()
+    for variant in beyond:
+        trial._record_memory(variant, written)
+        saved = (written.values[variant, f"saved_{kind}bytes"] for kind in ("", "beyond_output_"))
+        all_of_it, without_y = (value / case.elements for value in saved)
+        vectors = 4 * 4 * 16 / case.elements if operation == "batch_norm_act" else 0
+        assert beyond[variant] <= without_y <= beyond[variant] + vectors
+        keeps_y = operation == "batch_norm_act" and variant in ("eager", "triton_output")
+        assert all_of_it == without_y + 2 * keeps_y
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["crop", "contrast"])
@@ -113,6 +157,33 @@ def test_augment(place, monkeypatch):
     case = replace(SPECS["augment"].cases[place], shape=(20, 3, 32, 32))
     found = ratio(monkeypatch, SPECS["augment"], case, "triton", "forward")
     assert (0.85 + 2) / 3 < found < (0.9 + 2) / 3
+
+
+class Selected(TorchDispatchMode):
+    """Counts the bytes of maps that operators read and write; of a selection, what is selected, on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+            self.bytes += 2 * (result if function is torch.ops.aten.index.Tensor else args[2]).nbytes
+        elif not function.is_view and "empty" not in str(function):
+            self.bytes += sum(t.nbytes for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor))
+        return result
+
+
+def test_augmentation_by_masks():
+    spec = SPECS["augment"]
+    case = replace(spec.cases[0], shape=(200, 3, 32, 32))
+    trial = Trial(replace(spec, cases=(case,)), case, "bf16", torch.device("cpu"))
+    trial.prepare()
+    call = trial.call("masks", "forward")
+    with Selected() as selected:
+        call()
+    assert selected.bytes / spec.bytes_moved(case, "masks", "forward", 2) == pytest.approx(1, abs=0.02)
 
 
 class Operands(TorchDispatchMode):

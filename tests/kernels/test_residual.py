@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,6 +33,25 @@ def test_it_equals_its_reference(shape, act, alpha, memory_format, device):
     if len(shape) == 4:
         source = source.contiguous(memory_format=memory_format)
     ours, reference = (run(f, source, x, dy, act=act, alpha=alpha) for f in (residual_, residual_ref))
+    for found, expected in zip(ours, reference, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    scale=st.sampled_from((1, 7, 300)),  # 300: more than one program's block
+    act=st.sampled_from(("none", "relu", "leaky_relu")),
+    alpha=st.sampled_from((1.0, 0.2, -3.0, 0.0)),
+    layouts=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_it_equals_its_reference_at_any_shape(shape, scale, act, alpha, layouts, device):
+    shape = (shape[0] * scale, *shape[1:])
+    tensors = [
+        t.contiguous(memory_format=torch.channels_last) if last and len(shape) == 4 else t
+        for t, last in zip(made(shape, device), layouts, strict=True)
+    ]
+    ours, reference = (run(f, *tensors, act=act, alpha=alpha) for f in (residual_, residual_ref))
     for found, expected in zip(ours, reference, strict=True):
         torch.testing.assert_close(found, expected)
 

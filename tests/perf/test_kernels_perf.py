@@ -14,7 +14,7 @@ CASES = [
     pytest.param(spec, case, variant, id=f"{spec.name} {case.name} {variant}".replace(" ", "-"))
     for spec in SPECS.values()
     for case in spec.cases
-    for variant in spec.variants
+    for variant in spec.variants_at(case)
 ]
 
 

@@ -197,7 +197,7 @@ def test_compiled_kernels_have_their_table(
                     writer.add(make_sample(metric=metric, unit="B", better="higher", value=16 - 8 * form, **same))
                 writer.add(make_sample(metric="occupancy", unit="fraction", better="higher", value=0.5, **same))
     found = built(tmp_path / "runs", tmp_path / "page.html")
-    assert re.search(r"apply\s*sm_90\s*2\s*90\s*0\s*0\s*8\s*8\s*50%\s*apply\s*sm_100", found.text)
+    assert re.search(r"apply\s*90\s*2\s*90\s*0\s*0\s*8\s*8\s*50%\s*apply\s*100", found.text)
     assert "All measurements" not in found.text
 
 

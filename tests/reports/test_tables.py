@@ -2,8 +2,10 @@
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 from rich.console import Console
 
 from reports import Run, RunWriter, Sample, load, summarise, tables, time_to_target
+from reports.kernels import kernel_detail_rows, kernel_rows, kernel_summary, static_rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def printed(table: object) -> str:
@@ -46,6 +51,43 @@ def test_long_and_hostile_names_fit_and_show_as_they_are(
     lines = tables.markdown(rows).splitlines()
     assert "a\\|b &lt;script&gt;\\\\" in lines[-1]
     assert {line.replace("\\|", "").count("|") for line in lines} == {7}
+
+
+def test_names_of_compiled_kernels_stand_on_one_line(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    figures = {"registers": 255, "spilled_bytes": 128, "instructions": 12345, "shared_bytes": 232448, "load_bytes": 16}
+    figures |= {"store_bytes": 16, "occupancy": 1.0}
+    with RunWriter.create(tmp_path, make_run()) as writer:
+        for case in ("image_backward_apply_kernel", "persistent_backward_kernel"):
+            for target, (metric, value) in itertools.product((100, 80, 90), figures.items()):
+                sample = make_sample(benchmark="static", case=case, metric=metric, value=value)
+                writer.add(replace(sample, parameters={"architecture": f"sm_{target}"}, better="lower"))
+    lines = printed(tables.terminal(static_rows(load(tmp_path)))).splitlines()
+    assert len(lines) == 2 + 6
+    named = [[name, target] for name in ("image_backward_apply", "persistent_backward") for target in (80, 90, 100)]
+    assert [line.split()[:2] for line in lines[2:]] == [[name, str(target)] for name, target in named]
+
+
+def test_kernels_are_told_whole_within_80_columns() -> None:
+    (run,) = (ROOT / "reports" / "published").glob("*/*-kernels-d6110595")
+    frame = load(run)
+    frame["variant"] = frame["variant"].astype(str).replace({"compile": "triton_inplace"})  # the longest name
+    summary = kernel_summary(frame)
+    header, rows = kernel_detail_rows(summary)
+    text = printed(tables.terminal((header, rows)))
+    assert all(line.count("[") == line.count("]") for line in text.splitlines())  # no interval is broken
+    whole = printed(tables.terminal(kernel_rows(summary)))
+    for table in (text, whole):  # nor is a name
+        assert {"batch_norm_act", "256x128x16x16", "eager_nchw", "triton_", "inplace"} <= set(table.split())
+    names = {tuple(name) for name in summary[["case", "variant"]].drop_duplicates().to_numpy()}
+    assert len(rows) == len(names)
+    first = dict(zip(header, rows[0], strict=True))
+    both = summary[(summary["case"] == summary["case"][0]) & (summary["direction"] == "both")]
+    hot, cold = (both[(both["cache"] == c) & (both["variant"] == first["variant"])].iloc[0] for c in ("hot", "cold"))
+    assert first["95% interval"] == f"[{hot['latency_low_us']:,.0f}, {hot['latency_high_us']:,.0f}]"
+    assert first["cold"] == f"{cold['latency_us']:,.0f}" and first["GB/s"] == f"{hot['gb_per_s']:.1f}"
+    assert first["error"] == f"{hot['error']:.1e}" and first["MB+"] == ""  # not recorded then
 
 
 @pytest.mark.parametrize(
