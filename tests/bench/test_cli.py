@@ -101,6 +101,7 @@ def test_killed_run_is_reported_and_resumed(tmp_path):
     assert reports.load_runs(run).loc[0, "run_status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_resume_finishes_what_was_killed(tmp_path):
     short = (*TINY, "--set", "epochs=2", "--seeds", "30", "--target", "0.05")
     process = start("run", "cifar", *short, "--out", tmp_path)
@@ -129,6 +130,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert len(reports.load(run)) >= 3
 
 
+@pytest.mark.slow
 def test_two_runs_write_into_one_folder_at_once(tmp_path):
     both = [start("run", "cifar", *TINY, "--set", "epochs=2", "--out", tmp_path) for _ in range(2)]
     for process in both:
@@ -139,6 +141,7 @@ def test_two_runs_write_into_one_folder_at_once(tmp_path):
     assert finals["run_id"].nunique() == 2 and finals["value"].nunique() == 1
 
 
+@pytest.mark.slow
 def test_full_disk_is_told_and_nothing_measured_is_lost(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")

@@ -20,6 +20,7 @@ def part(real_images) -> Split:
     return Split(whole.train.subset(slice(0, 6000)), whole.test.subset(slice(0, 1000)))
 
 
+@pytest.mark.slow
 def test_sprint_learns_real_images_far_above_chance(part, real_images, tmp_path):
     recipe = replace(get_recipe("sprint", "cpu"), batch_size=250, epochs=3, resolutions=())
     asked = CifarRequest(recipe=recipe, data=str(real_images), target=0.45, seeds=1, device="cpu", phases=0)
