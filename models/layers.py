@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.autocast import autocast_to
 from models.recipes.recipe import Implementations, Save
+from models.upsampling import CollapsedConv
 
 if TYPE_CHECKING:  # triton is imported where it is used
     from kernels.conv_bn_act import Deferred
@@ -28,7 +30,7 @@ ACTIVATIONS = {
 def choose(model: nn.Module, implementations: Implementations) -> None:
     """Tells every layer of a network how to carry out its operations."""
     for layer in model.modules():
-        if isinstance(layer, BatchNormAct | InstanceNormAct | ResidualSum):
+        if isinstance(layer, BatchNormAct | CollapsedConv | InstanceNormAct | ResidualSum):
             layer.implementations = implementations
 
 
@@ -43,10 +45,7 @@ def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
 
 def _autocast(x: torch.Tensor | Deferred) -> torch.Tensor | Deferred:
     """The map as autocast gives it to a convolution; one that a norm waits for has come out of one."""
-    if not isinstance(x, torch.Tensor) or not torch.amp.is_autocast_available(x.device.type):
-        return x
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return autocast_to(x) if isinstance(x, torch.Tensor) else x
 
 
 class ResidualSum(nn.Module):

@@ -12,7 +12,9 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
 Save = Literal["input", "output", "byte"]
 # What Triton kernels can carry out.
-TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "optimizer")
+TRITON_OPERATIONS = (
+    "conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "upsample_conv", "optimizer"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,7 @@ class Implementations:
         residual: "triton" writes a residual sum into its branch's memory.
         augment: "triton" makes a training batch in one kernel.
         instance_norm_act: "triton" takes instance norm, activation, sum and reflection padding in one operation.
+        upsample_conv: "triton" takes nearest x2 and a convolution as products by phase of the output.
         optimizer: "triton" takes Muon's momentum, norms and update in three kernels; SGD is PyTorch's either way.
     """
 
@@ -122,6 +125,7 @@ class Implementations:
     residual: Implementation = "eager"
     augment: Implementation = "eager"
     instance_norm_act: Implementation = "eager"
+    upsample_conv: Implementation = "eager"
     optimizer: Implementation = "eager"
 
     @property
