@@ -1,11 +1,9 @@
 """What a recipe is: everything that decides how a training run computes, as one frozen record. No torch here."""
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from models.recipes.resolving import Resolvable
 from models.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -141,7 +139,7 @@ class Implementations:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Resolvable):
     """Everything that decides how one training run computes.
 
     Attributes:
@@ -161,6 +159,8 @@ class Recipe:
         tta: test-time augmentation of the final evaluation, or None.
         implementations: how the operations are carried out.
     """
+
+    PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Implementations)
 
     name: str
     summary: str
@@ -184,42 +184,3 @@ class Recipe:
         demand(self, "epochs", lambda v: v > 0, "a positive number of passes over the training set")
         demand(self, "label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1")
         demand(self, "pad", lambda v: v >= 0, "pixels, 0 for none")
-
-    def resolved(self) -> dict[str, Any]:
-        """Returns the recipe as JSON types, each part with the name of its class, as the records store it."""
-
-        def plain(value: Any) -> Any:
-            if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-                return fields if isinstance(value, Recipe) else {"type": type(value).__name__, **fields}
-            if isinstance(value, list | tuple):
-                return [plain(item) for item in value]
-            return value
-
-        return plain(self)
-
-    @classmethod
-    def from_resolved(cls, resolved: dict[str, Any]) -> "Recipe":
-        """Returns the recipe that `resolved` was made from.
-
-        Raises:
-            ValueError: if a field or a part is unknown: the record is of another version.
-        """
-        classes = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Implementations)
-        parts: dict[str, type[Any]] = {part.__name__: part for part in classes}
-
-        def rebuilt(value: Any) -> Any:
-            if isinstance(value, list):
-                return tuple(rebuilt(item) for item in value)
-            if isinstance(value, dict):
-                return parts[value["type"]](**{k: rebuilt(v) for k, v in value.items() if k != "type"})
-            return value
-
-        try:
-            return cls(**{k: value if k == "model_arguments" else rebuilt(value) for k, value in resolved.items()})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the record's recipe is of another version ({error}); start a new run") from None
-
-    def hash(self) -> str:
-        """Returns twelve hex digits that two recipes share only when they compute the same."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]
