@@ -99,7 +99,7 @@ def _print_report(
     }
     titled = {title: rows for title, rows in titled.items() if rows[1]}
     if html is not None:
-        reports.build_page(samples, runs, html)
+        reports.build_page(samples, runs, html, reports.load_pictures(paths, on_damage="skip"))
     if csv is not None:
         _write(csv, tables.csv(summary))
     if markdown is not None:

@@ -55,13 +55,14 @@ class KernelSpec:
     Attributes:
         name: as its file.
         reference: defines it; called with float64 inputs.
-        variants: implementations of one signature, by name; "eager" is there always, and is what errors are judged by.
+        variants: implementations of one signature, by name; the judge is among them.
         cases: shapes, named differently.
         static_cases: those of them that the static gate compiles; none for all.
         overwritten: how the names of those inputs begin that every variant overwrites; then what these hold afterwards
             is the result, each check has copies, and each variant is timed on copies of its own, made beforehand.
         inputs: makes the tensors of a case: keyword arguments of every variant, the same ones for the same case.
         differentiated: those inputs that gradients are taken of; none if there is no backward.
+        judge: the variant whose error decides what is allowed to the others.
         bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
         operations: of a case and a direction: additions and multiplications.
         loose: errors allowed to variants that keep less than is exact.
@@ -78,6 +79,7 @@ class KernelSpec:
     loose: Mapping[str, float] = field(default_factory=dict)
     static_cases: tuple[Case, ...] = ()
     overwritten: tuple[str, ...] = ()
+    judge: str = "eager"
 
     def own(self, inputs: Inputs) -> Inputs:
         """Returns the inputs with copies of those that are overwritten, in the same memory order."""
@@ -97,8 +99,8 @@ class KernelSpec:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{self.name} has the case {', '.join(twice)} twice")
-        if "eager" not in self.variants:
-            raise ValueError(f"{self.name} has no variant 'eager'; it is what the others are judged by")
+        if self.judge not in self.variants:
+            raise ValueError(f"{self.name} has no variant '{self.judge}'; it is what the others are judged by")
 
 
 def cpp_compiler() -> str | None:

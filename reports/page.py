@@ -28,20 +28,26 @@ from reports.tables import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+
+    from reports.pictures import Picture
 
 # Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
 MOST_SAMPLES = 20_000
+PICTURE_WIDTH = 800  # pixels that a small picture is enlarged to at most
 _WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
-def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path:
+def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, pictures: "Sequence[Picture]" = ()) -> Path:
     """Writes the report page.
 
     Args:
         samples: from `reports.load`; what it skipped (`attrs["skipped"]`) is listed on the page.
         runs: from `reports.load_runs`, of the same paths.
         out: the file to write; its directory is made.
+        pictures: from `reports.load_pictures`, of the same paths.
 
     Returns:
         `out`.
@@ -63,6 +69,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
         kernels=kernel_cells(kernel_summary(samples)),
         failed=failed_rows(samples),
         compiled=static_rows(samples),
+        galleries=_galleries(pictures),
         summary=_summary(samples),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),
@@ -182,6 +189,17 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
             }
         )
     return cards
+
+
+def _galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]:
+    """Returns the pictures under their titles, small ones enlarged by a whole number so that each pixel is a square."""
+    galleries: dict[str, list[dict[str, Any]]] = {}
+    for picture in pictures:
+        times = max(1, PICTURE_WIDTH // picture.width)
+        shown = {"caption": picture.caption, "run_id": picture.run_id, "width": times * picture.width}
+        shown["source"] = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+        galleries.setdefault(picture.title, []).append(shown)
+    return galleries
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
