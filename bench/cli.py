@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.cases.kernels import CaseDone
     from bench.registry import Context, Job, Plan
 
 USAGE_ERROR, INVALID_RESULT = 2, 3
@@ -79,6 +80,7 @@ def _print_report(
     import reports
     from reports import tables
     from reports.kernels import failed_rows, kernel_rows, kernel_summary, static_rows
+    from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -86,10 +88,13 @@ def _print_report(
         progress.print(f"skipped: {problem}", style="yellow", markup=False)
     scores = reports.time_to_target(samples)
     summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
-    kernels = kernel_summary(samples)
+    kernels, upsampling = kernel_summary(samples), upsampling_summary(samples)
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
+        "Upsampling: us forward and backward; which is fastest, and which lays no grid": winner_rows(upsampling),
+        "Upsampling: us; MB kept for backward": stage_rows(upsampling),
+        "Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training": checkerboard_rows(samples),
         "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
@@ -109,6 +114,7 @@ def _print_report(
         document = {
             "runs": json.loads(runs[columns].to_json(orient="records")),
             "time_to_target": json.loads(scores.to_json(orient="records")),
+            "upsampling": json.loads(upsampling.to_json(orient="records")),
             "kernels": json.loads(kernels.to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }
@@ -231,17 +237,53 @@ def run_kernels(
         run = kernels.new_run(request, out, _command())
     path = run.writer.path
 
-    def show(done: kernels.CaseDone) -> None:
-        times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items())
-        style = "yellow" if done.why_not else ""
-        progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
-
     with _interruptible(path, f", go on with `wallclock run kernels --resume {path}`"):
-        status = run.execute(show)
+        status = run.execute(lambda done: _print_case(progress, done))
     _print_report([path], as_json=json_)
     if not json_:
         typer.echo(f"records: {path}")
     _exit_for([status])
+
+
+@run_app.command("upsampling")
+def run_upsampling(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Words such as speed, training, deconv, bf16, nchw that must apply; may be repeated."),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Path of the images to train on, or 'synthetic' for the embedded ones.")
+    ] = "synthetic",
+    seeds: Annotated[int, typer.Option(help="How many short trainings of each; 0 for none.")] = 1,
+    device: Device = "auto",
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Time transposed convolution against upsampling + convolution at DCGAN's stages; score their checkerboards."""
+    from bench.cases import upsampling
+    from bench.environment import resolve_device
+
+    _, progress = _consoles()
+    if resume is not None:
+        run = upsampling.resumed_run(resume)
+    else:
+        words = tuple(word for text in only or () for word in text.split())
+        request = upsampling.UpsamplingRequest(device=resolve_device(device), data=data, seeds=seeds, only=words)
+        run = upsampling.new_run(request, out, _command())
+    path = run.writer.path
+    with _interruptible(path, f", go on with `wallclock run upsampling --resume {path}`"):
+        status = run.execute(lambda done: _print_case(progress, done))
+    _print_report([path], as_json=json_, html=path / REPORT_PAGE)
+    if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
+
+
+def _print_case(progress: "Console", done: "CaseDone") -> None:
+    times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items()) or "done"
+    style = "yellow" if done.why_not else ""
+    progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
 
 
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:

@@ -17,7 +17,8 @@ CLOCK = "train_eval_s"
 CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
 # What has a table of its own.
 KERNELS = ("latency", "issue", "predicted_bytes", "operations", "saved_bytes", "peak_bytes", "error")
-TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS)
+UPSAMPLING = ("constant_spread", "phase_share", "spectral_peak", "parameter_count")
+TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS, *UPSAMPLING)
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
