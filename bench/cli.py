@@ -92,8 +92,8 @@ def _print_report(
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
-        "Upsampling: us forward and backward; which is fastest, and which lays no grid": winner_rows(upsampling),
-        "Upsampling: us; MB kept for backward": stage_rows(upsampling),
+        "Upsampling: forward and backward; which is fastest, and which lays no grid": winner_rows(upsampling),
+        "Upsampling: ms; MB kept for backward": stage_rows(upsampling),
         "Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training": checkerboard_rows(samples),
         "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),

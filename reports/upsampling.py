@@ -84,7 +84,7 @@ def winner_rows(summary: "pd.DataFrame") -> Rows:
     Args:
         summary: from `upsampling_summary`.
     """
-    header = ["stage", "fastest", "us", "cleanest", "fastest of them", "us", "x fastest"]
+    header = ["stage", "fastest", "ms", "cleanest", "fastest of them", "ms", "x fastest"]
     if summary.empty:
         return header, []
     rows = []
@@ -96,10 +96,10 @@ def winner_rows(summary: "pd.DataFrame") -> Rows:
             [
                 _name(ranked[0]),
                 ranked[0]["kind"],
-                significant(ranked[0]["both_us"]),
+                significant(ranked[0]["both_us"] / 1e3),
                 ", ".join(row["kind"] for row in clean),
                 clean[0]["kind"],
-                significant(clean[0]["both_us"]),
+                significant(clean[0]["both_us"] / 1e3),
                 significant(clean[0]["both_us"] / ranked[0]["both_us"]),
             ]
         )
@@ -120,9 +120,9 @@ def stage_rows(summary: "pd.DataFrame") -> Rows:
     rows, before = [], None
     for row in summary.to_dict("records"):
         name = _name(row)
-        figures = [row.get(column, math.nan) for column in ("forward_us", "backward_us", "both_us", "x_nearest")]
+        figures = [row.get(f"{way}_us", math.nan) / 1e3 for way in ("forward", "backward", "both")]
         weights = "" if math.isnan(row["weights"]) else f"{row['weights'] / 1e3:,.0f}k"
-        cells = [_or_nothing(value) for value in (*figures, row["saved_mb"])]
+        cells = [_or_nothing(value) for value in (*figures, row["x_nearest"], row["saved_mb"])]
         rows.append([name if name != before else "", str(row["kind"]), *cells, weights])
         before = name
     return header, rows
@@ -145,7 +145,7 @@ def checkerboard_rows(frame: "pd.DataFrame") -> Rows:
     keys = ["run_id", "case", "dataset", "variant", "training_steps"]
     several = own[["run_id", "case", "dataset"]].drop_duplicates().shape[0] > 1
     for key, group in own.groupby(keys, dropna=False, sort=False, observed=True):
-        run_id, case, _, kind, steps = (str(part) for part in key)  # type: ignore[union-attr]
+        run_id, case, _, kind, steps = (str(part) for part in key)
 
         def of(metric: str, what: str, group: "pd.DataFrame" = group) -> "pd.Series":
             return group.loc[(group["metric"] == metric) & (group["of"] == what), "value"]
