@@ -26,6 +26,7 @@ from reports.tables import (
     present,
     significant,
 )
+from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,9 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
         failed=failed_rows(samples),
         compiled=static_rows(samples),
         galleries=_galleries(pictures),
+        winners=winner_rows(upsampling := upsampling_summary(samples)),
+        stages=stage_rows(upsampling),
+        checkerboards=checkerboard_rows(samples),
         summary=_summary(samples),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),

@@ -18,9 +18,6 @@ from models.layers import choose
 from models.recipes.recipe import Implementation, Implementations
 from models.upsampling import UPSAMPLINGS, upsample2x
 
-# What defines a kind, called in float64. Only the collapsed form is not its own definition.
-DEFINED_BY = {kind: kind for kind in UPSAMPLINGS} | {"collapsed": "nearest"}
-
 
 def kind_of(variant: str) -> str:
     """Returns the kind that a variant such as "deconv_nchw" is of."""
@@ -103,8 +100,13 @@ def spread_at_start(case: Case, kind: str) -> float:
 
 
 class UpsamplingTrial(Trial):
-    """The five kinds at one stage, each with a weight of its own, each held to its definition in float64."""
+    """The five kinds at one stage, each with a weight of its own.
 
+    Attributes:
+        definitions: what each kind is held to, called in float64; only the collapsed form is not its own.
+    """
+
+    definitions = {kind: VARIANTS["nearest" if kind == "collapsed" else kind] for kind in UPSAMPLINGS}
     benchmark = "upsampling"
     cold_or_not = (False,)  # a map comes from the layer before, out of the cache
 
@@ -112,8 +114,8 @@ class UpsamplingTrial(Trial):
         """Makes the inputs, and the definitions' results."""
         self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
         self._exact_by_kind = {
-            kind: self._results(self.spec.variants[DEFINED_BY[kind]], widened(self._with_weight(kind)))
-            for kind in UPSAMPLINGS
+            kind: self._results(definition, widened(self._with_weight(kind)))
+            for kind, definition in self.definitions.items()
         }
         self.eager_error = self._error(self.spec.judge)
 
