@@ -207,13 +207,14 @@ class UpsamplingRun:
         seen(CaseDone(name, kind, {}, why))
 
     def _look(self, gan: SmallGan, kind: str, seed: int, steps: int) -> None:
+        scores, picture = gan.look()
         if seed == 0:
             when = f"after {steps} steps" if steps else "at the start"
             name = f"{UPSAMPLINGS.index(kind)}-{kind}-{int(steps > 0)}"
             caption = f"{kind} {when}. {CAPTION}"
-            write_picture(self.writer.path, name, gan.picture(), title=PICTURES_TITLE, caption=caption)
+            write_picture(self.writer.path, name, picture, title=PICTURES_TITLE, caption=caption)
         where = {"parameters": {"training_steps": steps}, "seed": seed, "step": steps}
-        self.writer.add(*(self._sample(kind, score, **where) for score in gan.scores()))
+        self.writer.add(*(self._sample(kind, score, **where) for score in scores))
 
 
 def real_images(data: str) -> Dataset:

@@ -114,19 +114,20 @@ class SmallGan:
         images = self.images[:LOOKED_AT].clone().requires_grad_()
         return torch.autograd.grad(self.critic(images).sum(), images)[0]
 
-    def scores(self) -> list[Score]:
-        """Returns the figures of layers, images and gradient as they are now."""
+    def look(self) -> tuple[list[Score], Pixels]:
+        """Returns the figures of layers, images and gradient as they are now, and a picture of the latter two."""
+        images, gradient = self.generated(), self.gradient()
         found = [
             Score("constant_spread", "ratio", phase_spread(layer, _channels_in(layer)), {"of": "layer", "stage": stage})
             for layer, stage in zip(doublings(self.generator), (4 * 2**i for i in range(16)), strict=False)
         ]
         real = spectral_peaks(self.images[:LOOKED_AT])
-        found += _scores_of("images", self.generated(), real)
-        return found + _scores_of("gradient", self.gradient(), None)
+        found += _scores_of("images", images, real)
+        found += _scores_of("gradient", gradient, None)
+        return found, self._picture(images, gradient)
 
-    def picture(self) -> Pixels:
-        """Returns a strip of panels, uint8 [2 S, 10 S + gaps, 3]; `CAPTION` says which."""
-        images, gradient = self.generated(), self.gradient()
+    def _picture(self, images: torch.Tensor, gradient: torch.Tensor) -> Pixels:
+        """A strip of panels, uint8 [2 S, 10 S + gaps, 3]; `CAPTION` says which."""
         residue = images - F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
         panels = [
             _tiles((images + 1) / 2),
