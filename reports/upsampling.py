@@ -84,7 +84,7 @@ def winner_rows(summary: "pd.DataFrame") -> Rows:
     Args:
         summary: from `upsampling_summary`.
     """
-    header = ["stage", "fastest", "ms", "cleanest", "fastest of them", "ms", "x fastest"]
+    header = ["stage", "fastest", "cleanest, fastest first", "ms fastest", "ms cleanest", "x fastest"]
     if summary.empty:
         return header, []
     rows = []
@@ -96,9 +96,8 @@ def winner_rows(summary: "pd.DataFrame") -> Rows:
             [
                 _name(ranked[0]),
                 ranked[0]["kind"],
-                significant(ranked[0]["both_us"] / 1e3),
                 ", ".join(row["kind"] for row in clean),
-                clean[0]["kind"],
+                significant(ranked[0]["both_us"] / 1e3),
                 significant(clean[0]["both_us"] / 1e3),
                 significant(clean[0]["both_us"] / ranked[0]["both_us"]),
             ]
@@ -136,7 +135,7 @@ def checkerboard_rows(frame: "pd.DataFrame") -> Rows:
     Args:
         frame: from `reports.load`.
     """
-    header = ["kind", "steps", "spread", "images: share", "peak x real", "gradient: share", "peak x noise"]
+    header = ["kind", "steps", "spread", "share", "peak x real", "dD/dx: share", "peak x noise"]
     own = frame[(frame["benchmark"] == BENCHMARK) & frame["metric"].isin(UPSAMPLING) & (frame["status"] == "ok")]
     if own.empty or "image_size" not in own or own["image_size"].isna().all():
         return header, []

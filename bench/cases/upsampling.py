@@ -211,7 +211,7 @@ class UpsamplingRun:
         if seed == 0:
             when = f"after {steps} steps" if steps else "at the start"
             name = f"{UPSAMPLINGS.index(kind)}-{kind}-{int(steps > 0)}"
-            caption = f"{kind} {when}. {CAPTION}"
+            caption = f"{kind} {when}: {CAPTION}"
             write_picture(self.writer.path, name, picture, title=PICTURES_TITLE, caption=caption)
         where = {"parameters": {"training_steps": steps}, "seed": seed, "step": steps}
         self.writer.add(*(self._sample(kind, score, **where) for score in scores))

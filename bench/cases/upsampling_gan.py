@@ -141,10 +141,8 @@ class SmallGan:
 
 
 CAPTION = (
-    f"Four images at fixed noise; what differs from the mean of each 2x2 pixels, times {RESIDUE_TIMES}; the images' "
-    f"spectrum over that of real ones, from -{RANGE_DB:.0f} dB (black) to +{RANGE_DB:.0f} dB (white), frequency zero "
-    "top left, the checkerboard's in the middle; the critic's gradient at four real images; its spectrum over the "
-    "median."
+    f"images at fixed noise · their residue over the mean of each 2x2 pixels, times {RESIDUE_TIMES} · their spectrum "
+    "over that of real images · the critic's gradient at real images · its spectrum"
 )
 
 

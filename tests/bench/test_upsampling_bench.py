@@ -72,7 +72,7 @@ def test_samples_tables_and_pictures_of_a_run(tiny, tmp_path):
     assert share["deconv"] > 3 * share["nearest"]
 
     pictures = reports.load_pictures(run.writer.path)
-    assert [p.caption.split(".")[0] for p in pictures] == [
+    assert [p.caption.split(":")[0] for p in pictures] == [
         f"{kind} {when}" for kind in UPSAMPLINGS for when in ("at the start", "after 2 steps")
     ]
     assert len({p.png for p in pictures}) == 10
