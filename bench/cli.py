@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -81,6 +81,7 @@ def _print_report(
     from reports import tables
     from reports.kernels import failed_rows, kernel_rows, kernel_summary, static_rows
     from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
+    from reports.wgan import ABLATION, ablation_rows, ablation_summary
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -97,9 +98,10 @@ def _print_report(
         "Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training": checkerboard_rows(samples),
         "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),
+        "WGAN: critic iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(
-            summary[~summary["metric"].isin(tables.TABLED) & (summary["benchmark"] != "static")]
+            summary[~summary["metric"].isin(tables.TABLED) & ~summary["benchmark"].isin(("static", ABLATION))]
         ),
     }
     titled = {title: rows for title, rows in titled.items() if rows[1]}
@@ -116,6 +118,7 @@ def _print_report(
             "time_to_target": json.loads(scores.to_json(orient="records")),
             "upsampling": json.loads(upsampling.to_json(orient="records")),
             "kernels": json.loads(kernels.to_json(orient="records")),
+            "wgan_levers": json.loads(ablation_summary(samples).to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }
         typer.echo(json.dumps(document, indent=2))
@@ -198,6 +201,75 @@ def run_cifar(
     if not json_:
         typer.echo(f"records: {outcome.path}")
     _exit_for([outcome.verdict])
+
+
+@run_app.command("wgan")
+def run_wgan(
+    recipe: Annotated[str, typer.Option(help="lesson, paper or gp; `wallclock list` describes them.")] = "lesson",
+    data: Annotated[
+        str, typer.Option(help="Images: a converted LSUN, CIFAR-10, a folder; or 'synthetic' for the embedded set.")
+    ] = "synthetic",
+    only_class: Annotated[str, typer.Option("--class", help="Train on this class alone.")] = "",
+    generator_iterations: Annotated[
+        int, typer.Option(help="Stop after so many generator steps; 0 for the recipe's whole budget.")
+    ] = 0,
+    look_every: Annotated[int, typer.Option(help="Generator steps between looks: distance, samples, checkpoint.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Measure the plain loop, all levers, and all but each, in turns.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="With --ablate: turns of each variant.")] = 12,
+    device: Device = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
+    ] = None,
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Train a WGAN and measure critic iterations per second; or what each lever of its recipe gives."""
+    from bench.environment import resolve_device
+    from bench.tasks import wgan, wgan_ablation
+    from models.recipes import get_wgan_recipe
+    from models.recipes.override import override
+
+    _, progress = _consoles()
+
+    def line(text: str) -> None:
+        progress.print(text, markup=False)
+
+    if resume is not None:
+        run = wgan_ablation.resumed_run(resume) if wgan_ablation.is_ablation(resume) else wgan.resumed_run(resume)
+    else:
+        resolved = get_wgan_recipe(recipe, device_type := resolve_device(device))
+        for assignment in set_ or ():
+            resolved = override(resolved, assignment)
+        asked: dict[str, Any] = {
+            "recipe": resolved,
+            "data": data,
+            "only_class": only_class,
+            "device": device_type,
+            "seed": seed,
+        }
+        cycles = 20 if device_type == "cuda" else 1  # some seconds on a CPU, and a second on a GPU
+        if ablate:
+            run = wgan_ablation.new_run(
+                wgan_ablation.AblationRequest(rounds=rounds, cycles=cycles, **asked), out, _command()
+            )
+        else:
+            plan: dict[str, Any] = {
+                "generator_iterations": generator_iterations,
+                "look_every": look_every,
+                "window_cycles": cycles,
+            }
+            run = wgan.new_run(wgan.WganRequest(**asked, **plan), out, _command())
+    path = run.writer.path
+    with _interruptible(path, f", go on with `wallclock run wgan --resume {path}`"):
+        status = run.execute(line)
+    _print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
 
 
 @run_app.command("kernels")
@@ -392,13 +464,15 @@ def list_(json_: Json = False) -> None:
     from rich.table import Table
 
     from bench.registry import quick_plan, suite_plan
-    from models.recipes import RECIPES
+    from models.recipes import RECIPES, WGAN_RECIPES
 
     recipes = [RECIPES[name]("cpu") for name in RECIPES]
+    wgan_recipes = [WGAN_RECIPES[name]("cpu") for name in WGAN_RECIPES]
     plans = [quick_plan(), suite_plan()]
     if json_:
         document = {
             "recipes": {recipe.name: recipe.resolved() for recipe in recipes},
+            "wgan_recipes": {recipe.name: recipe.resolved() for recipe in wgan_recipes},
             **{plan.name: {job.name: job.summary for job in plan.jobs} for plan in plans},
         }
         typer.echo(json.dumps(document, indent=2))
@@ -407,6 +481,12 @@ def list_(json_: Json = False) -> None:
     table = Table("recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
     for recipe in recipes:
         table.add_row(recipe.name, f"{recipe.epochs:g}", str(recipe.batch_size), recipe.summary)
+    out.print(table)
+    table = Table("WGAN recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
+    for each in wgan_recipes:
+        epochs = sum(stage.epochs for stage in each.stages)
+        table.add_row(each.name, f"{epochs:g}", str(each.batch_size), each.summary)
+    out.print()
     out.print(table)
     for plan in plans:
         table = Table(f"wallclock {plan.name}", "", box=None, padding=(0, 2, 0, 0))
@@ -450,6 +530,29 @@ def data_check(path: Annotated[Path, typer.Argument(help="Of the data set.")], j
         return
     for key, value in description.items():
         typer.echo(f"{key:14}{', '.join(value) if isinstance(value, list) else value}")
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="Folder of an LMDB, as LSUN's export unpacks to.")],
+    to: Annotated[Path, typer.Option(help="Folder to put the images in.")],
+    size: Annotated[int, typer.Option(help="Edge of an image, pixels.")] = 64,
+    fraction: Annotated[float, typer.Option(help="Share of the images; the lesson's are 0.1 and 0.2.")] = 1.0,
+    workers: Annotated[int, typer.Option(help="Processes that decode; 0 for this one.")] = 0,
+) -> None:
+    """Convert LSUN's LMDB once to images of one size; goes on where it was stopped."""
+    from rich.progress import Progress
+
+    from loaders.lsun import convert
+
+    _, progress = _consoles()
+    with Progress(console=progress) as bar:
+        task = bar.add_task(source.name, total=None)
+        convert(
+            source, to, size=size, fraction=fraction, workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    typer.echo(f"use it with --data {to}")
 
 
 @data_app.command("fetch")

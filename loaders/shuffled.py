@@ -91,8 +91,11 @@ class ShuffledBatches:
 
 
 def unit_range(pixels_NHWC: torch.Tensor) -> torch.Tensor:
-    """Returns pixels as the networks see them: float32 [N, 3, H, W] from -1 (black) to 1, of uint8 [N, H, W, 3]."""
-    return pixels_NHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    """Returns pixels as the networks see them: [N, 3, H, W] from -1 (black) to 1, of uint8 [N, H, W, 3].
+
+    Of torch's default dtype, float32 unless a test has set another.
+    """
+    return pixels_NHWC.permute(0, 3, 1, 2).to(torch.get_default_dtype()).div_(127.5).sub_(1)
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:

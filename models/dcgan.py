@@ -25,7 +25,7 @@ class Block(nn.Module):
         channels: C of its output.
         act: activation.
         order: "paper" norms before the activation, "lesson" after it.
-        norm: "batch"; "layer" norms each image over C, H and W, with a gamma and a beta for each channel; None for none.
+        norm: "batch"; "layer" norms each image over C, H and W, gamma and beta by channel; None for none.
     """
 
     def __init__(self, conv: nn.Module, channels: int, *, act: Act, order: Order, norm: Norm | None = "batch") -> None:
@@ -132,8 +132,7 @@ class Generator(nn.Module):
             layers.append(block(upsample2x(upsampling, channels, channels // 2), channels // 2))
             channels //= 2
         extra = nn.Conv2d if order == "paper" else nn.ConvTranspose2d
-        for _ in range(n_extra_layers):
-            layers.append(block(extra(channels, channels, 3, padding=1, bias=False), channels))
+        layers += [block(extra(channels, channels, 3, padding=1, bias=False), channels) for _ in range(n_extra_layers)]
         self.layers = nn.Sequential(*layers, upsample2x(upsampling, channels, 3), nn.Tanh())
         if order == "paper":
             self.apply(_init_as_paper)

@@ -119,8 +119,8 @@ class BatchNormAct(nn.Sequential):
         fused = residual if self.implementations.residual == "triton" else None
         y = batch_norm_act(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-            training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act, negative_slope=self.negative_slope,
-            residual=fused, save=self._save(fused is not None),
+            training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act,
+            negative_slope=self.negative_slope, residual=fused, save=self._save(fused is not None),
         )  # fmt: skip
         return y if residual is None or fused is not None else residual + y
 
@@ -174,8 +174,8 @@ class BatchNormAct(nn.Sequential):
         y = conv_bn_act(
             _autocast(x), conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var,
             stride=conv.stride[0], padding=int(conv.padding[0]), training=self.training, momentum=self.momentum,
-            eps=norm.eps, act=self.act, negative_slope=self.negative_slope, residual=fused, save=self._save(fused is not None),
-            defer=defer and self.training and residual is None,
+            eps=norm.eps, act=self.act, negative_slope=self.negative_slope, residual=fused,
+            save=self._save(fused is not None), defer=defer and self.training and residual is None,
         )  # fmt: skip
         return y if residual is None or fused is not None else residual + y  # type: ignore[operator]
 

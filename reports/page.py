@@ -27,6 +27,7 @@ from reports.tables import (
     significant,
 )
 from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
+from reports.wgan import ABLATION, ablation_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
         kernels=kernel_cells(kernel_summary(samples)),
         failed=failed_rows(samples),
         compiled=static_rows(samples),
+        levers=ablation_rows(samples),
         galleries=_galleries(pictures),
         winners=winner_rows(upsampling := upsampling_summary(samples)),
         stages=stage_rows(upsampling),
@@ -133,6 +135,20 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
         ),
         "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
         "loss": ("Training loss", plots.training_loss(samples), "One line a seed; long lines show means of stretches."),
+    }
+    made |= {
+        "distance": (
+            "WGAN: estimated distance",
+            plots.wgan_curves(samples, ("em_train", "em_held_out"), "estimate, D(fake) - D(x)"),
+            "The critic's estimate of the earth mover's distance, up to its slope. A distance to held-out images that "
+            "stays above that to training images shows learning by heart.",
+        ),
+        "wgan-loss": (
+            "WGAN: losses",
+            plots.wgan_curves(samples, ("critic_loss", "generator_loss"), "loss"),
+            "The critic's is D(real) - D(fake), averaged over the steps before each generator step; the generator's is "
+            "D(fake).",
+        ),
     }
     return {
         name: {"title": title, "figure": json.loads(_json(figure)), "caption": caption}
@@ -207,7 +223,7 @@ def _galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
-    rows = summarise(samples[~samples["metric"].isin(TABLED) & (samples["benchmark"] != "static")])
+    rows = summarise(samples[~samples["metric"].isin(TABLED) & ~samples["benchmark"].isin(("static", ABLATION))])
     distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
         {

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 CLOCK = "train_eval_s"
 # Points of a curve: drawn in figures; their median says nothing.
-CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
+CURVES = (
+    *("accuracy", "elapsed_train_eval_s", "train_loss"),
+    *("critic_loss", "generator_loss", "em_train", "em_held_out"),
+)
 # What has a table of its own.
 KERNELS = ("latency", "issue", "predicted_bytes", "operations", "saved_bytes", "peak_bytes", "error")
 UPSAMPLING = ("constant_spread", "phase_share", "spectral_peak", "parameter_count")

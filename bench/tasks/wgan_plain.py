@@ -1,4 +1,4 @@
-"""The lesson's training loop, written as it stands there: eager, NCHW, float32. What every lever is measured against."""
+"""The lesson's training loop as it stands there: eager, NCHW, float32. What every lever is measured against."""
 
 from collections.abc import Iterator
 

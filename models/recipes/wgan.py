@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from models.recipes.recipe import Implementations
 from models.recipes.resolving import Resolvable
@@ -130,7 +130,9 @@ PLAIN: dict[str, bool | str] = {
     "precision": "fp32",
 }
 # Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
-INEXACT = {"precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"}
+INEXACT = {
+    "precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +149,8 @@ class WganRecipe(Resolvable):
         n_extra_layers: 3x3 layers in either network.
         order: "paper" norms before the activation, "lesson" after it; also decides initialisation.
         critic_norm: "batch" or "layer".
-        upsampling: a name in `models.upsampling.UPSAMPLINGS`; another one is another network, except that "collapsed" is
-            "nearest".
+        upsampling: a name in `models.upsampling.UPSAMPLINGS`; another one is another network, but that "collapsed"
+            computes what "nearest" does.
         batch_size: real images, and as many fakes, in a critic step.
         generator_batch_size: fakes in a generator step.
         optimizer: of either network.
@@ -188,7 +190,7 @@ class WganRecipe(Resolvable):
         demand(self, "batch_size generator_batch_size", lambda v: v >= 1, "at least one image")
         demand(self, "noise_channels generator_channels critic_channels", lambda v: v >= 1, "at least one channel")
         demand(self, "clamp gradient_penalty n_extra_layers", lambda v: v >= 0, "0 or more")
-        demand(self, "stages", len, "at least one stage")
+        demand(self, "stages", lambda v: len(v) > 0, "at least one stage")
         if self.gradient_penalty and self.critic_norm == "batch":
             raise ValueError(
                 "a gradient penalty is about one image at a time, which batch norm is not; use --set critic_norm=layer"
@@ -228,8 +230,9 @@ class WganRecipe(Resolvable):
                     f"no lever '{name}'; {f'did you mean {near[0]}? ' if near else ''}levers: {', '.join(PLAIN)}"
                 )
             owner, _, inner = name.rpartition(".")
-            part = dataclasses.replace(getattr(changed, owner), **{inner: PLAIN[name]}) if owner else PLAIN[name]
-            changed = dataclasses.replace(changed, **{owner or inner: part})
+            part: Any = dataclasses.replace(getattr(changed, owner), **{inner: PLAIN[name]}) if owner else PLAIN[name]
+            change: dict[str, Any] = {owner or inner: part}
+            changed = dataclasses.replace(changed, **change)
         return changed
 
     @property
