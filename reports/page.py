@@ -215,9 +215,9 @@ def _galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]
     """Returns the pictures under their titles, small ones enlarged by a whole number so that each pixel is a square."""
     galleries: dict[str, list[dict[str, Any]]] = {}
     for picture in pictures:
-        times = max(1, PICTURE_WIDTH // picture.width)
-        shown = {"caption": picture.caption, "run_id": picture.run_id, "width": times * picture.width}
-        shown["source"] = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+        times = max(1, PICTURE_WIDTH // max(1, picture.width))
+        shown = {"caption": picture.caption, "width": times * picture.width}
+        shown["source"] = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}" if picture.png else ""
         galleries.setdefault(picture.title, []).append(shown)
     return galleries
 

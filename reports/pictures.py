@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PICTURES = "pictures"
+UNREADABLE = "Pictures that could not be read"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Picture:
         name: of the file, without its ending; pictures are shown in the order of their names.
         title: what the page groups pictures under.
         caption: what is to be seen.
-        png: the file.
+        png: the file; empty if it is damaged.
         width: pixels.
         height: pixels.
     """
@@ -77,7 +78,7 @@ def load_pictures(paths: Path | str | Sequence[Path | str], *, on_damage: OnDama
 
     Args:
         paths: run directories, or folders that hold some at any depth.
-        on_damage: "skip" leaves damaged pictures out.
+        on_damage: "skip" gives a damaged one without its file, and with what is wrong for a caption.
 
     Raises:
         StoreError: if there is no run, or a picture is damaged.
@@ -87,9 +88,11 @@ def load_pictures(paths: Path | str | Sequence[Path | str], *, on_damage: OnDama
         for path in sorted((directory / PICTURES).glob("*.png")):
             try:
                 found.setdefault((directory.name, path.stem), _read(directory.name, path))
-            except StoreError:
+            except StoreError as error:
                 if on_damage == "raise":
                     raise
+                told = Picture(directory.name, path.stem, UNREADABLE, str(error), b"", 0, 0)
+                found.setdefault((directory.name, path.stem), told)
     return list(found.values())
 
 

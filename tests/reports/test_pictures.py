@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reports import RunWriter, StoreError
+from reports import RunWriter, StoreError, build_page, load, load_runs
 from reports.pictures import load_pictures, write_picture
 
 PIXELS = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
@@ -45,7 +45,11 @@ def test_damage_is_told_or_left_out(run: Path, damage: str) -> None:
     broken.write_bytes(broken.read_bytes()[:-40] if damage == "cut" else b"no picture")
     with pytest.raises(StoreError, match=r"b\.png is damaged; restore it"):
         load_pictures(run)
-    assert [picture.name for picture in load_pictures(run, on_damage="skip")] == ["a"]
+    whole, damaged = load_pictures(run, on_damage="skip")
+    assert whole.name == "a" and whole.png and damaged.name == "b" and not damaged.png
+    assert "b.png is damaged" in damaged.caption
+    page = build_page(load(run), load_runs(run), run / "page.html", [whole, damaged]).read_text()
+    assert page.count("<img") == 1 and "b.png is damaged" in page
 
 
 def test_a_full_or_missing_place_is_told(tmp_path: Path) -> None:
