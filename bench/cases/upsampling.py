@@ -25,7 +25,7 @@ from reports.schema import Run, RunStatus, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
 
 DTYPES = ("fp32", "bf16")
-STEPS = 300
+STEPS = 100
 PICTURES_TITLE = "Checkerboards: five upsamplings before and after a short training"
 
 
