@@ -31,6 +31,7 @@ def turns(tmp_path):
                     ("images_per_s", "images/s", 64 * value),
                     ("critic_step_s", "s", 0.9 / value),
                     ("generator_step_s", "s", 0.5 / value),
+                    ("cycle_cpu_s", "s", 9.0 / rate),
                 ):
                     figure = 0.01 if number == 0 else figure  # warm-up, which is not to be seen
                     writer.add(
@@ -48,6 +49,7 @@ def test_ratios_within_rounds_find_what_the_machines_swings_hide(turns):
     for variant, rate in TRUE.items():
         row = summary.loc[variant]
         assert row["over_baseline"] == pytest.approx(rate, rel=0.03)
+        assert row["cpu_over_baseline"] == pytest.approx(rate)
         if variant != "baseline":
             assert row["over_baseline_low"] <= rate <= row["over_baseline_high"]
             assert row["over_baseline_high"] / row["over_baseline_low"] < 1.1
