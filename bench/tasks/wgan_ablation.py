@@ -220,8 +220,8 @@ class AblationRun:
                     return "stopped"
             if device.type == "cpu" and (share := statistics.median(shares)) < FIT:
                 self.writer.note(
-                    f"the turns had {100 * share:.0f}% of {torch.get_num_threads()} cores: others were at work, and the "
-                    "rates say less than the CPU time of a cycle; measure again on an idle machine"
+                    f"the turns had {100 * share:.0f}% of {torch.get_num_threads()} cores: others were at work, and "
+                    "the CPU time of a cycle says more than the rates; measure again on an idle machine"
                 )
             self.writer.finish()
         return "done"
