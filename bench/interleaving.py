@@ -62,6 +62,7 @@ def interleaved(contenders: Mapping[str, Contender], rounds: int, *, first: int 
             there.close()
             stack.callback(_end, here, process)
             at[name] = here
+        for name, here in at.items():  # they get ready side by side
             _reply(name, here)
         for number in range(first, rounds):
             order = list(contenders)

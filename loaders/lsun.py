@@ -73,7 +73,7 @@ def _opened(path: Path) -> Any:
         # Without the lock file, a folder that may only be read will do; without read-ahead, random reads stay small.
         return lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=1)
     except lmdb.Error as error:
-        raise DataError(f"{path} is damaged: {error}; fetch it again") from None
+        raise DataError(f"cannot open {path}: {error}; if it is damaged, fetch it again") from None
 
 
 def lmdb_keys(path: Path) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from bench.tasks.wgan import begun, load_split, new_sample, new_writer
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_steps import Step
 from bench.tasks.wgan_training import WganTrainer, check_runnable
-from bench.timing import Deadline, now_s, synchronize
+from bench.timing import Deadline, cpu_s, now_s, synchronize
 from loaders.batches import Dataset, Split
 from models.recipes.wgan import CriticSteps, Stage, WganRecipe
 from reports.reading import load, read_unfinished
@@ -33,6 +34,7 @@ IMAGES = 4096  # that a turn's batches are drawn from; each process holds them
 # The first critic loss, before any update, of the same weights, images and noise: what one float32 rounding or another
 # order of sums may make of it, as a share of the scores' spread.
 LOSS_TOLERANCE = 1e-3
+FIT = 0.8  # of the cores that a turn of a CPU should have had; loops of one thread and waits for memory take some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +91,18 @@ class AblationRequest:
 
 @dataclass(frozen=True)
 class TurnDone:
-    """What one turn took: seconds of the critic's and of the generator's steps, and the critic's losses in it."""
+    """What one turn took.
+
+    Attributes:
+        critic_s: of the critic's steps.
+        generator_s: of the generator's.
+        cpu_s: of all threads of the process.
+        critic_losses: of each step.
+    """
 
     critic_s: float
     generator_s: float
+    cpu_s: float
     critic_losses: tuple[float, ...]
 
 
@@ -129,7 +139,7 @@ class WganContender:
         return functools.partial(self._turn, steps, device)
 
     def _turn(self, steps: Iterator[Step], device: torch.device) -> TurnDone:
-        critic_s = generator_s = 0.0
+        critic_s, generator_s, begun_cpu_s = 0.0, 0.0, cpu_s()
         losses: list[torch.Tensor] = []
         for _ in range(self.cycles):
             synchronize(device)
@@ -140,7 +150,7 @@ class WganContender:
             assert next(steps).kind == "generator", "a cycle of an ablation is never cut short"
             synchronize(device)
             critic_s, generator_s = critic_s + between_s - begun_s, generator_s + now_s() - between_s
-        return TurnDone(critic_s, generator_s, tuple(torch.stack(losses).tolist()))
+        return TurnDone(critic_s, generator_s, cpu_s() - begun_cpu_s, tuple(torch.stack(losses).tolist()))
 
 
 class AblationRun:
@@ -188,6 +198,7 @@ class AblationRun:
         }
         with self.writer, Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
             first_losses: dict[str, float] = {}
+            shares: list[float] = []
             rounds = request.rounds + 1 + bool(self.rounds_done)  # each start has a warm-up of its own
             for taken in interleaved(contenders, rounds, first=self.rounds_done, seed=request.seed):
                 done, recipe = taken.result, variants[taken.name]
@@ -195,6 +206,7 @@ class AblationRun:
                 at = {"round": taken.round, "slot": taken.slot, "phase": phase, **telemetry.read()}
                 self.writer.add(*self._samples(taken.name, recipe, done, at))
                 steps = len(done.critic_losses)
+                shares.append(done.cpu_s / (done.critic_s + done.generator_s) / torch.get_num_threads())
                 rate = steps / (done.critic_s + done.generator_s)
                 observe(f"round {taken.round} of {rounds - 1}, {taken.name}: {rate:.3g} critic it/s")
                 if taken.round == self.rounds_done:
@@ -206,6 +218,11 @@ class AblationRun:
                     self.writer.note(f"stopped in round {taken.round}: the budget is spent")
                     self.writer.finish("stopped")
                     return "stopped"
+            if device.type == "cpu" and (share := statistics.median(shares)) < FIT:
+                self.writer.note(
+                    f"the turns had {100 * share:.0f}% of {torch.get_num_threads()} cores: others were at work, and "
+                    "the CPU time of a cycle says more than the rates; measure again on an idle machine"
+                )
             self.writer.finish()
         return "done"
 
@@ -230,6 +247,7 @@ class AblationRun:
             ("images_per_s", "images/s"): steps * recipe.batch_size / seconds,
             ("critic_step_s", "s"): done.critic_s / steps,
             ("generator_step_s", "s"): done.generator_s / self.request.cycles,
+            ("cycle_cpu_s", "s"): done.cpu_s / self.request.cycles,
         }
         return [self._sample(name, recipe, metric, unit, value, **at) for (metric, unit), value in figures.items()]
 

@@ -1,6 +1,7 @@
 """The steps of a WGAN as CUDA graphs: one launch a step, and the same losses as without."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from bench.tasks.wgan_training import WganTrainer
 
 WARMUP_STEPS = 3  # kernels are chosen and compiled, and the optimisers' state and gradients get their memory
+
+Inputs = dict[str, torch.Tensor]
+Captive = tuple[Callable[[], object], torch.Tensor]
 
 
 class Captured:
@@ -23,7 +27,7 @@ class Captured:
 
     def __init__(self, trainer: "WganTrainer") -> None:
         self.trainer = trainer
-        self._steps: dict[str, tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]] = {}
+        self._steps: dict[str, tuple[Captive, Inputs]] = {}
         self._pool: Any = None
 
     def critic_step(
@@ -32,7 +36,7 @@ class Captured:
         """As `WganTrainer.update_critic`."""
         inputs = {"real": real, "noise": noise} | ({} if mix is None else {"mix": mix})
 
-        def step(static: dict[str, torch.Tensor]) -> torch.Tensor:
+        def step(static: Inputs) -> torch.Tensor:
             return self.trainer.update_critic(static["real"], static["noise"], static.get("mix"), clamp=clamp)
 
         return self._replayed(f"critic, clamp {clamp}", step, inputs)
@@ -43,33 +47,37 @@ class Captured:
             "generator", lambda static: self.trainer.update_generator(static["noise"]), {"noise": noise}
         )
 
-    def _replayed(
-        self, name: str, step: Callable[[dict[str, torch.Tensor]], torch.Tensor], inputs: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _replayed(self, name: str, step: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> torch.Tensor:
         if name not in self._steps:
-            self._steps[name] = self._capture(step, {key: tensor.clone() for key, tensor in inputs.items()})
-        graph, static, loss = self._steps[name]
+            static = {key: tensor.clone() for key, tensor in inputs.items()}
+            with self._put_back():
+                self._steps[name] = self._capture(lambda: step(static)), static
+        (replay, loss), static = self._steps[name]
         for key, tensor in inputs.items():
             static[key].copy_(tensor)
-        graph.replay()
+        replay()
         return loss.clone()  # the next replay overwrites it
 
-    def _capture(
-        self, step: Callable[[dict[str, torch.Tensor]], torch.Tensor], static: dict[str, torch.Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]:
-        state = self.trainer._state()
-        before = {name: tensor.detach().clone() for name, tensor in state.items() if name != "noise"}
-        side = torch.cuda.Stream(self.trainer.device)  # capture asks for steps on a stream other than the default one
-        side.wait_stream(torch.cuda.current_stream(self.trainer.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARMUP_STEPS):
-                step(static)
-        torch.cuda.current_stream(self.trainer.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            loss = step(static)
-        self._pool = graph.pool()
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        state = {name: tensor for name, tensor in self.trainer.state().items() if name != "noise"}
+        before = {name: tensor.detach().clone() for name, tensor in state.items()}
+        yield
         with torch.no_grad():
             for name, tensor in before.items():
                 state[name].copy_(tensor)
-        return graph, static, loss
+
+    def _capture(self, step: Callable[[], torch.Tensor]) -> Captive:
+        """What replays a step, and where its loss lies."""
+        device = self.trainer.device
+        side = torch.cuda.Stream(device)  # capture asks for steps on a stream other than the default one
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP_STEPS):
+                step()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss = step()
+        self._pool = graph.pool()  # the graphs never run at once, and share their memory
+        return graph.replay, loss

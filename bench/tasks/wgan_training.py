@@ -325,7 +325,7 @@ class WganTrainer:
         part = path.with_suffix(".part")
         metadata = {"position": json.dumps(asdict(self.position)), "recipe_hash": self.recipe.hash()}
         try:
-            tensors = {name: tensor.detach().contiguous() for name, tensor in self._state().items()}
+            tensors = {name: tensor.detach().contiguous() for name, tensor in self.state().items()}
             save_file(tensors, part, metadata=metadata)
             part.replace(path)
         except (OSError, SafetensorError) as error:
@@ -350,7 +350,7 @@ class WganTrainer:
         if metadata.get("recipe_hash") != self.recipe.hash():
             raise StoreError(f"{path} is of another recipe; start a new run")
         self._prepare_optimizers()
-        state = self._state()
+        state = self.state()
         if set(state) != set(stored) or any(state[name].shape != stored[name].shape for name in state):
             raise StoreError(f"{path} holds other tensors than this version's; start a new run")
         with torch.no_grad():
@@ -372,8 +372,8 @@ class WganTrainer:
                         on = self.device if self.recipe.implementations.cuda_graph else "cpu"
                         optimizer.state[p]["step"] = torch.zeros((), device=on)
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        """The tensors of a checkpoint by name, in their own memory, except for the noise."""
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors of a checkpoint by name, in their own memory; of the noise, a copy."""
         self._prepare_optimizers()
         state = {"noise": self.noise.get_state()}
         for name, net, optimizer in (

@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.numerics import numerics
+from bench.tasks import wgan_training
+from bench.tasks.wgan_capture import WARMUP_STEPS, Captured
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_training import WganTrainer, check_runnable
 from loaders.batches import DataError, Split
@@ -354,3 +357,60 @@ def test_samples_are_pixels_and_the_same_in_every_look(images):
     # By running statistics, no neighbour counts: what is left is rounding, of 127.5 to either side.
     assert (trainer.samples(2).int() - first[:2].int()).abs().max() <= 1
     assert trainer.generator.training
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that make the host wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "equal", "masked_select")):
+            self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", WGAN_RECIPES)
+def test_no_step_waits_for_the_device(name, images):
+    with numerics(seed=0):
+        trainer = WganTrainer(tiny(name), images.train, device=CPU, seed=0)
+        steps = trainer.train()
+        next(steps)  # Adam's first step makes its state
+        with Waits() as waits:
+            kinds = {next(steps).kind for _ in range(6)}
+    assert kinds == {"critic", "generator"}
+    # Adam without a graph counts its steps on the host.
+    assert [wait for wait in waits.seen if name != "gp"] == []
+
+
+def eager_capture(captured, step):
+    """What `Captured._capture` does to the trainer, where there is no GPU: steps that move it, then a replay."""
+    for _ in range(WARMUP_STEPS + 1):
+        loss = step()
+    loss = loss.clone()
+    return lambda: loss.copy_(step()), loss
+
+
+@pytest.mark.parametrize("name", ["lesson", "paper"])
+def test_warming_up_a_capture_leaves_no_trace(name, images, float64, monkeypatch):
+    """Weights, batch norms' buffers, optimisers and noise are put back: losses go on as without graphs."""
+    monkeypatch.setattr(wgan_training, "check_runnable", lambda *arguments: None)
+    monkeypatch.setattr(Captured, "_capture", eager_capture)
+    recipe = tiny(name, clamp=0.1)
+    expected, got = plainly(recipe, images), trained(switched(recipe, cuda_graph=True), images)
+    assert [kind for kind, _ in got] == [kind for kind, _ in expected]
+    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", WGAN_RECIPES)
+def test_cuda_graphs_give_the_losses_of_the_steps_that_they_hold(name, images, device):
+    recipe = replace(tiny(name), implementations=replace(tiny(name).implementations, channels_last=True))
+    expected, got = (
+        trained(recipe, images, device=device),
+        trained(switched(recipe, cuda_graph=True), images, device=device),
+    )
+    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=0.02, abs=1e-6)
