@@ -60,7 +60,12 @@ def test_samples_tables_and_pictures_of_a_run(tiny, tmp_path):
     assert len(summary) == 5 * 2 and set(summary["kind"]) == set(UPSAMPLINGS)
     for _, stage in summary.groupby("layout"):
         times = stage.set_index("kind")["both_us"]
-        assert stage.loc[stage["fastest"], "kind"].tolist() == [times.idxmin()]
+        fastest = set(stage.loc[stage["fastest"], "kind"])
+        assert times.idxmin() in fastest
+        interval = stage.set_index("kind")[["both_low_us", "both_high_us"]]
+        assert fastest == {
+            k for k in times.index if interval["both_low_us"][k] <= interval["both_high_us"][times.idxmin()]
+        }
         assert (stage.set_index("kind")["x_nearest"] * times).tolist() == pytest.approx([times["nearest"]] * 5)
         # Deconv, and what a step of training has undone of ICNR, have a grid.
         assert {"nearest", "bilinear", "collapsed"} <= set(stage.loc[stage["clean"], "kind"])
