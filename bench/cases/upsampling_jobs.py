@@ -25,7 +25,7 @@ def quick() -> tuple[Job, ...]:
         return _run(context, "speed", "64x64x32x32", "fp32", "channels_last", sample_budget_s=0.1)
 
     def training(context: Context) -> str:
-        return _run(context, "training", steps=20)
+        return _run(context, "training", steps=10)
 
     return (
         Job("upsampling speed", "five upsamplings at one of DCGAN's stages", lambda context: "", speed),
