@@ -310,6 +310,9 @@ def capabilities() -> list[Capability]:
     where = "" if gpu else ", on the CPU only"
     hint = "" if dali else "uv sync --extra dali"
     found.append(Capability("DALI", dali is not None, f"{dali}{where}" if dali else "not installed", hint))
+    lmdb = package_version("lmdb")
+    hint = "" if lmdb else "uv sync --extra lmdb"
+    found.append(Capability("LSUN's LMDB export", lmdb is not None, f"lmdb {lmdb}" if lmdb else "not installed", hint))
     with Telemetry() as telemetry:
         answer = telemetry.driver()
         found.append(
