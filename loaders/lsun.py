@@ -66,7 +66,7 @@ class LsunImages(data.Dataset[tuple[int, Any]]):
 
 def _opened(path: Path) -> Any:
     if find_spec("lmdb") is None:
-        raise DataError('reading LSUN needs the package lmdb; install it with `pip install "wallclock[lmdb]"`')
+        raise DataError("reading LSUN needs the package lmdb; install it with `uv sync --extra lmdb`")
     import lmdb
 
     try:

@@ -12,6 +12,7 @@ import torch
 from bench.environment import Telemetry, provenance, resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
+from bench.tasks.wgan_checkpoint import load, save
 from bench.tasks.wgan_training import WganTrainer, check_runnable
 from bench.timing import Deadline, now_s, synchronize
 from loaders.batches import Split
@@ -169,7 +170,7 @@ class WganRun:
             trainer = WganTrainer(recipe, self.split.train, device=self.device, seed=request.seed)
             checkpoint = self.writer.path / CHECKPOINT
             if self.resumed and checkpoint.exists():
-                trainer.load(checkpoint)
+                load(trainer, checkpoint)
                 looked = self._looked(trainer)
             else:
                 looked = self._look(trainer, telemetry, observe)
@@ -268,7 +269,7 @@ class WganRun:
             caption=f"After {looked.generator_iterations:,} generator and {looked.critic_steps:,} critic steps; "
             f"distance to held-out images estimated at {looked.em_held_out:.3g}.",
         )
-        trainer.save(self.writer.path / CHECKPOINT)
+        save(trainer, self.writer.path / CHECKPOINT)
         observe(str(looked))
         return looked
 

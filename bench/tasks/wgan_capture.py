@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.tasks.wgan_checkpoint import NOISE, training_state
+
 if TYPE_CHECKING:
     from bench.tasks.wgan_training import WganTrainer
 
@@ -60,7 +62,7 @@ class Captured:
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:
-        state = {name: tensor for name, tensor in self.trainer.state().items() if name != "noise"}
+        state = {name: tensor for name, tensor in training_state(self.trainer).items() if name != NOISE}
         before = {name: tensor.detach().clone() for name, tensor in state.items()}
         yield
         with torch.no_grad():

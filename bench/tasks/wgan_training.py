@@ -1,9 +1,7 @@
 """One WGAN training run with the recipe's levers: what happens inside the clock, step by step."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from loaders.shuffled import ShuffledBatches, pixels, unit_range
 from models.dcgan import MapToScore, NoiseToMap
 from models.layers import choose
 from models.recipes.wgan import Adam, WganRecipe
-from reports.store import StoreError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LOOK_IMAGES = 512  # of each set, for an estimate of the distance
@@ -309,78 +306,3 @@ class WganTrainer:
             images = self.generator(z)
         self.generator.train()
         return pixels(images).cpu()
-
-    def save(self, path: Path) -> None:
-        """Writes all that training goes on from, in one piece: weights, buffers, optimisers, noise, position.
-
-        Args:
-            path: of a safetensors file; replaced when the new one is whole.
-
-        Raises:
-            StoreError: if it cannot be written.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        part = path.with_suffix(".part")
-        metadata = {"position": json.dumps(asdict(self.position)), "recipe_hash": self.recipe.hash()}
-        try:
-            tensors = {name: tensor.detach().contiguous() for name, tensor in self.state().items()}
-            save_file(tensors, part, metadata=metadata)
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise StoreError(f"cannot write {path}: {error}; make room, then go on with --resume") from None
-
-    def load(self, path: Path) -> None:
-        """Goes on from a checkpoint of the same recipe.
-
-        Raises:
-            StoreError: if it is damaged, or one of another recipe.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            position = Position(**json.loads(metadata["position"]))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} is damaged ({error}); start a new run") from None
-        if metadata.get("recipe_hash") != self.recipe.hash():
-            raise StoreError(f"{path} is of another recipe; start a new run")
-        self._prepare_optimizers()
-        state = self.state()
-        if set(state) != set(stored) or any(state[name].shape != stored[name].shape for name in state):
-            raise StoreError(f"{path} holds other tensors than this version's; start a new run")
-        with torch.no_grad():
-            for name, tensor in state.items():
-                if name == "noise":
-                    self.noise.set_state(stored[name])
-                else:
-                    tensor.copy_(stored[name])
-        self.position = position
-
-    def _prepare_optimizers(self) -> None:
-        """Gives every parameter the optimiser state that it has after a step, zero so far."""
-        for net, optimizer in ((self.critic, self.critic_optimizer), (self.generator, self.generator_optimizer)):
-            for p in net.parameters():
-                if not optimizer.state[p]:
-                    names = ["exp_avg", "exp_avg_sq"] if isinstance(optimizer, torch.optim.Adam) else ["square_avg"]
-                    optimizer.state[p] = {name: torch.zeros_like(p) for name in names}
-                    if isinstance(optimizer, torch.optim.Adam):
-                        on = self.device if self.recipe.implementations.cuda_graph else "cpu"
-                        optimizer.state[p]["step"] = torch.zeros((), device=on)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Returns the tensors of a checkpoint by name, in their own memory; of the noise, a copy."""
-        self._prepare_optimizers()
-        state = {"noise": self.noise.get_state()}
-        for name, net, optimizer in (
-            ("critic", self.critic, self.critic_optimizer),
-            ("generator", self.generator, self.generator_optimizer),
-        ):
-            state |= {f"{name}.{key}": tensor for key, tensor in net.state_dict(keep_vars=True).items()}
-            for key, p in net.named_parameters():
-                state |= {f"{name}_optimizer.{key}.{part}": t for part, t in optimizer.state[p].items()}
-        return state
