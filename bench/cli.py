@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.cases.kernels import CaseDone
     from bench.registry import Context, Job, Plan
 
 USAGE_ERROR, INVALID_RESULT = 2, 3
@@ -79,6 +80,8 @@ def _print_report(
     import reports
     from reports import tables
     from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
+    from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
+    from reports.wgan import ablation_rows, ablation_summary
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -86,22 +89,26 @@ def _print_report(
         progress.print(f"skipped: {problem}", style="yellow", markup=False)
     scores = reports.time_to_target(samples)
     summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
-    kernels = kernel_summary(samples)
+    kernels, upsampling = kernel_summary(samples), upsampling_summary(samples)
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
         "Kernels, whole: us hot (95% interval) and cold; MB kept besides the output": kernel_detail_rows(kernels),
+        "Upsampling: forward and backward; which is fastest, and which lays no grid": winner_rows(upsampling),
+        "Upsampling: ms; MB kept for backward": stage_rows(upsampling),
+        "Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training": checkerboard_rows(samples),
         "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of n forms, in bytes, and bytes a thread": static_rows(samples),
         "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
+        "WGAN: critic iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(
-            summary[~summary["metric"].isin(tables.TABLED) & (~summary["benchmark"].isin(tables.OF_THEIR_OWN))]
+            summary[~summary["metric"].isin(tables.TABLED) & ~summary["benchmark"].isin(tables.OF_THEIR_OWN)]
         ),
     }
     titled = {title: rows for title, rows in titled.items() if rows[1]}
     if html is not None:
-        reports.build_page(samples, runs, html)
+        reports.build_page(samples, runs, html, reports.load_pictures(paths, on_damage="skip"))
     if csv is not None:
         _write(csv, tables.csv(summary))
     if markdown is not None:
@@ -111,7 +118,9 @@ def _print_report(
         document = {
             "runs": json.loads(runs[columns].to_json(orient="records")),
             "time_to_target": json.loads(scores.to_json(orient="records")),
+            "upsampling": json.loads(upsampling.to_json(orient="records")),
             "kernels": json.loads(kernels.to_json(orient="records")),
+            "wgan_levers": json.loads(ablation_summary(samples).to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }
         typer.echo(json.dumps(document, indent=2))
@@ -196,6 +205,75 @@ def run_cifar(
     _exit_for([outcome.verdict])
 
 
+@run_app.command("wgan")
+def run_wgan(
+    recipe: Annotated[str, typer.Option(help="lesson, paper or gp; `wallclock list` describes them.")] = "lesson",
+    data: Annotated[
+        str, typer.Option(help="Images: a converted LSUN, CIFAR-10, a folder; or 'synthetic' for the embedded set.")
+    ] = "synthetic",
+    only_class: Annotated[str, typer.Option("--class", help="Train on this class alone.")] = "",
+    generator_iterations: Annotated[
+        int, typer.Option(help="Stop after so many generator steps; 0 for the recipe's whole budget.")
+    ] = 0,
+    look_every: Annotated[int, typer.Option(help="Generator steps between looks: distance, samples, checkpoint.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Measure the plain loop, all levers, and all but each, in turns.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="With --ablate: turns of each variant.")] = 12,
+    device: Device = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
+    ] = None,
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Train a WGAN and measure critic iterations per second; or what each lever of its recipe gives."""
+    from bench.environment import resolve_device
+    from bench.tasks import wgan, wgan_ablation
+    from models.recipes import get_wgan_recipe
+    from models.recipes.override import override
+
+    _, progress = _consoles()
+
+    def line(text: str) -> None:
+        progress.print(text, markup=False)
+
+    if resume is not None:
+        run = wgan_ablation.resumed_run(resume) if wgan_ablation.is_ablation(resume) else wgan.resumed_run(resume)
+    else:
+        resolved = get_wgan_recipe(recipe, device_type := resolve_device(device))
+        for assignment in set_ or ():
+            resolved = override(resolved, assignment)
+        asked: dict[str, Any] = {
+            "recipe": resolved,
+            "data": data,
+            "only_class": only_class,
+            "device": device_type,
+            "seed": seed,
+        }
+        cycles = 20 if device_type == "cuda" else 1  # some seconds on a CPU, and a second on a GPU
+        if ablate:
+            run = wgan_ablation.new_run(
+                wgan_ablation.AblationRequest(rounds=rounds, cycles=cycles, **asked), out, _command()
+            )
+        else:
+            plan: dict[str, Any] = {
+                "generator_iterations": generator_iterations,
+                "look_every": look_every,
+                "window_cycles": cycles,
+            }
+            run = wgan.new_run(wgan.WganRequest(**asked, **plan), out, _command())
+    path = run.writer.path
+    with _interruptible(path, f", go on with `wallclock run wgan --resume {path}`"):
+        status = run.execute(line)
+    _print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
+
+
 @run_app.command("kernels")
 def run_kernels(
     only: Annotated[
@@ -235,17 +313,53 @@ def run_kernels(
         run = kernels.new_run(request, out, _command())
     path = run.writer.path
 
-    def show(done: kernels.CaseDone) -> None:
-        times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items())
-        style = "yellow" if done.why_not else ""
-        progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
-
     with _interruptible(path, f", go on with `wallclock run kernels --resume {path}`"):
-        status = run.execute(show)
+        status = run.execute(lambda done: _print_case(progress, done))
     _print_report([path], as_json=json_)
     if not json_:
         typer.echo(f"records: {path}")
     _exit_for([status])
+
+
+@run_app.command("upsampling")
+def run_upsampling(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Words such as speed, training, deconv, bf16, nchw that must apply; may be repeated."),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Path of the images to train on, or 'synthetic' for the embedded ones.")
+    ] = "synthetic",
+    seeds: Annotated[int, typer.Option(help="How many short trainings of each; 0 for none.")] = 1,
+    device: Device = "auto",
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Time transposed convolution against upsampling + convolution at DCGAN's stages; score their checkerboards."""
+    from bench.cases import upsampling
+    from bench.environment import resolve_device
+
+    _, progress = _consoles()
+    if resume is not None:
+        run = upsampling.resumed_run(resume)
+    else:
+        words = tuple(word for text in only or () for word in text.split())
+        request = upsampling.UpsamplingRequest(device=resolve_device(device), data=data, seeds=seeds, only=words)
+        run = upsampling.new_run(request, out, _command())
+    path = run.writer.path
+    with _interruptible(path, f", go on with `wallclock run upsampling --resume {path}`"):
+        status = run.execute(lambda done: _print_case(progress, done))
+    _print_report([path], as_json=json_, html=path / REPORT_PAGE)
+    if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
+
+
+def _print_case(progress: "Console", done: "CaseDone") -> None:
+    times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items()) or "done"
+    style = "yellow" if done.why_not else ""
+    progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
 
 
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
@@ -356,13 +470,15 @@ def list_(json_: Json = False) -> None:
     from rich.table import Table
 
     from bench.registry import quick_plan, suite_plan
-    from models.recipes import RECIPES
+    from models.recipes import RECIPES, WGAN_RECIPES
 
     recipes = [RECIPES[name]("cpu") for name in RECIPES]
+    wgan_recipes = [WGAN_RECIPES[name]("cpu") for name in WGAN_RECIPES]
     plans = [quick_plan(), suite_plan()]
     if json_:
         document = {
             "recipes": {recipe.name: recipe.resolved() for recipe in recipes},
+            "wgan_recipes": {recipe.name: recipe.resolved() for recipe in wgan_recipes},
             **{plan.name: {job.name: job.summary for job in plan.jobs} for plan in plans},
         }
         typer.echo(json.dumps(document, indent=2))
@@ -371,6 +487,12 @@ def list_(json_: Json = False) -> None:
     table = Table("recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
     for recipe in recipes:
         table.add_row(recipe.name, f"{recipe.epochs:g}", str(recipe.batch_size), recipe.summary)
+    out.print(table)
+    table = Table("WGAN recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
+    for each in wgan_recipes:
+        epochs = sum(stage.epochs for stage in each.stages)
+        table.add_row(each.name, f"{epochs:g}", str(each.batch_size), each.summary)
+    out.print()
     out.print(table)
     for plan in plans:
         table = Table(f"wallclock {plan.name}", "", box=None, padding=(0, 2, 0, 0))
@@ -414,6 +536,29 @@ def data_check(path: Annotated[Path, typer.Argument(help="Of the data set.")], j
         return
     for key, value in description.items():
         typer.echo(f"{key:14}{', '.join(value) if isinstance(value, list) else value}")
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="Folder of an LMDB, as LSUN's export unpacks to.")],
+    to: Annotated[Path, typer.Option(help="Folder to put the images in.")],
+    size: Annotated[int, typer.Option(help="Edge of an image, pixels.")] = 64,
+    fraction: Annotated[float, typer.Option(help="Share of the images; the lesson's are 0.1 and 0.2.")] = 1.0,
+    workers: Annotated[int, typer.Option(help="Processes that decode; 0 for this one.")] = 0,
+) -> None:
+    """Convert LSUN's LMDB once to images of one size; goes on where it was stopped."""
+    from rich.progress import Progress
+
+    from loaders.lsun import convert
+
+    _, progress = _consoles()
+    with Progress(console=progress) as bar:
+        task = bar.add_task(source.name, total=None)
+        convert(
+            source, to, size=size, fraction=fraction, workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    typer.echo(f"use it with --data {to}")
 
 
 @data_app.command("fetch")

@@ -310,6 +310,12 @@ def capabilities() -> list[Capability]:
     where = "" if gpu else ", on the CPU only"
     hint = "" if dali else "uv sync --extra dali"
     found.append(Capability("DALI", dali is not None, f"{dali}{where}" if dali else "not installed", hint))
+    lmdb = package_version("lmdb")
+    hint = "" if lmdb else "uv sync --extra lmdb"
+    found.append(Capability("LSUN's LMDB export", lmdb is not None, f"lmdb {lmdb}" if lmdb else "not installed", hint))
+    fidelity = package_version("torch-fidelity")
+    hint = "" if fidelity else "uv sync --extra quality"
+    found.append(Capability("FID, KID and others", fidelity is not None, fidelity or "not installed", hint))
     with Telemetry() as telemetry:
         answer = telemetry.driver()
         found.append(

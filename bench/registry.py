@@ -65,16 +65,16 @@ class Plan:
 
 def quick_plan() -> Plan:
     """Returns everything, small and on embedded data."""
-    from bench.cases import kernel_jobs
-    from bench.tasks import cifar_jobs
+    from bench.cases import kernel_jobs, upsampling_jobs
+    from bench.tasks import cifar_jobs, wgan_jobs
 
-    return Plan("quick", (*cifar_jobs.quick(), *kernel_jobs.quick()))
+    return Plan("quick", (*cifar_jobs.quick(), *kernel_jobs.quick(), *wgan_jobs.quick(), *upsampling_jobs.quick()))
 
 
 def suite_plan() -> Plan:
     """Returns everything at real sizes: what is first in each benchmark before what is second in any."""
-    from bench.cases import kernel_jobs
-    from bench.tasks import cifar_jobs
+    from bench.cases import kernel_jobs, upsampling_jobs
+    from bench.tasks import cifar_jobs, wgan_jobs
 
     sprint, others = cifar_jobs.suite()[:2], cifar_jobs.suite()[2:]
-    return Plan("suite", (*sprint, *kernel_jobs.suite(), *others))
+    return Plan("suite", (*sprint, *kernel_jobs.suite(), *wgan_jobs.suite(), *upsampling_jobs.suite(), *others))

@@ -34,6 +34,11 @@ def now_s() -> float:
     return time.perf_counter()
 
 
+def cpu_s() -> float:
+    """Returns the time that this process's threads have had a core for; only differences mean something."""
+    return time.process_time()
+
+
 def process_elapsed_s() -> float:
     """Returns the time since this process was created, interpreter start and imports included."""
     import psutil

@@ -55,7 +55,7 @@ class KernelSpec:
     Attributes:
         name: as its file.
         reference: defines it; called with float64 inputs.
-        variants: implementations of one signature, by name; "eager" is there always, and is what errors are judged by.
+        variants: implementations of one signature, by name; the judge is among them.
         cases: shapes, named differently.
         static_cases: those of them that the static gate compiles; none for all.
         main_cases: those of these that it compiles in float16 and float32 too, and with `static_variants`.
@@ -64,6 +64,7 @@ class KernelSpec:
             is the result, each check has copies, and each variant is timed on copies of its own, made beforehand.
         inputs: makes the tensors of a case: keyword arguments of every variant, the same ones for the same case.
         differentiated: those inputs that gradients are taken of; none if there is no backward.
+        judge: the variant whose error decides what is allowed to the others.
         bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
         operations: of a case and a direction: additions and multiplications.
         loose: errors allowed to variants that keep less than is exact.
@@ -87,6 +88,7 @@ class KernelSpec:
     overwritten: tuple[str, ...] = ()
     in_place: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only_at: Mapping[str, Callable[[Case], bool]] = field(default_factory=dict)
+    judge: str = "eager"
 
     def variants_at(self, case: Case) -> list[str]:
         """Returns the names of the variants that carry out a case."""
@@ -111,8 +113,8 @@ class KernelSpec:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{self.name} has the case {', '.join(twice)} twice")
-        if "eager" not in self.variants:
-            raise ValueError(f"{self.name} has no variant 'eager'; it is what the others are judged by")
+        if self.judge not in self.variants:
+            raise ValueError(f"{self.name} has no variant '{self.judge}'; it is what the others are judged by")
 
 
 def cpp_compiler() -> str | None:

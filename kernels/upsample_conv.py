@@ -75,7 +75,7 @@ def upsample_conv(
 
     Args:
         x: [N, I, H, W], floating; any strides.
-        weight: [O, I, 3, 3] of x's dtype.
+        weight: [O, I, 3, 3] of x's dtype, or float32 with x in 16 bits: its sums are then rounded once.
         bias: [O] of x's dtype, or None.
         implementation: "eager" is PyTorch's transposed convolution with the collapsed weight; "triton" the same as
             products by phase of the output.
@@ -101,12 +101,14 @@ def upsample_conv(
         raise ValueError(f"weight is {tuple(weight.shape)}; expected (out_channels, {x.shape[1]}, 3, 3)")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {tuple(bias.shape)}; expected ({weight.shape[0]},)")
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    master = weight.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)
+    for name, tensor in (("weight", None if master else weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}; expected {x.dtype} as x")
+    taps = collapse(weight).to(x.dtype)
     if implementation == "triton":
-        return torch.ops.wallclock.upsample_conv(x, collapse(weight), bias)
-    return F.conv_transpose2d(x, collapse(weight), bias, stride=2, padding=1)
+        return torch.ops.wallclock.upsample_conv(x, taps, bias)
+    return F.conv_transpose2d(x, taps, bias, stride=2, padding=1)
 
 
 # The operation is the gradient of a convolution of stride 2 with respect to its input, so its own gradients are that

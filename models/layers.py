@@ -5,7 +5,7 @@ Shape legend: N batch, C channels, H, W height and width; activations are NCHW t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -13,24 +13,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.autocast import autocast_to
 from models.recipes.recipe import Implementation, Implementations, Save
+from models.upsampling import CollapsedConv
 
 if TYPE_CHECKING:  # triton is imported where it is used
     from kernels.conv_bn_act import Deferred
 
 Act = Literal["leaky_relu", "relu", "gelu"]
 LEAKY_SLOPE = 0.1
-ACTIVATIONS = {
-    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
-    "relu": lambda: nn.ReLU(inplace=True),
-    "gelu": nn.GELU,
+ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
+    "leaky_relu": lambda slope: nn.LeakyReLU(slope, inplace=True),
+    "relu": lambda slope: nn.ReLU(inplace=True),
+    "gelu": lambda slope: nn.GELU(),
 }
 
 
 def choose(model: nn.Module, implementations: Implementations) -> None:
     """Tells every layer of a network how to carry out its operations."""
     for layer in model.modules():
-        if isinstance(layer, BatchNormAct | InstanceNormAct | ResidualSum):
+        if isinstance(layer, ActBatchNorm | BatchNormAct | CollapsedConv | InstanceNormAct | ResidualSum):
             layer.implementations = implementations
 
 
@@ -67,10 +69,7 @@ def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
 
 def _autocast(x: torch.Tensor | Deferred) -> torch.Tensor | Deferred:
     """The map as autocast gives it to a convolution; one that a norm waits for has come out of one."""
-    if not isinstance(x, torch.Tensor) or not torch.amp.is_autocast_available(x.device.type):
-        return x
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return autocast_to(x) if isinstance(x, torch.Tensor) else x
 
 
 class ResidualSum(nn.Module):
@@ -102,15 +101,24 @@ class BatchNormAct(nn.Sequential):
         momentum: weight of the new batch in the running statistics (PyTorch's meaning).
         eps: added to the variance.
         train_scale: whether gamma is trained; False freezes it at one.
+        negative_slope: of leaky_relu.
     """
 
     def __init__(
-        self, channels: int, *, act: Act, momentum: float = 0.1, eps: float = 1e-5, train_scale: bool = True
+        self,
+        channels: int,
+        *,
+        act: Act,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        train_scale: bool = True,
+        negative_slope: float = LEAKY_SLOPE,
     ) -> None:
         norm = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
         norm.weight.requires_grad_(train_scale)
-        super().__init__(norm, ACTIVATIONS[act]())
-        self.act, self.momentum, self.implementations = act, momentum, Implementations()
+        super().__init__(norm, ACTIVATIONS[act](negative_slope))
+        self.act, self.momentum, self.negative_slope = act, momentum, negative_slope
+        self.implementations = Implementations()
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Returns `act(norm(x))`, and the residual added to it if there is one, [N, C, H, W]."""
@@ -124,7 +132,7 @@ class BatchNormAct(nn.Sequential):
         if chosen.residual == "triton" and self.act in ("relu", "leaky_relu"):
             from kernels.residual import residual_
 
-            return residual_(z, residual, act=self.act, negative_slope=LEAKY_SLOPE)
+            return residual_(z, residual, act=self.act, negative_slope=self.negative_slope)
         return residual + activate(z)
 
     def _fused(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
@@ -134,8 +142,8 @@ class BatchNormAct(nn.Sequential):
         fused = residual if self.implementations.residual == "triton" else None
         y = batch_norm_act(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-            training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act, negative_slope=LEAKY_SLOPE,
-            residual=fused, save=self._save(fused is not None),
+            training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act,
+            negative_slope=self.negative_slope, residual=fused, save=self._save(fused is not None),
         )  # fmt: skip
         return y if residual is None or fused is not None else residual + y
 
@@ -148,7 +156,7 @@ class BatchNormAct(nn.Sequential):
         norm = self._counted()
         return deferred(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=self.momentum, eps=norm.eps,
-            act=self.act, negative_slope=LEAKY_SLOPE,
+            act=self.act, negative_slope=self.negative_slope,
         )  # fmt: skip
 
     def _counted(self) -> nn.BatchNorm2d:
@@ -189,8 +197,8 @@ class BatchNormAct(nn.Sequential):
         y = conv_bn_act(
             _autocast(x), conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var,
             stride=conv.stride[0], padding=int(conv.padding[0]), training=self.training, momentum=self.momentum,
-            eps=norm.eps, act=self.act, negative_slope=LEAKY_SLOPE, residual=fused, save=self._save(fused is not None),
-            defer=defer and self.training and residual is None,
+            eps=norm.eps, act=self.act, negative_slope=self.negative_slope, residual=fused,
+            save=self._save(fused is not None), defer=defer and self.training and residual is None,
         )  # fmt: skip
         return y if residual is None or fused is not None else residual + y  # type: ignore[operator]
 
@@ -199,6 +207,37 @@ class BatchNormAct(nn.Sequential):
         wanted = self.implementations.batch_norm_save
         invertible = self.act == "leaky_relu" and not fused_sum
         return "byte" if wanted == "output" and not invertible else wanted
+
+
+class ActBatchNorm(nn.Sequential):
+    """An activation, then batch norm: the lesson's order.
+
+    Args:
+        channels: C.
+        act: a name in `ACTIVATIONS`.
+        negative_slope: of leaky_relu.
+    """
+
+    def __init__(self, channels: int, *, act: Act, negative_slope: float = LEAKY_SLOPE) -> None:
+        super().__init__(ACTIVATIONS[act](negative_slope), nn.BatchNorm2d(channels))
+        self.implementations = Implementations()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns `norm(act(x))`, [N, C, H, W]; the activation may be taken in the memory of x."""
+        activate, norm = self
+        z = activate(x)
+        if self.implementations.batch_norm_act != "triton":
+            return norm(z)
+        from kernels.batch_norm_act import batch_norm_act
+
+        assert isinstance(norm, nn.BatchNorm2d) and norm.momentum is not None
+        if self.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        wanted = self.implementations.batch_norm_save
+        return batch_norm_act(
+            z, norm.weight, norm.bias, norm.running_mean, norm.running_var, training=self.training,
+            momentum=norm.momentum, eps=norm.eps, save="input" if wanted == "byte" else wanted,
+        )  # fmt: skip
 
 
 class InstanceNormAct(nn.Module):

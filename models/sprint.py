@@ -89,7 +89,11 @@ class Sprint(nn.Module):
         """Sets the whitening filters from normalised training images [N, 3, H, W]."""
         self.whiten.weight.copy_(whitening_filters(images))
 
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps normalised images [N, 3, H, W] to what the head sees, [N, widths[-1]]."""
+        return self.groups(F.gelu(self.whiten(x))).amax((2, 3))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps normalised images [N, 3, H, W] to logits [N, classes]."""
-        x = self.groups(F.gelu(self.whiten(x))).amax((2, 3))
+        x = self.features(x)
         return self.head(x) / x.size(1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reports.page import build_page
+    from reports.pictures import load_pictures
     from reports.reading import load, load_runs
     from reports.schema import Run, Sample
     from reports.stats import summarise, time_to_target
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "load": "reading",
+    "load_pictures": "pictures",
     "load_runs": "reading",
     "build_page": "page",
     "Run": "schema",
@@ -30,6 +32,7 @@ __all__ = [
     "StoreError",
     "build_page",
     "load",
+    "load_pictures",
     "load_runs",
     "summarise",
     "time_to_target",

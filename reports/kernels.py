@@ -22,13 +22,14 @@ ByKind = dict[
 ]  # of a variant at a case: a row of the summary by direction or state of the cache
 
 
-def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.DataFrame":
     """Returns one row for each variant of each case, direction and state of the cache.
 
     A variant that has failed its reference check, before or after it was timed, has no row; see `failed_rows`.
 
     Args:
         frame: from `reports.load`.
+        benchmark: whose samples; "upsampling" has the same ones.
 
     Returns:
         Columns `operation`, `case`, `variant`, `dtype`, `direction`, `cache`, those of `PLACE`, `n`, `latency_us` with
@@ -40,7 +41,7 @@ def kernel_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    measured = frame[frame["benchmark"] == "kernels"]
+    measured = frame[frame["benchmark"] == benchmark]
     if not len(measured) or "direction" not in measured:
         return pd.DataFrame()
     wrong = measured.loc[_failed(measured), [*CASE, "variant"]].drop_duplicates()
@@ -96,7 +97,7 @@ def failed_rows(frame: "pd.DataFrame") -> Rows:
         frame: from `reports.load`.
     """
     header = ["variant", "error", "case"]
-    failed = frame[(frame["benchmark"] == "kernels") & _failed(frame)]
+    failed = frame[frame["benchmark"].isin(("kernels", "upsampling")) & _failed(frame)]
     if failed.empty:  # no column "dtype" then
         return header, []
     rows = []

@@ -28,22 +28,30 @@ from reports.tables import (
     present,
     significant,
 )
+from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
+from reports.wgan import ablation_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+
+    from reports.pictures import Picture
 
 # Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
 MOST_SAMPLES = 20_000
+PICTURE_WIDTH = 800  # pixels that a small picture is enlarged to at most
 _WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
-def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path:
+def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, pictures: "Sequence[Picture]" = ()) -> Path:
     """Writes the report page.
 
     Args:
         samples: from `reports.load`; what it skipped (`attrs["skipped"]`) is listed on the page.
         runs: from `reports.load_runs`, of the same paths.
         out: the file to write; its directory is made.
+        pictures: from `reports.load_pictures`, of the same paths.
 
     Returns:
         `out`.
@@ -66,6 +74,11 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
         failed=failed_rows(samples),
         choices=choice_rows(samples),
         compiled=static_rows(samples),
+        levers=ablation_rows(samples),
+        galleries=_galleries(pictures),
+        winners=winner_rows(upsampling := upsampling_summary(samples)),
+        stages=stage_rows(upsampling),
+        checkerboards=checkerboard_rows(samples),
         summary=_summary(samples),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),
@@ -126,6 +139,20 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
         "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
         "loss": ("Training loss", plots.training_loss(samples), "One line a seed; long lines show means of stretches."),
     }
+    made |= {
+        "distance": (
+            "WGAN: estimated distance",
+            plots.wgan_curves(samples, ("em_train", "em_held_out"), "estimate, D(fake) - D(x)"),
+            "The critic's estimate of the earth mover's distance, up to its slope. A distance to held-out images that "
+            "stays above that to training images shows learning by heart.",
+        ),
+        "wgan-loss": (
+            "WGAN: losses",
+            plots.wgan_curves(samples, ("critic_loss", "generator_loss"), "loss"),
+            "The critic's is D(real) - D(fake), averaged over the steps before each generator step; the generator's is "
+            "D(fake).",
+        ),
+    }
     return {
         name: {"title": title, "figure": json.loads(_json(figure)), "caption": caption}
         for name, (title, figure, caption) in made.items()
@@ -185,6 +212,17 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
             }
         )
     return cards
+
+
+def _galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]:
+    """Returns the pictures under their titles, small ones enlarged by a whole number so that each pixel is a square."""
+    galleries: dict[str, list[dict[str, Any]]] = {}
+    for picture in pictures:
+        times = max(1, PICTURE_WIDTH // max(1, picture.width))
+        shown = {"caption": picture.caption, "width": times * picture.width}
+        shown["source"] = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}" if picture.png else ""
+        galleries.setdefault(picture.title, []).append(shown)
+    return galleries
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:

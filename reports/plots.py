@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 Figure = dict[str, Any]
 LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # tells looks on the way apart
 
+WGAN_CURVES = {
+    "em_train": ("distance to training images", "solid"),
+    "em_held_out": ("distance to held-out images", "dash"),
+    "critic_loss": ("critic loss", "solid"),
+    "generator_loss": ("generator loss", "dot"),
+}
+
 # Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
 COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
 
@@ -183,6 +190,36 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
     layout = _layout("optimiser step", "training loss, nats")
     layout |= {"showlegend": len(groups) > 1}
     return {"data": traces, "layout": layout}
+
+
+def wgan_curves(frame: "pd.DataFrame", metrics: tuple[str, ...], y_title: str) -> Figure | None:
+    """Returns metrics of a WGAN over its critic steps; None without such samples.
+
+    Args:
+        frame: from `reports.load`.
+        metrics: of `WGAN_CURVES`.
+        y_title: what they have in common.
+    """
+    traces: list[Figure] = []
+    position = 0
+    for metric in metrics:
+        name, dash = WGAN_CURVES[metric]
+        for label, group in by_label(_looks(frame[frame["benchmark"] == "wgan"], metric)):
+            line = group[group["value"].notna()].sort_values("step")
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers" if metric.startswith("em") else "lines",
+                    "name": f"{name} · {label}",
+                    "x": [_number(step) for step in line["step"].astype("float64")],
+                    "y": [_number(value) for value in line["value"]],
+                    "line": {"color": _colour(position), "width": 1.5, "dash": dash},
+                    "marker": {"size": 5},
+                    "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
+                }
+            )
+            position += 1
+    return {"data": traces, "layout": _layout("critic steps", y_title)} if traces else None
 
 
 def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":

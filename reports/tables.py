@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 CLOCK = "train_eval_s"
 # Points of a curve: drawn in figures; their median says nothing.
-CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
+CURVES = (
+    *("accuracy", "elapsed_train_eval_s", "train_loss"),
+    *("critic_loss", "generator_loss", "em_train", "em_held_out"),
+)
 # What has a table of its own.
 KERNELS = (
     "latency",
@@ -26,8 +29,10 @@ KERNELS = (
     "peak_bytes",
     "error",
 )
-TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS)
-OF_THEIR_OWN = ("static", "choices")  # benchmarks that have
+UPSAMPLING = ("constant_spread", "phase_share", "spectral_peak", "parameter_count")
+TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS, *UPSAMPLING)
+ABLATION = "wgan ablation"
+OF_THEIR_OWN = ("static", "choices", ABLATION)  # benchmarks that have
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")

@@ -45,12 +45,19 @@ def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor])
 class Trial:
     """One operation at one case: its inputs, its reference results, and what is recorded of its variants.
 
+    Attributes:
+        benchmark: that its samples are of.
+        cold_or_not: states of the cache that it is measured in.
+
     Args:
         spec: the operation.
         case: of it.
         dtype: a name in `DTYPES`.
         device: to run on.
     """
+
+    benchmark = "kernels"
+    cold_or_not: tuple[bool, ...] = (False, True)
 
     def __init__(self, spec: KernelSpec, case: Case, dtype: str, device: torch.device) -> None:
         self.spec, self.case, self.dtype, self.device = spec, case, dtype, device
@@ -62,9 +69,9 @@ class Trial:
         """Makes the inputs and the reference's results."""
         torch._dynamo.reset()  # a variant is compiled for each case, and Dynamo gives up at the ninth shape
         self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
-        wide = {name: _widened(tensor) for name, tensor in self.inputs.items()}
-        self.exact = self._results(self.spec.reference, self.spec.own(wide, "eager"))
-        self.eager_error = self._error("eager")
+        wide = widened(self.inputs)
+        self.exact = self._results(self.spec.reference, self.spec.own(wide, self.spec.judge))
+        self.eager_error = self._error(self.spec.judge)
 
     def close(self) -> None:
         """Gives the memory back, so that the next case finds all of it even after one that had too little."""
@@ -99,13 +106,15 @@ class Trial:
         return [*(t.detach() for t in self.spec.results(leaves, y)), *gradients]
 
     def _of(self, variant: str) -> Inputs:
-        if not variant.endswith("_nchw"):
-            return self.inputs
-        return {name: None if t is None else t.contiguous() for name, t in self.inputs.items()}
+        return contiguous(self.inputs) if variant.endswith("_nchw") else self.inputs
+
+    def _exact(self, variant: str) -> list[torch.Tensor]:
+        """What a variant's results are held to."""
+        return self.exact
 
     def _error(self, variant: str) -> float:
         found = self._results(self.spec.variants[variant], self.spec.own(self._of(variant), variant))
-        return relative_error(found, self.exact)
+        return relative_error(found, self._exact(variant))
 
     def check(self, variant: str) -> tuple[float, float]:
         """Returns a variant's error against the float64 reference, and what is allowed."""
@@ -115,7 +124,7 @@ class Trial:
     def sample(self, variant: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
         """A sample of this case."""
         return Sample(
-            benchmark="kernels",
+            benchmark=self.benchmark,
             case=self.name,
             variant=variant,
             parameters=self.parameters | fields.pop("parameters", {}),
@@ -175,7 +184,7 @@ class Trial:
             for variant in going(variants):
                 with self._noting(variant, failed):
                     calls[variant] = self.call(variant, direction)
-            for cold, turn in itertools.product((False, True), range(ROUNDS)):
+            for cold, turn in itertools.product(self.cold_or_not, range(ROUNDS)):
                 parameters: dict[str, ParameterValue] = {"direction": direction, "cache": "cold" if cold else "hot"}
                 for slot, variant in enumerate(going(variants if turn % 2 == 0 else reversed(variants))):
                     where: dict[str, Any] = {"parameters": parameters, "round": turn, "slot": slot}
@@ -252,5 +261,11 @@ class Trial:
             writer.add(self.sample(variant, "peak_bytes", "B", torch.cuda.max_memory_allocated() - before))
 
 
-def _widened(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return tensor.double() if tensor is not None and tensor.is_floating_point() else tensor
+def widened(inputs: Inputs) -> Inputs:
+    """Returns the inputs in float64."""
+    return {n: t.double() if t is not None and t.is_floating_point() else t for n, t in inputs.items()}
+
+
+def contiguous(inputs: Inputs) -> Inputs:
+    """Returns the inputs in NCHW memory."""
+    return {name: None if tensor is None else tensor.contiguous() for name, tensor in inputs.items()}

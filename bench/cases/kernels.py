@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from kernels.spec import Case, KernelSpec, available
 from reports.reading import load
 from reports.schema import Run, RunStatus, Sample, SampleStatus
 from reports.store import RunWriter, new_run_id, utc_now
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHECKS = 2  # of each variant against the reference: before and after it is timed
 
@@ -117,7 +120,7 @@ class KernelsRun:
         ):
             for variant, why_not in self.skipped.items():
                 observe(CaseDone("every case", variant, {}, why_not))
-            writer.add(_copy_bandwidth(device, self.request.sample_budget_s))
+            writer.add(copy_bandwidth(device, self.request.sample_budget_s, "kernels"))
             stopped = ""
             for spec, case, variants in self.request.chosen():
                 trial = Trial(spec, case, self.request.dtype, device)
@@ -127,10 +130,10 @@ class KernelsRun:
                     stopped = f"stopped before {trial.name}: the budget is spent"
                     break
                 wanted = [variant for variant in variants if variant not in self.skipped]
-                for done in _measure_case(trial, wanted, self.request.sample_budget_s, writer, telemetry):
+                for done in measure_case(trial, wanted, self.request.sample_budget_s, writer, telemetry):
                     observe(done)
                     self.failed |= bool(done.why_not)
-            writer.add(_copy_bandwidth(device, self.request.sample_budget_s))
+            writer.add(copy_bandwidth(device, self.request.sample_budget_s, "kernels"))
             if stopped:
                 writer.note(stopped)
                 writer.finish("stopped")
@@ -201,12 +204,16 @@ def resumed_run(path: Path) -> KernelsRun:
     done = []
     for spec, case, variants in request.chosen():
         name = f"{spec.name} {case.name}"
-        checks = errors[errors["case"] == name]
-        counts = checks["variant"].value_counts()
-        wrong = set(checks.loc[checks["status"] == "failed", "variant"])
-        if all(v in skipped or v in wrong or counts.get(v, 0) >= CHECKS for v in variants):
+        if is_done(errors[errors["case"] == name], [v for v in variants if v not in skipped]):
             done.append(name)
     return KernelsRun(request, writer, skipped, done=done, failed=bool((errors["status"] == "failed").any()))
+
+
+def is_done(errors: "pd.DataFrame", variants: Collection[str]) -> bool:
+    """Says whether the errors recorded of a case hold both checks of every variant, or that it is wrong."""
+    counts = errors["variant"].value_counts()
+    wrong = set(errors.loc[errors["status"] == "failed", "variant"])
+    return all(v in wrong or counts.get(v, 0) >= CHECKS for v in variants)
 
 
 def measured_under() -> AbstractContextManager[dict[str, str]]:
@@ -226,7 +233,7 @@ def _provenance(request: KernelsRequest) -> dict[str, Any]:
     return fields
 
 
-def _measure_case(
+def measure_case(
     trial: Trial, variants: list[str], budget_s: float, writer: RunWriter, telemetry: Telemetry
 ) -> Iterator[CaseDone]:
     """Checks, times and checks again; what fails is recorded with the reason, and the others go on."""
@@ -270,7 +277,7 @@ def interpreted(variant: str, device: torch.device) -> str:
     return "Triton's interpreter is not timed" if variant.startswith("triton") and device.type != "cuda" else ""
 
 
-def _copy_bandwidth(device: torch.device, budget_s: float) -> Sample:
+def copy_bandwidth(device: torch.device, budget_s: float, benchmark: str) -> Sample:
     """Bytes read and written a second by a copy that no cache holds: what a kernel can reach on this machine."""
     cache = (
         torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else last_level_cache_bytes()
@@ -279,6 +286,6 @@ def _copy_bandwidth(device: torch.device, budget_s: float) -> Sample:
     target = torch.empty_like(source)
     seconds = measure(lambda: target.copy_(source), device=device, budget_s=budget_s, queued=True).median_s
     return Sample(
-        benchmark="kernels", case="copy", metric="copy_bandwidth", unit="GB/s", better="higher",
+        benchmark=benchmark, case="copy", metric="copy_bandwidth", unit="GB/s", better="higher",
         value=2e-9 * source.nbytes / seconds, parameters={"device": device.type},
     )  # fmt: skip

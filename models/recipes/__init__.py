@@ -1,18 +1,22 @@
 """The recipes, by the names they have on the command line and in the records."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from models.recipes.darknet import darknet
 from models.recipes.recipe import Recipe
 from models.recipes.sprint import sprint
+from models.recipes.wgan import WGAN_RECIPES, WganRecipe
 from models.recipes.wrn22 import wrn22
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, WganRecipe)
 
 RECIPES: dict[str, Callable[[str], Recipe]] = {"sprint": sprint, "wrn22": wrn22, "darknet": darknet}
 
 
 def get_recipe(name: str, device_type: str) -> Recipe:
-    """Returns the recipe of that name.
+    """Returns the CIFAR-10 recipe of that name.
 
     Args:
         name: a key of `RECIPES`.
@@ -21,8 +25,17 @@ def get_recipe(name: str, device_type: str) -> Recipe:
     Raises:
         ValueError: if there is none of that name; names the nearest one and all others.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
+    return _named(RECIPES, name, device_type)
+
+
+def get_wgan_recipe(name: str, device_type: str) -> WganRecipe:
+    """Returns the WGAN recipe of that name; see `get_recipe`."""
+    return _named(WGAN_RECIPES, name, device_type)
+
+
+def _named(recipes: Mapping[str, Callable[[str], AnyRecipe]], name: str, device_type: str) -> AnyRecipe:
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(f"no recipe '{name}'; {hint}recipes: {', '.join(RECIPES)}")
-    return RECIPES[name](device_type)
+        raise ValueError(f"no recipe '{name}'; {hint}recipes: {', '.join(recipes)}")
+    return recipes[name](device_type)

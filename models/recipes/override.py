@@ -4,12 +4,14 @@ import dataclasses
 import difflib
 import json
 import math
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from models.recipes.recipe import Recipe
+from models.recipes.resolving import Resolvable
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Resolvable)
 
 
-def override(recipe: Recipe, assignment: str) -> Recipe:
+def override(recipe: AnyRecipe, assignment: str) -> AnyRecipe:
     """Returns the recipe with one field changed.
 
     Args:

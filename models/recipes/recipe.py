@@ -1,11 +1,9 @@
 """What a recipe is: everything that decides how a training run computes, as one frozen record. No torch here."""
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from models.recipes.resolving import Resolvable
 from models.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -13,7 +11,9 @@ Implementation = Literal["eager", "triton"]
 Choice = Literal["eager", "triton", "auto"]
 Save = Literal["input", "output", "byte"]
 # What Triton kernels can carry out.
-TRITON_OPERATIONS = ("conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "optimizer")
+TRITON_OPERATIONS = (
+    "conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "upsample_conv", "optimizer"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ class Implementations:
         residual: "triton" writes a residual sum into its branch's memory.
         augment: "triton" makes a training batch in one kernel.
         instance_norm_act: "triton" takes instance norm, activation, sum and reflection padding in one operation.
+        upsample_conv: "triton" takes nearest x2 and a convolution as products by phase of the output.
         optimizer: "triton" takes Muon's momentum, norms and update in three kernels; SGD is PyTorch's either way.
     """
 
@@ -124,6 +125,7 @@ class Implementations:
     residual: Implementation = "eager"
     augment: Implementation = "eager"
     instance_norm_act: Implementation = "eager"
+    upsample_conv: Implementation = "eager"
     optimizer: Implementation = "eager"
 
     @property
@@ -140,7 +142,7 @@ class Implementations:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Resolvable):
     """Everything that decides how one training run computes.
 
     Attributes:
@@ -160,6 +162,8 @@ class Recipe:
         tta: test-time augmentation of the final evaluation, or None.
         implementations: how the operations are carried out.
     """
+
+    PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Implementations)
 
     name: str
     summary: str
@@ -183,42 +187,3 @@ class Recipe:
         demand(self, "epochs", lambda v: v > 0, "a positive number of passes over the training set")
         demand(self, "label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1")
         demand(self, "pad", lambda v: v >= 0, "pixels, 0 for none")
-
-    def resolved(self) -> dict[str, Any]:
-        """Returns the recipe as JSON types, each part with the name of its class, as the records store it."""
-
-        def plain(value: Any) -> Any:
-            if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-                return fields if isinstance(value, Recipe) else {"type": type(value).__name__, **fields}
-            if isinstance(value, list | tuple):
-                return [plain(item) for item in value]
-            return value
-
-        return plain(self)
-
-    @classmethod
-    def from_resolved(cls, resolved: dict[str, Any]) -> "Recipe":
-        """Returns the recipe that `resolved` was made from.
-
-        Raises:
-            ValueError: if a field or a part is unknown: the record is of another version.
-        """
-        classes = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Implementations)
-        parts: dict[str, type[Any]] = {part.__name__: part for part in classes}
-
-        def rebuilt(value: Any) -> Any:
-            if isinstance(value, list):
-                return tuple(rebuilt(item) for item in value)
-            if isinstance(value, dict):
-                return parts[value["type"]](**{k: rebuilt(v) for k, v in value.items() if k != "type"})
-            return value
-
-        try:
-            return cls(**{k: value if k == "model_arguments" else rebuilt(value) for k, value in resolved.items()})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the record's recipe is of another version ({error}); start a new run") from None
-
-    def hash(self) -> str:
-        """Returns twelve hex digits that two recipes share only when they compute the same."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]

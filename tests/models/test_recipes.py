@@ -4,12 +4,16 @@ import json
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import pytest
 
+import reports
 from models.recipes import RECIPES, get_recipe
-from models.recipes.recipe import Implementations
+from models.recipes.recipe import Implementations, Recipe
 from models.schedules import LinearDecay, OneCycle
+
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 
 
 def fastai_circular_lr_beta(iteration, total, div=20, pct=20, max_momentum=0.95, min_momentum=0.85):
@@ -74,6 +78,22 @@ def test_unknown_recipe_names_the_nearest():
         get_recipe("sprnt", "cpu")
     with pytest.raises(ValueError, match="recipes: sprint, wrn22, darknet"):
         get_recipe("zzz", "cpu")
+
+
+def test_a_record_from_before_a_switch_existed_loads_with_the_switch_off():
+    recipe = replace(RECIPES["sprint"]("cpu"), implementations=Implementations(residual="triton"))
+    stored = json.loads(json.dumps(recipe.resolved()))
+    for name in ("instance_norm_act", "upsample_conv", "optimizer"):
+        del stored["implementations"][name]
+    assert Recipe.from_resolved(stored) == recipe
+
+
+def test_every_published_recipe_loads():
+    stored = [recipe for recipe in reports.load_runs(PUBLISHED)["recipe"] if recipe]
+    assert len(stored) >= 3
+    assert any("upsample_conv" not in recipe["implementations"] for recipe in stored)
+    for recipe in stored:
+        assert Recipe.from_resolved(recipe).implementations.upsample_conv == "eager"
 
 
 def test_recipes_need_no_torch():

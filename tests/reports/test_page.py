@@ -9,11 +9,14 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects
 import pytest
 
-from reports import Run, RunWriter, Sample, StoreError, build_page, load, load_runs, page, plots, tables, time_to_target
+from reports import Run, RunWriter, Sample, StoreError, build_page, load, load_pictures, load_runs, page, plots, tables
+from reports.pictures import write_picture
+from reports.stats import time_to_target
 
 
 class Elements(HTMLParser):
@@ -199,6 +202,27 @@ def test_compiled_kernels_have_their_table(
     found = built(tmp_path / "runs", tmp_path / "page.html")
     assert re.search(r"apply\s*90\s*2\s*90\s*0\s*0\s*8\s*8\s*50%\s*apply\s*100", found.text)
     assert "All measurements" not in found.text
+
+
+def test_pictures_stand_under_their_titles_within_the_page(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    with RunWriter.create(tmp_path / "runs", make_run()) as writer:
+        writer.add(make_sample())
+        pixels = np.arange(20 * 100 * 3, dtype=np.uint8).reshape(20, 100, 3)
+        for name, title in (("1", "Grids"), ("2", HOSTILE), ("3", "Grids")):
+            write_picture(writer.path, name, pixels, title=title, caption=HOSTILE + name)
+    pictures = load_pictures(tmp_path / "runs")
+    build_page(load(tmp_path / "runs"), load_runs(tmp_path / "runs"), tmp_path / "page.html", pictures)
+    found = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    shown = [attributes for tag, attributes in found.tags if tag == "img"]
+    assert [a["alt"] for a in shown] == [HOSTILE + name for name in "132"]
+    assert [base64.b64decode((a["src"] or "").removeprefix("data:image/png;base64,")) for a in shown] == [
+        pictures[place].png for place in (0, 2, 1)
+    ]
+    assert {a["width"] for a in shown} == {"800"}
+    assert found.text.count("Grids") == 1 and HOSTILE in found.text
+    assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
 
 
 def test_damage_is_told_at_the_top(cifar_root: Path, tmp_path: Path, make_run: Callable[..., Run]) -> None:

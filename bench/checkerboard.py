@@ -1,0 +1,126 @@
+"""How much of a checkerboard is in a map or an image: three scores, each of which a 2x2 grid raises.
+
+Shape legend: N images, C channels, H, W height and width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+PEAKS = {"columns": (0, 1), "rows": (1, 0), "diagonal": (1, 1)}  # (pi, pi) etc.: which axes alternate
+NEAR, FAR = 2, 3  # the band about a peak, in bins: a Hann window spreads the peak itself over one bin each way
+
+
+def _even(x: torch.Tensor, edge: int = 0) -> torch.Tensor:
+    """The map in float64, `edge` pixels less on each side, rounded down to an even number of rows and columns."""
+    if x.ndim != 4:
+        raise ValueError(f"got a map of shape {tuple(x.shape)}; expected (images, channels, height, width)")
+    height, width = ((size - 2 * edge) // 2 * 2 for size in x.shape[2:])
+    return x.detach()[:, :, edge : edge + height, edge : edge + width].double()
+
+
+def _phase_means(x: torch.Tensor) -> torch.Tensor:
+    """Means over each of the four phases of a 2x2 grid, [N, C, 4]."""
+    return torch.stack([x[:, :, row::2, column::2].mean((2, 3)) for row in (0, 1) for column in (0, 1)], dim=2)
+
+
+@torch.no_grad()
+def phase_spread(layer: nn.Module, channels_in: int, edge: int = 8) -> float:
+    """Returns the grid that a layer lays over a constant map: standard deviation between phases over the mean.
+
+    Both are root mean squares over the output channels, away from the border. 0 is none; a transposed convolution of
+    independent taps, whose phases share none, comes to sqrt(3) on average.
+
+    Args:
+        layer: maps [1, channels_in, edge, edge] to twice the height and width.
+        channels_in: of the constant map.
+        edge: its height and width, at least 4.
+
+    Source: Aitken et al., https://arxiv.org/abs/1707.02937
+    """
+    weight = next(layer.parameters())
+    y = layer(torch.ones(1, channels_in, edge, edge, dtype=weight.dtype, device=weight.device))
+    phases = _phase_means(_even(y, edge=2))
+    between, mean = phases.var(2, correction=0).mean(), phases.mean(2).square().mean()
+    return math.sqrt(between / mean) if mean > 0 else math.inf if between > 0 else 0.0
+
+
+def phase_share(x: torch.Tensor) -> float:
+    """Returns the share of the variance of maps that the place of a pixel within a 2x2 grid explains.
+
+    A grid of amplitude a over noise of standard deviation s has a^2 / (a^2 + s^2); noise alone 3 / (H W).
+
+    Args:
+        x: [N, C, H, W], at least 2x2.
+
+    Returns:
+        From 0 to 1, the variances summed over images and channels; 0 for constant maps.
+    """
+    x = _even(x)
+    total = x.var((2, 3), correction=0).sum()
+    return (_phase_means(x).var(2, correction=0).sum() / total).item() if total > 0 else 0.0
+
+
+def spectrum(x: torch.Tensor) -> torch.Tensor:
+    """Returns the mean power spectrum of maps under a Hann window, float64 [H, W], frequency zero at [0, 0].
+
+    Args:
+        x: [N, C, H, W]; an odd last row or column is left out.
+    """
+    x = _even(x)
+    x = x - x.mean((2, 3), keepdim=True)
+    windows = [torch.hann_window(size, dtype=torch.float64, device=x.device) for size in x.shape[2:]]
+    power = torch.fft.fft2(x * windows[0][:, None] * windows[1]).abs().square()
+    return power.mean((0, 1))
+
+
+@dataclass(frozen=True)
+class SpectralPeaks:
+    """Power at the frequencies of a 2x2 grid over that of the band about each; 1 is what noise has.
+
+    Attributes:
+        columns: at (0, pi): vertical stripes one pixel wide.
+        rows: at (pi, 0): horizontal ones.
+        diagonal: at (pi, pi): the checkerboard itself.
+    """
+
+    columns: float
+    rows: float
+    diagonal: float
+
+    def relative_to(self, other: "SpectralPeaks") -> "SpectralPeaks":
+        """Returns each peak over the other's, such as that of real images."""
+        return SpectralPeaks(**{name: getattr(self, name) / getattr(other, name) for name in PEAKS})
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean of the three."""
+        return math.prod(getattr(self, name) for name in PEAKS) ** (1 / len(PEAKS))
+
+
+def spectral_peaks(x: torch.Tensor) -> SpectralPeaks:
+    """Returns the power of maps at (0, pi), (pi, 0) and (pi, pi), each over its neighbouring band's.
+
+    The band is the ring of bins 2 and 3 off the peak. A checkerboard of amplitude a over white noise of standard
+    deviation s has 1 + (4/9) H W (a / s)^2 at (pi, pi): the window keeps 1/4 of its amplitude and 9/64 of the noise's
+    power.
+
+    Args:
+        x: [N, C, H, W], at least 14 x 14, so that the rings of two peaks do not touch.
+
+    Raises:
+        ValueError: if the maps are smaller.
+    """
+    power = spectrum(x)
+    if min(power.shape) < 14:
+        raise ValueError(f"maps are {power.shape[0]} x {power.shape[1]}; expected at least 14 x 14 pixels")
+    offsets = range(-FAR, FAR + 1)
+    ring = [(r, c) for r in offsets for c in offsets if max(abs(r), abs(c)) >= NEAR]
+    found = {}
+    for name, (down, across) in PEAKS.items():
+        row, column = down * power.shape[0] // 2, across * power.shape[1] // 2
+        band = torch.stack([power[(row + r) % power.shape[0], (column + c) % power.shape[1]] for r, c in ring]).mean()
+        found[name] = (power[row, column] / band).item() if band > 0 else 1.0
+    return SpectralPeaks(**found)

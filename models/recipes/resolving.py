@@ -1,0 +1,54 @@
+"""Recipes as the records store them: resolved to JSON types, rebuilt from those, and hashed. No torch here."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, ClassVar, Self
+
+
+class Resolvable:
+    """What every recipe is, besides a frozen dataclass.
+
+    Attributes:
+        PARTS: the dataclasses that its fields may hold.
+    """
+
+    PARTS: ClassVar[tuple[type[Any], ...]]
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the recipe as JSON types, each part with the name of its class, as the records store it."""
+
+        def plain(value: Any) -> Any:
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+                return fields if value is self else {"type": type(value).__name__, **fields}
+            if isinstance(value, list | tuple):
+                return [plain(item) for item in value]
+            return value
+
+        return plain(self)
+
+    @classmethod
+    def from_resolved(cls, resolved: dict[str, Any]) -> Self:
+        """Returns the recipe that `resolved` was made from.
+
+        Raises:
+            ValueError: if a field or a part is unknown: the record is of another version.
+        """
+        parts = {part.__name__: part for part in cls.PARTS}
+
+        def rebuilt(value: Any) -> Any:
+            if isinstance(value, list):
+                return tuple(rebuilt(item) for item in value)
+            if isinstance(value, dict):
+                return parts[value["type"]](**{k: rebuilt(v) for k, v in value.items() if k != "type"})
+            return value
+
+        try:
+            return cls(**{k: value if k == "model_arguments" else rebuilt(value) for k, value in resolved.items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the record's recipe is of another version ({error}); start a new run") from None
+
+    def hash(self) -> str:
+        """Returns twelve hex digits that two recipes share only when they compute the same."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]

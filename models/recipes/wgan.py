@@ -1,0 +1,311 @@
+"""The WGAN recipes: fast.ai's lesson, the paper's code, and the gradient penalty. No torch here."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from models.recipes.recipe import Implementations
+from models.recipes.resolving import Resolvable
+from models.schedules import demand
+
+# What an operation of `Implementations` would carry out in a network or pipeline that a WGAN has not.
+ABSENT = ("residual", "augment", "instance_norm_act")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSprop:
+    """RMSprop as PyTorch's, without momentum.
+
+    Attributes:
+        alpha: of the average of squares.
+        eps: added to its root.
+    """
+
+    alpha: float = 0.99
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        demand(self, "alpha", lambda v: 0 <= v < 1, "an average's weight from 0 to below 1")
+        demand(self, "eps", lambda v: v >= 0, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam as PyTorch's."""
+
+    beta1: float = 0.0
+    beta2: float = 0.9
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        demand(self, "beta1 beta2", lambda v: 0 <= v < 1, "an average's weight from 0 to below 1")
+        demand(self, "eps", lambda v: v >= 0, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A number of epochs at one learning rate, counted from generator iteration 0.
+
+    Attributes:
+        epochs: passes over the training set: critic steps over the batches in it.
+        lr: of both optimisers.
+        long_start: whether the first generator iterations get long critic training.
+    """
+
+    epochs: float
+    lr: float
+    long_start: bool = True
+
+    def __post_init__(self) -> None:
+        demand(self, "epochs", lambda v: v > 0, "a positive number of passes over the training set")
+        demand(self, "lr", lambda v: v > 0, "a positive learning rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticSteps:
+    """How many critic steps precede each generator step; the end of an epoch cuts them short.
+
+    Attributes:
+        usual: at most generator iterations.
+        long: in the first `long_until` generator iterations of a stage with a long start, and in each whose number is a
+            multiple of `long_every`, 0 among them.
+        long_until: generator iterations; 0 for none.
+        long_every: generator iterations; 0 for never.
+    """
+
+    usual: int = 5
+    long: int = 100
+    long_until: int = 25
+    long_every: int = 500
+
+    def __post_init__(self) -> None:
+        demand(self, "usual long", lambda v: v >= 1, "at least one step")
+        demand(self, "long_until long_every", lambda v: v >= 0, "generator iterations, 0 for none")
+
+    def before(self, generator_iteration: int, stage: Stage) -> int:
+        """Returns how many critic steps precede a generator iteration of a stage."""
+        start = stage.long_start and generator_iteration < self.long_until
+        again = self.long_every > 0 and generator_iteration % self.long_every == 0
+        return self.long if start or again else self.usual
+
+
+@dataclass(frozen=True, kw_only=True)
+class WganImplementations(Implementations):
+    """How a WGAN's steps are carried out, besides the operations that all networks share.
+
+    These four compute the same as the plain loop, step by step.
+
+    Attributes:
+        generator_graph: build the generator's graph in critic steps, which nothing differentiates; the lesson does not.
+        early_backward: take the real images' backward before the fakes are made, so that their activations are free.
+        products: compute the generator's first and the critic's last convolution as matrix products.
+        resident: keep the training images in the device's memory; else each batch is copied there.
+    """
+
+    generator_graph: bool = False
+    early_backward: bool = False
+    products: bool = False
+    resident: bool = True
+
+    def __post_init__(self) -> None:
+        demand(self, " ".join(ABSENT), lambda v: v == "eager", "eager: a WGAN has no such operation")
+
+
+# What a field is in the plain loop: the lesson's, written as it stands there.
+PLAIN: dict[str, bool | str] = {
+    "implementations.channels_last": False,
+    "implementations.compile": False,
+    "implementations.cuda_graph": False,
+    "implementations.keep_heap": False,
+    "implementations.conv_bn_act": "eager",
+    "implementations.batch_norm_act": "eager",
+    "implementations.upsample_conv": "eager",
+    "implementations.optimizer": "eager",
+    "implementations.generator_graph": False,
+    "implementations.early_backward": False,
+    "implementations.products": False,
+    "implementations.resident": True,
+    "precision": "fp32",
+}
+# Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
+INEXACT = {
+    "precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WganRecipe(Resolvable):
+    """Everything that decides how one WGAN training computes.
+
+    Attributes:
+        name: of the recipe, in records and on the command line.
+        summary: one line for `wallclock list`.
+        image_size: edge of an image, pixels.
+        noise_channels: of the generator's input.
+        generator_channels: of its widest map.
+        critic_channels: of its first map.
+        n_extra_layers: 3x3 layers in either network.
+        order: "paper" norms before the activation, "lesson" after it; also decides initialisation.
+        critic_norm: "batch" or "layer".
+        upsampling: a name in `models.upsampling.UPSAMPLINGS`; another one is another network, but that "collapsed"
+            computes what "nearest" does.
+        batch_size: real images, and as many fakes, in a critic step.
+        generator_batch_size: fakes in a generator step.
+        optimizer: of either network.
+        clamp: before each critic step every parameter of the critic is clamped to [-clamp, clamp]; 0 for no clamp.
+        gradient_penalty: weight of the mean of (norm of the critic's gradient - 1)^2 at random points between real and
+            fake images; 0 for none.
+        critic_steps: before each generator step.
+        stages: in order; their epochs are the whole budget.
+        precision: "bf16" computes under autocast over float32 weights, which the clamp needs: bfloat16 numbers near
+            0.01 are 6.1e-5 apart, more than the learning rate. It changes the mathematics (see `INEXACT`).
+        implementations: how the operations are carried out; see there which change what is computed.
+    """
+
+    PARTS: ClassVar = (RMSprop, Adam, Stage, CriticSteps, WganImplementations)
+
+    name: str
+    summary: str
+    image_size: int = 64
+    noise_channels: int = 100
+    generator_channels: int = 64
+    critic_channels: int = 64
+    n_extra_layers: int = 0
+    order: Literal["paper", "lesson"] = "paper"
+    critic_norm: Literal["batch", "layer"] = "batch"
+    upsampling: str = "deconv"
+    batch_size: int = 64
+    generator_batch_size: int = 64
+    optimizer: RMSprop | Adam = field(default_factory=RMSprop)
+    clamp: float = 0.01
+    gradient_penalty: float = 0.0
+    critic_steps: CriticSteps = field(default_factory=CriticSteps)
+    stages: tuple[Stage, ...]
+    precision: Literal["bf16", "fp32"] = "fp32"
+    implementations: WganImplementations = field(default_factory=WganImplementations)
+
+    def __post_init__(self) -> None:
+        demand(self, "batch_size generator_batch_size", lambda v: v >= 1, "at least one image")
+        demand(self, "noise_channels generator_channels critic_channels", lambda v: v >= 1, "at least one channel")
+        demand(self, "clamp gradient_penalty n_extra_layers", lambda v: v >= 0, "0 or more")
+        demand(self, "stages", lambda v: len(v) > 0, "at least one stage")
+        if self.gradient_penalty and self.critic_norm == "batch":
+            raise ValueError(
+                "a gradient penalty is about one image at a time, which batch norm is not; use --set critic_norm=layer"
+            )
+        if self.gradient_penalty and self.implementations.compile:
+            raise ValueError(
+                "torch.compile cannot differentiate the gradient penalty twice; use --set implementations.compile=false"
+            )
+        if self.clamp and isinstance(self.optimizer, Adam):
+            raise ValueError("the clamp comes with RMSprop; use --set clamp=0 with Adam")
+        if self.implementations.batch_norm_save == "output":
+            raise ValueError(
+                "batch_norm_save=output divides by gamma, and the clamp holds the critic's within 0.01: 18% of its "
+                "gradient is rounding then; use input or byte"
+            )
+
+    def levers(self) -> tuple[str, ...]:
+        """Returns the fields that differ from the plain loop, as `--set` names them."""
+        return tuple(name for name, plain in PLAIN.items() if self.field(name) != plain)
+
+    def field(self, name: str) -> bool | str:
+        """Returns a field by its dotted name, one of `PLAIN`."""
+        owner, _, inner = name.rpartition(".")
+        return getattr(getattr(self, owner) if owner else self, inner)
+
+    def without(self, *levers: str) -> "WganRecipe":
+        """Returns the recipe with these fields as they are in the plain loop.
+
+        Raises:
+            ValueError: if one is no lever; names the nearest.
+        """
+        changed = self
+        for name in levers:
+            if name not in PLAIN:
+                near = difflib.get_close_matches(name, PLAIN, n=1, cutoff=0.5)
+                raise ValueError(
+                    f"no lever '{name}'; {f'did you mean {near[0]}? ' if near else ''}levers: {', '.join(PLAIN)}"
+                )
+            owner, _, inner = name.rpartition(".")
+            part: Any = dataclasses.replace(getattr(changed, owner), **{inner: PLAIN[name]}) if owner else PLAIN[name]
+            change: dict[str, Any] = {owner or inner: part}
+            changed = dataclasses.replace(changed, **change)
+        return changed
+
+    @property
+    def variant(self) -> str:
+        """The name of these levers in the records: `plain`, or what is switched, such as `channels_last+bf16`."""
+
+        def short(name: str) -> str:
+            value, last = self.field(name), name.rpartition(".")[2]
+            if name == "precision":
+                return str(value)
+            return f"no {last}" if value is False else last if value is True else f"{value} {last}"
+
+        return "+".join(short(name) for name in self.levers()) or "plain"
+
+    def changes(self) -> tuple[str, ...]:
+        """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
+        return tuple(f"{name}={self.field(name)}: {INEXACT[name]}" for name in self.levers() if name in INEXACT)
+
+
+def _implementations(device_type: str) -> WganImplementations:
+    if device_type == "cuda":
+        return WganImplementations(cuda_graph=True, optimizer="triton", batch_norm_act="triton")
+    return WganImplementations(keep_heap=True, early_backward=True, products=True)
+
+
+def lesson(device_type: str) -> WganRecipe:
+    """Returns the WGAN of fast.ai's 2018 lesson 12: an epoch at 1e-4, one at 1e-5, an extra layer, norms last.
+
+    Args:
+        device_type: "cuda" or "cpu"; decides only the implementations, never the arithmetic of the recipe.
+    """
+    return WganRecipe(
+        name="lesson",
+        summary="fast.ai lesson 12: norms after activations, RMSprop 1e-4 then 1e-5, batch 128",
+        n_extra_layers=1,
+        order="lesson",
+        batch_size=128,
+        stages=(Stage(epochs=1, lr=1e-4), Stage(epochs=1, lr=1e-5, long_start=False)),
+        implementations=_implementations(device_type),
+    )
+
+
+def paper(device_type: str) -> WganRecipe:
+    """Returns the WGAN of the paper's code: RMSprop 5e-5 for 25 epochs, weights within 0.01.
+
+    Args:
+        device_type: as `lesson`.
+    """
+    return WganRecipe(
+        name="paper",
+        summary="the WGAN paper's code: RMSprop 5e-5, weights clamped to 0.01, batch 64",
+        stages=(Stage(epochs=25, lr=5e-5),),
+        implementations=_implementations(device_type),
+    )
+
+
+def gp(device_type: str) -> WganRecipe:
+    """Returns the WGAN with gradient penalty: lambda 10, layer norm in the critic, Adam 1e-4 (0, 0.9).
+
+    Args:
+        device_type: as `lesson`.
+    """
+    return WganRecipe(
+        name="gp",
+        summary="gradient penalty instead of the clamp: Adam 1e-4 (0, 0.9), layer norm in the critic",
+        critic_norm="layer",
+        optimizer=Adam(),
+        clamp=0,
+        gradient_penalty=10,
+        critic_steps=CriticSteps(long_until=0, long_every=0),
+        stages=(Stage(epochs=25, lr=1e-4),),
+        implementations=dataclasses.replace(_implementations(device_type), optimizer="eager"),
+    )
+
+
+WGAN_RECIPES: dict[str, Callable[[str], WganRecipe]] = {"lesson": lesson, "paper": paper, "gp": gp}

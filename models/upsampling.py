@@ -1,0 +1,126 @@
+"""The five ways to double a map's height and width by a learnt filter, each a layer with one parameter, `weight`.
+
+Shape legend: N batch, I and O input and output channels, H, W height and width of the input.
+"""
+
+import difflib
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kernels.upsample_conv import upsample_conv
+from models.autocast import autocast_to
+from models.recipes.recipe import Implementations
+
+UPSAMPLINGS = ("deconv", "nearest", "bilinear", "collapsed", "pixelshuffle")
+
+
+class ResizeConv(nn.Conv2d):
+    """Resizes by two, then convolves by 3x3 with zero padding 1 and no bias.
+
+    Args:
+        channels_in: I.
+        channels_out: O.
+        mode: of the resize.
+
+    Source: Odena, Dumoulin, Olah, https://distill.pub/2016/deconv-checkerboard/
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, mode: Literal["nearest", "bilinear"]) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1, bias=False)
+        self.mode = mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [N, I, H, W] to [N, O, 2H, 2W]."""
+        return super().forward(F.interpolate(x, scale_factor=2, mode=self.mode))
+
+
+class CollapsedConv(nn.Conv2d):
+    """What `ResizeConv` computes with nearest neighbours, from the same weight, without the resized map.
+
+    It takes 4 multiply-adds for each output pixel and pair of channels in place of 9. Under autocast the taps are
+    summed in the weight's float32 and rounded once.
+
+    Args:
+        channels_in: I.
+        channels_out: O.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1, bias=False)
+        self.implementations = Implementations()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [N, I, H, W] to [N, O, 2H, 2W]."""
+        return upsample_conv(autocast_to(x), self.weight, implementation=self.implementations.upsample_conv)
+
+
+class ShuffleConv(nn.Conv2d):
+    """Convolves by 3x3 to four times the channels and lays each four side by side as 2x2 pixels; no bias.
+
+    Args:
+        channels_in: I.
+        channels_out: O.
+
+    Source: Shi et al., https://arxiv.org/abs/1609.05158
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, 4 * channels_out, 3, padding=1, bias=False)
+        icnr_(self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [N, I, H, W] to [N, O, 2H, 2W]."""
+        return F.pixel_shuffle(super().forward(x), 2)
+
+
+@torch.no_grad()
+def icnr_(weight: torch.Tensor) -> torch.Tensor:
+    """Gives the four filters of each output channel the first one's values, in place: no phase differs at first.
+
+    The layer is then a convolution whose output is resized to nearest neighbours. What drew the weight decides the
+    distribution: apply it again after any other initialisation.
+
+    Args:
+        weight: [4 O, I, h, w], of a `ShuffleConv`.
+
+    Returns:
+        The weight.
+
+    Raises:
+        ValueError: if its first dimension is no multiple of four.
+
+    Source: Aitken et al., https://arxiv.org/abs/1707.02937
+    """
+    if weight.shape[0] % 4:
+        raise ValueError(f"weight is {tuple(weight.shape)}; expected four filters for each output channel")
+    return weight.copy_(weight[::4].repeat_interleave(4, 0))
+
+
+def upsample2x(kind: str, channels_in: int, channels_out: int) -> nn.Module:
+    """Returns a layer that maps [N, I, H, W] to [N, O, 2H, 2W], without bias, initialised as PyTorch does by default.
+
+    Args:
+        kind: a name in `UPSAMPLINGS`. Multiply-adds for each output pixel and pair of channels, and weights for each
+            pair: "deconv" (transposed convolution of kernel 4, stride 2, padding 1) 4 and 16; "nearest" and "bilinear"
+            9 and 9; "collapsed" 4 and 9; "pixelshuffle" 9 and 36.
+        channels_in: I.
+        channels_out: O.
+
+    Raises:
+        ValueError: if there is no such kind; names the nearest.
+    """
+    match kind:
+        case "deconv":
+            return nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False)
+        case "nearest" | "bilinear":
+            return ResizeConv(channels_in, channels_out, kind)
+        case "collapsed":
+            return CollapsedConv(channels_in, channels_out)
+        case "pixelshuffle":
+            return ShuffleConv(channels_in, channels_out)
+    near = difflib.get_close_matches(kind, UPSAMPLINGS, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise ValueError(f"no upsampling '{kind}'; {hint}upsamplings: {', '.join(UPSAMPLINGS)}")

@@ -1,0 +1,103 @@
+"""What the turns of an ablation of a WGAN come to: each variant beside the plain loop, and what each lever gives."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reports.stats import bootstrap_interval, median_interval
+from reports.tables import ABLATION, Rows, interval_text, significant
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    import pandas as pd
+
+FIGURES = ("images_per_s", "critic_step_s", "generator_step_s", "cycle_cpu_s")
+BASELINE, ALL = "baseline", "all levers"
+
+
+def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns one row for each variant of each interleaved run: its rate, and its rate over others' in the same rounds.
+
+    Args:
+        frame: from `reports.load`; warm-up rounds are left out.
+
+    Returns:
+        Columns `run_id`, `case`, `variant`, `levers`, `changes_mathematics`, `rounds`, `it_per_s` with `_low` and
+        `_high` (median, distribution-free), `images_per_s`, `critic_step_s`, `generator_step_s`, `cycle_cpu_s`,
+        `over_baseline` with `_low` and `_high` (median over rounds of the ratio, bootstrap), `cpu_over_baseline` (the
+        same of the baseline's CPU time over this one's: what a machine that others use still shows), and `lost`: for a
+        variant without a lever, the rate of all levers over its own, with `_low` and `_high`: what the lever gives.
+    """
+    import pandas as pd
+
+    measured = frame[(frame["benchmark"] == ABLATION) & (frame["phase"] == "steady")]
+    rows: list[dict[str, Any]] = []
+    for (run_id, case), run in measured.groupby(["run_id", "case"], sort=False, observed=True):
+        run = run.drop_duplicates(["metric", "variant", "round"], keep="last")
+        rates = run[run["metric"] == "critic_iterations_per_s"].pivot_table(
+            index="round", columns="variant", values="value", observed=True
+        )
+        cpu = run[run["metric"] == "cycle_cpu_s"].pivot_table(
+            index="round", columns="variant", values="value", observed=True
+        )
+        medians = run.groupby(["variant", "metric"], observed=True)["value"].median()
+        for variant in run["variant"].drop_duplicates():
+            if variant not in rates:
+                continue
+            own = rates[variant].dropna()
+            first = run[run["variant"] == variant].iloc[0]
+            middle = median_interval(own)
+            row: dict[str, Any] = {"run_id": run_id, "case": case, "variant": variant, "levers": first["levers"]}
+            row |= {"changes_mathematics": bool(first["changes_mathematics"]), "rounds": len(own)}
+            row |= {"it_per_s": middle.value, "it_per_s_low": middle.low, "it_per_s_high": middle.high}
+            row |= {m: medians.get((variant, m)) for m in FIGURES}
+            row |= _ratio("over_baseline", rates, variant, BASELINE)
+            row |= _ratio("cpu_over_baseline", cpu, BASELINE, variant)
+            if str(variant).startswith("without "):
+                row |= _ratio("lost", rates, ALL, variant)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _ratio(name: str, rates: "pd.DataFrame", over: str, under: str) -> dict[str, float]:
+    if over not in rates or under not in rates:
+        return {}
+    ratios = (rates[over] / rates[under]).dropna()
+    if ratios.empty:
+        return {}
+    found = bootstrap_interval(ratios, lambda x: np.median(x, axis=-1))
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def ablation_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of levers.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["case", "variant", "it/s", "critic step", "x baseline", "x by CPU time", "lever gives"]
+    summary = ablation_summary(frame)
+    rows = []
+    for row in summary.to_dict("records"):
+        label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
+        rows.append(
+            [
+                str(row["case"]),
+                label,
+                f"{significant(row['it_per_s'])}\n{interval_text(row['it_per_s_low'], row['it_per_s_high'])}",
+                f"{1e3 * row['critic_step_s']:,.0f} ms",
+                _interval(row, "over_baseline", significant),
+                _interval(row, "cpu_over_baseline", significant),
+                _interval(row, "lost", lambda value: f"{100 * (value - 1):+.1f}%"),
+            ]
+        )
+    return header, rows
+
+
+def _interval(row: "Mapping[Hashable, Any]", name: str, written: Any) -> str:
+    value = row.get(name, np.nan)
+    if not np.isfinite(value):
+        return ""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{written(value)}\n[{written(low)}, {written(high)}]" if np.isfinite(low) else written(value)
