@@ -102,8 +102,8 @@ def test_it_equals_its_reference_at_any_shape(shape, act, residual, training, de
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_agree_with_finite_differences(act, training, device):
-    x, weight, bias, residual = (t.requires_grad_() for t in made((3, 4, 3, 2), device, residual=True))
-    running = torch.zeros(4, dtype=x.dtype, device=device), torch.ones(4, dtype=x.dtype, device=device)
+    x, weight, bias, residual = (t.requires_grad_() for t in made((3, 2, 2, 1), device, residual=True))
+    running = torch.zeros(2, dtype=x.dtype, device=device), torch.ones(2, dtype=x.dtype, device=device)
 
     def operation(x, weight, bias, residual):
         fresh = (None, None) if training else running
