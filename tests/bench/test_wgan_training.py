@@ -330,8 +330,12 @@ def test_noise_is_the_runs_own(images):
             disturbed.append((step.kind, step.loss.item()))
             torch.randn(3)
             if step.kind == "generator":
+                nets = (trainer.generator, trainer.critic)
+                before = [buffer.clone() for net in nets for buffer in net.buffers()]
                 trainer.distance(images.test)
                 trainer.samples(4)
+                after = [buffer for net in nets for buffer in net.buffers()]
+                assert all(map(torch.equal, before, after))
     assert disturbed == quiet
     assert trained(tiny("paper"), images, seed=1) != quiet
 
