@@ -34,7 +34,7 @@ def start(*arguments, **options):
     )  # fmt: skip
 
 
-def wallclock(*arguments, **options):
+def spawned(*arguments, **options):
     process = start(*arguments, **options)
     out, err = process.communicate(timeout=280)
     return process.returncode, out, err
@@ -56,7 +56,7 @@ def wait_for_looks(out, count, process):
 
 
 def test_a_run_prints_its_score_and_where_the_records_are(tmp_path):
-    code, out, err = wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.05", "--out", tmp_path)
+    code, out, err = spawned("run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.05", "--out", tmp_path)
     assert code == 0, err
     assert "Time to accuracy" in out and "1 of 1" in out and "target of 5% reached" in err
     assert max(map(len, out.splitlines()[:-1])) <= 80
@@ -66,9 +66,7 @@ def test_a_run_prints_its_score_and_where_the_records_are(tmp_path):
 
 
 def test_json_is_all_that_goes_to_standard_output(tmp_path):
-    code, out, _ = wallclock(
-        "run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.99", "--out", tmp_path, "--json"
-    )
+    code, out, _ = spawned("run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.99", "--out", tmp_path, "--json")
     document = json.loads(out)
     assert code == 0  # a missed target is a result
     assert document["time_to_target"][0]["hits"] == 0
@@ -82,19 +80,19 @@ def test_killed_run_is_reported_and_resumed(tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     looks = (run / RECORDS).read_text().count('"metric": "accuracy"')
-    code, out, err = wallclock("report", tmp_path, "--html", tmp_path / "page.html")
+    code, out, err = spawned("report", tmp_path, "--html", tmp_path / "page.html")
     assert code == 0 and "unfinished" in out and "its process was killed" in out, err
     assert (reports.load(run)["metric"] == "accuracy").sum() == looks
     records = (run / RECORDS).read_text()
     (run / RECORDS).write_text(records.replace('"epochs": 300,', '"epochs": 1,') + '{"kind": "sam')  # torn line
-    code, _, err = wallclock("run", "cifar", "--resume", run)
+    code, _, err = spawned("run", "cifar", "--resume", run)
     assert code == 2 and "start a new run" in err  # the recipe is no longer the recorded one
     (run / RECORDS).write_text(records)
     process = start("run", "cifar", "--resume", run)
     wait_for_looks(tmp_path, looks + 1, process)
-    code, _, err = wallclock("run", "cifar", "--resume", run)
+    code, _, err = spawned("run", "cifar", "--resume", run)
     assert code == 2 and "being written by another process" in err
-    assert "running" in wallclock("report", run)[1]
+    assert "running" in spawned("report", run)[1]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "--resume" in err
@@ -113,7 +111,7 @@ def test_resume_finishes_what_was_killed(tmp_path):
     head = json.loads(lines[0])
     head["request"] |= {"seeds": 3, "phases": 2}
     (run / RECORDS).write_text(json.dumps(head) + "\n" + "".join(lines[1:]))
-    code, out, err = wallclock("run", "cifar", "--resume", run)
+    code, out, err = spawned("run", "cifar", "--resume", run)
     assert code == 0 and "3 of 3" in out, err
     frame = reports.load(run)
     assert sorted(frame[frame["metric"] == "final_accuracy"]["seed"]) == [0, 1, 2]
@@ -151,7 +149,7 @@ def test_full_disk_is_told_and_nothing_measured_is_lost(tmp_path):
         pytest.skip("this system does not let a test mount a tmpfs")
     try:
         (disk / "filler").write_bytes(bytes(44 << 10))
-        code, _, err = wallclock("run", "cifar", *LONG, "--out", disk)
+        code, _, err = spawned("run", "cifar", *LONG, "--out", disk)
         assert code == 2
         assert "is full" in err and "--resume" in err and "Traceback" not in err
         frame = reports.load(disk)
@@ -161,7 +159,7 @@ def test_full_disk_is_told_and_nothing_measured_is_lost(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_run_that_diverges_exits_3(tmp_path):
+def test_a_run_that_diverges_exits_3(tmp_path, wallclock):
     diverging = ("--set", "optimizer.head_lr=1e38", "--set", "epochs=1")
     code, out, err = wallclock("run", "cifar", *TINY, *diverging, "--out", tmp_path)
     assert code == 3, err
@@ -199,7 +197,7 @@ def test_a_run_that_diverges_exits_3(tmp_path):
         (("data", "check", "{empty}"), "holds no data set"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(arguments, says, tmp_path):
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, says, tmp_path, wallclock):
     empty, hollow, out = tmp_path / "empty", tmp_path / "hollow", tmp_path / "out"
     empty.mkdir()
     (hollow / "train" / "cat").mkdir(parents=True)
@@ -247,7 +245,7 @@ def test_a_job_that_fails_does_not_end_the_plan(tmp_path, capsys):
     assert "first: failed, OutOfMemoryError: CUDA out of memory" in told and "third: skipped, no GPU" in told
 
 
-def test_list_env_and_data_speak_json_too(tmp_path):
+def test_list_env_and_data_speak_json_too(tmp_path, wallclock):
     listed = json.loads(wallclock("list", "--json")[1])
     assert set(listed["recipes"]) == {"sprint", "wrn22", "darknet"} and "cifar sprint" in listed["quick"]
     found = {c["name"]: c for c in json.loads(wallclock("env", "--json")[1])["capabilities"]}
@@ -287,7 +285,7 @@ def test_report_of_10_000_samples_takes_under_a_second_and_a_half_without_torch(
     assert min(times) < 1.5
 
 
-def test_report_writes_csv_markdown_and_page(tmp_path):
+def test_report_writes_csv_markdown_and_page(tmp_path, wallclock):
     wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--out", tmp_path / "runs")
     files = {kind: tmp_path / "new" / f"r.{kind}" for kind in ("csv", "markdown", "html")}
     code, _, err = wallclock("report", tmp_path / "runs", *(p for k, f in files.items() for p in (f"--{k}", f)))
@@ -306,7 +304,7 @@ def test_a_terminal_without_unicode_gets_its_tables_too(tmp_path):
     assert b"train_eval_s ?" in done.stdout
 
 
-def test_a_damaged_run_does_not_hide_the_others(tmp_path):
+def test_a_damaged_run_does_not_hide_the_others(tmp_path, wallclock):
     for name in ("a", "b"):
         wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--seeds", "1", "--out", tmp_path / name)
     (table,) = (tmp_path / "a").rglob("samples.parquet")

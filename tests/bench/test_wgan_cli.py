@@ -2,35 +2,14 @@
 
 import io
 import json
-import sys
 
 import lmdb
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from bench.cli import main
 
 SMALL = ("image_size=16", "generator_channels=4", "critic_channels=4", "batch_size=16", "critic_steps.long=2")
 TINY = tuple(part for change in SMALL for part in ("--set", change))
-
-
-@pytest.fixture
-def wallclock(monkeypatch, capsys):
-    """Runs a command in this process: (exit code, output, errors)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wallclock", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    yield run
-    torch.set_num_threads(before)
 
 
 def test_a_run_prints_rates_and_its_page_shows_samples_and_curves(wallclock, tmp_path):

@@ -1,0 +1,25 @@
+"""What the tests of commands share."""
+
+import sys
+
+import pytest
+import torch
+
+from bench.cli import main
+
+
+@pytest.fixture
+def wallclock(monkeypatch, capsys):
+    """Runs a command in this process: (exit code, output, errors)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wallclock", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    yield run
+    torch.set_num_threads(before)
