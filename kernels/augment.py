@@ -1,4 +1,4 @@
-"""Augmentation of uint8 images on their device: gather, reflect pad, crop, flip, cut out, normalise, in one pass.
+"""Augmentation of uint8 images on their device: gather, pad, crop, flip, cut out, normalise, in one pass.
 
 Shape legend: N batch, M images in the set, H, W height and width, C = 3; offsets and centres are (row, column).
 """
@@ -12,6 +12,7 @@ import torch
 from kernels.philox import philox_ref
 
 Flip = Literal["alternating", "random", "none"]
+Padding = Literal["reflect", "zero"]
 
 # Weights of red, green and blue in the grey that contrast is about (ITU-R BT.601, as torchvision).
 GREY = (0.299, 0.587, 0.114)
@@ -25,18 +26,19 @@ WARPS = 2  # so that what rows have in common is worked out for few threads
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image: reflect-pad, crop at random, flip, jitter, cut a square out.
+    """What happens to a training image: pad, crop at random, flip, jitter, cut a square out.
 
     Attributes:
-        pad: pixels of reflect padding on every side before the crop back to the image's size.
+        pad: pixels of padding on every side before the crop back to the image's size.
         flip: "alternating" mirrors a fixed random half of the images in even epochs and the other half in odd ones, so
             that two epochs show every image both ways; "random" tosses a coin for each; "none".
         cutout: edge of a square set to the mean colour, pixels; 0 for none.
         brightness: factors are uniform in [1 - brightness, 1 + brightness]; 0 for none.
         contrast: the same.
+        padding: "reflect" mirrors the image at its edge pixels, which are not repeated; "zero" is black.
 
     Raises:
-        ValueError: if a number is negative, or there is no such flip.
+        ValueError: if a number is negative, or there is no such flip or padding.
     """
 
     pad: int = 2
@@ -44,6 +46,7 @@ class Augmentation:
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    padding: Padding = "reflect"
 
     def __post_init__(self) -> None:
         if self.pad < 0 or self.cutout < 0:
@@ -52,6 +55,8 @@ class Augmentation:
             raise ValueError(f"brightness is {self.brightness} and contrast {self.contrast}; expected 0 to 1")
         if self.flip not in get_args(Flip):
             raise ValueError(f"flip is '{self.flip}'; expected one of {', '.join(get_args(Flip))}")
+        if self.padding not in get_args(Padding):
+            raise ValueError(f"padding is '{self.padding}'; expected one of {', '.join(get_args(Padding))}")
 
 
 def augment_ref(
@@ -61,17 +66,18 @@ def augment_ref(
     cutout: tuple[int, int, int] | None = None,
     brightness: float = 1.0,
     contrast: float = 1.0,
+    padding: Padding = "reflect",
 ) -> torch.Tensor:
     """Defines the augmentation of one image; every pipeline is held to it, image by image.
 
     Args:
         image_HWC: uint8 [H, W, 3].
-        offset: rows and columns by which the crop window lies off the image, each in [-pad, pad]; pixels outside the
-            image are its reflection (the edge row is not repeated).
+        offset: rows and columns by which the crop window lies off the image, each in [-pad, pad].
         flip: whether the cropped image is mirrored left to right.
         cutout: centre row, centre column and edge of a square set to the mean colour, or None.
         brightness: factor on the pixels, which are clipped to their range.
         contrast: factor on the distance to the crop's mean grey, clipped too, after the brightness.
+        padding: what pixels outside the image are: its reflection (the edge row is not repeated), or black.
 
     Returns:
         float32 [3, H, W], normalised by `MEAN` and `STD`.
@@ -79,7 +85,8 @@ def augment_ref(
     height, width, _ = image_HWC.shape
     pad = max(abs(offset[0]), abs(offset[1]))
     x = image_HWC.permute(2, 0, 1).float().div(255)
-    padded = torch.nn.functional.pad(x[None], (pad,) * 4, mode="reflect")[0] if pad else x
+    mode = "reflect" if padding == "reflect" else "constant"
+    padded = torch.nn.functional.pad(x[None], (pad,) * 4, mode=mode)[0] if pad else x
     top, left = pad + offset[0], pad + offset[1]
     x = padded[:, top : top + height, left : left + width]
     if flip:
@@ -101,6 +108,10 @@ def _reflected(positions: torch.Tensor, size: int) -> torch.Tensor:
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
 
 
+def _outside(positions: torch.Tensor, size: int) -> torch.Tensor:
+    return (positions < 0) | (positions >= size)
+
+
 @functools.cache
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scale, bias and grey, float32 [3], on the device once and for all: copying them would make the host wait."""
@@ -118,6 +129,7 @@ def augment(
     cutout: int = 0,
     brightness: torch.Tensor | None = None,
     contrast: torch.Tensor | None = None,
+    padding: Padding = "reflect",
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Gathers and augments a batch as told, without host synchronisation; equal to `augment_ref` image by image.
@@ -133,6 +145,7 @@ def augment(
         cutout: edge of the square, pixels.
         brightness: float32 [N]; None for no change.
         contrast: float32 [N]; None for no change.
+        padding: see `augment_ref`.
         dtype: of the result; normalised in float32, then rounded once.
 
     Returns:
@@ -142,6 +155,7 @@ def augment(
     """
     device = images_MHWC.device
     height, width = images_MHWC.shape[1:3]
+    outside = None
     if offsets is None and flips is None:
         pixels = images_MHWC[indices]
     else:
@@ -150,11 +164,15 @@ def augment(
         if flips is not None:
             columns = torch.where(flips[:, None], width - 1 - columns, columns)
         if offsets is not None:
-            rows = _reflected(rows + offsets[:, :1], height)
-            columns = _reflected(columns + offsets[:, 1:], width)
+            rows, columns = rows + offsets[:, :1], columns + offsets[:, 1:]
+            if padding == "zero":
+                outside = _outside(rows, height)[:, :, None] | _outside(columns, width)[:, None, :]
+            rows, columns = _reflected(rows, height), _reflected(columns, width)
         # Whole pixels by one flat index: 4 ms for 1,000 images on two cores; advanced indexing takes 15.
         pixel = (indices[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
         pixels = images_MHWC.reshape(-1, 3).index_select(0, pixel.view(-1)).view(-1, height, width, 3)
+    if outside is not None:
+        pixels = pixels.masked_fill_(outside[..., None], 0)
     scale, bias, grey_weights = _constants(device)
     values = pixels.float()
     if brightness is not None:
@@ -270,6 +288,7 @@ def _augment(
     cutout: int,
     brightness: float,
     contrast: float,
+    padding: str,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     import triton
@@ -286,7 +305,8 @@ def _augment(
         augment_kernel[(len(indices), triton.cdiv(height, rows))](
             images.contiguous(), indices, out, len(images), seed, epoch,
             height, width, pad, flip, cutout, brightness, contrast,
-            SCALE=scale, BIAS=bias, GREY=GREY, ROWS=rows, WIDTH=across, num_warps=WARPS,
+            SCALE=scale, BIAS=bias, GREY=GREY, ROWS=rows, WIDTH=across,
+            BLACK=True if padding == "zero" else None, num_warps=WARPS,
         )  # fmt: skip
     return out
 
@@ -297,5 +317,5 @@ def _output(images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> 
 
 
 @_augment.register_fake
-def _(images, indices, seed, epoch, pad, flip, cutout, brightness, contrast, dtype):  # type: ignore[no-untyped-def]
+def _(images, indices, seed, epoch, pad, flip, cutout, brightness, contrast, padding, dtype):  # type: ignore[no-untyped-def]
     return _output(images, indices, dtype)
