@@ -123,8 +123,8 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration yields."""
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
