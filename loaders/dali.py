@@ -300,7 +300,9 @@ class DaliBatches:
             if "brightness" in given:
                 x = clamp(x * given["brightness"], 0, 255)
             if "contrast" in given:
-                grey = fn.reductions.sum(fn.cast(x, dtype=types.FLOAT), axes=(0, 1)) * types.Constant(np.array(GREY, dtype=np.float32))
+                grey = fn.reductions.sum(fn.cast(x, dtype=types.FLOAT), axes=(0, 1)) * types.Constant(
+                    np.array(GREY, dtype=np.float32)
+                )
                 grey = fn.reductions.sum(grey, axes=(0,)) / (height * width)
                 x = clamp((x - grey) * given["contrast"] + grey, 0, 255)
             x = fn.crop_mirror_normalize(

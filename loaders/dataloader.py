@@ -187,11 +187,10 @@ class DataLoaderBatches:
         """Jitters, normalises and cuts out a batch that is cropped and flipped."""
         rest = {name: values[at].to(self.device) for name, values in drawn.items() if name not in ("offsets", "flips")}
         images_NHWC = pixels.to(self.device, non_blocking=True).permute(0, 2, 3, 1).contiguous()
-        every = torch.arange(len(at), device=self.device)
         augmentation = self._augmentation
         return augment(
             images_NHWC,
-            every,
+            None,
             **rest,
             cutout=augmentation.cutout,
             padding=augmentation.padding,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from kernels.augment import Augmentation, augment, augment_fused, draw
 from loaders.batches import DataError, Dataset
 from loaders.epochs import Epochs
+from loaders.windows import Windows
 
 
 def scaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
@@ -117,6 +118,9 @@ class DeviceBatches:
         self.images_NHWC, self.labels = dataset.images_NHWC, dataset.labels
         self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
         self.augmentation, self.implementation, self.pad = augmentation, implementation, self._augmentation.pad
+        self._windows = None
+        if device.type == "cpu" and implementation == "eager" and (self.pad or self._augmentation.flip != "none"):
+            self._windows = Windows(self.images_NHWC, self.pad, self._augmentation.padding)
         self._epoch = self._step = 0
 
     def __len__(self) -> int:
@@ -145,9 +149,14 @@ class DeviceBatches:
                 self.images_NHWC, indices, augmentation, seed=self.epochs.rank_seed, epoch=epoch, dtype=self.dtype
             )
         chosen = {name: values[indices] for name, values in drawn.items()}
+        images: torch.Tensor = self.images_NHWC
+        places: torch.Tensor | None = indices
+        if self._windows is not None:
+            images = self._windows.crop(indices, chosen.pop("offsets", None), chosen.pop("flips", None))
+            places = None
         return augment(
-            self.images_NHWC,
-            indices,
+            images,
+            places,
             **chosen,
             cutout=augmentation.cutout,
             padding=augmentation.padding,

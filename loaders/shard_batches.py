@@ -232,7 +232,7 @@ class ShardBatches:
         images = images.to(self.device, non_blocking=True)
         return augment(
             images,
-            torch.arange(len(images), device=self.device),
+            None,
             **drawn,
             cutout=augmentation.cutout,
             padding=augmentation.padding,
