@@ -156,6 +156,9 @@ def run_cifar(
     split: Annotated[
         SplitName, typer.Option(help="tune: score on a tenth of the training set instead.")
     ] = SplitName.test,
+    pipeline: Annotated[
+        str | None, typer.Option(help="What makes the batches: device, dataloader, dali or webdataset.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
     resume: Resume = None,
     out: Out = RUNS,
@@ -173,7 +176,7 @@ def run_cifar(
         run = cifar.resumed_run(resume)
     else:
         resolved = get_recipe(recipe, device_type := resolve_device(device))
-        for assignment in set_ or ():
+        for assignment in (*([f"pipeline={pipeline}"] if pipeline else ()), *(set_ or ())):
             resolved = override(resolved, assignment)
         request = cifar.CifarRequest(
             recipe=resolved,

@@ -4,7 +4,7 @@ Shape legend: N images, H, W height and width, C = 3 colour channels.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,6 +83,20 @@ class Dataset:
     def to(self, device: torch.device) -> "Dataset":
         """Returns the same data set in the memory of `device`."""
         return Dataset(self.name, self.images_NHWC.to(device), self.labels.to(device), self.classes, self.content_hash)
+
+
+def check_padding(augmentation: Augmentation, shape: Sequence[int]) -> None:
+    """Refuses more padding than an image can be reflected by.
+
+    Args:
+        augmentation: whose padding.
+        shape: height and width of the images, pixels.
+
+    Raises:
+        DataError: if it is too much.
+    """
+    if augmentation.pad >= min(shape):
+        raise DataError(f"cannot reflect {augmentation.pad} pixels of an image of {min(shape)}; choose a smaller pad")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from kernels.augment import GREY, MEAN, STD, Augmentation, draw
 from loaders.batches import DataError, Dataset
 from loaders.device import resized
 from loaders.epochs import Epochs
-from loaders.stored import EDGE, Damaged, StoredImages, check_policy, cut_off
+from loaders.stored import Damaged, StoredImages, check_policy, cut_off
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -118,13 +118,12 @@ class DaliBatches:
             world=world,
         )
         self.augmentation, self._augmentation = augmentation, augmentation or Augmentation(pad=0, flip="none")
-        self._shape: tuple[int, int] = (EDGE, EDGE)
         if isinstance(data, Dataset):
             data, self._augmentation = resized(data, augmentation, size)
             self._shape = (data.images_NHWC.shape[1], data.images_NHWC.shape[2])
             self._pixels = data.images_NHWC.cpu().numpy()
-        elif size is not None:
-            raise DataError(f"encoded images are not scaled to {size} pixels; decode them first: StoredImages.dataset")
+        else:
+            self._shape = data.checked_shape(self._augmentation, size)
         self.data, self.labels, self.damaged = data, data.labels.cpu(), damaged
         self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
         self.threads, self.skipped = threads, list[str]()
@@ -336,7 +335,9 @@ class DaliBatches:
         if len(wrong):
             height, width, _ = shapes[wrong[0]]
             name = self.data.names(int(batch.places[wrong[0]]))
-            raise DataError(f"{name}, is {width}x{height}; expected {EDGE}x{EDGE} pixels, scale it first")
+            raise DataError(
+                f"{name}, is {width}x{height}; expected {self._shape[1]}x{self._shape[0]} pixels, scale it first"
+            )
 
     def _images(self, images: Any) -> torch.Tensor:
         """DALI's memory as a tensor, without a copy."""

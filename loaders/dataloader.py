@@ -17,7 +17,7 @@ from kernels.augment import Augmentation, augment, draw
 from loaders.batches import DataError, Dataset
 from loaders.device import resized
 from loaders.epochs import Epochs
-from loaders.stored import EDGE, Damaged, StoredImages, check_policy
+from loaders.stored import Damaged, StoredImages, check_policy
 from loaders.workers import uninterrupted
 
 PREFETCH = 4  # batches of each worker
@@ -45,7 +45,7 @@ class _Samples(TorchDataset[Any]):
                     continue
             kept.append(number)
             images.append(self._transformed(image.permute(2, 0, 1), row, column, flip))
-        shape = self.data.images_NHWC.shape[1:3] if isinstance(self.data, Dataset) else (EDGE, EDGE)
+        shape = self.data.images_NHWC.shape[1:3] if isinstance(self.data, Dataset) else self.data.shape
         pixels = torch.stack(images) if images else torch.zeros(0, 3, *shape, dtype=torch.uint8)
         return pixels, torch.tensor(kept, dtype=torch.int64), left_out
 
@@ -140,12 +140,11 @@ class DataLoaderBatches:
             world=world,
         )
         self.augmentation, self._augmentation = augmentation, augmentation or Augmentation(pad=0, flip="none")
-        shape: tuple[int, int] = (EDGE, EDGE)
         if isinstance(data, Dataset):
             data, self._augmentation = resized(data, augmentation, size)
             shape = (data.images_NHWC.shape[1], data.images_NHWC.shape[2])
-        elif size is not None:
-            raise DataError(f"encoded images are not scaled to {size} pixels; decode them first: StoredImages.dataset")
+        else:
+            shape = data.checked_shape(self._augmentation, size)
         self.labels, self.damaged = data.labels, damaged
         self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
         self.workers, self.skipped = workers, list[str]()

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels.augment import Augmentation, augment, augment_fused, draw
-from loaders.batches import DataError, Dataset
+from loaders.batches import DataError, Dataset, check_padding
 from loaders.epochs import Epochs
 from loaders.windows import Windows
 
@@ -55,9 +55,7 @@ def resized(dataset: Dataset, augmentation: Augmentation | None, size: int | Non
         pad = max(1, round(augmentation.pad * size / edge)) if augmentation.pad else 0
         augmentation = replace(augmentation, pad=pad)
         dataset = replace(dataset, images_NHWC=scaled(dataset.images_NHWC, size))
-    smallest = min(dataset.images_NHWC.shape[1:3])
-    if augmentation.pad >= smallest:
-        raise DataError(f"cannot reflect {augmentation.pad} pixels of an image of {smallest}; choose a smaller pad")
+    check_padding(augmentation, dataset.images_NHWC.shape[1:3])
     return dataset, augmentation
 
 

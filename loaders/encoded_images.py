@@ -40,8 +40,8 @@ _PILLOW_ERRORS = (
 Encoded = tuple[str, bytes]  # what to call an image in a message, and its content
 
 
-def decoded(image: Encoded) -> Pixels:
-    """Decodes one image of 32x32 pixels to uint8 [32, 32, 3].
+def decoded(image: Encoded, height: int = 32, width: int = 32) -> Pixels:
+    """Decodes one image of the size expected to uint8 [height, width, 3].
 
     Raises:
         DataError: if it cannot be, or has another size; names it.
@@ -50,12 +50,12 @@ def decoded(image: Encoded) -> Pixels:
     try:
         # Only these two decoders: Pillow would hand some other formats to programs outside.
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as opened:
-            width, height = opened.size
-            if (width, height) == (32, 32):  # a larger one may be a bomb, and is not decoded
+            size = opened.size
+            if size == (width, height):  # a larger one may be a bomb, and is not decoded
                 return np.asarray(opened.convert("RGB"))
     except _PILLOW_ERRORS as error:
         raise DataError(f"{name}, cannot be decoded ({error}); restore it from its source") from None
-    raise DataError(f"{name}, is {width}x{height}; expected 32x32 pixels, scale it first")
+    raise DataError(f"{name}, is {size[0]}x{size[1]}; expected {width}x{height} pixels, scale it first")
 
 
 def _all_decoded(images: Iterable[Encoded]) -> Pixels:

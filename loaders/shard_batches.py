@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from kernels.augment import Augmentation, augment, draw
-from loaders.batches import DataError
+from loaders.batches import DataError, check_padding
 from loaders.encoded_images import decoded
 from loaders.shards import MANIFEST, Shards, label_of
-from loaders.stored import EDGE, Damaged, check_policy
+from loaders.stored import Damaged, check_policy
 from loaders.workers import uninterrupted
 
 SHUFFLE_BUFFER = 2048  # samples
@@ -62,8 +62,8 @@ class ShardBatches:
         drop_last: whether a worker's incomplete last batch is dropped.
         rank: which of the ranks this is.
         world: how many there are.
-        workers: processes of this rank that read and decode, at most: as many as share the shards out evenly are used;
-            0 reads in this process.
+        workers: processes of this rank that read and decode, at most: as many are used as share the shards out evenly
+            and, with `drop_last`, fill a batch each; 0 reads in this process.
         damaged: what happens to images that cannot be decoded; a batch that had some is smaller.
         shuffle_buffer: samples.
 
@@ -103,21 +103,22 @@ class ShardBatches:
                 f"{len(shards.files)} shards do not go evenly to {world} ranks; write a multiple of {world}"
             )
         each = len(shards.files) // world
-        self.workers = next((n for n in range(min(workers, each), 0, -1) if each % n == 0), 0)
+        smallest = sorted(shards.samples)
+        full = [n for n in range(1, min(workers, each) + 1) if each % n == 0]
+        full = [n for n in full if not drop_last or sum(smallest[: each // n]) >= batch_size]
+        self.workers = max(full, default=0)
         self.shards, self.batch_size, self.device, self.dtype, self.seed = shards, batch_size, device, dtype, seed
         self.augmentation, self.shuffle, self.rank, self.world = augmentation, shuffle, rank, world
         self.damaged, self.shuffle_buffer, self.drop_last = damaged, shuffle_buffer, drop_last
-        readers = max(1, self.workers) * world
-        per_reader = len(shards.files) // readers
         # Whatever shards a worker is dealt, it has at least and at most so many samples.
-        fewest = sum(sorted(shards.samples)[:per_reader])
-        most = sum(sorted(shards.samples)[-per_reader:])
+        dealt = each // max(1, self.workers)
+        fewest, most = sum(smallest[:dealt]), sum(smallest[-dealt:])
         self._steps = fewest // batch_size if drop_last else -(-most // batch_size)
-        if drop_last and not self._steps or fewest < self._steps:
+        if not 0 < self._steps <= fewest:
             raise DataError(
-                f"{fewest} images of one worker do not fill its batches of {batch_size}; choose a smaller batch_size, "
-                "or fewer workers"
+                f"{fewest} images of a reader do not fill its batches of {batch_size}; choose a smaller batch_size"
             )
+        check_padding(augmentation or Augmentation(pad=0, flip="none"), shards.shape)
         self.skipped: list[str] = []
         self._epoch = self._step = 0
         self._stream = _Stream(self)
@@ -138,7 +139,7 @@ class ShardBatches:
         return order[self.rank :: self.world][worker :: max(1, self.workers)].tolist()
 
     def read(self, epoch: int, worker: int, skipped_batches: int = 0) -> Iterator[Any]:
-        """Yields what a worker reads: images uint8 [n, EDGE, EDGE, 3], labels, places, and why others were left out.
+        """Yields what a worker reads: images uint8 [n, H, W, 3], labels, places, and why others were left out.
 
         Args:
             epoch: from 0.
@@ -195,14 +196,14 @@ class ShardBatches:
                 label = label_of(sample["cls"], name)
                 if not 0 <= label < len(self.shards.classes):
                     return f"{name} has label {label}; expected 0 to {len(self.shards.classes) - 1}"
-                images.append(decoded((f"{name}.{suffix}", sample[suffix])))
+                images.append(decoded((f"{name}.{suffix}", sample[suffix]), *self.shards.shape))
                 labels.append(label)
                 places.append(int(sample["__key__"]))
             except DataError as error:
                 if self.damaged == "raise":
                     return str(error)
                 left_out.append(str(error))
-        pixels = np.stack(images) if images else np.zeros((0, EDGE, EDGE, 3), dtype=np.uint8)
+        pixels = np.stack(images) if images else np.zeros((0, *self.shards.shape, 3), dtype=np.uint8)
         return torch.from_numpy(pixels), torch.tensor(labels), torch.tensor(places), left_out
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

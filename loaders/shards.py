@@ -11,6 +11,7 @@ import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from loaders.batches import DataError, Dataset
 from loaders.stored import StoredImages, packed
 
 MANIFEST = "shards.json"
-SHARDS = 48  # of a data set unless told: every world x workers of 1, 2, 3, 4, 6, 8, 12, 16, 24 divides it
+SHARDS = 48  # of a data set unless told: 1, 2, 3, 4, 6, 8, 12, 16, 24 ranks or workers share them out evenly
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Shards:
         content_hash: of the data set that they were written from.
         files: of the shards.
         samples: how many each holds.
+        shape: height and width of the images, pixels.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Shards:
     content_hash: str
     files: tuple[str, ...]
     samples: tuple[int, ...]
+    shape: tuple[int, int]
 
     def __len__(self) -> int:
         return sum(self.samples)
@@ -56,7 +59,8 @@ class Shards:
         try:
             found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             names, samples = zip(*((s["file"], int(s["samples"])) for s in found["shards"]), strict=True)
-            shards = cls(folder, found["name"], tuple(found["classes"]), found["content_hash"], names, samples)
+            shape = int(found["height"]), int(found["width"])
+            shards = cls(folder, found["name"], tuple(found["classes"]), found["content_hash"], names, samples, shape)
         except OSError as error:
             raise DataError(f"cannot read {folder / MANIFEST}: {error.strerror}; write_shards makes it") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -101,7 +105,8 @@ class Shards:
         def named(place: int) -> str:
             return f"{self.folder / self.files[at[place, 0]]}, {keys[place]}"
 
-        return StoredImages(self.name, "shards", torch.from_numpy(labels), self.classes, named, packed(buffers, at))
+        read = packed(buffers, at)
+        return StoredImages(self.name, "shards", torch.from_numpy(labels), self.classes, named, read, self.shape)
 
 
 def _place(member: str, count: int, file: Path) -> tuple[int, str]:
@@ -159,7 +164,9 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
                     label = str(int(data.labels[place])).encode()
                     writer.write({"__key__": f"{place:08d}", suffix: content, "cls": label})
             listed.append({"file": name, "samples": len(places)})
-        manifest = {"name": data.name, "classes": list(data.classes), "content_hash": _hash_of(data), "shards": listed}
+        height, width = data.shape if isinstance(data, StoredImages) else data.images_NHWC.shape[1:3]
+        manifest: dict[str, Any] = {"name": data.name, "classes": list(data.classes), "content_hash": _hash_of(data)}
+        manifest |= {"height": height, "width": width, "shards": listed}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         draft.rename(folder)
     except OSError as error:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loaders.batches import DataError, Dataset
+from kernels.augment import Augmentation
+from loaders.batches import DataError, Dataset, check_padding
 from loaders.encoded_images import decoded, encoded_column, folders_in, images_in
 from loaders.source import CLASSES, UNVERIFIED, Pixels
 
-EDGE = 32  # height and width of every image, as its decoder demands
 Damaged = Literal["raise", "skip"]
 JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
@@ -30,6 +30,7 @@ class StoredImages:
         classes: in label order.
         names: of each image, for messages.
         content: returns the encoded bytes of the image at a place, without a copy where they lie in memory.
+        shape: height and width of every image, as its decoder demands.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StoredImages:
     classes: tuple[str, ...]
     names: Callable[[int], str] = field(repr=False)
     content: Callable[[int], npt.NDArray[np.uint8]] = field(repr=False)
+    shape: tuple[int, int] = (32, 32)
 
     def __post_init__(self) -> None:
         if not len(self.labels):
@@ -54,12 +56,23 @@ class StoredImages:
         return len(self.labels)
 
     def decode(self, place: int) -> Pixels:
-        """Returns the image at `place` as uint8 [EDGE, EDGE, 3].
+        """Returns the image at `place` as uint8 [H, W, 3].
 
         Raises:
             DataError: if it cannot be decoded or has another size; names it.
         """
-        return decoded((self.names(place), self.content(place).tobytes()))
+        return decoded((self.names(place), self.content(place).tobytes()), *self.shape)
+
+    def checked_shape(self, augmentation: Augmentation, size: int | None) -> tuple[int, int]:
+        """Returns height and width, after checking that the padding fits and that no other size is wanted.
+
+        Raises:
+            DataError: if not.
+        """
+        if size is not None:
+            raise DataError(f"encoded images are not scaled to {size} pixels; decode them first: StoredImages.dataset")
+        check_padding(augmentation, self.shape)
+        return self.shape
 
     def trouble(self, place: int) -> str:
         """Returns why the image at `place` cannot be used; empty if it can."""
@@ -82,7 +95,7 @@ class StoredImages:
             DataError: if one cannot be decoded and `damaged` is "raise", or none can.
         """
         check_policy(damaged)
-        images = np.zeros((len(self), EDGE, EDGE, 3), dtype=np.uint8)
+        images = np.zeros((len(self), *self.shape, 3), dtype=np.uint8)
         left_out: dict[int, str] = {}
 
         def decode(places: range) -> None:
