@@ -247,6 +247,54 @@ def run_kernels(
     _exit_for([status])
 
 
+@run_app.command("loaders")
+def run_loaders(
+    data: Annotated[str, typer.Option(help="Path of the data set, or 'synthetic' for the embedded one.")] = "synthetic",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Words that form, batch size, pipeline and regime must hold; repeatable.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="Images in a batch; may be repeated.")] = None,
+    images: Annotated[int | None, typer.Option(help="Use the first so many training images; 10000 by default.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of all pipelines in turn.")] = 5,
+    steps: Annotated[int, typer.Option(help="Steps of training in each round.")] = 3,
+    device: Device = "auto",
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Measure every pipeline over every form of a data set: one image, alone, its first batch, and training on it."""
+    from bench.cases import loaders
+    from bench.cases.loader_request import LoadersRequest
+    from bench.environment import resolve_device
+
+    _, progress = _consoles()
+    if resume is not None:
+        run = loaders.resumed_run(resume)
+    else:
+        request = LoadersRequest(
+            data=data,
+            device=resolve_device(device),
+            only=tuple(word for text in only or () for word in text.split()),
+            batch_sizes=tuple(batch_size or (128, 500)),
+            images=images or loaders.default_images(data),
+            rounds=rounds,
+            steps=steps,
+        )
+        run = loaders.new_run(request, out, _command())
+    path = run.writer.path
+
+    def show(done: loaders.PipelineDone) -> None:
+        style = "yellow" if done.why_not else ""
+        progress.print(f"{done.case}, {done.pipeline}, {done.regime}: {done.told()}", style=style, markup=False)
+
+    with _interruptible(path, f", go on with `wallclock run loaders --resume {path}`"):
+        status = run.execute(show)
+    _print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
+
+
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
     from bench.cases.static import run_static
 

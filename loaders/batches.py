@@ -140,5 +140,8 @@ class Batches(Protocol):
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
 
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""

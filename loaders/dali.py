@@ -10,8 +10,9 @@ DALI runs ahead by `PREFETCH` batches. It does not stop at the end of an epoch, 
 batch that nobody waits for any more is told by its ticket and dropped.
 """
 
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,12 @@ def unavailable() -> str:
     except ImportError as error:
         return f"DALI is not installed ({error}); uv sync --extra dali, or pip install 'wallclock[dali]'"
     return ""
+
+
+def _called(source: "weakref.WeakMethod[Callable[[], tuple[Any, ...]]]") -> tuple[Any, ...]:
+    method = source()
+    assert method is not None, "a pipeline runs only while its DaliBatches iterates"
+    return method()
 
 
 @dataclass
@@ -139,6 +146,10 @@ class DaliBatches:
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
         self._epoch, self._step = epoch, step
+
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+        return list(self.epochs.cut(self.epochs.order(epoch)))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
@@ -262,6 +273,7 @@ class DaliBatches:
         fn, types = dali.fn, dali.types
         clamp = import_module("nvidia.dali.math").clamp
         augmentation, (height, width) = self._augmentation, self._shape
+        source = weakref.WeakMethod(self._source)  # or neither would be freed before the garbage collector comes
         names = list(self._fed(None, torch.zeros(1, dtype=torch.int64), self._drawn_for_one()).inputs)
         encoded = isinstance(self.data, StoredImages)
         pipeline = dali.pipeline.Pipeline(
@@ -272,7 +284,7 @@ class DaliBatches:
         )
         with pipeline:
             layouts = ["" if encoded else "HWC", *[""] * (len(names) - 1)]
-            fed = fn.external_source(source=self._source, num_outputs=len(names), layout=layouts)
+            fed = fn.external_source(source=lambda: _called(source), num_outputs=len(names), layout=layouts)
             given = dict(zip(names, fed, strict=True))
             x = given["images"]
             if encoded:

@@ -241,7 +241,7 @@ class ShardBatches:
         )
 
     def order(self, epoch: int) -> list[torch.Tensor]:
-        """Returns the places of each batch of an epoch, read from the shards without decoding: for tests and checks."""
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, read from the shards."""
         batches = []
         for worker in range(max(1, self.workers)):
             own = self.own_shards(epoch, worker)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -54,6 +54,10 @@ class StoredImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, count: int) -> "StoredImages":
+        """Returns the first `count` images."""
+        return replace(self, labels=self.labels[:count])
 
     def decode(self, place: int) -> Pixels:
         """Returns the image at `place` as uint8 [H, W, 3].
@@ -205,3 +209,14 @@ def stored_folders(path: Path) -> StoredImages:
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
     name = f"folder:{path.parent.resolve().name}"
     return StoredImages(name, "folders", labels, classes, lambda place: str(files[place][0]), content)
+
+
+def find_stored(path: Path) -> StoredImages | None:
+    """Returns the training images at `path` as they lie there, or None where they are not encoded one by one.
+
+    Raises:
+        DataError: if they are damaged.
+    """
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("train*.parquet"))):
+        return stored_parquet(path.parent if path.is_file() else path)
+    return stored_folders(path / "train") if (path / "train").is_dir() else None

@@ -77,6 +77,10 @@ class StreamedBatches:
         """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
         self._epoch, self._step = epoch, step
 
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+        return list(self.epochs.cut(self.epochs.order(epoch)))
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         augmentation = self._augmentation

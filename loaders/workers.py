@@ -1,5 +1,6 @@
 """What befalls the worker processes of a loader, in words."""
 
+import gc
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -20,8 +21,16 @@ def uninterrupted(loader: Iterable[T], pipeline: str) -> Iterator[T]:
     Raises:
         WorkerDied: if a worker is killed.
     """
+    # What is garbage here must not be collected in a worker: a DALI pipeline's end waits for threads that no fork takes
+    # along, for ever.
+    gc.collect()
+    gc.freeze()
     try:
-        yield from loader
+        iterator = iter(loader)
+    finally:
+        gc.unfreeze()
+    try:
+        yield from iterator
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
