@@ -79,6 +79,7 @@ def _print_report(
     import reports
     from reports import tables
     from reports.kernels import failed_rows, kernel_rows, kernel_summary, static_rows
+    from reports.loaders import loader_failures, loader_summary, loader_tables
 
     out, progress = _consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -86,15 +87,17 @@ def _print_report(
         progress.print(f"skipped: {problem}", style="yellow", markup=False)
     scores = reports.time_to_target(samples)
     summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
-    kernels = kernel_summary(samples)
+    kernels, loaders = kernel_summary(samples), loader_summary(samples)
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
         "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of all forms, in bytes, and bytes a thread": static_rows(samples),
+        **loader_tables(loaders),
+        "Loaders that failed, and are left out above": loader_failures(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(
-            summary[~summary["metric"].isin(tables.TABLED) & (summary["benchmark"] != "static")]
+            summary[~summary["metric"].isin(tables.TABLED) & ~summary["benchmark"].isin(tables.TABLED_WHOLE)]
         ),
     }
     titled = {title: rows for title, rows in titled.items() if rows[1]}
@@ -110,6 +113,7 @@ def _print_report(
             "runs": json.loads(runs[columns].to_json(orient="records")),
             "time_to_target": json.loads(scores.to_json(orient="records")),
             "kernels": json.loads(kernels.to_json(orient="records")),
+            "loaders": json.loads(loaders.to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }
         typer.echo(json.dumps(document, indent=2))

@@ -65,16 +65,16 @@ class Plan:
 
 def quick_plan() -> Plan:
     """Returns everything, small and on embedded data."""
-    from bench.cases import kernel_jobs
+    from bench.cases import kernel_jobs, loader_jobs
     from bench.tasks import cifar_jobs
 
-    return Plan("quick", (*cifar_jobs.quick(), *kernel_jobs.quick()))
+    return Plan("quick", (*cifar_jobs.quick(), *kernel_jobs.quick(), *loader_jobs.quick()))
 
 
 def suite_plan() -> Plan:
     """Returns everything at real sizes: what is first in each benchmark before what is second in any."""
-    from bench.cases import kernel_jobs
+    from bench.cases import kernel_jobs, loader_jobs
     from bench.tasks import cifar_jobs
 
     sprint, others = cifar_jobs.suite()[:2], cifar_jobs.suite()[2:]
-    return Plan("suite", (*sprint, *kernel_jobs.suite(), *others))
+    return Plan("suite", (*sprint, *kernel_jobs.suite(), *loader_jobs.suite(), *others))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports import plots
 from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
+from reports.loaders import loader_failures, loader_summary, loader_tables
 from reports.stats import summarise, time_to_target
 from reports.store import StoreError
 from reports.tables import (
@@ -19,6 +20,7 @@ from reports.tables import (
     NAMES,
     SUMMARY_NAMES,
     TABLED,
+    TABLED_WHOLE,
     distinctions,
     interval_text,
     percent,
@@ -63,6 +65,8 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path) -> Path
         kernels=kernel_cells(kernel_summary(samples)),
         failed=failed_rows(samples),
         compiled=static_rows(samples),
+        loaders=loader_tables(loader_summary(samples)),
+        failed_loaders=loader_failures(samples),
         summary=_summary(samples),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),
@@ -121,6 +125,17 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
             "bootstrap interval.",
         ),
         "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
+        "loaders": (
+            "Loaders alone",
+            plots.loader_rates(samples),
+            "Median images a second over whole epochs that nobody trains on, with a 95% interval. Longer is better.",
+        ),
+        "stalls": (
+            "What a training step waits for",
+            plots.loader_stalls(samples),
+            "Median time of a step, and the part of it that waits for its batch. The held batch has no pipeline: what "
+            "other steps take beyond it is what their pipelines cost.",
+        ),
         "loss": ("Training loss", plots.training_loss(samples), "One line a seed; long lines show means of stretches."),
     }
     return {
@@ -185,7 +200,7 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
-    rows = summarise(samples[~samples["metric"].isin(TABLED) & (samples["benchmark"] != "static")])
+    rows = summarise(samples[~samples["metric"].isin(TABLED) & ~samples["benchmark"].isin(TABLED_WHOLE)])
     distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
         {

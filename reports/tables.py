@@ -18,6 +18,7 @@ CURVES = ("accuracy", "elapsed_train_eval_s", "train_loss")
 # What has a table of its own.
 KERNELS = ("latency", "issue", "predicted_bytes", "operations", "saved_bytes", "peak_bytes", "error")
 TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS)
+TABLED_WHOLE = ("static", "loaders")  # benchmarks of which every metric is in a table of its own
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
@@ -177,7 +178,7 @@ def terminal(rows: Rows) -> "Table":
     header, cells = rows
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in header:
-        numeric = name not in ("case", "variant", "metric", "unit", "error")
+        numeric = name not in ("case", "variant", "metric", "unit", "error", "form", "pipeline")
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name in ("n", "median"))
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
