@@ -148,6 +148,7 @@ class DataLoaderBatches:
         self.labels, self.damaged = data.labels, damaged
         self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
         self.workers, self.skipped = workers, list[str]()
+        self._forked = False  # the workers stay
         self._batches = _Batches(self.epochs, self._augmentation, *shape)
         self._loader: DataLoader[Any] = DataLoader(
             _Samples(data, self._augmentation, damaged),
@@ -176,7 +177,8 @@ class DataLoaderBatches:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         order, drawn = self._batches.drawn(self._batches.epoch)
         places = self.epochs.cut(torch.arange(len(order)), self._batches.step)
-        parts = uninterrupted(self._loader, "dataloader")
+        parts = uninterrupted(self._loader, "dataloader", forks=self.workers > 0 and not self._forked)
+        self._forked = True
         for at, (pixels, kept, left_out) in zip(places, parts, strict=True):
             if left_out and self.damaged == "raise":
                 raise DataError(left_out[0])

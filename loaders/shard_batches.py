@@ -2,7 +2,6 @@
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,7 @@ from loaders.stored import Damaged, check_policy
 from loaders.workers import uninterrupted
 
 SHUFFLE_BUFFER = 2048  # samples
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Which shards a worker reads in an epoch, and where it begins."""
-
-    epoch: int
-    step: int
+PREFETCH = 4  # batches of each worker
 
 
 class _Stream(IterableDataset[Any]):
@@ -32,15 +24,15 @@ class _Stream(IterableDataset[Any]):
 
     def __init__(self, batches: "ShardBatches") -> None:
         self.batches = batches
-        self.order = _Order(0, 0)
+        self.begin_at = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch and step; workers that stay see it
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         number, count = (info.id, info.num_workers) if info else (0, 1)
-        step = self.order.step
+        epoch, step = self.begin_at.tolist()
         worker = (number + step) % count  # the loader asks worker 0 first, whichever batch comes first
         skipped = step // count + (worker < step % count)
-        yield from self.batches.read(self.order.epoch, worker, skipped)
+        yield from self.batches.read(epoch, worker, skipped)
 
 
 class ShardBatches:
@@ -121,7 +113,17 @@ class ShardBatches:
         check_padding(augmentation or Augmentation(pad=0, flip="none"), shards.shape)
         self.skipped: list[str] = []
         self._epoch = self._step = 0
+        self._forked = False  # the workers stay
         self._stream = _Stream(self)
+        self._loader: DataLoader[Any] = DataLoader(
+            self._stream,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=PREFETCH if self.workers else None,
+            persistent_workers=self.workers > 0,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context="fork" if self.workers else None,
+        )
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch, the same on every rank."""
@@ -208,16 +210,10 @@ class ShardBatches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
-        epoch, self._stream.order = self._epoch, _Order(self._epoch, self._step)
-        loader: DataLoader[Any] = DataLoader(
-            self._stream,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=2 if self.workers else None,
-            pin_memory=self.device.type == "cuda",
-            multiprocessing_context="fork" if self.workers else None,
-        )
-        for part in uninterrupted(loader, "webdataset"):
+        epoch = self._epoch
+        self._stream.begin_at[:] = torch.tensor([epoch, self._step])
+        forks, self._forked = self.workers > 0 and not self._forked, True
+        for part in uninterrupted(self._loader, "webdataset", forks=forks):
             if isinstance(part, str):
                 raise DataError(part)
             images, labels, places, left_out = part
