@@ -18,7 +18,7 @@ from loaders.batches import DataError, Dataset
 from loaders.device import resized
 from loaders.epochs import Epochs
 from loaders.stored import Damaged, StoredImages, check_policy
-from loaders.workers import uninterrupted
+from loaders.workers import deaths_named, forked
 
 PREFETCH = 4  # batches of each worker
 # A sample's place, rows and columns by which its crop lies off it, and whether it is mirrored.
@@ -177,16 +177,17 @@ class DataLoaderBatches:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         order, drawn = self._batches.drawn(self._batches.epoch)
         places = self.epochs.cut(torch.arange(len(order)), self._batches.step)
-        parts = uninterrupted(self._loader, "dataloader", forks=self.workers > 0 and not self._forked)
-        self._forked = True
-        for at, (pixels, kept, left_out) in zip(places, parts, strict=True):
-            if left_out and self.damaged == "raise":
-                raise DataError(left_out[0])
-            self.skipped += left_out
-            if not len(kept):
-                raise DataError(f"none of the images of a batch can be decoded; {left_out[0]}")
-            at = at[kept]
-            yield self._finished(pixels, at, drawn), self.labels[order[at]].to(self.device, non_blocking=True)
+        with deaths_named("dataloader"):
+            parts = forked(self._loader) if self.workers and not self._forked else iter(self._loader)
+            self._forked = True
+            for at, (pixels, kept, left_out) in zip(places, parts, strict=True):
+                if left_out and self.damaged == "raise":
+                    raise DataError(left_out[0])
+                self.skipped += left_out
+                if not len(kept):
+                    raise DataError(f"none of the images of a batch can be decoded; {left_out[0]}")
+                at = at[kept]
+                yield self._finished(pixels, at, drawn), self.labels[order[at]].to(self.device, non_blocking=True)
 
     def _finished(self, pixels: torch.Tensor, at: torch.Tensor, drawn: dict[str, torch.Tensor]) -> torch.Tensor:
         """Jitters, normalises and cuts out a batch that is cropped and flipped."""

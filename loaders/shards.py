@@ -152,8 +152,8 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
     if folder.exists():
         raise DataError(f"{folder} exists; name a new folder, or remove it")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
     try:
+        draft.mkdir(parents=True)
         dealt = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
         listed = []
         for number, places in enumerate(torch.tensor_split(dealt, shards)):

@@ -1,7 +1,8 @@
-"""What befalls the worker processes of a loader, in words."""
+"""Worker processes of a loader: how they are made, and what befalls them, in words."""
 
 import gc
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,33 +12,39 @@ class WorkerDied(RuntimeError):
     """A process that made batches is gone."""
 
 
-def uninterrupted(loader: Iterable[T], pipeline: str, *, forks: bool) -> Iterator[T]:
-    """Yields what a DataLoader yields; says what to do when the system kills one of its workers.
+@contextmanager
+def deaths_named(pipeline: str) -> Iterator[None]:
+    """Says what to do when the system kills a worker; torch raises wherever this process happens to be.
 
     Args:
-        loader: to go through.
         pipeline: its name, for the message.
-        forks: whether going through it makes processes now.
 
     Raises:
         WorkerDied: if a worker is killed.
     """
-    if forks:
-        # What is garbage here must not be collected in a worker: a DALI pipeline's end waits for threads that no fork
-        # takes along, for ever.
-        gc.collect()
-        gc.freeze()
     try:
-        iterator = iter(loader)
-    finally:
-        if forks:
-            gc.unfreeze()
-    try:
-        yield from iterator
+        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        why = " ".join(str(error).split())
+        why = " ".join(str(error).split()).rstrip(".")
         raise WorkerDied(
-            f"the pipeline '{pipeline}' lost a worker: {why} Use fewer workers if memory ran out, and start again"
+            f"the pipeline '{pipeline}' lost a worker: {why}. Use fewer workers if memory ran out, and start again"
         ) from None
+
+
+def forked(loader: Iterable[T]) -> Iterator[T]:
+    """Returns the iterator of a DataLoader that makes its processes now.
+
+    What is garbage here must not be collected in a worker: a DALI pipeline's end waits for threads that no fork takes
+    along, for ever.
+
+    Args:
+        loader: to go through.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
