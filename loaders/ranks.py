@@ -1,5 +1,7 @@
 """Several processes that read one data set: which of them this is, and whether they mean the same epoch."""
 
+from typing import Any
+
 import torch.distributed as dist
 
 from loaders.batches import Batches, DataError
@@ -26,7 +28,7 @@ def check_agreement(batches: Batches, content_hash: str) -> None:
     if world == 1:
         return
     own = {"steps": len(batches), "seed": batches.seed, "batch_size": batches.batch_size, "data": content_hash[:12]}
-    everyone: list[dict[str, int | str]] = [{} for _ in range(world)]
+    everyone: list[Any] = [None] * world
     dist.all_gather_object(everyone, own)
     for name in own:
         values = [of_rank[name] for of_rank in everyone]
