@@ -280,7 +280,7 @@ def run_loaders(
             device=resolve_device(device),
             only=tuple(word for text in only or () for word in text.split()),
             batch_sizes=tuple(batch_size or (128, 500)),
-            images=images or loaders.default_images(data),
+            images=loaders.default_images(data) if images is None else images,
             rounds=rounds,
             steps=steps,
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 
@@ -11,14 +10,12 @@ from loaders.batches import Dataset
 from loaders.device import resized
 from loaders.epochs import Epochs
 
-BUFFERS = 2  # one is copied from while the other is filled
-
 
 class StreamedBatches:
     """Batches of augmented, normalised images, made on the device from a uint8 set in host memory or mapped from disk.
 
-    A thread gathers the next batch into one of two pinned buffers, from which a side stream copies it while the device
-    works on the one before; the device then augments it as it does a resident set. On a CPU nothing is copied or
+    A thread gathers the next batch into pinned memory while a side stream copies the one before and the device works on
+    the one before that; the device augments it as it does a resident set. On a CPU nothing is copied or
     pinned: the thread only gathers ahead. Epochs are those of `DeviceBatches` on a CPU, image by image; across ranks
     each epoch shuffles anew.
 
@@ -90,15 +87,11 @@ class StreamedBatches:
         labels = self.dataset.labels[order].to(self.device)
         parts = list(self.epochs.cut(torch.arange(len(order)), self._step))
         with ThreadPoolExecutor(1) as pool:
-            buffers = [self._buffer() for _ in range(BUFFERS)]
-            copies: list[Any] = [None] * BUFFERS
-            ahead: Future[torch.Tensor] = pool.submit(self._gathered, order[parts[0]], buffers[0], None)
+            ahead: Future[torch.Tensor] = pool.submit(self._gathered, order[parts[0]])
             for number, part in enumerate(parts):
-                pixels, slot = ahead.result(), number % BUFFERS
-                pixels, copies[slot] = self._on_device(pixels)
+                pixels = self._on_device(ahead.result())
                 if number + 1 < len(parts):
-                    other = (number + 1) % BUFFERS
-                    ahead = pool.submit(self._gathered, order[parts[number + 1]], buffers[other], copies[other])
+                    ahead = pool.submit(self._gathered, order[parts[number + 1]])
                 at = slice(int(part[0]), int(part[-1]) + 1)
                 chosen = {name: values[at] for name, values in drawn.items()}
                 images = augment(
@@ -111,24 +104,20 @@ class StreamedBatches:
                 )
                 yield images, labels[at]
 
-    def _buffer(self) -> torch.Tensor:
-        shape = (self.batch_size, *self.dataset.images_NHWC.shape[1:])
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_gpu)
+    def _gathered(self, places: torch.Tensor) -> torch.Tensor:
+        """Gathers a batch into pinned memory; torch keeps that from being used again until it has been copied."""
+        buffer = torch.empty(
+            (len(places), *self.dataset.images_NHWC.shape[1:]), dtype=torch.uint8, pin_memory=self._on_gpu
+        )
+        return torch.index_select(self.dataset.images_NHWC, 0, places, out=buffer)
 
-    def _gathered(self, places: torch.Tensor, buffer: torch.Tensor, copied: Any) -> torch.Tensor:
-        """Gathers a batch into a buffer, once the copy that was made from it before is done."""
-        if copied is not None:
-            copied.synchronize()
-        return torch.index_select(self.dataset.images_NHWC, 0, places, out=buffer[: len(places)])
-
-    def _on_device(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    def _on_device(self, pixels: torch.Tensor) -> torch.Tensor:
         """Copies a gathered batch on the side stream; the device's own stream waits for it, the host does not."""
         if self._side is None:
-            return pixels, None
+            return pixels
         with torch.cuda.stream(self._side):
             copy = pixels.to(self.device, non_blocking=True)
-            copied = self._side.record_event()
         current = torch.cuda.current_stream(self.device)
-        current.wait_event(copied)
+        current.wait_stream(self._side)
         copy.record_stream(current)
-        return copy, copied
+        return copy
