@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from kernels.augment import Augmentation, augment, augment_fused, draw
 from loaders.batches import DataError, Dataset, check_padding
 from loaders.epochs import Epochs
-from loaders.windows import Windows
+from loaders.windows import Windows, one_thread
 
 
 def scaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
@@ -151,17 +151,10 @@ class DeviceBatches:
             return augment_fused(
                 self.images_NHWC, indices, augmentation, seed=self.epochs.rank_seed, epoch=epoch, dtype=self.dtype
             )
-        chosen = {name: values[indices] for name, values in drawn.items()}
-        images: torch.Tensor = self.images_NHWC
-        places: torch.Tensor | None = indices
-        if self._windows is not None:
-            images = self._windows.crop(indices, chosen.pop("offsets", None), chosen.pop("flips", None))
-            places = None
-        return augment(
-            images,
-            places,
-            **chosen,
-            cutout=augmentation.cutout,
-            padding=augmentation.padding,
-            dtype=self.dtype,
-        )
+        chosen: dict[str, Any] = {name: values[indices] for name, values in drawn.items()}
+        told = chosen | {"cutout": augmentation.cutout, "padding": augmentation.padding, "dtype": self.dtype}
+        if self._windows is None:
+            return augment(self.images_NHWC, indices, **told)
+        with one_thread():
+            crops = self._windows.crop(indices, told.pop("offsets", None), told.pop("flips", None))
+            return augment(crops, None, **told)
