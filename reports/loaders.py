@@ -73,7 +73,7 @@ def loader_tables(summary: "pd.DataFrame") -> dict[str, Rows]:
     titled: dict[str, Rows] = {}
     for regime, title, header in (
         ("one image", "Loaders, one image at a time in one process", ["us", "95% interval"]),
-        ("alone", "Loaders alone", ["images/s", "95% interval", "CPU us", "MB", "workers"]),
+        ("alone", "Loaders alone", ["images/s", "95% interval", "CPU us", "MB", "procs"]),
         ("first batch", "Loaders, latency of the first batch", ["ms", "95% interval"]),
         ("training", "Loaders while the device trains", ["step ms", "95% interval", "growth", "stall"]),
     ):
