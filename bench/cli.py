@@ -80,6 +80,7 @@ def _print_report(
     import reports
     from reports import tables
     from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
+    from reports.loaders import loader_failures, loader_summary, loader_tables
     from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
     from reports.wgan import ablation_rows, ablation_summary
 
@@ -90,6 +91,7 @@ def _print_report(
     scores = reports.time_to_target(samples)
     summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
     kernels, upsampling = kernel_summary(samples), upsampling_summary(samples)
+    loaders = loader_summary(samples)
     titled = {
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
@@ -101,6 +103,8 @@ def _print_report(
         "Compiled kernels: the worst of n forms, in bytes, and bytes a thread": static_rows(samples),
         "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
         "WGAN: critic iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
+        **loader_tables(loaders),
+        "Loaders that failed, and are left out above": loader_failures(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
         "Other metrics": tables.summary_rows(
             summary[~summary["metric"].isin(tables.TABLED) & ~summary["benchmark"].isin(tables.OF_THEIR_OWN)]
@@ -121,6 +125,7 @@ def _print_report(
             "upsampling": json.loads(upsampling.to_json(orient="records")),
             "kernels": json.loads(kernels.to_json(orient="records")),
             "wgan_levers": json.loads(ablation_summary(samples).to_json(orient="records")),
+            "loaders": json.loads(loaders.to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }
         typer.echo(json.dumps(document, indent=2))
@@ -167,6 +172,9 @@ def run_cifar(
     split: Annotated[
         SplitName, typer.Option(help="tune: score on a tenth of the training set instead.")
     ] = SplitName.test,
+    pipeline: Annotated[
+        str | None, typer.Option(help="What makes the batches: device, dataloader, dali or webdataset.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
     resume: Resume = None,
     out: Out = RUNS,
@@ -184,7 +192,7 @@ def run_cifar(
         run = cifar.resumed_run(resume)
     else:
         resolved = get_recipe(recipe, device_type := resolve_device(device))
-        for assignment in set_ or ():
+        for assignment in (*([f"pipeline={pipeline}"] if pipeline else ()), *(set_ or ())):
             resolved = override(resolved, assignment)
         request = cifar.CifarRequest(
             recipe=resolved,
@@ -315,6 +323,54 @@ def run_kernels(
 
     with _interruptible(path, f", go on with `wallclock run kernels --resume {path}`"):
         status = run.execute(lambda done: _print_case(progress, done))
+    _print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    _exit_for([status])
+
+
+@run_app.command("loaders")
+def run_loaders(
+    data: Annotated[str, typer.Option(help="Path of the data set, or 'synthetic' for the embedded one.")] = "synthetic",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Words that form, batch size, pipeline and regime must hold; repeatable.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="Images in a batch; may be repeated.")] = None,
+    images: Annotated[int | None, typer.Option(help="Use the first so many training images; 10000 by default.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of all pipelines in turn.")] = 5,
+    steps: Annotated[int, typer.Option(help="Steps of training in each round.")] = 3,
+    device: Device = "auto",
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Measure every pipeline over every form of a data set: one image, alone, its first batch, and training on it."""
+    from bench.cases import loaders
+    from bench.cases.loader_request import LoadersRequest
+    from bench.environment import resolve_device
+
+    _, progress = _consoles()
+    if resume is not None:
+        run = loaders.resumed_run(resume)
+    else:
+        request = LoadersRequest(
+            data=data,
+            device=resolve_device(device),
+            only=tuple(word for text in only or () for word in text.split()),
+            batch_sizes=tuple(batch_size or (128, 500)),
+            images=loaders.default_images(data) if images is None else images,
+            rounds=rounds,
+            steps=steps,
+        )
+        run = loaders.new_run(request, out, _command())
+    path = run.writer.path
+
+    def show(done: loaders.PipelineDone) -> None:
+        style = "yellow" if done.why_not else ""
+        progress.print(f"{done.case}, {done.pipeline}, {done.regime}: {done.told()}", style=style, markup=False)
+
+    with _interruptible(path, f", go on with `wallclock run loaders --resume {path}`"):
+        status = run.execute(show)
     _print_report([path], as_json=json_)
     if not json_:
         typer.echo(f"records: {path}")

@@ -46,6 +46,22 @@ def process_elapsed_s() -> float:
     return time.time() - psutil.Process().create_time()
 
 
+def process_tree_cpu_s() -> float:
+    """Returns the CPU time that this process and its children, living or gone, have used; differences mean a thing."""
+    import psutil
+
+    process = psutil.Process()
+    own = process.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in process.children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.NoSuchProcess:  # gone between the two calls; its time is its parent's from now on
+            continue
+        total += times.user + times.system
+    return total
+
+
 def synchronize(device: "torch.device") -> None:
     """Waits until everything queued on `device` is done; nothing to wait for on a CPU."""
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Augmentation of uint8 images on their device: gather, reflect pad, crop, flip, cut out, normalise, in one pass.
+"""Augmentation of uint8 images on their device: gather, pad, crop, flip, cut out, normalise, in one pass.
 
 Shape legend: N batch, M images in the set, H, W height and width, C = 3; offsets and centres are (row, column).
 """
@@ -12,6 +12,7 @@ import torch
 from kernels.philox import philox_ref
 
 Flip = Literal["alternating", "random", "none"]
+Padding = Literal["reflect", "zero"]
 
 # Weights of red, green and blue in the grey that contrast is about (ITU-R BT.601, as torchvision).
 GREY = (0.299, 0.587, 0.114)
@@ -25,18 +26,19 @@ WARPS = 2  # so that what rows have in common is worked out for few threads
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image: reflect-pad, crop at random, flip, jitter, cut a square out.
+    """What happens to a training image: pad, crop at random, flip, jitter, cut a square out.
 
     Attributes:
-        pad: pixels of reflect padding on every side before the crop back to the image's size.
+        pad: pixels of padding on every side before the crop back to the image's size.
         flip: "alternating" mirrors a fixed random half of the images in even epochs and the other half in odd ones, so
             that two epochs show every image both ways; "random" tosses a coin for each; "none".
         cutout: edge of a square set to the mean colour, pixels; 0 for none.
         brightness: factors are uniform in [1 - brightness, 1 + brightness]; 0 for none.
         contrast: the same.
+        padding: "reflect" mirrors the image at its edge pixels, which are not repeated; "zero" is black.
 
     Raises:
-        ValueError: if a number is negative, or there is no such flip.
+        ValueError: if a number is negative, or there is no such flip or padding.
     """
 
     pad: int = 2
@@ -44,6 +46,7 @@ class Augmentation:
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    padding: Padding = "reflect"
 
     def __post_init__(self) -> None:
         if self.pad < 0 or self.cutout < 0:
@@ -52,6 +55,8 @@ class Augmentation:
             raise ValueError(f"brightness is {self.brightness} and contrast {self.contrast}; expected 0 to 1")
         if self.flip not in get_args(Flip):
             raise ValueError(f"flip is '{self.flip}'; expected one of {', '.join(get_args(Flip))}")
+        if self.padding not in get_args(Padding):
+            raise ValueError(f"padding is '{self.padding}'; expected one of {', '.join(get_args(Padding))}")
 
 
 def augment_ref(
@@ -61,17 +66,18 @@ def augment_ref(
     cutout: tuple[int, int, int] | None = None,
     brightness: float = 1.0,
     contrast: float = 1.0,
+    padding: Padding = "reflect",
 ) -> torch.Tensor:
     """Defines the augmentation of one image; every pipeline is held to it, image by image.
 
     Args:
         image_HWC: uint8 [H, W, 3].
-        offset: rows and columns by which the crop window lies off the image, each in [-pad, pad]; pixels outside the
-            image are its reflection (the edge row is not repeated).
+        offset: rows and columns by which the crop window lies off the image, each in [-pad, pad].
         flip: whether the cropped image is mirrored left to right.
         cutout: centre row, centre column and edge of a square set to the mean colour, or None.
         brightness: factor on the pixels, which are clipped to their range.
         contrast: factor on the distance to the crop's mean grey, clipped too, after the brightness.
+        padding: what pixels outside the image are: its reflection (the edge row is not repeated), or black.
 
     Returns:
         float32 [3, H, W], normalised by `MEAN` and `STD`.
@@ -79,7 +85,8 @@ def augment_ref(
     height, width, _ = image_HWC.shape
     pad = max(abs(offset[0]), abs(offset[1]))
     x = image_HWC.permute(2, 0, 1).float().div(255)
-    padded = torch.nn.functional.pad(x[None], (pad,) * 4, mode="reflect")[0] if pad else x
+    mode = "reflect" if padding == "reflect" else "constant"
+    padded = torch.nn.functional.pad(x[None], (pad,) * 4, mode=mode)[0] if pad else x
     top, left = pad + offset[0], pad + offset[1]
     x = padded[:, top : top + height, left : left + width]
     if flip:
@@ -101,16 +108,25 @@ def _reflected(positions: torch.Tensor, size: int) -> torch.Tensor:
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
 
 
+def _outside(positions: torch.Tensor, size: int) -> torch.Tensor:
+    return (positions < 0) | (positions >= size)
+
+
 @functools.cache
-def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scale, bias and grey, float32 [3], on the device once and for all: copying them would make the host wait."""
+def _constants(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scale and bias for a row of pixels, float32 [3 * width], and grey, float32 [3].
+
+    On the device once and for all: copying them would make the host wait. By rows, as a CPU takes 2.6 ms to normalise
+    1,000 images with three numbers and 0.7 with 96.
+    """
     std = torch.tensor(STD, device=device)
-    return 1 / (255 * std), -torch.tensor(MEAN, device=device) / std, torch.tensor(GREY, device=device)
+    scale, bias = 1 / (255 * std), -torch.tensor(MEAN, device=device) / std
+    return scale.repeat(width), bias.repeat(width), torch.tensor(GREY, device=device)
 
 
 def augment(
     images_MHWC: torch.Tensor,
-    indices: torch.Tensor,
+    indices: torch.Tensor | None,
     *,
     offsets: torch.Tensor | None = None,
     flips: torch.Tensor | None = None,
@@ -118,6 +134,7 @@ def augment(
     cutout: int = 0,
     brightness: torch.Tensor | None = None,
     contrast: torch.Tensor | None = None,
+    padding: Padding = "reflect",
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Gathers and augments a batch as told, without host synchronisation; equal to `augment_ref` image by image.
@@ -126,13 +143,14 @@ def augment(
 
     Args:
         images_MHWC: uint8 [M, H, W, 3], the whole data set.
-        indices: int64 [N] into it.
+        indices: int64 [N] into it; None for all of it in order.
         offsets: int64 [N, 2], see `augment_ref`; None for no crop.
         flips: bool [N]; None for no flip.
         cutout_centres: int64 [N, 2] when `cutout` is above 0.
         cutout: edge of the square, pixels.
         brightness: float32 [N]; None for no change.
         contrast: float32 [N]; None for no change.
+        padding: see `augment_ref`.
         dtype: of the result; normalised in float32, then rounded once.
 
     Returns:
@@ -142,27 +160,34 @@ def augment(
     """
     device = images_MHWC.device
     height, width = images_MHWC.shape[1:3]
+    outside = None
     if offsets is None and flips is None:
-        pixels = images_MHWC[indices]
+        pixels = images_MHWC if indices is None else images_MHWC[indices]
     else:
+        indices = torch.arange(len(images_MHWC), device=device) if indices is None else indices
         rows = torch.arange(height, device=device).expand(len(indices), height)
         columns = torch.arange(width, device=device).expand(len(indices), width)
         if flips is not None:
             columns = torch.where(flips[:, None], width - 1 - columns, columns)
         if offsets is not None:
-            rows = _reflected(rows + offsets[:, :1], height)
-            columns = _reflected(columns + offsets[:, 1:], width)
+            rows, columns = rows + offsets[:, :1], columns + offsets[:, 1:]
+            if padding == "zero":
+                outside = _outside(rows, height)[:, :, None] | _outside(columns, width)[:, None, :]
+            rows, columns = _reflected(rows, height), _reflected(columns, width)
         # Whole pixels by one flat index: 4 ms for 1,000 images on two cores; advanced indexing takes 15.
         pixel = (indices[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
         pixels = images_MHWC.reshape(-1, 3).index_select(0, pixel.view(-1)).view(-1, height, width, 3)
-    scale, bias, grey_weights = _constants(device)
+    if outside is not None:
+        pixels = pixels.masked_fill_(outside[..., None], 0)
+    scale, bias, grey_weights = _constants(device, width)
     values = pixels.float()
     if brightness is not None:
         values = (values * brightness.view(-1, 1, 1, 1)).clamp(max=255)
     if contrast is not None:
         grey = (values * grey_weights).sum(3).mean((1, 2)).view(-1, 1, 1, 1)
         values = ((values - grey) * contrast.view(-1, 1, 1, 1) + grey).clamp(0, 255)
-    x = torch.addcmul(bias, values, scale).to(dtype)
+    rows = values.view(-1, height, 3 * width)
+    x = torch.addcmul(bias, rows, scale).to(dtype).view(-1, height, width, 3)
     if cutout > 0 and cutout_centres is not None:
         top_left = cutout_centres - cutout // 2
         rows = torch.arange(height, device=device) - top_left[:, :1]
@@ -270,6 +295,7 @@ def _augment(
     cutout: int,
     brightness: float,
     contrast: float,
+    padding: str,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     import triton
@@ -286,7 +312,8 @@ def _augment(
         augment_kernel[(len(indices), triton.cdiv(height, rows))](
             images.contiguous(), indices, out, len(images), seed, epoch,
             height, width, pad, flip, cutout, brightness, contrast,
-            SCALE=scale, BIAS=bias, GREY=GREY, ROWS=rows, WIDTH=across, num_warps=WARPS,
+            SCALE=scale, BIAS=bias, GREY=GREY, ROWS=rows, WIDTH=across,
+            BLACK=True if padding == "zero" else None, num_warps=WARPS,
         )  # fmt: skip
     return out
 
@@ -297,5 +324,5 @@ def _output(images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> 
 
 
 @_augment.register_fake
-def _(images, indices, seed, epoch, pad, flip, cutout, brightness, contrast, dtype):  # type: ignore[no-untyped-def]
+def _(images, indices, seed, epoch, pad, flip, cutout, brightness, contrast, padding, dtype):  # type: ignore[no-untyped-def]
     return _output(images, indices, dtype)

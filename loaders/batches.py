@@ -4,7 +4,7 @@ Shape legend: N images, H, W height and width, C = 3 colour channels.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +85,20 @@ class Dataset:
         return Dataset(self.name, self.images_NHWC.to(device), self.labels.to(device), self.classes, self.content_hash)
 
 
+def check_padding(augmentation: Augmentation, shape: Sequence[int]) -> None:
+    """Refuses more padding than an image can be reflected by.
+
+    Args:
+        augmentation: whose padding.
+        shape: height and width of the images, pixels.
+
+    Raises:
+        DataError: if it is too much.
+    """
+    if augmentation.pad >= min(shape):
+        raise DataError(f"cannot reflect {augmentation.pad} pixels of an image of {min(shape)}; choose a smaller pad")
+
+
 @dataclass(frozen=True)
 class Split:
     """A training set and the set it is scored on."""
@@ -123,8 +137,11 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration yields."""
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
+
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 
 from kernels.augment import Augmentation, augment, augment_fused, draw
-from loaders.batches import DataError, Dataset
+from loaders.batches import DataError, Dataset, check_padding
+from loaders.epochs import Epochs
+from loaders.windows import Windows, one_thread
 
 
 def scaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
@@ -33,14 +35,39 @@ def scaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def resized(dataset: Dataset, augmentation: Augmentation | None, size: int | None) -> tuple[Dataset, Augmentation]:
+    """Returns the data set scaled down to `size` x `size` pixels, and the augmentation with its padding scaled alike.
+
+    Args:
+        dataset: to scale.
+        augmentation: None for none.
+        size: new height and width, pixels; None keeps theirs.
+
+    Raises:
+        DataError: if the images are smaller than `size` or than the padding allows.
+        ValueError: if `size` is not above 0.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; expected a number above 0")
+    augmentation = augmentation or Augmentation(pad=0, flip="none")
+    if size is not None:
+        edge = dataset.images_NHWC.shape[1]
+        pad = max(1, round(augmentation.pad * size / edge)) if augmentation.pad else 0
+        augmentation = replace(augmentation, pad=pad)
+        dataset = replace(dataset, images_NHWC=scaled(dataset.images_NHWC, size))
+    check_padding(augmentation, dataset.images_NHWC.shape[1:3])
+    return dataset, augmentation
+
+
 class DeviceBatches:
     """Batches of augmented, normalised images, made on the device from a resident uint8 data set.
 
     What an image meets in an epoch depends on the seed, the epoch and its place in the data set, never on `batch_size`
-    or on which epochs ran before.
+    or on which epochs ran before. Of several ranks each keeps its own samples, every `world`-th, in its memory, and
+    shuffles and augments them under a seed of its own: see `Epochs.order_within`.
 
     Args:
-        dataset: on `device`.
+        dataset: on `device`; with several ranks anywhere: only this rank's part is moved there.
         batch_size: images in a batch.
         device: where batches are made.
         dtype: of the images.
@@ -50,6 +77,8 @@ class DeviceBatches:
         drop_last: whether an incomplete last batch is dropped.
         size: scale the images down to this edge once, beforehand, and the padding with them; None keeps theirs.
         implementation: of the augmentation; either draws the same.
+        rank: which of the ranks this is.
+        world: how many there are.
 
     Raises:
         DataError: if the images are smaller than `size` or than the padding allows, or too few for one batch.
@@ -69,57 +98,63 @@ class DeviceBatches:
         drop_last: bool = False,
         size: int | None = None,
         implementation: Literal["eager", "triton"] = "eager",
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        if batch_size < 1 or (size is not None and size < 1):
-            raise ValueError(f"batch_size is {batch_size} and size {size}; expected numbers above 0")
-        if drop_last and len(dataset) < batch_size:
-            raise DataError(f"{len(dataset)} images do not fill one batch of {batch_size}; choose a smaller batch_size")
-        edge = dataset.images_NHWC.shape[1]
-        self.images_NHWC = dataset.images_NHWC if size is None else scaled(dataset.images_NHWC, size)
-        self.labels = dataset.labels
+        self.epochs = Epochs(
+            count=len(dataset),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=rank,
+            world=world,
+        )
+        if world > 1:
+            dataset = dataset.subset(slice(rank, None, world)).to(device)
+        dataset, self._augmentation = resized(dataset, augmentation, size)
+        self.images_NHWC, self.labels = dataset.images_NHWC, dataset.labels
         self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
-        self.augmentation, self.shuffle, self.drop_last = augmentation, shuffle, drop_last
-        self.implementation = implementation
-        self.pad = 0
-        if augmentation is not None and augmentation.pad > 0:
-            self.pad = max(1, round(augmentation.pad * (size or edge) / edge))
-            smallest = min(self.images_NHWC.shape[1:3])
-            if self.pad >= smallest:
-                raise DataError(f"cannot reflect {self.pad} pixels of an image of {smallest}; choose a smaller pad")
-        self._scaled_augmentation = replace(augmentation or Augmentation(flip="none"), pad=self.pad)
-        self._epoch = 0
+        self.augmentation, self.implementation, self.pad = augmentation, implementation, self._augmentation.pad
+        self._windows = None
+        if device.type == "cpu" and implementation == "eager" and (self.pad or self._augmentation.flip != "none"):
+            self._windows = Windows(self.images_NHWC, self.pad, self._augmentation.padding)
+        self._epoch = self._step = 0
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
-        whole, rest = divmod(len(self.labels), self.batch_size)
-        return whole if self.drop_last or rest == 0 else whole + 1
+        return len(self.epochs.sizes())
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration yields."""
-        self._epoch = epoch
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
+        self._epoch, self._step = epoch, step
+
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+        within = self.epochs.order_within(epoch, self.device).cpu()
+        return list(self.epochs.cut(within * self.epochs.world + self.epochs.rank))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
-        count, epoch = len(self.labels), self._epoch
-        order = torch.arange(count, device=self.device)
-        if self.shuffle:
-            # Seeding a generator on the device copies nothing from it.
-            mixed = (self.seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63
-            random = torch.Generator(self.device).manual_seed(mixed)
-            order = torch.randperm(count, generator=random, device=self.device)
+        epoch, seed = self._epoch, self.epochs.rank_seed
+        order = self.epochs.order_within(epoch, self.device)
         drawn = {}  # the whole epoch's at once: drawing takes some 300 small operations, however many they draw
         if self.implementation == "eager":
-            places = torch.arange(count, device=self.device)
-            drawn = draw(self._scaled_augmentation, self.seed, epoch, places, *self.images_NHWC.shape[1:3])
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            indices = order[start : start + self.batch_size]
-            yield self._images(indices, drawn), self.labels[indices]
+            places = torch.arange(len(order), device=self.device)
+            drawn = draw(self._augmentation, seed, epoch, places, *self.images_NHWC.shape[1:3])
+        for indices in self.epochs.cut(order, self._step):
+            yield self._images(indices, drawn, epoch), self.labels[indices]
 
-    def _images(self, indices: torch.Tensor, drawn: dict[str, torch.Tensor]) -> torch.Tensor:
-        augmentation = self._scaled_augmentation
+    def _images(self, indices: torch.Tensor, drawn: dict[str, torch.Tensor], epoch: int) -> torch.Tensor:
+        augmentation = self._augmentation
         if self.implementation == "triton":
             return augment_fused(
-                self.images_NHWC, indices, augmentation, seed=self.seed, epoch=self._epoch, dtype=self.dtype
+                self.images_NHWC, indices, augmentation, seed=self.epochs.rank_seed, epoch=epoch, dtype=self.dtype
             )
-        chosen = {name: values[indices] for name, values in drawn.items()}
-        return augment(self.images_NHWC, indices, **chosen, cutout=augmentation.cutout, dtype=self.dtype)
+        chosen: dict[str, Any] = {name: values[indices] for name, values in drawn.items()}
+        told = chosen | {"cutout": augmentation.cutout, "padding": augmentation.padding, "dtype": self.dtype}
+        if self._windows is None:
+            return augment(self.images_NHWC, indices, **told)
+        with one_thread():
+            crops = self._windows.crop(indices, told.pop("offsets", None), told.pop("flips", None))
+            return augment(crops, None, **told)

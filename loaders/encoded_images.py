@@ -10,8 +10,10 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from loaders.batches import DataError
@@ -38,17 +40,22 @@ _PILLOW_ERRORS = (
 Encoded = tuple[str, bytes]  # what to call an image in a message, and its content
 
 
-def _decoded(image: Encoded) -> Pixels:
+def decoded(image: Encoded, height: int = 32, width: int = 32) -> Pixels:
+    """Decodes one image of the size expected to uint8 [height, width, 3].
+
+    Raises:
+        DataError: if it cannot be, or has another size; names it.
+    """
     name, content = image
     try:
         # Only these two decoders: Pillow would hand some other formats to programs outside.
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as opened:
-            width, height = opened.size
-            if (width, height) == (32, 32):  # a larger one may be a bomb, and is not decoded
+            size = opened.size
+            if size == (width, height):  # a larger one may be a bomb, and is not decoded
                 return np.asarray(opened.convert("RGB"))
     except _PILLOW_ERRORS as error:
         raise DataError(f"{name}, cannot be decoded ({error}); restore it from its source") from None
-    raise DataError(f"{name}, is {width}x{height}; expected 32x32 pixels, scale it first")
+    raise DataError(f"{name}, is {size[0]}x{size[1]}; expected {width}x{height} pixels, scale it first")
 
 
 def _all_decoded(images: Iterable[Encoded]) -> Pixels:
@@ -56,7 +63,7 @@ def _all_decoded(images: Iterable[Encoded]) -> Pixels:
     images = iter(images)
     chunks = iter(lambda: list(itertools.islice(images, DECODED_TOGETHER)), [])
     with ThreadPoolExecutor(2) as pool:
-        return np.concatenate(list(pool.map(lambda chunk: np.stack([_decoded(image) for image in chunk]), chunks)))
+        return np.concatenate(list(pool.map(lambda chunk: np.stack([decoded(image) for image in chunk]), chunks)))
 
 
 def from_parquet(path: Path) -> Source:
@@ -83,30 +90,9 @@ def _parquet_part(
     files: list[Path], names: tuple[str, ...] | None = None
 ) -> tuple[Labelled, str, tuple[str, ...] | None]:
     """Returns images and labels, their hash (see `KNOWN`), and the class names, `names` where the files give none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     parts, digest = [], hashlib.sha256()
     for file in files:
-        try:
-            table = pq.read_table(file)
-            table.validate(full=True)
-            columns = table.column_names
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise damaged(file, str(error)) from None
-        image = next((c for c in ("img", "image") if c in columns), None)
-        label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
-        if image is None or label is None:
-            raise DataError(f"{file} has columns {', '.join(columns)}; expected img or image, and label")
-        column = table[image].combine_chunks()
-        if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-            column = column.field("bytes")
-        if len(column) == 0 or not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-            raise damaged(file, f"{len(column)} images of type {column.type}, expected some, encoded, as binary")
-        if not pa.types.is_integer(table[label].type) or table[label].null_count:
-            raise damaged(file, f"labels of type {table[label].type}, {table[label].null_count} of them missing")
-        labels, names = table[label].to_numpy().astype("<i8"), _class_names(table.schema.metadata, label) or names
-        check_labels(labels.tolist(), file, len(names or CLASSES))
+        column, labels, names = encoded_column(file, names)
         contents = [content or b"" for content in column.to_pylist()]
         for content in contents:
             digest.update(content)
@@ -114,6 +100,46 @@ def _parquet_part(
     images, labels = joined(parts)
     digest.update(labels.tobytes())
     return (images, labels), digest.hexdigest(), names
+
+
+def encoded_column(
+    file: Path, names: tuple[str, ...] | None = None
+) -> tuple[Any, npt.NDArray[np.int64], tuple[str, ...] | None]:
+    """Reads one file of hub-style Parquet.
+
+    Args:
+        file: to read.
+        names: of the classes, where the file gives none.
+
+    Returns:
+        The encoded images as a pyarrow array of binaries, their labels int64 [N], and the class names.
+
+    Raises:
+        DataError: if it is damaged, or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file)
+        table.validate(full=True)
+        columns = table.column_names
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise damaged(file, str(error)) from None
+    image = next((c for c in ("img", "image") if c in columns), None)
+    label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
+    if image is None or label is None:
+        raise DataError(f"{file} has columns {', '.join(columns)}; expected img or image, and label")
+    column = table[image].combine_chunks()
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = column.field("bytes")
+    if len(column) == 0 or not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise damaged(file, f"{len(column)} images of type {column.type}, expected some, encoded, as binary")
+    if not pa.types.is_integer(table[label].type) or table[label].null_count:
+        raise damaged(file, f"labels of type {table[label].type}, {table[label].null_count} of them missing")
+    labels, names = table[label].to_numpy().astype("<i8"), _class_names(table.schema.metadata, label) or names
+    check_labels(labels.tolist(), file, len(names or CLASSES))
+    return column, labels, names
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
@@ -135,8 +161,8 @@ def from_folders(path: Path) -> Source:
     if test is None:
         raise DataError(f"{path} has train/ but no test/; put images to score on in {path}/test/<class>/")
     train = path / "train"
-    classes = _folders_in(train)
-    strange = sorted(set(_folders_in(test)) - set(classes))
+    classes = folders_in(train)
+    strange = sorted(set(folders_in(test)) - set(classes))
     if strange and classes:
         raise DataError(f"{test} has classes that train/ lacks: {', '.join(strange)}")
     parts = [_folder_part(part, classes) for part in (train, test)]
@@ -147,13 +173,13 @@ def from_folders(path: Path) -> Source:
     return Source(name, "image folders", classes, *parts)
 
 
-def _folders_in(path: Path) -> tuple[str, ...]:
-    """Names of the folders that are classes; a dot hides one, such as `.ipynb_checkpoints`."""
+def folders_in(path: Path) -> tuple[str, ...]:
+    """Returns the names of the folders that are classes; a dot hides one, such as `.ipynb_checkpoints`."""
     return tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def _folder_part(path: Path, classes: tuple[str, ...]) -> Labelled:
-    files = [(file, label) for label, name in enumerate(classes) for file in _images_in(path / name)]
+    files = [(file, label) for label, name in enumerate(classes) for file in images_in(path / name)]
     if not files:
         raise DataError(f"{path} holds no images; expected {path}/<class>/*.png or *.jpg")
     try:
@@ -163,7 +189,8 @@ def _folder_part(path: Path, classes: tuple[str, ...]) -> Labelled:
     return pixels, np.array([label for _, label in files], dtype=np.int64)
 
 
-def _images_in(path: Path) -> list[Path]:
+def images_in(path: Path) -> list[Path]:
+    """Returns the images in a folder, by name; none where there is no folder."""
     if not path.is_dir():
         return []
     return sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports import plots
 from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
+from reports.loaders import loader_failures, loader_summary, loader_tables
 from reports.stats import summarise, time_to_target
 from reports.store import StoreError
 from reports.tables import (
@@ -79,6 +80,8 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
         winners=winner_rows(upsampling := upsampling_summary(samples)),
         stages=stage_rows(upsampling),
         checkerboards=checkerboard_rows(samples),
+        loaders=loader_tables(loader_summary(samples)),
+        failed_loaders=loader_failures(samples),
         summary=_summary(samples),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),
@@ -137,6 +140,17 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
             "bootstrap interval.",
         ),
         "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
+        "loaders": (
+            "Loaders alone",
+            plots.loader_rates(samples),
+            "Median images a second over whole epochs that nobody trains on, with a 95% interval. Longer is better.",
+        ),
+        "stalls": (
+            "What a training step waits for",
+            plots.loader_stalls(samples),
+            "Median time of a step, and the part of it that waits for its batch. The held batch has no pipeline: what "
+            "other steps take beyond it is what their pipelines cost.",
+        ),
         "loss": ("Training loss", plots.training_loss(samples), "One line a seed; long lines show means of stretches."),
     }
     made |= {

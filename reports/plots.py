@@ -6,6 +6,7 @@ Plotly itself is not imported: its import costs more than all else that a report
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from reports.loaders import loader_labels, loader_summary
 from reports.stats import by_seed, expected_time_to_target
 from reports.tables import CLOCK, PHASES, by_label, phase_parts
 
@@ -150,6 +151,61 @@ def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
     layout |= {"barmode": "stack", "bargap": 0.35, "height": 140 + 42 * len(parts)}
     layout["legend"]["traceorder"] = "normal"
     layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": list(parts)}
+    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False}
+    return {"data": traces, "layout": layout}
+
+
+def loader_rates(frame: "pd.DataFrame") -> Figure | None:
+    """Returns images/s of each pipeline alone as bars; None without such samples."""
+    summary = loader_summary(frame)
+    alone = summary[summary["regime"] == "alone"] if len(summary) else summary
+    if alone.empty:
+        return None
+    return _loader_bars(
+        alone,
+        [("", alone["value"], COLOURS[0])],
+        "images a second",
+        {
+            "type": "data",
+            "array": _numbers(alone["high"] - alone["value"]),
+            "arrayminus": _numbers(alone["value"] - alone["low"]),
+            "thickness": 1.5,
+        },
+    )
+
+
+def loader_stalls(frame: "pd.DataFrame") -> Figure | None:
+    """Returns a training step's time by pipeline, what waits for the batch told apart; None without such samples."""
+    summary = loader_summary(frame)
+    training = summary[summary["regime"] == "training"] if len(summary) else summary
+    if training.empty:
+        return None
+    stalled = training["value"] * training["stall"].fillna(0.0)
+    parts = [("computing", training["value"] - stalled, COLOURS[0]), ("waiting for the batch", stalled, COLOURS[1])]
+    return _loader_bars(training, parts, "milliseconds a step", None)
+
+
+def _loader_bars(
+    summary: "pd.DataFrame", parts: "list[tuple[str, pd.Series, str]]", title: str, error: Figure | None
+) -> Figure:
+    labels = [_text(label) for label in loader_labels(summary)]
+    traces: list[Figure] = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "x": _numbers(values),
+            "y": labels,
+            "marker": {"color": colour},
+            "hovertemplate": f"%{{y}}: %{{x:.4g}} {title}<extra>{name}</extra>",
+        }
+        | ({"error_x": error} if error else {})
+        for name, values, colour in parts
+    ]
+    layout = _layout(title, "")
+    layout |= {"barmode": "stack", "bargap": 0.35, "height": 140 + 30 * len(labels), "showlegend": len(parts) > 1}
+    layout["legend"]["traceorder"] = "normal"
+    layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": labels}
     layout["yaxis"] |= {"autorange": "reversed", "showgrid": False}
     return {"data": traces, "layout": layout}
 

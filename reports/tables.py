@@ -32,7 +32,8 @@ KERNELS = (
 UPSAMPLING = ("constant_spread", "phase_share", "spectral_peak", "parameter_count")
 TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS, *UPSAMPLING)
 ABLATION = "wgan ablation"
-OF_THEIR_OWN = ("static", "choices", ABLATION)  # benchmarks that have
+OF_THEIR_OWN = ("static", "choices", "loaders", ABLATION)  # benchmarks that have
+WORDS = ("case", "variant", "metric", "unit", "error", "fastest", "failed", "chosen", "form", "pipeline")  # columns of
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
@@ -220,7 +221,7 @@ def terminal(rows: Rows) -> "Table":
     header, cells = rows
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in header:
-        numeric = name not in ("case", "variant", "metric", "unit", "error", "fastest", "failed", "chosen")
+        numeric = name not in WORDS
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name in ("n", "median"))
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))

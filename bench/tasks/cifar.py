@@ -200,6 +200,8 @@ class CifarRun:
             "precision": recipe.precision,
             "batch_size": recipe.batch_size,
             "split": request.split,
+            "padding": recipe.padding,
+            "pipeline": recipe.pipeline,
         }
         return Sample(
             benchmark="cifar",

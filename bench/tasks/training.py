@@ -9,11 +9,15 @@ import torch
 from torch.nn import functional as F
 
 from bench.choices import Choices
+from bench.environment import cpu_cores
 from bench.timing import PhaseTimer, RunClocks
 from kernels.augment import Augmentation
 from kernels.spec import available
-from loaders.batches import Split
-from loaders.device import DeviceBatches
+from loaders.batches import Batches, Dataset, Split
+from loaders.device import DeviceBatches, resized
+from loaders.pipelines import make_batches, shards_of
+from loaders.pipelines import unavailable as pipeline_unavailable
+from loaders.shards import Shards
 from models.build import build_model, build_optimizers
 from models.layers import units
 from models.recipes.recipe import MuonSGD, Recipe, TestTimeAugmentation
@@ -73,6 +77,8 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
         raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
     if device.type == "cpu" and recipe.implementations.cuda_graph:
         raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    if why_not := pipeline_unavailable(recipe.pipeline):
+        raise ValueError(why_not)
     why_not = available("triton", device) if recipe.implementations.triton else ""
     if why_not:
         switches = " ".join(f"--set implementations.{name}=eager" for name in recipe.implementations.triton)
@@ -121,7 +127,19 @@ class Trainer:
         check_runnable(recipe, split, device)
         implementations = recipe.implementations
         self.recipe, self.device, self.seed, self.clocks = recipe, device, seed, clocks
-        self.split = Split(split.train.to(device), split.test.to(device))
+        # What the other pipelines read stays where it is; only theirs begins with raw data on the device.
+        resident = recipe.pipeline == "device"
+        self.split = Split(split.train.to(device) if resident else split.train, split.test.to(device))
+        self._augmentation = Augmentation(
+            pad=0 if recipe.padding == "none" else recipe.pad,
+            flip=recipe.flip,
+            padding="zero" if recipe.padding == "zero" else "reflect",
+        )
+        self._shards: dict[int | None, tuple[Shards, Augmentation]] = {}
+        if recipe.pipeline == "webdataset":
+            for size in (*(r.size for r in recipe.resolutions), None):
+                dataset, augmentation = resized(split.train, self._augmentation, size)
+                self._shards[size] = shards_of(dataset), augmentation
         clocks.start_resident()
         self.dtype = DTYPES[recipe.precision]
         self.model = build_model(recipe, len(split.train.classes), device)
@@ -130,6 +148,8 @@ class Trainer:
         self.optimizers = build_optimizers(recipe, self.model)
         self.scaler = self._new_scaler()
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
+        if self._shards:  # each worker drops what fills no batch of its own
+            self.steps_per_epoch = len(self.batches())
         self.total_steps = math.ceil(recipe.epochs * self.steps_per_epoch)
         # Once an epoch; a run of a single epoch is looked at four times, to see it learn.
         looks = 1 if recipe.epochs > 1 else 4
@@ -147,18 +167,24 @@ class Trainer:
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
 
-    def batches(self, size: int | None = None) -> DeviceBatches:
+    def batches(self, size: int | None = None) -> Batches:
         """Returns the training pipeline, with images scaled to `size` pixels unless it is None."""
-        return DeviceBatches(
-            self.split.train,
+        data: Dataset | Shards = self.split.train
+        augmentation = self._augmentation
+        if self._shards:  # written at that size
+            (data, augmentation), size = self._shards[size], None
+        return make_batches(
+            self.recipe.pipeline,
+            data,
             self.recipe.batch_size,
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
-            augmentation=Augmentation(pad=self.recipe.pad, flip=self.recipe.flip),
+            augmentation=augmentation,
             drop_last=True,
             size=size,
             implementation=self.recipe.implementations.augment,
+            workers=cpu_cores(),
         )
 
     def test_batches(self) -> DeviceBatches:
@@ -218,7 +244,7 @@ class Trainer:
         clocks, recipe = self.clocks, self.recipe
         clocks.start_train_eval()
         if isinstance(self.model, Sprint):
-            sample = self.split.train.subset(slice(0, WHITENING_IMAGES))
+            sample = self.split.train.subset(slice(0, WHITENING_IMAGES)).to(self.device)
             images, _ = next(iter(DeviceBatches(sample, len(sample.labels), device=self.device, augmentation=None)))
             self.model.initialise_from(images)
         self.model.train()

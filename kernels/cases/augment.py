@@ -102,7 +102,7 @@ def _augment_eager(
 ) -> torch.Tensor:
     chosen = AUGMENTATIONS[augmentation]
     drawn = draw(chosen, 0, 0, indices, *images.shape[1:3])
-    return augment(images, indices, **drawn, cutout=chosen.cutout, dtype=like.dtype)
+    return augment(images, indices, **drawn, cutout=chosen.cutout, padding=chosen.padding, dtype=like.dtype)
 
 
 def _augment_triton(

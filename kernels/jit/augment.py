@@ -44,14 +44,17 @@ def _of_channel(channel, values: tl.constexpr):
 
 
 @triton.jit
-def _values(image_ptr, rows, from_at, row_offset, brightness, H: tl.constexpr, W: tl.constexpr,
-            BRIGHTNESS: tl.constexpr):  # fmt: skip
+def _values(image_ptr, rows, from_at, row_offset, black_at, brightness, H: tl.constexpr, W: tl.constexpr,
+            BRIGHTNESS: tl.constexpr, BLACK: tl.constexpr):  # fmt: skip
     """Rows of the cropped and flipped image in units of 1/255, float32 [ROWS, WIDTH]; beyond its edge, any of it.
 
     No mask: every place is one of the image, and a lane that has none repeats another's.
     """
-    from_row = _reflected(tl.minimum(rows, H - 1) + row_offset, H) * (3 * W)
+    row = tl.minimum(rows, H - 1) + row_offset
+    from_row = _reflected(row, H) * (3 * W)
     x = tl.load((image_ptr + from_row)[:, None] + from_at[None, :]).to(tl.float32)
+    if BLACK:
+        x = tl.where(((row < 0) | (row >= H))[:, None] | black_at[None, :], 0.0, x)
     if BRIGHTNESS > 0:
         x = tl.minimum(x * brightness, 255.0)
     return x
@@ -68,7 +71,7 @@ def augment_kernel(
     images_ptr, indices_ptr, out_ptr, M, seed, epoch,
     H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, FLIP: tl.constexpr, CUTOUT: tl.constexpr,
     BRIGHTNESS: tl.constexpr, CONTRAST: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, GREY: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, BLACK: tl.constexpr = None,
 ):  # fmt: skip
     """Draws, gathers, crops, flips, jitters, normalises and cuts out, in one pass over the images of a batch.
 
@@ -93,9 +96,11 @@ def augment_kernel(
         brightness, contrast = _factor(brightness_word, BRIGHTNESS), _factor(contrast_word, CONTRAST)
     at = tl.arange(0, WIDTH)
     column, channel = tl.minimum(at // 3, W - 1), at % 3
-    from_at = _reflected(tl.where(flip, W - 1 - column, column) + column_offset, W) * 3 + channel
+    from_column = tl.where(flip, W - 1 - column, column) + column_offset
+    from_at = _reflected(from_column, W) * 3 + channel
+    black_at = (from_column < 0) | (from_column >= W) if BLACK else False
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    x = _values(image_ptr, rows, from_at, row_offset, brightness, H, W, BRIGHTNESS)
+    x = _values(image_ptr, rows, from_at, row_offset, black_at, brightness, H, W, BRIGHTNESS, BLACK)
     if CONTRAST > 0:
         weight = tl.where(at < 3 * W, _of_channel(channel, GREY), 0.0)[None, :] / (H * W)
         if ROWS >= H:
@@ -104,7 +109,7 @@ def augment_kernel(
             grey = 0.0
             for row0 in range(0, H, ROWS):
                 block = row0 + tl.arange(0, ROWS)
-                others = _values(image_ptr, block, from_at, row_offset, brightness, H, W, BRIGHTNESS)
+                others = _values(image_ptr, block, from_at, row_offset, black_at, brightness, H, W, BRIGHTNESS, BLACK)
                 grey += tl.sum(_counted(others * weight, block, H, ROWS))
         x = tl.minimum(tl.maximum(x * contrast + (grey - grey * contrast), 0.0), 255.0)
     bias = tl.where(known, _of_channel(channel, BIAS), float("nan"))  # no image of the set: not a number throughout

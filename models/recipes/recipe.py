@@ -1,7 +1,7 @@
 """What a recipe is: everything that decides how a training run computes, as one frozen record. No torch here."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from models.recipes.resolving import Resolvable
 from models.schedules import LinearDecay, OneCycle, Schedule, demand
@@ -10,6 +10,8 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
 Choice = Literal["eager", "triton", "auto"]
 Save = Literal["input", "output", "byte"]
+Padding = Literal["reflect", "zero", "none"]
+Pipeline = Literal["device", "dataloader", "dali", "webdataset"]
 # What Triton kernels can carry out.
 TRITON_OPERATIONS = (
     "conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "upsample_conv", "optimizer"
@@ -156,10 +158,12 @@ class Recipe(Resolvable):
         optimizer: rule, rates and schedule.
         label_smoothing: of the cross entropy.
         precision: `bf16` and `fp16` run under autocast over float32 weights.
-        pad: reflect padding before the random crop, pixels.
+        pad: padding before the random crop, pixels.
+        padding: `reflect` mirrors the image, `zero` is black, `none` leaves padding and crop out.
         flip: `alternating` shows every image in both orientations within two epochs; `random`; `none`.
         resolutions: smaller images for early epochs, in order; full size after the last.
         tta: test-time augmentation of the final evaluation, or None.
+        pipeline: what makes the training batches; see `loaders.pipelines`.
         implementations: how the operations are carried out.
     """
 
@@ -179,6 +183,8 @@ class Recipe(Resolvable):
     flip: Literal["alternating", "random", "none"]
     resolutions: tuple[Resolution, ...] = ()
     tta: TestTimeAugmentation | None = None
+    padding: Padding = "reflect"
+    pipeline: Pipeline = "device"
     implementations: Implementations = field(default_factory=Implementations)
 
     def __post_init__(self) -> None:
@@ -187,3 +193,5 @@ class Recipe(Resolvable):
         demand(self, "epochs", lambda v: v > 0, "a positive number of passes over the training set")
         demand(self, "label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1")
         demand(self, "pad", lambda v: v >= 0, "pixels, 0 for none")
+        demand(self, "padding", lambda v: v in get_args(Padding), f"one of {', '.join(get_args(Padding))}")
+        demand(self, "pipeline", lambda v: v in get_args(Pipeline), f"one of {', '.join(get_args(Pipeline))}")

@@ -159,6 +159,44 @@ def test_a_single_epoch_is_looked_at_four_times(small_split):
     assert looks == [3, 6, 9, 10]
 
 
+@pytest.mark.parametrize("pipeline", ["dataloader", "dali", "webdataset"])
+def test_every_pipeline_trains(pipeline, small_split, tmp_path, monkeypatch):
+    """Those that shuffle as the device does give its very losses; shards come in another order, and cost no more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def frame_of(name):
+        recipe = tiny_recipe(
+            pipeline=name, epochs=1, precision="fp32", resolutions=(Resolution(size=16, until_epoch=0.5),)
+        )
+        frame = reports.load(execute(request(recipe), small_split, tmp_path / name).path)
+        assert set(frame["pipeline"]) == {name} and set(frame["padding"]) == {"reflect"}
+        return frame
+
+    found, expected = frame_of(pipeline), frame_of("device")
+    losses = [frame[frame["metric"] == "train_loss"]["value"].to_numpy() for frame in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1 if pipeline == "webdataset" else 0.02)
+
+
+@pytest.mark.parametrize("padding", ["zero", "none"])
+def test_padding_is_one_ablation_away(padding, small_split):
+    augmentations = []
+    for each in ("reflect", padding):
+        trainer = Trainer(tiny_recipe(padding=each), small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+        augmentations.append(trainer.batches().augmentation)
+    reflect, other = augmentations
+    assert (reflect.pad, reflect.padding) == (2, "reflect")
+    assert (other.pad, other.padding) == {"zero": (2, "zero"), "none": (0, "reflect")}[padding]
+
+
+def test_a_pipeline_that_is_not_installed_is_refused_before_anything_is_recorded(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(ValueError, match="DALI is not installed .*uv sync --extra dali"):
+        new_run(request(tiny_recipe(pipeline="dali")), tmp_path / "runs", "test")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_small_images_come_first(small_split, monkeypatch):
     recipe = tiny_recipe(resolutions=(Resolution(size=20, until_epoch=1),))
     with numerics(seed=0):

@@ -1,5 +1,7 @@
 """The batched augmentation equals its reference image by image; the reference equals a plain loop."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +69,26 @@ def test_a_batch_equals_the_reference_image_by_image(case: tuple) -> None:
         expected = augment_ref(image, offset, flip, cutout)
         torch.testing.assert_close(got, expected, **TOLERANCE)
         torch.testing.assert_close(expected, torch.tensor(looped(image, offset, flip, cutout)), **TOLERANCE)
+
+
+def test_zero_padding_is_black_outside_the_image_and_nothing_else() -> None:
+    images = images_of(1, 5, 7)
+    black = [-mean / std for mean, std in zip(MEAN, STD, strict=True)]
+    corners = [(row, column) for row in range(-4, 5) for column in range(-4, 5)]
+    for flip in (False, True):
+        offsets, flips = torch.tensor(corners), torch.full((len(corners),), flip)
+        every = torch.zeros(len(corners), dtype=torch.int64)
+        found = augment(images, every, offsets=offsets, flips=flips, padding="zero")
+        reflected = augment(images, every, offsets=offsets, flips=flips)
+        for got, mirrored, (row, column) in zip(found, reflected, corners, strict=True):
+            torch.testing.assert_close(got, augment_ref(images[0], (row, column), flip, padding="zero"), **TOLERANCE)
+            from_column = torch.arange(7).flip(0) if flip else torch.arange(7)
+            rows, columns = torch.arange(5) + row, from_column + column
+            outside = ((rows < 0) | (rows >= 5))[:, None] | ((columns < 0) | (columns >= 7))[None, :]
+            assert torch.equal(got[:, ~outside], mirrored[:, ~outside])
+            assert int(outside.sum()) == 35 - (5 - abs(row)) * (7 - abs(column))
+            for channel in range(3):
+                assert (got[channel, outside] - black[channel]).abs().max() < 2e-6 if outside.any() else True
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (7, 5), (32, 32), (33, 9)])
@@ -183,6 +205,8 @@ EVERYTHING = Augmentation(pad=2, flip="random", cutout=3, brightness=0.2, contra
         Augmentation(pad=0, flip="none", brightness=1.0),
         Augmentation(pad=1, flip="none", contrast=1.0),
         EVERYTHING,
+        Augmentation(pad=3, flip="random", padding="zero"),
+        replace(EVERYTHING, padding="zero"),
     ],
     ids=str,
 )
@@ -193,7 +217,7 @@ def test_one_kernel_equals_drawing_and_augmenting(
     images, indices = images_of(30, height, width).to(device), torch.tensor([7, 29, 0, 7, 12], device=device)
     for seed, epoch in ((0, 0), (2**40 + 3, 1), (2**63 - 1, 17)):
         drawn = draw(augmentation, seed, epoch, indices, height, width)
-        expected = augment(images, indices, **drawn, cutout=augmentation.cutout)
+        expected = augment(images, indices, **drawn, cutout=augmentation.cutout, padding=augmentation.padding)
         found = augment_fused(images, indices, augmentation, seed=seed, epoch=epoch)
         torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
         assert found.is_contiguous(memory_format=torch.channels_last)
@@ -278,7 +302,7 @@ def test_draws_depend_on_seed_epoch_and_sample_alone() -> None:
 
 def test_opcheck_finds_nothing(device: torch.device) -> None:
     images, indices = images_of(4, 6, 5).to(device), torch.tensor([3, 1], device=device)
-    arguments = (images, indices, 3, 1, 2, "alternating", 2, 0.1, 0.1, torch.float32)
+    arguments = (images, indices, 3, 1, 2, "alternating", 2, 0.1, 0.1, "reflect", torch.float32)
     torch.library.opcheck(torch.ops.wallclock.augment, arguments)
 
 
@@ -295,7 +319,12 @@ def test_it_compiles_without_a_graph_break(device: torch.device) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"pad": -1}, "pad is -1"), ({"brightness": 1.5}, "expected 0 to 1"), ({"flip": "both"}, "flip is 'both'")],
+    [
+        ({"pad": -1}, "pad is -1"),
+        ({"brightness": 1.5}, "expected 0 to 1"),
+        ({"flip": "both"}, "flip is 'both'"),
+        ({"padding": "edge"}, "padding is 'edge'; expected one of reflect, zero"),
+    ],
 )
 def test_an_augmentation_that_cannot_be_is_refused(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

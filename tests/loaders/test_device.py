@@ -86,7 +86,7 @@ def test_sizes_that_give_no_batch_are_refused() -> None:
     with pytest.raises(DataError, match="24 images do not fill one batch of 25"):
         DeviceBatches(made(), 25, device=CPU, augmentation=None, drop_last=True)
     for batch_size, size in ((0, None), (-1, None), (8, 0)):
-        with pytest.raises(ValueError, match="expected numbers above 0"):
+        with pytest.raises(ValueError, match="expected a number above 0"):
             DeviceBatches(made(), batch_size, device=CPU, augmentation=None, size=size)
 
 

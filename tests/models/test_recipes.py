@@ -10,6 +10,7 @@ import pytest
 
 import reports
 from models.recipes import RECIPES, get_recipe
+from models.recipes.override import override
 from models.recipes.recipe import Implementations, Recipe
 from models.schedules import LinearDecay, OneCycle
 
@@ -54,6 +55,30 @@ def test_a_resolved_recipe_is_json_and_its_hash_follows_every_field(name):
     assert RECIPES[name]("cpu").hash() == recipe.hash()
     with pytest.raises(FrozenInstanceError):
         recipe.epochs = 1
+
+
+def test_padding_and_pipeline_are_fields_like_any_other():
+    recipe = RECIPES["sprint"]("cpu")
+    assert (recipe.padding, recipe.pipeline) == ("reflect", "device")
+    black = override(recipe, "padding=zero")
+    assert black.padding == "zero" and black.hash() != recipe.hash()
+    assert Recipe.from_resolved(override(black, "pipeline=dali").resolved()).pipeline == "dali"
+    for assignment in ("padding=black", "pipeline=torchdata"):
+        with pytest.raises(ValueError, match="expected one of"):
+            override(recipe, assignment)
+    with pytest.raises(ValueError, match="one of reflect, zero, none"):
+        replace(recipe, padding="edge")
+
+
+def test_records_of_before_there_was_a_choice_of_pipeline_still_load():
+    resolved = RECIPES["sprint"]("cpu").resolved()
+    del resolved["padding"], resolved["pipeline"]
+    assert Recipe.from_resolved(resolved) == RECIPES["sprint"]("cpu")
+    published = Path(__file__).parents[2] / "reports" / "published"
+    recipes = [recipe for recipe in reports.load_runs(published)["recipe"] if recipe]
+    assert recipes
+    for recipe in recipes:
+        assert Recipe.from_resolved(recipe).pipeline == "device"
 
 
 def test_the_device_changes_only_the_implementations():
