@@ -116,7 +116,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", ["sprint", "darknet", pytest.param("wrn22", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["sprint", *(pytest.param(name, marks=pytest.mark.slow) for name in ("darknet", "wrn22"))]
+)
 def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device, large_tiles):
     batch_size = 8  # the interpreter is slow
     split = synthetic_split(train=5 * batch_size, test=batch_size)
@@ -301,6 +303,7 @@ class Spent(Deadline):
         return self.looks >= 2
 
 
+@pytest.mark.slow
 def test_a_seed_that_overruns_the_budget_is_given_up_and_can_be_resumed(tmp_path):
     asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=3), seeds=2)
     deadline = Spent()

@@ -56,7 +56,7 @@ def wait_for_looks(out, count, process):
 
 
 def test_a_run_prints_its_score_and_where_the_records_are(tmp_path):
-    code, out, err = spawned("run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.05", "--out", tmp_path)
+    code, out, err = spawned("run", "cifar", *TINY, "--set", "epochs=0.2", "--target", "0.05", "--out", tmp_path)
     assert code == 0, err
     assert "Time to accuracy" in out and "1 of 1" in out and "target of 5% reached" in err
     assert max(map(len, out.splitlines()[:-1])) <= 80
@@ -66,13 +66,16 @@ def test_a_run_prints_its_score_and_where_the_records_are(tmp_path):
 
 
 def test_json_is_all_that_goes_to_standard_output(tmp_path):
-    code, out, _ = spawned("run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.99", "--out", tmp_path, "--json")
+    code, out, _ = spawned(
+        "run", "cifar", *TINY, "--set", "epochs=0.2", "--target", "0.99", "--out", tmp_path, "--json"
+    )
     document = json.loads(out)
     assert code == 0  # a missed target is a result
     assert document["time_to_target"][0]["hits"] == 0
     assert document["runs"][0]["run_status"] == "done"
 
 
+@pytest.mark.slow
 def test_killed_run_is_reported_and_resumed(tmp_path):
     process = start("run", "cifar", *LONG, "--seeds", "2", "--out", tmp_path)
     run = wait_for_looks(tmp_path, 2, process)
@@ -304,6 +307,7 @@ def test_a_terminal_without_unicode_gets_its_tables_too(tmp_path):
     assert b"train_eval_s ?" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_damaged_run_does_not_hide_the_others(tmp_path, wallclock):
     for name in ("a", "b"):
         wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--seeds", "1", "--out", tmp_path / name)

@@ -117,6 +117,7 @@ def test_what_cannot_be_asked_is_refused(fields, message):
         LoadersRequest(**SMALL | fields)
 
 
+@pytest.mark.slow
 def test_a_wrong_pipeline_is_recorded_and_not_timed(tmp_path, monkeypatch):
     """One that flips no image is fast."""
     from loaders.dali import DaliBatches
@@ -144,6 +145,7 @@ def test_without_dali_the_others_are_measured_and_the_record_says_why(tmp_path, 
         new_run(LoadersRequest(**SMALL | {"only": ("dali",)}), tmp_path, "test")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(tmp_path, monkeypatch):
     request = LoadersRequest(**SMALL | {"only": ("pixels", "alone"), "rounds": 3})
     run = new_run(request, tmp_path, "test")
@@ -212,6 +214,7 @@ def test_a_killed_run_is_readable_and_goes_on(tmp_path):
     assert {row["pipeline"] for row in document["loaders"]} == {"device", "dataloader", "dali"}
 
 
+@pytest.mark.slow
 def test_every_form_of_real_images(real_images, tmp_path):
     path, status, _ = ran(tmp_path, data=str(real_images), only=("alone",), rounds=1)
     assert status == "done"
@@ -220,6 +223,7 @@ def test_every_form_of_real_images(real_images, tmp_path):
     assert (frame[frame["metric"] == "error"]["value"] <= 1e-6).all()
 
 
+@pytest.mark.slow
 def test_a_step_that_waits_shows_it(tmp_path):
     """A pipeline that dawdles a quarter of a second makes the step that much longer, and all of it is stall."""
     from bench.cases.loader_trial import Form, LoaderTrial

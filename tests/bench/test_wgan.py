@@ -133,6 +133,7 @@ def test_a_run_that_was_stopped_gives_the_losses_of_one_that_was_not(name, line,
         resumed_run(path)
 
 
+@pytest.mark.slow
 def test_a_killed_run_can_be_read_and_goes_on(tmp_path):
     _, whole = execute(request(), tmp_path / "whole")
     script = f"""

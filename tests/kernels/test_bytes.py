@@ -20,7 +20,10 @@ from kernels.cases.batch_norm_act import norm_plan
 from kernels.cases.conv_bn_act import maps_of
 from kernels.instance_norm_act import plan
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off"),
+    pytest.mark.slow,
+]
 
 # Of a batch norm: one map that one program holds, and one that takes 8 of them, in 32 tiles. Without a GPU no two
 # programs may wait for each other, so the second is done in two phases; on 132 multiprocessors that takes 530 tiles or

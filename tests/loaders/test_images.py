@@ -56,6 +56,7 @@ def test_what_holds_no_images_is_refused(tmp_path):
             load_images(str(data), 16)
 
 
+@pytest.mark.slow
 def test_the_embedded_set_is_enlarged():
     small, large = synthetic_split(), load_images("synthetic", 64)
     assert large.train.images_NHWC.shape == (5000, 64, 64, 3)

@@ -135,7 +135,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_every_pipeline_in_real_processes(world: int, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     done = launched(READ, world, tmp_path, str(folder), str(out))
@@ -154,7 +155,8 @@ def test_every_pipeline_in_real_processes(world: int, folder: Path, tmp_path: Pa
     assert {*found["device 0"][0][1]} == {*found["device 1"][0][1]}, "a rank keeps what lies in its memory"
 
 
-@pytest.mark.parametrize("how", ["killed", pytest.param("damaged", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "damaged"])
 def test_a_rank_that_dies_stops_the_others(how: str, folder: Path, tmp_path: Path) -> None:
     if how == "damaged":
         for file in sorted(folder.glob("*.tar")):  # some rank meets an image without its end

@@ -192,7 +192,7 @@ def test_a_label_out_of_range_is_named(shards: Shards, workers: int) -> None:
             shards.stored()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_truncated_image_is_named_or_skipped_and_counted(shards: Shards, workers: int) -> None:
     file = shards.folder / shards.files[2]
     with tarfile.open(file) as archive:

@@ -83,6 +83,7 @@ def test_every_form_gives_the_pixels_of_the_decoded_set(reader: str, folders: Pa
                 torch.testing.assert_close(found, right, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_real_images_are_decoded_to_the_same_pixels(reader: str, real_images: Path) -> None:
     stored = stored_parquet(real_images, "test").first(1000)
