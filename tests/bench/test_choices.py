@@ -63,6 +63,7 @@ def get_model(name):
     return build_model(get_recipe(name, "cpu"), 10, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_the_fastest_right_choice_of_each_unit_is_taken(device, large_tiles, one_call, monkeypatch):
     if device.type == "cuda":
         pytest.skip("the interpreter loses for certain; a GPU's choice is its own")

@@ -99,6 +99,7 @@ def test_the_same_seed_gives_the_same_digits_and_another_does_not(small_split, t
     assert values["first"][0] != values["first"][1]
 
 
+@pytest.mark.slow
 def test_it_learns(small_split):
     with numerics(seed=0):
         trainer = Trainer(tiny_recipe(epochs=8), small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
@@ -327,6 +328,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path):
     asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=1), seeds=2)
     whole = reports.load(new_run(asked, tmp_path / "whole", "test").execute(lambda seen: None).path)
@@ -369,10 +371,10 @@ def begun(tmp_path):
     ("change", "says"),
     [
         ({"host": "another"}, "host: another then"),
-        ({"source_hash": "0123456789ab"}, "source_hash: 0123456789ab then"),
-        ({"environment": {"threads": "64"}}, "threads: 64 then, .* now"),
+        pytest.param({"source_hash": "0123456789ab"}, "source_hash: 0123456789ab then", marks=pytest.mark.slow),
+        pytest.param({"environment": {"threads": "64"}}, "threads: 64 then, .* now", marks=pytest.mark.slow),
         ({"request": {"device": "cuda"}}, "no CUDA GPU answers here"),
-        ({"request": {"data": "elsewhere"}}, "seen from where it was begun"),
+        pytest.param({"request": {"data": "elsewhere"}}, "seen from where it was begun", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_goes_on_only_where_it_was_begun(begun, change, says):

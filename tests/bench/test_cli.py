@@ -65,6 +65,7 @@ def test_a_run_prints_its_score_and_where_the_records_are(tmp_path):
     assert reports.load_runs(run).loc[0, "command"].startswith("wallclock run cifar")
 
 
+@pytest.mark.slow
 def test_json_is_all_that_goes_to_standard_output(tmp_path):
     code, out, _ = spawned(
         "run", "cifar", *TINY, "--set", "epochs=0.2", "--target", "0.99", "--out", tmp_path, "--json"
@@ -288,6 +289,7 @@ def test_report_of_10_000_samples_takes_under_a_second_and_a_half_without_torch(
     assert min(times) < 1.5
 
 
+@pytest.mark.slow
 def test_report_writes_csv_markdown_and_page(tmp_path, wallclock):
     wallclock("run", "cifar", *TINY, "--set", "epochs=1", "--out", tmp_path / "runs")
     files = {kind: tmp_path / "new" / f"r.{kind}" for kind in ("csv", "markdown", "html")}

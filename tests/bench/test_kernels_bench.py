@@ -200,6 +200,7 @@ def test_without_a_compiler_the_compiled_variant_is_unavailable(monkeypatch):
     assert "install g++" in available("compile", CPU)
 
 
+@pytest.mark.slow
 def test_a_compiled_variant_is_measured_at_more_shapes_than_dynamo_keeps(tiny, tmp_path, monkeypatch):
     really = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: really(function, backend="eager", **options))

@@ -42,6 +42,7 @@ def ran(tmp_path, **fields):
     return run.writer.path, run.execute(seen.append), seen
 
 
+@pytest.mark.slow
 def test_every_regime_has_its_samples_and_its_table(tmp_path):
     path, status, seen = ran(tmp_path)
     assert status == "done"

@@ -138,6 +138,7 @@ for name in planted:
 """
 
 
+@pytest.mark.slow
 def test_a_planted_spill_and_a_planted_narrow_access_are_caught(tmp_path):
     script = tmp_path / "planted.py"
     script.write_text(PLANTED)

@@ -401,6 +401,7 @@ for name, place in [*norms, ("conv_bn_act", 1), *others]:
 """
 
 
+@pytest.mark.slow
 def test_compiled_kernels_count_elements_in_64_bits():
     root = Path(__file__).parents[2]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}

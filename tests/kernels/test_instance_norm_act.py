@@ -404,6 +404,7 @@ for case in cases:
 """
 
 
+@pytest.mark.slow
 def test_compiled_kernels_count_elements_in_64_bits():
     root = Path(__file__).parents[2]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}

@@ -66,6 +66,7 @@ def test_the_embedded_set_is_enlarged():
     assert (shrunk - small.train.images_NHWC[:50].float()).abs().mean() < 12  # it is noise that is lost
 
 
+@pytest.mark.slow
 def test_cifar10_is_enlarged_and_chosen_from(real_images):
     split = load_images(str(real_images), 64, only_class="ship")
     assert split.train.images_NHWC.shape == (5000, 64, 64, 3) and len(split.test) == 1000

@@ -31,7 +31,7 @@ def test_every_trained_parameter_has_exactly_one_optimizer():
         assert {id(p) for p in owned} == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["sprint", *(pytest.param(n, marks=pytest.mark.slow) for n in ("wrn22", "darknet"))])
 def test_every_parameter_moves_and_a_fixed_batch_is_learnt(name):
     torch.manual_seed(0)
     recipe = RECIPES[name]("cpu")
