@@ -10,7 +10,7 @@ from bench.cases import upsampling, upsampling_gan
 from bench.cases.upsampling import UpsamplingRequest, new_run, real_images, resumed_run
 from bench.cases.upsampling_gan import SmallGan, doublings
 from bench.cases.upsampling_trial import UPSAMPLING, UpsamplingTrial
-from bench.cli import _print_report
+from bench.command_line import print_report
 from bench.timing import Deadline
 from kernels.spec import Case
 from loaders.batches import Dataset, Split
@@ -86,7 +86,7 @@ def test_samples_tables_and_pictures_of_a_run(tiny, tmp_path):
 def test_the_tables_fit_into_80_columns(tiny, tmp_path, capsys):
     run = new_run(asked(only=("channels_last", "speed")), tmp_path, "test")
     run.execute(lambda done: None)
-    _print_report([run.writer.path], as_json=False, html=tmp_path / "page.html")
+    print_report([run.writer.path], as_json=False, html=tmp_path / "page.html")
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and "pixelshuffle" in out
     page = (tmp_path / "page.html").read_text()

@@ -1,0 +1,307 @@
+"""`wallclock run`: one benchmark each. What a command needs is imported when it runs."""
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.command_line import (
+    REPORT_PAGE,
+    RUNS,
+    Device,
+    Json,
+    Out,
+    Resume,
+    consoles,
+    exit_for,
+    interruptible,
+    print_report,
+    typed_command,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.cases.kernels import CaseDone
+
+run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class SplitName(enum.StrEnum):
+    """Which images a run is scored on."""
+
+    test = "test"
+    tune = "tune"
+
+
+@run_app.command("cifar")
+def run_cifar(
+    recipe: Annotated[str, typer.Option(help="sprint, wrn22 or darknet; `wallclock list` describes them.")] = "sprint",
+    data: Annotated[str, typer.Option(help="Path of the data set, or 'synthetic' for the embedded one.")] = "synthetic",
+    target: Annotated[float | None, typer.Option(help="Accuracy to reach, such as 0.94.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds to train; 0 measures the phases only.")] = 1,
+    device: Device = "auto",
+    split: Annotated[
+        SplitName, typer.Option(help="tune: score on a tenth of the training set instead.")
+    ] = SplitName.test,
+    pipeline: Annotated[
+        str | None, typer.Option(help="What makes the batches: device, dataloader, dali or webdataset.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Train CIFAR-10 to a target accuracy for a recipe's fixed budget, and score it."""
+    from bench.display import Display
+    from bench.environment import resolve_device
+    from bench.tasks import cifar
+    from models.recipes import get_recipe
+    from models.recipes.override import override
+
+    _, progress = consoles()
+    if resume is not None:
+        run = cifar.resumed_run(resume)
+    else:
+        resolved = get_recipe(recipe, device_type := resolve_device(device))
+        for assignment in (*([f"pipeline={pipeline}"] if pipeline else ()), *(set_ or ())):
+            resolved = override(resolved, assignment)
+        request = cifar.CifarRequest(
+            recipe=resolved,
+            data=data,
+            target=resolved.target if target is None else target,
+            seeds=seeds,
+            device=device_type,
+            split=split.value,
+        )
+        run = cifar.new_run(request, out, typed_command())
+    then = f", go on with `wallclock run cifar --resume {run.writer.path}`"
+    shown = Display(progress, run.request.recipe.name, run.request.target)
+    with shown as display, interruptible(run.writer.path, then):
+        outcome = run.execute(display)
+    print_report([outcome.path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {outcome.path}")
+    exit_for([outcome.verdict])
+
+
+@run_app.command("wgan")
+def run_wgan(
+    recipe: Annotated[str, typer.Option(help="lesson, paper or gp; `wallclock list` describes them.")] = "lesson",
+    data: Annotated[
+        str, typer.Option(help="Images: a converted LSUN, CIFAR-10, a folder; or 'synthetic' for the embedded set.")
+    ] = "synthetic",
+    only_class: Annotated[str, typer.Option("--class", help="Train on this class alone.")] = "",
+    generator_iterations: Annotated[
+        int, typer.Option(help="Stop after so many generator steps; 0 for the recipe's whole budget.")
+    ] = 0,
+    look_every: Annotated[int, typer.Option(help="Generator steps between looks: distance, samples, checkpoint.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Measure the plain loop, all levers, and all but each, in turns.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="With --ablate: turns of each variant.")] = 12,
+    device: Device = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
+    ] = None,
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Train a WGAN and measure critic iterations per second; or what each lever of its recipe gives."""
+    from bench.environment import resolve_device
+    from bench.tasks import wgan, wgan_ablation
+    from models.recipes import get_wgan_recipe
+    from models.recipes.override import override
+
+    _, progress = consoles()
+
+    def line(text: str) -> None:
+        progress.print(text, markup=False)
+
+    if resume is not None:
+        run = wgan_ablation.resumed_run(resume) if wgan_ablation.is_ablation(resume) else wgan.resumed_run(resume)
+    else:
+        resolved = get_wgan_recipe(recipe, device_type := resolve_device(device))
+        for assignment in set_ or ():
+            resolved = override(resolved, assignment)
+        asked: dict[str, Any] = {
+            "recipe": resolved,
+            "data": data,
+            "only_class": only_class,
+            "device": device_type,
+            "seed": seed,
+        }
+        cycles = 20 if device_type == "cuda" else 1  # some seconds on a CPU, and a second on a GPU
+        if ablate:
+            run = wgan_ablation.new_run(
+                wgan_ablation.AblationRequest(rounds=rounds, cycles=cycles, **asked), out, typed_command()
+            )
+        else:
+            plan: dict[str, Any] = {
+                "generator_iterations": generator_iterations,
+                "look_every": look_every,
+                "window_cycles": cycles,
+            }
+            run = wgan.new_run(wgan.WganRequest(**asked, **plan), out, typed_command())
+    path = run.writer.path
+    with interruptible(path, f", go on with `wallclock run wgan --resume {path}`"):
+        status = run.execute(line)
+    print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    exit_for([status])
+
+
+@run_app.command("kernels")
+def run_kernels(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Words that operation, case and variant must hold; may be repeated.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    device: Device = "auto",
+    static: Annotated[
+        bool, typer.Option("--static", help="Compile for sm_80, sm_90 and sm_100 instead, without a GPU.")
+    ] = False,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="With --static: make what was compiled the committed baseline.")
+    ] = False,
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Time every operation at every shape against its other implementations, eager and compiled ones among them."""
+    words = tuple(word for text in only or () for word in text.split())
+    if only and not words:
+        raise ValueError("--only holds no word; give some, such as --only 'residual darknet', or leave it out for all")
+    if static:
+        if resume is not None or dtype != "bf16" or device != "auto":
+            raise ValueError("--static chooses the types and runs nothing; leave out --dtype, --device and --resume")
+        _run_static(words, out, update_baseline=update_baseline, as_json=json_)
+        return
+    if update_baseline:
+        raise ValueError("--update-baseline is about what is compiled; give it with --static")
+    from bench.cases import kernels
+    from bench.environment import resolve_device
+
+    _, progress = consoles()
+    if resume is not None:
+        run = kernels.resumed_run(resume)
+    else:
+        request = kernels.KernelsRequest(dtype=dtype, device=resolve_device(device), only=words)
+        run = kernels.new_run(request, out, typed_command())
+    path = run.writer.path
+
+    with interruptible(path, f", go on with `wallclock run kernels --resume {path}`"):
+        status = run.execute(lambda done: _print_case(progress, done))
+    print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    exit_for([status])
+
+
+@run_app.command("loaders")
+def run_loaders(
+    data: Annotated[str, typer.Option(help="Path of the data set, or 'synthetic' for the embedded one.")] = "synthetic",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Words that form, batch size, pipeline and regime must hold; repeatable.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="Images in a batch; may be repeated.")] = None,
+    images: Annotated[int | None, typer.Option(help="Use the first so many training images; 10000 by default.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of all pipelines in turn.")] = 5,
+    steps: Annotated[int, typer.Option(help="Steps of training in each round.")] = 3,
+    device: Device = "auto",
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Measure every pipeline over every form of a data set: one image, alone, its first batch, and training on it."""
+    from bench.cases import loaders
+    from bench.cases.loader_request import LoadersRequest
+    from bench.environment import resolve_device
+
+    _, progress = consoles()
+    if resume is not None:
+        run = loaders.resumed_run(resume)
+    else:
+        request = LoadersRequest(
+            data=data,
+            device=resolve_device(device),
+            only=tuple(word for text in only or () for word in text.split()),
+            batch_sizes=tuple(batch_size or (128, 500)),
+            images=loaders.default_images(data) if images is None else images,
+            rounds=rounds,
+            steps=steps,
+        )
+        run = loaders.new_run(request, out, typed_command())
+    path = run.writer.path
+
+    def show(done: loaders.PipelineDone) -> None:
+        style = "yellow" if done.why_not else ""
+        progress.print(f"{done.case}, {done.pipeline}, {done.regime}: {done.told()}", style=style, markup=False)
+
+    with interruptible(path, f", go on with `wallclock run loaders --resume {path}`"):
+        status = run.execute(show)
+    print_report([path], as_json=json_)
+    if not json_:
+        typer.echo(f"records: {path}")
+    exit_for([status])
+
+
+@run_app.command("upsampling")
+def run_upsampling(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Words such as speed, training, deconv, bf16, nchw that must apply; may be repeated."),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Path of the images to train on, or 'synthetic' for the embedded ones.")
+    ] = "synthetic",
+    seeds: Annotated[int, typer.Option(help="How many short trainings of each; 0 for none.")] = 1,
+    device: Device = "auto",
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Time transposed convolution against upsampling + convolution at DCGAN's stages; score their checkerboards."""
+    from bench.cases import upsampling
+    from bench.environment import resolve_device
+
+    _, progress = consoles()
+    if resume is not None:
+        run = upsampling.resumed_run(resume)
+    else:
+        words = tuple(word for text in only or () for word in text.split())
+        request = upsampling.UpsamplingRequest(device=resolve_device(device), data=data, seeds=seeds, only=words)
+        run = upsampling.new_run(request, out, typed_command())
+    path = run.writer.path
+    with interruptible(path, f", go on with `wallclock run upsampling --resume {path}`"):
+        status = run.execute(lambda done: _print_case(progress, done))
+    print_report([path], as_json=json_, html=path / REPORT_PAGE)
+    if not json_:
+        typer.echo(f"records: {path}")
+    exit_for([status])
+
+
+def _print_case(progress: "Console", done: "CaseDone") -> None:
+    times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items()) or "done"
+    style = "yellow" if done.why_not else ""
+    progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
+
+
+def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
+    from bench.cases import static
+
+    _, progress = consoles()
+    run = static.new_run(out, typed_command(), only=only, update_baseline=update_baseline)
+    path = run.writer.path
+    with interruptible(path):
+        status, _, remarks = run.execute()
+    for remark in remarks:
+        progress.print(remark, style="yellow", markup=False)
+    print_report([path], as_json=as_json)
+    if not as_json:
+        typer.echo(f"records: {path}")
+    exit_for([status])
