@@ -133,3 +133,11 @@ def exit_for(statuses: list[str]) -> None:
     """Exits with the code of an invalid result if any part diverged or failed."""
     if any(status in ("diverged", "failed") for status in statuses):
         raise typer.Exit(INVALID_RESULT)
+
+
+def end_run(path: Path, status: str, *, as_json: bool, html: Path | None = None) -> None:
+    """Prints the tables of one run and where its records are, and exits by how it ended."""
+    print_report([path], as_json=as_json, html=html)
+    if not as_json:
+        typer.echo(f"records: {path}")
+    exit_for([status])

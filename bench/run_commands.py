@@ -14,9 +14,8 @@ from bench.command_line import (
     Out,
     Resume,
     consoles,
-    exit_for,
+    end_run,
     interruptible,
-    print_report,
     typed_command,
 )
 
@@ -80,10 +79,7 @@ def run_cifar(
     shown = Display(progress, run.request.recipe.name, run.request.target)
     with shown as display, interruptible(run.writer.path, then):
         outcome = run.execute(display)
-    print_report([outcome.path], as_json=json_)
-    if not json_:
-        typer.echo(f"records: {outcome.path}")
-    exit_for([outcome.verdict])
+    end_run(outcome.path, outcome.verdict, as_json=json_)
 
 
 @run_app.command("wgan")
@@ -149,10 +145,7 @@ def run_wgan(
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run wgan --resume {path}`"):
         status = run.execute(line)
-    print_report([path], as_json=json_)
-    if not json_:
-        typer.echo(f"records: {path}")
-    exit_for([status])
+    end_run(path, status, as_json=json_)
 
 
 @run_app.command("kernels")
@@ -196,10 +189,7 @@ def run_kernels(
 
     with interruptible(path, f", go on with `wallclock run kernels --resume {path}`"):
         status = run.execute(lambda done: _print_case(progress, done))
-    print_report([path], as_json=json_)
-    if not json_:
-        typer.echo(f"records: {path}")
-    exit_for([status])
+    end_run(path, status, as_json=json_)
 
 
 @run_app.command("loaders")
@@ -244,10 +234,7 @@ def run_loaders(
 
     with interruptible(path, f", go on with `wallclock run loaders --resume {path}`"):
         status = run.execute(show)
-    print_report([path], as_json=json_)
-    if not json_:
-        typer.echo(f"records: {path}")
-    exit_for([status])
+    end_run(path, status, as_json=json_)
 
 
 @run_app.command("upsampling")
@@ -279,10 +266,7 @@ def run_upsampling(
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run upsampling --resume {path}`"):
         status = run.execute(lambda done: _print_case(progress, done))
-    print_report([path], as_json=json_, html=path / REPORT_PAGE)
-    if not json_:
-        typer.echo(f"records: {path}")
-    exit_for([status])
+    end_run(path, status, as_json=json_, html=path / REPORT_PAGE)
 
 
 def _print_case(progress: "Console", done: "CaseDone") -> None:
@@ -301,7 +285,4 @@ def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_j
         status, _, remarks = run.execute()
     for remark in remarks:
         progress.print(remark, style="yellow", markup=False)
-    print_report([path], as_json=as_json)
-    if not as_json:
-        typer.echo(f"records: {path}")
-    exit_for([status])
+    end_run(path, status, as_json=as_json)

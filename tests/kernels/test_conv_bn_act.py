@@ -211,24 +211,6 @@ def test_one_value_a_channel_is_refused_in_training(device):
         conv_bn_act(x, filters, None, None, None, None, training=True)
 
 
-def test_opcheck_finds_nothing(device):
-    x, filters, weight, bias, residual = made((2, 5, 4, 3), 6, 3, 1, device)
-    gamma, beta = (t[:5].detach().clone().requires_grad_() for t in (weight, bias))
-    table = torch.ops.wallclock.norm_table(x.detach(), gamma.detach(), beta.detach(), 1e-5)
-    torch.library.opcheck(torch.ops.wallclock.norm_table, (x.detach(), gamma.detach(), beta.detach(), 1e-5))
-    norm = (table, gamma, beta, "leaky_relu", SLOPE)
-    for given in (norm, (None, None, None, "none", 0.0)):
-        arguments = (x, filters, *given, 1, 1, True, weight.detach(), bias.detach(), 1e-5)
-        torch.library.opcheck(torch.ops.wallclock.conv_bn, arguments)
-    dy = torch.randn(2, 6, 4, 3, dtype=x.dtype, device=device)
-    arguments = (dy, x.detach(), filters.detach(), table, "leaky_relu", SLOPE, 1, 1, True, True)
-    torch.library.opcheck(torch.ops.wallclock.conv_bn_backward, arguments)
-    running = (torch.zeros(6, dtype=x.dtype, device=device), torch.ones(6, dtype=x.dtype, device=device))
-    arguments = (x, filters, weight, bias, *running, residual, 1, 1, 1e-5, "leaky_relu", SLOPE)
-    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
-    torch.library.opcheck(torch.ops.wallclock.conv_bn_act_folded, tuple(detached))
-
-
 def test_a_block_compiles_without_a_graph_break(device):
     x, tensors = block_tensors(4, device)
 
