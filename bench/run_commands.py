@@ -18,6 +18,7 @@ from bench.command_line import (
     interruptible,
     typed_command,
 )
+from bench.selecting import chosen_texts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -151,10 +152,13 @@ def run_wgan(
 @run_app.command("kernels")
 def run_kernels(
     only: Annotated[
-        list[str] | None, typer.Option(help="Words that operation, case and variant must hold; may be repeated.")
+        list[str] | None, typer.Option(help="Words of operation, case and variant; repeat it for more.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     device: Device = "auto",
+    sample_budget: Annotated[
+        float, typer.Option(help="Seconds for each measurement of a variant, direction and state of the cache.")
+    ] = 0.5,
     static: Annotated[
         bool, typer.Option("--static", help="Compile for sm_80, sm_90 and sm_100 instead, without a GPU.")
     ] = False,
@@ -166,13 +170,11 @@ def run_kernels(
     json_: Json = False,
 ) -> None:
     """Time every operation at every shape against its other implementations, eager and compiled ones among them."""
-    words = tuple(word for text in only or () for word in text.split())
-    if only and not words:
-        raise ValueError("--only holds no word; give some, such as --only 'residual darknet', or leave it out for all")
+    texts = chosen_texts(only)
     if static:
         if resume is not None or dtype != "bf16" or device != "auto":
             raise ValueError("--static chooses the types and runs nothing; leave out --dtype, --device and --resume")
-        _run_static(words, out, update_baseline=update_baseline, as_json=json_)
+        _run_static(texts, out, update_baseline=update_baseline, as_json=json_)
         return
     if update_baseline:
         raise ValueError("--update-baseline is about what is compiled; give it with --static")
@@ -183,7 +185,9 @@ def run_kernels(
     if resume is not None:
         run = kernels.resumed_run(resume)
     else:
-        request = kernels.KernelsRequest(dtype=dtype, device=resolve_device(device), only=words)
+        request = kernels.KernelsRequest(
+            dtype=dtype, device=resolve_device(device), only=texts, sample_budget_s=sample_budget
+        )
         run = kernels.new_run(request, out, typed_command())
     path = run.writer.path
 
@@ -196,7 +200,7 @@ def run_kernels(
 def run_loaders(
     data: Annotated[str, typer.Option(help="Path of the data set, or 'synthetic' for the embedded one.")] = "synthetic",
     only: Annotated[
-        list[str] | None, typer.Option(help="Words that form, batch size, pipeline and regime must hold; repeatable.")
+        list[str] | None, typer.Option(help="Words of form, batch size, pipeline and regime; repeat it for more.")
     ] = None,
     batch_size: Annotated[list[int] | None, typer.Option(help="Images in a batch; may be repeated.")] = None,
     images: Annotated[int | None, typer.Option(help="Use the first so many training images; 10000 by default.")] = None,
@@ -219,7 +223,7 @@ def run_loaders(
         request = LoadersRequest(
             data=data,
             device=resolve_device(device),
-            only=tuple(word for text in only or () for word in text.split()),
+            only=chosen_texts(only),
             batch_sizes=tuple(batch_size or (128, 500)),
             images=loaders.default_images(data) if images is None else images,
             rounds=rounds,
@@ -241,7 +245,7 @@ def run_loaders(
 def run_upsampling(
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Words such as speed, training, deconv, bf16, nchw that must apply; may be repeated."),
+        typer.Option(help="Words such as speed, training, deconv, bf16, nchw; repeat it for more."),
     ] = None,
     data: Annotated[
         str, typer.Option(help="Path of the images to train on, or 'synthetic' for the embedded ones.")
@@ -260,8 +264,9 @@ def run_upsampling(
     if resume is not None:
         run = upsampling.resumed_run(resume)
     else:
-        words = tuple(word for text in only or () for word in text.split())
-        request = upsampling.UpsamplingRequest(device=resolve_device(device), data=data, seeds=seeds, only=words)
+        request = upsampling.UpsamplingRequest(
+            device=resolve_device(device), data=data, seeds=seeds, only=chosen_texts(only)
+        )
         run = upsampling.new_run(request, out, typed_command())
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run upsampling --resume {path}`"):

@@ -85,8 +85,9 @@ class ShuffledBatches:
 
     def _images(self, places: torch.Tensor) -> torch.Tensor:
         pixels_NHWC = self.dataset.images_NHWC[places]
-        if pixels_NHWC.device != self.device:
-            pixels_NHWC = pixels_NHWC.pin_memory().to(self.device, non_blocking=True)
+        if self.device.type == "cuda" and not pixels_NHWC.is_cuda:
+            pixels_NHWC = pixels_NHWC.pin_memory()
+        pixels_NHWC = pixels_NHWC.to(self.device, non_blocking=True)
         return unit_range(pixels_NHWC).contiguous(memory_format=self.memory_format)
 
 

@@ -91,7 +91,10 @@ class Sprint(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Maps normalised images [N, 3, H, W] to what the head sees, [N, widths[-1]]."""
-        return self.groups(F.gelu(self.whiten(x))).amax((2, 3))
+        x = self.groups(F.gelu(self.whiten(x)))
+        # By position, not by value: compiled code compares with an unrounded maximum in the backward of `amax`, finds
+        # it nowhere, and divides by zero.
+        return F.max_pool2d(x, x.shape[2:]).flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps normalised images [N, 3, H, W] to logits [N, classes]."""

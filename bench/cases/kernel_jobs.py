@@ -4,11 +4,11 @@ from bench.cases.kernels import CaseDone, KernelsRequest, new_run
 from bench.registry import Context, Job
 
 
-def _run(context: Context, only: tuple[str, ...], sample_budget_s: float) -> str:
+def _run(context: Context, only: str, sample_budget_s: float) -> str:
     # On a CPU compiling a case takes longer than all its measurements.
     without = ("compile",) if context.device == "cpu" else ()
     request = KernelsRequest(
-        dtype="bf16", device=context.device, only=only, sample_budget_s=sample_budget_s, without=without
+        dtype="bf16", device=context.device, only=(only,), sample_budget_s=sample_budget_s, without=without
     )
 
     def show(done: CaseDone) -> None:
@@ -20,7 +20,7 @@ def _run(context: Context, only: tuple[str, ...], sample_budget_s: float) -> str
 
 def quick() -> tuple[Job, ...]:
     """Returns the jobs of `wallclock quick`."""
-    one_map = ("batch_norm_act", "256x512x4x4")
+    one_map = "batch_norm_act 256x512x4x4"
     summary = "norm, activation and residual at one of Darknet's maps"
     return (Job("kernels", summary, lambda context: "", lambda context: _run(context, one_map, 0.2)),)
 
@@ -28,6 +28,4 @@ def quick() -> tuple[Job, ...]:
 def suite() -> tuple[Job, ...]:
     """Returns the jobs of `wallclock suite`, most informative first."""
     summary = "every operation at Darknet's shapes, against eager and compiled ones"
-    return (
-        Job("kernels", summary, lambda context: "", lambda context: _run(context, ("darknet",), 0.5), at_least_s=30),
-    )
+    return (Job("kernels", summary, lambda context: "", lambda context: _run(context, "darknet", 0.5), at_least_s=30),)

@@ -12,6 +12,7 @@ from bench.cases.kernel_trial import DTYPES, Trial, failures, in_a_line
 from bench.environment import Telemetry, last_level_cache_bytes, provenance, resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
+from bench.selecting import is_chosen
 from bench.timing import Deadline, measure
 from kernels.cases import SPECS
 from kernels.spec import Case, KernelSpec, available
@@ -32,7 +33,7 @@ class KernelsRequest:
     Attributes:
         dtype: a name in `DTYPES`.
         device: "cpu" or "cuda".
-        only: words; a case runs if operation, case or variant names hold each of them.
+        only: see `bench.selecting`; words are of the names of operation, case and variant.
         sample_budget_s: time for each measurement of a variant, direction and state of the cache.
         without: variants left out.
 
@@ -50,7 +51,7 @@ class KernelsRequest:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is '{self.dtype}'; expected one of {', '.join(DTYPES)}")
         if not any(True for _ in self.chosen()):
-            raise ValueError(f"no case matches '{' '.join(self.only)}'; operations: {', '.join(SPECS)}")
+            raise ValueError(f"no case matches '{' | '.join(self.only)}'; operations: {', '.join(SPECS)}")
 
     def stored(self) -> dict[str, Any]:
         """Returns what a record keeps of the request, so that the run can be resumed."""
@@ -62,7 +63,7 @@ class KernelsRequest:
             for case in spec.cases:
                 variants = [v for v in spec.variants_at(case) if v not in self.without]
                 words = f"{spec.name} {case.name}"
-                matching = [v for v in variants if all(word in f"{words} {v}".split() for word in self.only)]
+                matching = [v for v in variants if is_chosen([*words.split(), v], self.only)]
                 if matching:
                     yield spec, case, matching
 

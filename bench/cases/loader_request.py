@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.cases.loader_trial import Regime
+from bench.selecting import is_chosen
 from loaders.pipelines import PIPELINES
 
 # What a round of each regime leaves behind for every pipeline: by it a resumed run tells what is done.
@@ -26,7 +27,7 @@ class LoadersRequest:
     Attributes:
         data: a path, or "synthetic" for the embedded set.
         device: "cpu" or "cuda".
-        only: words; a pipeline runs in a regime at a case if form, batch size, pipeline and regime hold each of them.
+        only: see `bench.selecting`; words are form, batch size, pipeline and regime.
         batch_sizes: images in a batch.
         images: of the training set, the first so many.
         rounds: of all pipelines in turn.
@@ -75,7 +76,7 @@ class LoadersRequest:
         return [
             pipeline
             for pipeline in FORMS[form]
-            if pipeline not in skipped and any(all(w in (*words, pipeline) for w in self.only) for words in named)
+            if pipeline not in skipped and any(is_chosen((*words, pipeline), self.only) for words in named)
         ]
 
     def units(self, forms: Collection[str], skipped: Collection[str]) -> dict[tuple[str, int, Regime], list[str]]:
@@ -97,7 +98,7 @@ class LoadersRequest:
         if not found:
             why = "; ".join(skipped)
             raise ValueError(
-                f"nothing matches '{' '.join(self.only)}'; forms: {', '.join(forms)}; pipelines: "
+                f"nothing matches '{' | '.join(self.only)}'; forms: {', '.join(forms)}; pipelines: "
                 f"{', '.join(PIPELINES)}; regimes: {', '.join(REGIMES)}, first batch"
                 + (f"; not here: {why}" if why else "")
             )

@@ -20,6 +20,7 @@ import torch
 
 import kernels.batch_norm_act
 from bench.environment import provenance
+from bench.selecting import is_chosen
 from kernels.cases import SPECS
 from kernels.spec import Case, KernelSpec
 from reports.schema import Run, RunStatus, Sample
@@ -128,7 +129,7 @@ def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[
     for spec in SPECS.values():
         for case in spec.static_cases or spec.cases:
             variants = [v for v in spec.variants_at(case) if v.startswith("triton")]
-            if variants and all(word in f"{spec.name} {case.name}".split() for word in only):
+            if variants and is_chosen(f"{spec.name} {case.name}".split(), only):
                 yield spec, case, variants
 
 
@@ -136,7 +137,7 @@ def compile_all(only: tuple[str, ...] = ()) -> Iterator[Compiled]:
     """Compiles every Triton kernel at every case, and yields each once.
 
     Args:
-        only: words that operation and case must hold.
+        only: see `bench.selecting`; words are of the names of operation and case.
     """
     made: set[str] = set()
     for spec, case, variants in chosen(only):
@@ -322,7 +323,7 @@ class StaticRun:
 
     Args:
         writer: where records go.
-        only: words that operation and case must hold.
+        only: see `bench.selecting`; words are of the names of operation and case.
         update_baseline: make this the baseline.
     """
 
@@ -360,7 +361,7 @@ def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_basel
     Args:
         out: folder that holds runs.
         command: as typed, for the record.
-        only: words that operation and case must hold.
+        only: see `bench.selecting`; words are of the names of operation and case.
         update_baseline: make this the baseline; of all kernels only.
 
     Raises:
@@ -374,7 +375,7 @@ def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_basel
     if update_baseline and only:
         raise ValueError("--update-baseline needs all kernels; leave out --only")
     if not any(True for _ in chosen(only)):
-        raise ValueError(f"no case matches '{' '.join(only)}'; operations: {', '.join(SPECS)}")
+        raise ValueError(f"no case matches '{' | '.join(only)}'; operations: {', '.join(SPECS)}")
     asked = {"benchmark": "static", "only": list(only)}
     run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, request=asked, **provenance("cpu"))
     return StaticRun(RunWriter.create(out, run), only, update_baseline=update_baseline)

@@ -13,6 +13,7 @@ from bench.cases.upsampling_gan import CAPTION, GanDiverged, Score, SmallGan, re
 from bench.cases.upsampling_trial import UPSAMPLING, UpsamplingTrial, kind_of, spread_at_start
 from bench.environment import Telemetry, provenance, resolve_device
 from bench.resuming import begun_run, check_same_place
+from bench.selecting import is_chosen
 from bench.tasks.cifar import SYNTHETIC, load_split
 from bench.timing import Deadline
 from kernels.spec import Case, available
@@ -38,7 +39,7 @@ class UpsamplingRequest:
         data: a path, or "synthetic" for the embedded set: what the small generators are trained on.
         seeds: how many trainings of each kind; none measures speed alone.
         steps: of each training.
-        only: words; a variant at a case, or a training, takes place if it has each of them as a name.
+        only: see `bench.selecting`; words are those that the error for an unknown one lists.
         sample_budget_s: time for each measurement of a variant and direction.
 
     Raises:
@@ -57,7 +58,7 @@ class UpsamplingRequest:
             raise ValueError(f"seeds is {self.seeds} and steps {self.steps}; expected at least 0 and 1")
         if not any(True for _ in self.speeds()) and not any(True for _ in self.trainings()):
             raise ValueError(
-                f"nothing matches '{' '.join(self.only)}'; words: speed, training, {', '.join(UPSAMPLINGS)}, "
+                f"nothing matches '{' | '.join(self.only)}'; words: speed, training, {', '.join(UPSAMPLINGS)}, "
                 f"{', '.join(DTYPES)}, nchw, channels_last, {', '.join(_shape(case) for case in UPSAMPLING.cases)}"
             )
 
@@ -69,14 +70,14 @@ class UpsamplingRequest:
         """Yields cases and types with the variants asked for."""
         for case in UPSAMPLING.cases:
             for dtype in DTYPES:
-                matching = [v for v in UPSAMPLING.variants if set(self.only) <= _words(case, dtype, v)]
+                matching = [v for v in UPSAMPLING.variants if is_chosen(_words(case, dtype, v), self.only)]
                 if matching:
                     yield case, dtype, matching
 
     def trainings(self) -> Iterator[tuple[int, str]]:
         """Yields seeds and kinds: all kinds of a seed before the next."""
         for seed in range(self.seeds):
-            yield from ((seed, kind) for kind in UPSAMPLINGS if set(self.only) <= {"training", kind})
+            yield from ((seed, kind) for kind in UPSAMPLINGS if is_chosen({"training", kind}, self.only))
 
 
 def _shape(case: Case) -> str:

@@ -6,9 +6,13 @@ from bench.registry import Context, Job
 from bench.tasks.cifar import SYNTHETIC
 
 
-def _run(context: Context, *only: str, sample_budget_s: float = 0.5, steps: int = STEPS) -> str:
+def _run(context: Context, only: str, *, sample_budget_s: float = 0.5, steps: int = STEPS) -> str:
     request = UpsamplingRequest(
-        device=context.device, data=context.data or SYNTHETIC, only=only, sample_budget_s=sample_budget_s, steps=steps
+        device=context.device,
+        data=context.data or SYNTHETIC,
+        only=(only,),
+        sample_budget_s=sample_budget_s,
+        steps=steps,
     )
 
     def show(done: CaseDone) -> None:
@@ -22,7 +26,7 @@ def quick() -> tuple[Job, ...]:
     """Returns the jobs of `wallclock quick`."""
 
     def speed(context: Context) -> str:
-        return _run(context, "speed", "64x64x32x32", "fp32", "channels_last", sample_budget_s=0.1)
+        return _run(context, "speed 64x64x32x32 fp32 channels_last", sample_budget_s=0.1)
 
     def training(context: Context) -> str:
         return _run(context, "training", steps=10)

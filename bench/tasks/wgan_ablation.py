@@ -31,9 +31,9 @@ BENCHMARK = "wgan ablation"
 BASELINE, ALL = "baseline", "all levers"
 REQUEST_KEYS = ("data", "only_class", "device", "seed", "rounds", "cycles")
 IMAGES = 4096  # that a turn's batches are drawn from; each process holds them
-# The first critic loss, before any update, of the same weights, images and noise: what one float32 rounding or another
-# order of sums may make of it, as a share of the scores' spread.
-LOSS_TOLERANCE = 1e-3
+# The first critic loss, before any update, of the same weights, images and noise: what another order of sums in float32
+# may make of it; on a GPU PyTorch's convolutions round their inputs to TensorFloat-32's 11 bits, the plain loop's too.
+LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
 FIT = 0.8  # of the cores that a turn of a CPU should have had; loops of one thread and waits for memory take some
 
 
@@ -232,7 +232,7 @@ class AblationRun:
         for name, loss in losses.items():
             error = abs(loss - losses[BASELINE]) / max(abs(losses[BASELINE]), 1e-12)
             exact = not variants[name].changes()
-            failed = exact and not error <= LOSS_TOLERANCE
+            failed = exact and not error <= LOSS_TOLERANCE[self.request.device]
             if failed:
                 wrong = f"{name} does not compute what the plain loop does: its first critic loss is off by {error:.1e}"
             why = {"status": "failed", "error": wrong} if failed else {}

@@ -97,13 +97,13 @@ def test_every_regime_has_its_samples_and_its_table(tmp_path):
 
 
 def test_only_what_is_asked_for_is_measured(tmp_path):
-    path, status, _ = ran(tmp_path, only=("pixels", "device", "alone"))
+    path, status, _ = ran(tmp_path, only=("pixels device alone",))
     frame = reports.load(path)
     assert status == "done" and set(frame["variant"]) == {"device"} and set(frame["regime"]) == {"alone", "first batch"}
     with pytest.raises(
         ValueError, match="nothing matches 'pixels webdataset'; forms: pixels, shards; pipelines: device"
     ):
-        new_run(LoadersRequest(**SMALL | {"only": ("pixels", "webdataset")}), tmp_path / "other", "test")
+        new_run(LoadersRequest(**SMALL | {"only": ("pixels webdataset",)}), tmp_path / "other", "test")
     assert not (tmp_path / "other").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_wrong_pipeline_is_recorded_and_not_timed(tmp_path, monkeypatch):
 
     right = DaliBatches._images
     monkeypatch.setattr(DaliBatches, "_images", lambda self, images: right(self, images).flip(3))
-    path, status, _ = ran(tmp_path, only=("pixels", "alone"))
+    path, status, _ = ran(tmp_path, only=("pixels alone",))
     assert status == "failed"
     frame = reports.load(path)
     failed = frame[frame["status"] == "failed"]
@@ -138,7 +138,7 @@ def test_a_wrong_pipeline_is_recorded_and_not_timed(tmp_path, monkeypatch):
 
 def test_without_dali_the_others_are_measured_and_the_record_says_why(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    path, status, seen = ran(tmp_path, only=("pixels", "alone"))
+    path, status, seen = ran(tmp_path, only=("pixels alone",))
     assert status == "done" and set(reports.load(path)["variant"]) == {"device", "dataloader"}
     (note,) = [note for note in reports.load_runs(path)["notes"].iloc[0] if note.startswith("dali")]
     assert "dali was not measured: DALI is not installed" in note and "uv sync --extra dali" in note
@@ -148,7 +148,7 @@ def test_without_dali_the_others_are_measured_and_the_record_says_why(tmp_path, 
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(tmp_path, monkeypatch):
-    request = LoadersRequest(**SMALL | {"only": ("pixels", "alone"), "rounds": 3})
+    request = LoadersRequest(**SMALL | {"only": ("pixels alone",), "rounds": 3})
     run = new_run(request, tmp_path, "test")
     count = itertools.count()
 

@@ -84,7 +84,7 @@ def test_samples_tables_and_pictures_of_a_run(tiny, tmp_path):
 
 
 def test_the_tables_fit_into_80_columns(tiny, tmp_path, capsys):
-    run = new_run(asked(only=("channels_last", "speed")), tmp_path, "test")
+    run = new_run(asked(only=("channels_last speed",)), tmp_path, "test")
     run.execute(lambda done: None)
     print_report([run.writer.path], as_json=False, html=tmp_path / "page.html")
     out = capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_a_training_is_the_same_for_the_same_seed_and_collapsed_is_nearest(tiny)
     ("fields", "message"),
     [
         ({"only": ("nothing",)}, "nothing matches 'nothing'; words: speed, training, deconv"),
-        ({"only": ("speed", "training")}, "nothing matches"),
+        ({"only": ("speed training",)}, "nothing matches"),
         ({"steps": 0}, "seeds is 1 and steps 0; expected at least 0 and 1"),
         ({"seeds": -1}, "seeds is -1"),
     ],

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.numerics import numerics
 from bench.tasks import wgan_training
 from bench.tasks.wgan_capture import WARMUP_STEPS, Captured
 from bench.tasks.wgan_plain import plain_loop
@@ -411,10 +410,11 @@ def test_warming_up_a_capture_leaves_no_trace(name, images, float64, monkeypatch
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("name", WGAN_RECIPES)
-def test_cuda_graphs_give_the_losses_of_the_steps_that_they_hold(name, images, device):
+def test_cuda_graphs_give_the_losses_of_the_steps_that_they_hold(name, images, float64, device):
+    """In float64: RMSprop divides a gradient that is rounding alone by its own size, and two float32 runs soon part."""
     recipe = replace(tiny(name), implementations=replace(tiny(name).implementations, channels_last=True))
     expected, got = (
         trained(recipe, images, device=device),
         trained(switched(recipe, cuda_graph=True), images, device=device),
     )
-    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=0.02, abs=1e-6)
+    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=1e-5, abs=1e-9)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from loaders.batches import DataError
+from loaders.batches import DataError, Dataset
 from loaders.images import load_images, rescaled
 from loaders.shuffled import ShuffledBatches, pixels, unit_range
 from loaders.synthetic import synthetic_split
@@ -102,6 +102,13 @@ def test_every_epoch_shows_whole_batches_in_an_order_of_its_own():
     assert not torch.equal(ShuffledBatches(dataset, 8, device=CPU, seed=4).images(0, 0), shown[0][:8])
     last = ShuffledBatches(dataset, 8, device=CPU, channels_last=True).images(0, 0)
     assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_that_lie_on_the_device_stay_there():
+    """A device by its number is the device: on a GPU `cuda` and `cuda:0` are not equal either."""
+    images = torch.zeros(8, 4, 4, 3, dtype=torch.uint8)
+    dataset = Dataset("zeros", images, torch.zeros(8, dtype=torch.int64), ("all",), "")
+    assert ShuffledBatches(dataset, 8, device=torch.device("cpu", 0)).images(0, 0).shape == (8, 3, 4, 4)
 
 
 def test_too_few_images_or_no_batch_are_refused():

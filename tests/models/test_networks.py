@@ -100,6 +100,24 @@ def test_whitening_filters_whiten():
     torch.testing.assert_close(filters[12:], -filters[:12])
 
 
+@pytest.mark.slow
+def test_compiled_sprint_has_the_gradients_of_eager_in_bfloat16():
+    """Compiled code keeps maps unrounded: what compares them with a rounded maximum divides by a count of zero."""
+    torch.manual_seed(0)
+    model = Sprint(10, widths=(8, 8, 8)).to(memory_format=torch.channels_last)
+    images = torch.randn(32, 3, 32, 32).to(memory_format=torch.channels_last)
+    model.initialise_from(images)
+    gradients = []
+    for network in (model, torch.compile(model, dynamic=False)):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(images)
+        nn.functional.cross_entropy(logits.float(), torch.arange(32) % 10).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    eager, compiled = gradients
+    assert (eager - compiled).norm() < 0.1 * eager.norm()
+
+
 @pytest.mark.parametrize("size", [17, 20, 24, 28, 32, 33])
 def test_sprint_accepts_smaller_and_odd_images(size):
     assert Sprint(10, widths=(8, 8, 8))(torch.randn(2, 3, size, size)).shape == (2, 10)
