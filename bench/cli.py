@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` and `report` need no torch."""
 
+import enum
 import json
 import sys
 from io import TextIOWrapper
@@ -136,15 +137,17 @@ def list_(json_: Json = False) -> None:
     from rich.table import Table
 
     from bench.registry import quick_plan, suite_plan
-    from models.recipes import RECIPES, WGAN_RECIPES
+    from models.recipes import CYCLEGAN_RECIPES, RECIPES, WGAN_RECIPES
 
     recipes = [RECIPES[name]("cpu") for name in RECIPES]
     wgan_recipes = [WGAN_RECIPES[name]("cpu") for name in WGAN_RECIPES]
+    cyclegan_recipes = [CYCLEGAN_RECIPES[name]("cpu") for name in CYCLEGAN_RECIPES]
     plans = [quick_plan(), suite_plan()]
     if json_:
         document = {
             "recipes": {recipe.name: recipe.resolved() for recipe in recipes},
             "wgan_recipes": {recipe.name: recipe.resolved() for recipe in wgan_recipes},
+            "cyclegan_recipes": {recipe.name: recipe.resolved() for recipe in cyclegan_recipes},
             **{plan.name: {job.name: job.summary for job in plan.jobs} for plan in plans},
         }
         typer.echo(json.dumps(document, indent=2))
@@ -154,12 +157,17 @@ def list_(json_: Json = False) -> None:
     for recipe in recipes:
         table.add_row(recipe.name, f"{recipe.epochs:g}", str(recipe.batch_size), recipe.summary)
     out.print(table)
-    table = Table("WGAN recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
-    for each in wgan_recipes:
-        epochs = sum(stage.epochs for stage in each.stages)
-        table.add_row(each.name, f"{epochs:g}", str(each.batch_size), each.summary)
-    out.print()
-    out.print(table)
+    wgan_rows = [
+        (each.name, f"{sum(stage.epochs for stage in each.stages):g}", f"{each.batch_size}", each.summary)
+        for each in wgan_recipes
+    ]
+    cyclegan_rows = [(each.name, f"{each.epochs}", f"{each.batch_size}", each.summary) for each in cyclegan_recipes]
+    for kind, rows in (("WGAN", wgan_rows), ("CycleGAN", cyclegan_rows)):
+        table = Table(f"{kind} recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            table.add_row(*row)
+        out.print()
+        out.print(table)
     for plan in plans:
         table = Table(f"wallclock {plan.name}", "", box=None, padding=(0, 2, 0, 0))
         for job in plan.jobs:
@@ -227,23 +235,62 @@ def data_convert(
     typer.echo(f"use it with --data {to}")
 
 
+class Fetched(enum.StrEnum):
+    """A data set that can be fetched."""
+
+    cifar10 = "cifar10"
+    horse2zebra = "horse2zebra"
+
+
 @data_app.command("fetch")
 def data_fetch(
+    name: Annotated[Fetched, typer.Argument(help="Which data set.")] = Fetched.cifar10,
     to: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
     url: Annotated[str | None, typer.Option(help="Another source of the same archive.")] = None,
 ) -> None:
-    """Fetch CIFAR-10's python batches, with resume and checksum."""
+    """Fetch CIFAR-10, or CycleGAN's horses and zebras, with resume and checks."""
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-    from loaders.download import CIFAR10_URL, fetch_cifar10
+    from loaders.download import fetch_cifar10, fetch_horse2zebra
 
+    fetch = {Fetched.cifar10: fetch_cifar10, Fetched.horse2zebra: fetch_horse2zebra}[name]
     _, progress = consoles()
     with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), console=progress) as bar:
-        task = bar.add_task("cifar-10", total=None)
-        archive = fetch_cifar10(
-            to, url or CIFAR10_URL, lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    typer.echo(f"use it with --data {archive}")
+        task = bar.add_task(name.value, total=None)
+        given = {} if url is None else {"url": url}
+        found = fetch(to, progress=lambda done, total: bar.update(task, completed=done, total=total), **given)
+    typer.echo(f"use it with --data {found}")
+
+
+@app.command()
+def translate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run of `wallclock run cyclegan`, or its checkpoint.")],
+    source: Annotated[Path, typer.Argument(help="An image, or a folder of them.", metavar="IN")],
+    target: Annotated[Path, typer.Argument(help="Folder to write to.", metavar="OUT")],
+    direction: Annotated[str, typer.Option(help="a-to-b or b-to-a.")] = "a-to-b",
+    size: Annotated[int | None, typer.Option(help="Edge to scale images to; as in training by default.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Translate images with a trained CycleGAN."""
+    import torch
+
+    from bench.environment import resolve_device
+    from bench.tasks import translating
+
+    _, progress = consoles()
+    generator, recipe = translating.load_generator(checkpoint, direction)
+    edge = recipe.image_size if size is None else size
+    if edge < 8 or edge % 4:
+        raise ValueError(f"--size is {edge}; expected a multiple of 4 from 8 up, pixels")
+    done, skipped = translating.translate(
+        generator,
+        source,
+        target,
+        edge,
+        device=torch.device(resolve_device(device)),
+        observe=lambda text: progress.print(text, style="yellow", markup=False),
+    )
+    typer.echo(f"{done} images in {target}" + (f"; {skipped} files could not be read" if skipped else ""))
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

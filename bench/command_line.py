@@ -51,10 +51,10 @@ def print_report(
     """Prints the tables of what lies at the paths, and writes the files asked for."""
     import reports
     from reports import tables
+    from reports.ablation import ablation_rows, ablation_summary
     from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
     from reports.loaders import loader_failures, loader_summary, loader_tables
     from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
-    from reports.wgan import ablation_rows, ablation_summary
 
     out, progress = consoles()
     samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
@@ -74,7 +74,7 @@ def print_report(
         "Kernels that failed, and are left out above": failed_rows(samples),
         "Compiled kernels: the worst of n forms, in bytes, and bytes a thread": static_rows(samples),
         "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
-        "WGAN: critic iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
+        "Levers: iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
         **loader_tables(loaders),
         "Loaders that failed, and are left out above": loader_failures(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
@@ -96,7 +96,7 @@ def print_report(
             "time_to_target": json.loads(scores.to_json(orient="records")),
             "upsampling": json.loads(upsampling.to_json(orient="records")),
             "kernels": json.loads(kernels.to_json(orient="records")),
-            "wgan_levers": json.loads(ablation_summary(samples).to_json(orient="records")),
+            "levers": json.loads(ablation_summary(samples).to_json(orient="records")),
             "loaders": json.loads(loaders.to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }

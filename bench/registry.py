@@ -66,17 +66,17 @@ class Plan:
 def quick_plan() -> Plan:
     """Returns everything, small and on embedded data."""
     from bench.cases import kernel_jobs, loader_jobs, upsampling_jobs
-    from bench.tasks import cifar_jobs, wgan_jobs
+    from bench.tasks import cifar_jobs, cyclegan_jobs, wgan_jobs
 
-    small = (cifar_jobs.quick, kernel_jobs.quick, wgan_jobs.quick, upsampling_jobs.quick, loader_jobs.quick)
-    return Plan("quick", tuple(job for jobs in small for job in jobs()))
+    small = (cifar_jobs, kernel_jobs, wgan_jobs, cyclegan_jobs, upsampling_jobs, loader_jobs)
+    return Plan("quick", tuple(job for jobs in small for job in jobs.quick()))
 
 
 def suite_plan() -> Plan:
     """Returns everything at real sizes: what is first in each benchmark before what is second in any."""
     from bench.cases import kernel_jobs, loader_jobs, upsampling_jobs
-    from bench.tasks import cifar_jobs, wgan_jobs
+    from bench.tasks import cifar_jobs, cyclegan_jobs, wgan_jobs
 
     sprint, others = cifar_jobs.suite()[:2], cifar_jobs.suite()[2:]
-    real = (kernel_jobs.suite, wgan_jobs.suite, upsampling_jobs.suite, loader_jobs.suite)
-    return Plan("suite", (*sprint, *(job for jobs in real for job in jobs()), *others))
+    real = (kernel_jobs, wgan_jobs, cyclegan_jobs, upsampling_jobs, loader_jobs)
+    return Plan("suite", (*sprint, *(job for jobs in real for job in jobs.suite()), *others))

@@ -149,6 +149,57 @@ def run_wgan(
     end_run(path, status, as_json=json_)
 
 
+@run_app.command("cyclegan")
+def run_cyclegan(
+    recipe: Annotated[str, typer.Option(help="lesson or paper; `wallclock list` describes them.")] = "lesson",
+    data: Annotated[
+        str, typer.Option(help="Folder with trainA, trainB, testA and testB, or 'synthetic' for the embedded domains.")
+    ] = "synthetic",
+    iterations: Annotated[int, typer.Option(help="Stop after so many; 0 for the recipe's whole budget.")] = 0,
+    look_every: Annotated[
+        int, typer.Option(help="Iterations between looks: cycles' errors, pictures, checkpoint.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and pools.")] = 0,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Measure the plain loop, all levers, and all but each, in turns.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="With --ablate: turns of each variant.")] = 12,
+    device: Device = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
+    ] = None,
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Train a CycleGAN and measure iterations per second; or what each lever of its recipe gives."""
+    from bench.environment import resolve_device
+    from bench.tasks import cyclegan, cyclegan_ablation
+    from models.recipes import get_cyclegan_recipe
+    from models.recipes.override import override
+
+    _, progress = consoles()
+    run: Any
+    if resume is not None:
+        run = (cyclegan_ablation if cyclegan_ablation.is_ablation(resume) else cyclegan).resumed_run(resume)
+    else:
+        resolved = get_cyclegan_recipe(recipe, device_type := resolve_device(device))
+        for assignment in set_ or ():
+            resolved = override(resolved, assignment)
+        asked: dict[str, Any] = {"recipe": resolved, "data": data, "device": device_type, "seed": seed}
+        together = 20 if device_type == "cuda" else 1  # some seconds on a CPU, and a second on a GPU
+        if ablate:
+            request = cyclegan_ablation.AblationRequest(rounds=rounds, iterations=together, **asked)
+            run = cyclegan_ablation.new_run(request, out, typed_command())
+        else:
+            plan: dict[str, Any] = {"iterations": iterations, "look_every": look_every, "window_iterations": together}
+            run = cyclegan.new_run(cyclegan.CycleGanRequest(**asked, **plan), out, typed_command())
+    path = run.writer.path
+    with interruptible(path, f", go on with `wallclock run cyclegan --resume {path}`"):
+        status = run.execute(lambda text: progress.print(text, markup=False))
+    end_run(path, status, as_json=json_)
+
+
 @run_app.command("kernels")
 def run_kernels(
     only: Annotated[

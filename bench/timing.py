@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WINDOW_S = 50e-6
 MAX_LAUNCHES = 1000
 
-PHASES = ("data", "forward", "backward", "optimiser", "evaluation", "step")
+PHASES = ("data", "forward", "backward", "optimiser", "replay", "evaluation", "step")
 
 
 class TimingError(RuntimeError):

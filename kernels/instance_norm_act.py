@@ -11,6 +11,7 @@ import triton
 from torch.nn import functional as F
 
 from kernels import batch_norm_act as norm
+from kernels.instance_norm import instance_norm
 from kernels.jit import instance_norm_act as jit
 
 Act = Literal["none", "relu", "leaky_relu"]
@@ -48,7 +49,7 @@ def instance_norm_act_ref(
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
-    z = F.instance_norm(x.to(wide), weight=weight, bias=bias, eps=eps)
+    z = instance_norm(x.to(wide), weight, bias, eps=eps)
     y = {"none": lambda z: z, "relu": F.relu, "leaky_relu": lambda z: F.leaky_relu(z, negative_slope)}[act](z)
     if residual is not None:
         y = y + interior(residual, residual_pad).to(wide)

@@ -194,7 +194,7 @@ def muon_eager_(
     grads: list[torch.Tensor],
     buffers: list[torch.Tensor],
     *,
-    lr: float,
+    lr: float | torch.Tensor,
     momentum: float,
     steps: int = 3,
 ) -> None:
@@ -204,8 +204,8 @@ def muon_eager_(
         params: as `muon_ref`, any layout; overwritten.
         grads: as `muon_ref`.
         buffers: the same; overwritten.
-        lr: the same.
-        momentum: the same.
+        lr: as `muon_ref`, or a tensor of one element on the device, which a CUDA graph reads in each replay.
+        momentum: as `muon_ref`.
         steps: the same.
 
     Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
@@ -229,9 +229,11 @@ def muon_eager_(
         for i, update in zip(places, updates, strict=True):
             strides = params[i].stride()
             order = sorted(range(1, params[i].ndim), key=strides.__getitem__, reverse=True)
-            params[i].permute(0, *order).sub_(
-                update.view(len(update), *(params[i].shape[d] for d in order)).to(params[i].dtype), alpha=lr
-            )
+            step = update.view(len(update), *(params[i].shape[d] for d in order)).to(params[i].dtype)
+            if isinstance(lr, torch.Tensor):
+                params[i].permute(0, *order).addcmul_(step, lr.to(step.dtype), value=-1)
+            else:
+                params[i].permute(0, *order).sub_(step, alpha=lr)
 
 
 def muon_triton_(
@@ -239,7 +241,7 @@ def muon_triton_(
     grads: Sequence[torch.Tensor],
     buffers: Sequence[torch.Tensor],
     *,
-    lr: float,
+    lr: float | torch.Tensor,
     momentum: float,
     steps: int = 3,
 ) -> None:
@@ -276,11 +278,13 @@ def muon_triton_(
     places = [i for i, p in enumerate(params) if p.numel()]
     # Equal shapes side by side, so that they are stacks of one workspace.
     places = [i for _, group in _grouped(places, lambda i: (len(params[i]), params[i].numel())) for i in group]
+    by_tensor = isinstance(lr, torch.Tensor)
     torch.ops.wallclock.muon_(
         [params[i] for i in places],
         [lying_as(grads[i], params[i]) for i in places],
         [buffers[i] for i in places],
-        lr,
+        0.0 if by_tensor else lr,
+        lr if by_tensor else None,
         momentum,
         steps,
     )
@@ -292,6 +296,7 @@ def _in_place(
     grads: Sequence[torch.Tensor],
     buffers: Sequence[torch.Tensor],
     lr: float,
+    lr_tensor: torch.Tensor | None,
     momentum: float,
     steps: int,
 ) -> None:
@@ -316,7 +321,10 @@ def _in_place(
         for flat in (quotients, updates)
     )
     newton_schulz_gram(stacked, steps, out)
-    update_kernel[grid](rows, updates, sums, n, lr, ALIGNED=wide, BLOCK=BLOCK, PARTS=PARTS)
+    update_kernel[grid](
+        rows, updates, sums, n, rows if lr_tensor is None else lr_tensor, lr,
+        LR_TENSOR=lr_tensor is not None, ALIGNED=wide, BLOCK=BLOCK, PARTS=PARTS,
+    )  # fmt: skip
 
 
 @_in_place.register_fake
@@ -325,6 +333,7 @@ def _(
     grads: Sequence[torch.Tensor],
     buffers: Sequence[torch.Tensor],
     lr: float,
+    lr_tensor: torch.Tensor | None,
     momentum: float,
     steps: int,
 ) -> None:
@@ -336,7 +345,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: filters OIHW (or matrices), float32.
-        lr: step size relative to a bank of norm sqrt(O).
+        lr: step size relative to a bank of norm sqrt(O): a number, or a tensor of one element on the device.
         momentum: of the gradient average, Nesterov form.
         steps: Newton-Schulz iterations.
         implementation: "eager" by stacks and foreach operations, the iteration in bfloat16; "triton" with three
@@ -351,7 +360,7 @@ class Muon(torch.optim.Optimizer):
         self,
         params: Iterable[torch.Tensor],
         *,
-        lr: float,
+        lr: float | torch.Tensor,
         momentum: float = 0.6,
         steps: int = 3,
         implementation: Literal["eager", "triton"] = "eager",

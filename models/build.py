@@ -47,34 +47,56 @@ class ScheduledOptimizers:
 
     Attributes:
         optimizers: torch optimisers; every trained parameter belongs to exactly one.
+        moves_momentum: whether a schedule changes a momentum, which optimisers take as a number.
     """
 
     def __init__(self, scheduled_groups: list[tuple[torch.optim.Optimizer, list[Schedule]]]) -> None:
         self.optimizers = [optimizer for optimizer, _ in scheduled_groups]
         self._groups = [
-            (group, group["lr"], schedule)
+            (group, float(group["lr"]), schedule)
             for optimizer, schedules in scheduled_groups
             for group, schedule in zip(optimizer.param_groups, schedules, strict=True)
         ]
+        self.moves_momentum = any(schedule.at(0.0).momentum is not None for _, _, schedule in self._groups)
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> tuple[bool, ...]:
         """Sets every group to its schedule at `progress`, from 0 at the first step to 1 after the last.
 
-        A group whose learning rate is zero is frozen: its parameters ask for no gradient, and backward skips the work.
+        A group whose learning rate is zero is frozen: its parameters have no gradient, and backward skips the work.
+
+        Returns:
+            For each group whether it is frozen.
         """
-        for group, peak_lr, schedule in self._groups:
-            setting = schedule.at(progress)
-            group["lr"] = peak_lr * setting.lr_factor
+        settings = [(group, peak_lr, schedule.at(progress)) for group, peak_lr, schedule in self._groups]
+        for group, peak_lr, setting in settings:
+            lr = peak_lr * setting.lr_factor
+            if isinstance(group["lr"], torch.Tensor):  # where a graph reads it
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
             if setting.momentum is not None:
                 group["momentum"] = setting.momentum
-            frozen = setting.lr_factor == 0.0
             for parameter in group["params"]:
-                parameter.requires_grad_(not frozen)
+                parameter.requires_grad_(lr != 0.0)
+                if lr == 0.0:
+                    parameter.grad = None
+        return tuple(setting.lr_factor == 0.0 for _, _, setting in settings)
 
-    def zero_grad(self) -> None:
-        """Drops the gradients."""
+    def zero_grad(self, *, keep_memory: bool = False) -> None:
+        """Drops the gradients, or sets them to zero where they lie."""
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not keep_memory)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns the momentum of every parameter by name, in the optimisers' own memory; zero where there is none."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = optimizer.state[parameter]
+                    if state.get("momentum_buffer") is None:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
+        parameters = [(o, p) for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        return {f"momentum {i}": o.state[p]["momentum_buffer"] for i, (o, p) in enumerate(parameters)}
 
 
 def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
@@ -82,30 +104,46 @@ def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
     trained = [p for p in model.parameters() if p.requires_grad]
     fused = trained[0].is_cuda  # one launch for all parameters; on the CPU it needs every gradient in one dtype
     rule = recipe.optimizer
+
+    def rate(lr: float) -> float | torch.Tensor:
+        """The rate as a graph reads it."""
+        on_device = recipe.implementations.cuda_graph and trained[0].device.type != "meta"
+        return torch.tensor(lr, device=trained[0].device) if on_device else lr
+
     if isinstance(rule, SGD):
         sgd = torch.optim.SGD(
-            trained, lr=rule.lr, momentum=rule.momentum, weight_decay=rule.weight_decay, nesterov=True, fused=fused
+            trained,
+            lr=rate(rule.lr),
+            momentum=rule.momentum,
+            weight_decay=rule.weight_decay,
+            nesterov=True,
+            fused=fused,
         )
         return ScheduledOptimizers([(sgd, [rule.schedule])])
-    return _build_muon_sgd(rule, model, recipe, fused)
+    return _build_muon_sgd(rule, model, recipe, rate, fused)
 
 
-def _build_muon_sgd(rule: MuonSGD, model: nn.Module, recipe: Recipe, fused: bool) -> ScheduledOptimizers:
+def _build_muon_sgd(
+    rule: MuonSGD, model: nn.Module, recipe: Recipe, rate: Callable[[float], float | torch.Tensor], fused: bool
+) -> ScheduledOptimizers:
     if not isinstance(model, Sprint):
         raise ValueError(f"MuonSGD splits the parameters of the sprint network, got {type(model).__name__}; use SGD")
     trained = [p for p in model.groups.parameters() if p.requires_grad]
     decay = rule.weight_decay * recipe.batch_size  # SGD multiplies it by the rate again, hence the quotients below
     muon = Muon(
         [p for p in trained if p.ndim == 4],
-        lr=rule.filter_lr,
+        lr=rate(rule.filter_lr),
         momentum=rule.filter_momentum,
         implementation=recipe.implementations.optimizer,
     )
     sgd = torch.optim.SGD(
         [
-            {"params": [model.whiten.bias], "lr": rule.bias_lr, "weight_decay": decay / rule.bias_lr},
-            {"params": [p for p in trained if p.ndim == 1], "lr": rule.bias_lr, "weight_decay": decay / rule.bias_lr},
-            {"params": [model.head.weight], "lr": rule.head_lr, "weight_decay": decay / rule.head_lr},
+            {"params": parameters, "lr": rate(lr), "weight_decay": decay / lr}
+            for parameters, lr in (
+                ([model.whiten.bias], rule.bias_lr),
+                ([p for p in trained if p.ndim == 1], rule.bias_lr),
+                ([model.head.weight], rule.head_lr),
+            )
         ],
         momentum=rule.momentum,
         nesterov=True,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kernels.instance_norm import instance_norm
 from models.autocast import autocast_to
 from models.recipes.recipe import Implementation, Implementations, Save
 from models.upsampling import CollapsedConv
@@ -287,7 +288,7 @@ class InstanceNormAct(nn.Module):
                 x, self.weight, self.bias, eps=self.eps, act=self.act, negative_slope=self.negative_slope,
                 pad=self.pad, residual=residual, residual_pad=residual_pad,
             )  # fmt: skip
-        z = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        z = instance_norm(x, self.weight, self.bias, eps=self.eps)
         if self.act != "none":
             z = F.relu_(z) if self.act == "relu" else F.leaky_relu_(z, self.negative_slope)
         if residual is not None:

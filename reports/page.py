@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports import plots
+from reports.ablation import ablation_rows
 from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
 from reports.loaders import loader_failures, loader_summary, loader_tables
 from reports.stats import summarise, time_to_target
 from reports.store import StoreError
 from reports.tables import (
     CLOCK,
+    CYCLEGAN_LOSSES,
     NAMES,
     OF_THEIR_OWN,
     SUMMARY_NAMES,
@@ -30,7 +32,6 @@ from reports.tables import (
     significant,
 )
 from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
-from reports.wgan import ablation_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,15 +157,28 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
     made |= {
         "distance": (
             "WGAN: estimated distance",
-            plots.wgan_curves(samples, ("em_train", "em_held_out"), "estimate, D(fake) - D(x)"),
+            plots.loss_curves(samples, "wgan", ("em_train", "em_held_out"), "estimate, D(fake) - D(x)", "critic steps"),
             "The critic's estimate of the earth mover's distance, up to its slope. A distance to held-out images that "
             "stays above that to training images shows learning by heart.",
         ),
         "wgan-loss": (
             "WGAN: losses",
-            plots.wgan_curves(samples, ("critic_loss", "generator_loss"), "loss"),
+            plots.loss_curves(samples, "wgan", ("critic_loss", "generator_loss"), "loss", "critic steps"),
             "The critic's is D(real) - D(fake), averaged over the steps before each generator step; the generator's is "
             "D(fake).",
+        ),
+        "cycles": (
+            "CycleGAN: there and back",
+            plots.loss_curves(
+                samples, "cyclegan", ("cycle_error", "cycle_error_with_noise"), "mean absolute error", "iterations"
+            ),
+            "Test images against their translation there and back, in a range of 2. Far more error with noise on the "
+            "translation says that the way back reads what the translation hides, not what it shows.",
+        ),
+        "cyclegan-loss": (
+            "CycleGAN: losses",
+            plots.loss_curves(samples, "cyclegan", CYCLEGAN_LOSSES, "loss, as it is weighted", "iterations"),
+            "Of the generators together, and of each discriminator.",
         ),
     }
     return {

@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 Figure = dict[str, Any]
 LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # tells looks on the way apart
 
-WGAN_CURVES = {
+LOSS_CURVES = {
     "em_train": ("distance to training images", "solid"),
     "em_held_out": ("distance to held-out images", "dash"),
     "critic_loss": ("critic loss", "solid"),
     "generator_loss": ("generator loss", "dot"),
+    "cycle_error": ("there and back", "solid"),
+    "cycle_error_with_noise": ("with noise on the way", "dash"),
+    "loss_gan": ("generators, least squares", "solid"),
+    "loss_cycle": ("cycle", "dash"),
+    "loss_identity": ("identity", "dot"),
+    "loss_discriminator_a": ("discriminator of B", "dashdot"),
+    "loss_discriminator_b": ("discriminator of A", "longdash"),
 }
 
 # Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
@@ -248,24 +255,28 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
     return {"data": traces, "layout": layout}
 
 
-def wgan_curves(frame: "pd.DataFrame", metrics: tuple[str, ...], y_title: str) -> Figure | None:
-    """Returns metrics of a WGAN over its critic steps; None without such samples.
+def loss_curves(
+    frame: "pd.DataFrame", benchmark: str, metrics: tuple[str, ...], y_title: str, x_title: str
+) -> Figure | None:
+    """Returns metrics of a generative network over its steps; None without such samples.
 
     Args:
         frame: from `reports.load`.
-        metrics: of `WGAN_CURVES`.
+        benchmark: "wgan" or "cyclegan".
+        metrics: of `LOSS_CURVES`.
         y_title: what they have in common.
+        x_title: what a step is.
     """
     traces: list[Figure] = []
     position = 0
     for metric in metrics:
-        name, dash = WGAN_CURVES[metric]
-        for label, group in by_label(_looks(frame[frame["benchmark"] == "wgan"], metric)):
+        name, dash = LOSS_CURVES[metric]
+        for label, group in by_label(_looks(frame[frame["benchmark"] == benchmark], metric)):
             line = group[group["value"].notna()].sort_values("step")
             traces.append(
                 {
                     "type": "scatter",
-                    "mode": "lines+markers" if metric.startswith("em") else "lines",
+                    "mode": "lines+markers" if metric.startswith(("em", "cycle_")) else "lines",
                     "name": f"{name} · {label}",
                     "x": [_number(step) for step in line["step"].astype("float64")],
                     "y": [_number(value) for value in line["value"]],
@@ -275,12 +286,13 @@ def wgan_curves(frame: "pd.DataFrame", metrics: tuple[str, ...], y_title: str) -
                 }
             )
             position += 1
-    return {"data": traces, "layout": _layout("critic steps", y_title)} if traces else None
+    return {"data": traces, "layout": _layout(x_title, y_title)} if traces else None
 
 
 def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
     """One metric of each look; of a seed that a resumed run began anew, the last attempt's."""
-    return frame[frame["metric"] == metric].drop_duplicates(LOOK, keep="last")
+    keys = [*LOOK, *(c for c in ("domain",) if c in frame)]  # a CycleGAN looks at both
+    return frame[frame["metric"] == metric].drop_duplicates(keys, keep="last")
 
 
 def _cases(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 CLOCK = "train_eval_s"
 # Points of a curve: drawn in figures; their median says nothing.
+CYCLEGAN_LOSSES = ("loss_gan", "loss_cycle", "loss_identity", "loss_discriminator_a", "loss_discriminator_b")
 CURVES = (
     *("accuracy", "elapsed_train_eval_s", "train_loss"),
     *("critic_loss", "generator_loss", "em_train", "em_held_out"),
+    *CYCLEGAN_LOSSES,
 )
 # What has a table of its own.
 KERNELS = (
@@ -31,8 +33,12 @@ KERNELS = (
 )
 UPSAMPLING = ("constant_spread", "phase_share", "spectral_peak", "parameter_count")
 TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS, *UPSAMPLING)
-ABLATION = "wgan ablation"
-OF_THEIR_OWN = ("static", "choices", "loaders", ABLATION)  # benchmarks that have
+# Of each benchmark of levers: its rate, what one step takes, and what a turn takes in CPU time.
+ABLATIONS = {
+    "wgan ablation": ("critic_iterations_per_s", "critic_step_s", "cycle_cpu_s"),
+    "cyclegan ablation": ("iterations_per_s", "iteration_s", "turn_cpu_s"),
+}
+OF_THEIR_OWN = ("static", "choices", "loaders", *ABLATIONS)  # benchmarks that have
 WORDS = ("case", "variant", "metric", "unit", "error", "fastest", "failed", "chosen", "form", "pipeline")  # columns of
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.

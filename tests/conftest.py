@@ -20,6 +20,12 @@ def real_images() -> Path:
     return REAL_IMAGES
 
 
+@pytest.fixture(autouse=True)
+def full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 is held to float32: TensorFloat-32, PyTorch's default for convolutions, has 11 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def device() -> torch.device:
     """Where kernels run: the GPU, or the CPU through Triton's interpreter."""

@@ -13,7 +13,7 @@ from bench.environment import Telemetry, last_level_cache_bytes, provenance, res
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
 from bench.selecting import is_chosen
-from bench.timing import Deadline, measure
+from bench.timing import Deadline, measure, now_s
 from kernels.cases import SPECS
 from kernels.spec import Case, KernelSpec, available
 from reports.reading import load
@@ -105,7 +105,7 @@ class KernelsRun:
 
         Args:
             observe: is shown every variant that is done.
-            deadline: no case is begun after it.
+            deadline: no case is begun with less time left than the slowest so far took.
 
         Returns:
             How it ended: "failed" if a variant is wrong or could not run.
@@ -122,18 +122,20 @@ class KernelsRun:
             for variant, why_not in self.skipped.items():
                 observe(CaseDone("every case", variant, {}, why_not))
             writer.add(copy_bandwidth(device, self.request.sample_budget_s, "kernels"))
-            stopped = ""
+            stopped, slowest_s = "", 0.0
             for spec, case, variants in self.request.chosen():
                 trial = Trial(spec, case, self.request.dtype, device)
                 if trial.name in self.done:
                     continue
-                if deadline is not None and deadline.expired():
-                    stopped = f"stopped before {trial.name}: the budget is spent"
+                if deadline is not None and deadline.remaining_s() <= slowest_s:
+                    stopped = f"stopped before {trial.name}: the budget does not hold it"
                     break
+                begun_s = now_s()
                 wanted = [variant for variant in variants if variant not in self.skipped]
                 for done in measure_case(trial, wanted, self.request.sample_budget_s, writer, telemetry):
                     observe(done)
                     self.failed |= bool(done.why_not)
+                slowest_s = max(slowest_s, now_s() - begun_s)
             writer.add(copy_bandwidth(device, self.request.sample_budget_s, "kernels"))
             if stopped:
                 writer.note(stopped)

@@ -15,7 +15,7 @@ from bench.environment import Telemetry, provenance, resolve_device
 from bench.resuming import begun_run, check_same_place
 from bench.selecting import is_chosen
 from bench.tasks.cifar import SYNTHETIC, load_split
-from bench.timing import Deadline
+from bench.timing import Deadline, now_s
 from kernels.spec import Case, available
 from loaders.batches import Dataset
 from models.dcgan import Generator
@@ -119,7 +119,7 @@ class UpsamplingRun:
 
         Args:
             observe: is shown every variant and every training that is done.
-            deadline: nothing is begun after it.
+            deadline: nothing is begun with less time left than the longest part so far took.
 
         Returns:
             How it ended: "failed" if a variant is wrong or could not run, or a training diverged.
@@ -129,12 +129,14 @@ class UpsamplingRun:
         """
         index = self.device.index or 0 if self.device.type == "cuda" else None
         with self.writer as writer, measured_under(), Telemetry(index) as telemetry:
-            stopped = ""
+            stopped, longest_s = "", 0.0
             for name, part in self._parts(observe, telemetry):
-                if deadline is not None and deadline.expired():
-                    stopped = f"stopped before {name}: the budget is spent"
+                if deadline is not None and deadline.remaining_s() <= longest_s:
+                    stopped = f"stopped before {name}: the budget does not hold it"
                     break
+                begun_s = now_s()
                 part()
+                longest_s = max(longest_s, now_s() - begun_s)
             if stopped:
                 writer.note(stopped)
                 writer.finish("stopped")

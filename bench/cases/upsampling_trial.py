@@ -18,6 +18,9 @@ from models.layers import choose
 from models.recipes.recipe import Implementation, Implementations
 from models.upsampling import UPSAMPLINGS, upsample2x
 
+# PyTorch's backward of the bilinear resize adds up in 16 bits on a GPU: 0.0139 off on an H200 in bfloat16.
+BILINEAR_16_BIT = 0.02
+
 
 def kind_of(variant: str) -> str:
     """Returns the kind that a variant such as "deconv_nchw" is of."""
@@ -123,6 +126,11 @@ class UpsamplingTrial(Trial):
         """Gives the memory back."""
         self._exact_by_kind = {}
         super().close()
+
+    def check(self, variant: str) -> tuple[float, float]:
+        """Returns a variant's error against the float64 reference, and what is allowed."""
+        error, allowed = super().check(variant)
+        return error, max(allowed, BILINEAR_16_BIT if kind_of(variant) == "bilinear" and self.dtype != "fp32" else 0.0)
 
     def parameter_count(self, variant: str) -> int:
         """Returns the weights that a variant has."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bench.choices import Choices
 from bench.environment import cpu_cores
+from bench.graphs import Inputs, StepGraphs, put_back
 from bench.timing import PhaseTimer, RunClocks
 from kernels.augment import Augmentation
 from kernels.spec import available
@@ -77,6 +78,8 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
         raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
     if device.type == "cpu" and recipe.implementations.cuda_graph:
         raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    if recipe.implementations.cuda_graph and recipe.precision == "fp16":
+        raise ValueError("fp16's scaled loss asks the host in every step; use --set precision=bf16 with a CUDA graph")
     if why_not := pipeline_unavailable(recipe.pipeline):
         raise ValueError(why_not)
     why_not = available("triton", device) if recipe.implementations.triton else ""
@@ -84,7 +87,11 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
         switches = " ".join(f"--set implementations.{name}=eager" for name in recipe.implementations.triton)
         raise ValueError(f"{why_not}; or use {switches}")
     model = build_model(recipe, len(split.train.classes), torch.device("meta"))
-    build_optimizers(recipe, model)
+    if build_optimizers(recipe, model).moves_momentum and recipe.implementations.cuda_graph:
+        raise ValueError(
+            f"a CUDA graph keeps the momentum that it was captured with, and {recipe.name}'s schedule moves it; use "
+            "--set implementations.cuda_graph=false"
+        )
     for size in (*(r.size for r in recipe.resolutions), split.train.images_NHWC.shape[1]):
         try:
             model(torch.empty(2, 3, size, size, device="meta"))
@@ -155,12 +162,10 @@ class Trainer:
         looks = 1 if recipe.epochs > 1 else 4
         self.evaluation_interval = math.ceil(min(self.steps_per_epoch, self.total_steps) / looks)
         self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
-        if implementations.compile or implementations.cuda_graph:
-            # "cudagraphs" captures the eager operations, "reduce-overhead" those that inductor has fused.
-            backend = "inductor" if implementations.compile else "cudagraphs"
-            mode = "reduce-overhead" if implementations.compile and implementations.cuda_graph else None
-            self.network = torch.compile(self.model, backend=backend, mode=mode, dynamic=False)
+        if implementations.compile:
+            self.network = torch.compile(self.model, dynamic=False)
         self._loss_sum = torch.zeros((), device=device)
+        self._graphs = StepGraphs(device, self._state) if implementations.cuda_graph else None
         if self.network is not self.model or device.type == "cuda":
             self._warm_up()
 
@@ -215,18 +220,28 @@ class Trainer:
         self.model.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns float32 logits [N, classes] of normalised images [N, 3, H, W].
-
-        They are a copy always: a captured graph overwrites its own output in its next replay.
-        """
+        """Returns float32 logits [N, classes] of normalised images [N, 3, H, W]."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.network(images).to(torch.float32, copy=True)
+            return self.network(images).float()
 
     def step(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], step: int, phases: PhaseTimer) -> None:
         """Takes one optimiser step on the next batch."""
         with phases.phase("data"):
             images, labels = next(batches)
-        self.optimizers.set_progress(step / self.total_steps)
+        frozen = self.optimizers.set_progress(step / self.total_steps)
+        if self._graphs is None:
+            self._update(images, labels, phases)
+            return
+
+        def update(static: Inputs) -> torch.Tensor:
+            return self._update(static["images"], static["labels"], PhaseTimer(self.device, enabled=False))
+
+        with phases.phase("replay"):
+            name = f"images {tuple(images.shape)}, frozen {frozen}"
+            self._graphs.replayed(name, update, {"images": images, "labels": labels})
+
+    def _update(self, images: torch.Tensor, labels: torch.Tensor, phases: PhaseTimer) -> torch.Tensor:
+        """Takes one optimiser step on given images; returns their mean loss. It draws nothing: a graph can hold it."""
         with phases.phase("forward"):
             loss = F.cross_entropy(self.forward(images), labels, label_smoothing=self.recipe.label_smoothing)
         with phases.phase("backward"):
@@ -236,8 +251,13 @@ class Trainer:
             for optimizer in self.optimizers.optimizers:
                 self.scaler.step(optimizer)
             self.scaler.update()
-            self.optimizers.zero_grad()
+            self.optimizers.zero_grad(keep_memory=self._graphs is not None)
             self._loss_sum += loss.detach()
+        return loss.detach()
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """All that a step moves."""
+        return {**self.model.state_dict(keep_vars=True), **self.optimizers.state(), "loss sum": self._loss_sum}
 
     def train(self) -> Iterator[Event]:
         """Trains for the recipe's whole budget, then evaluates; the caller's time between events is off the clock."""
@@ -318,16 +338,13 @@ class Trainer:
         return self.forward(padded)[: len(images)]
 
     def _warm_up(self) -> None:
-        """Compiles and captures every shape of the run on throwaway weights, then restores them."""
-        initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        """Compiles and captures every shape of the run, then takes all that moved back."""
         unmeasured = PhaseTimer(self.device, enabled=False)
-        for size in (*(r.size for r in self.recipe.resolutions), None):
-            batches = self.batches(size)
-            for index in range(WARMUP_STEPS):
-                self.step(iter(batches), index * (self.total_steps - 1) // (WARMUP_STEPS - 1), unmeasured)
-        self.accuracy(self.recipe.tta)
-        self.model.load_state_dict(initial)
-        self.optimizers = build_optimizers(self.recipe, self.model)
+        with put_back(self._state):
+            for size in (*(r.size for r in self.recipe.resolutions), None):
+                batches = self.batches(size)
+                for index in range(WARMUP_STEPS):
+                    self.step(iter(batches), index * (self.total_steps - 1) // (WARMUP_STEPS - 1), unmeasured)
+            self.accuracy(self.recipe.tta)
         self.optimizers.set_progress(0.0)
         self.scaler = self._new_scaler()
-        self._loss_sum.zero_()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bench.checkpoint import CHECKPOINT
 from bench.environment import Telemetry, provenance, resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
@@ -22,7 +23,6 @@ from reports.pictures import write_picture
 from reports.schema import Run, RunStatus, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
 
-CHECKPOINT = "checkpoint.safetensors"
 GALLERY_EDGE = 8  # images along each side
 REQUEST_KEYS = ("data", "only_class", "device", "seed", "generator_iterations", "look_every", "window_cycles")
 HIGHER = ("critic_iterations_per_s", "generator_iterations_per_s", "images_per_s")

@@ -1,12 +1,12 @@
 """All that a WGAN's training goes on from, as one safetensors file: weights, buffers, optimisers, noise, position."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from bench.checkpoint import load_checkpoint, read_position, save_checkpoint
 from reports.store import StoreError
 
 if TYPE_CHECKING:
@@ -42,27 +42,8 @@ def _fresh(optimizer: torch.optim.Optimizer, p: torch.Tensor, *, on_device: bool
 
 
 def save(trainer: "WganTrainer", path: Path) -> None:
-    """Writes a checkpoint in one piece: the file that is there is replaced when the new one is whole.
-
-    Args:
-        trainer: between two cycles.
-        path: of the file.
-
-    Raises:
-        StoreError: if it cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    part = path.with_suffix(".part")
-    metadata = {"position": json.dumps(asdict(trainer.position)), "recipe_hash": trainer.recipe.hash()}
-    try:
-        tensors = {name: tensor.detach().contiguous() for name, tensor in training_state(trainer).items()}
-        save_file(tensors, part, metadata=metadata)
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error}; make room, then go on with --resume") from None
+    """Writes a checkpoint of a trainer between two cycles; see `bench.checkpoint.save_checkpoint`."""
+    save_checkpoint(path, training_state(trainer), asdict(trainer.position), trainer.recipe)
 
 
 def load(trainer: "WganTrainer", path: Path) -> None:
@@ -75,22 +56,14 @@ def load(trainer: "WganTrainer", path: Path) -> None:
     Raises:
         StoreError: if it is damaged, or one of another recipe.
     """
-    from safetensors import SafetensorError, safe_open
-
     from bench.tasks.wgan_training import Position
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        position = Position(**json.loads(metadata["position"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); start a new run") from None
-    if metadata.get("recipe_hash") != trainer.recipe.hash():
-        raise StoreError(f"{path} is of another recipe; start a new run")
     state = training_state(trainer)
-    if set(state) != set(stored) or any(state[name].shape != stored[name].shape for name in state):
-        raise StoreError(f"{path} holds other tensors than this version's; start a new run")
+    stored = load_checkpoint(path, state, trainer.recipe)
+    try:
+        position = Position(**read_position(path))
+    except TypeError as error:
+        raise StoreError(f"{path} is damaged ({error}); start a new run") from None
     with torch.no_grad():
         for name, tensor in state.items():
             if name == NOISE:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from kernels.batch_norm_act import Plan
 from kernels.cases.inputs import compiled_variant, normal
+from kernels.instance_norm import instance_norm
 from kernels.instance_norm_act import instance_norm_act, instance_norm_act_ref, interior, plan
 from kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -72,7 +73,7 @@ def _eager_nchw(
     x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
 ) -> torch.Tensor:
     """What a user has today: norm, activation in place, sum, padding."""
-    return _padded(IN_PLACE[act](F.instance_norm(x)), residual, pad, residual_pad)
+    return _padded(IN_PLACE[act](instance_norm(x)), residual, pad, residual_pad)
 
 
 def _eager(
@@ -86,7 +87,7 @@ def _eager(
 def _out_of_place(
     x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
 ) -> torch.Tensor:
-    y = _padded(OUT_OF_PLACE[act](F.instance_norm(x)), residual, pad, residual_pad)
+    y = _padded(OUT_OF_PLACE[act](instance_norm(x)), residual, pad, residual_pad)
     return y.contiguous(memory_format=torch.channels_last)
 
 

@@ -70,9 +70,12 @@ def normalise_kernel(
 
 @triton.jit
 def update_kernel(
-    table_ptr, update_ptr, sums_ptr, rows, lr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr
-):
+    table_ptr, update_ptr, sums_ptr, rows, lr_ptr, lr, LR_TENSOR: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """Rescales each filter bank to the norm sqrt(O), then steps."""
+    if LR_TENSOR:
+        lr = tl.load(lr_ptr).to(tl.float32)
     row = tl.program_id(0)
     count, before = _extent(table_ptr, row, ALIGNED)
     norm = tl.sqrt_rn(_sum_of_tensor(sums_ptr + rows, table_ptr, row, PARTS))

@@ -4,13 +4,14 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from models.recipes.cyclegan import CYCLEGAN_RECIPES, CycleGanRecipe
 from models.recipes.darknet import darknet
 from models.recipes.recipe import Recipe
 from models.recipes.sprint import sprint
 from models.recipes.wgan import WGAN_RECIPES, WganRecipe
 from models.recipes.wrn22 import wrn22
 
-AnyRecipe = TypeVar("AnyRecipe", Recipe, WganRecipe)
+AnyRecipe = TypeVar("AnyRecipe", Recipe, WganRecipe, CycleGanRecipe)
 
 RECIPES: dict[str, Callable[[str], Recipe]] = {"sprint": sprint, "wrn22": wrn22, "darknet": darknet}
 
@@ -31,6 +32,11 @@ def get_recipe(name: str, device_type: str) -> Recipe:
 def get_wgan_recipe(name: str, device_type: str) -> WganRecipe:
     """Returns the WGAN recipe of that name; see `get_recipe`."""
     return _named(WGAN_RECIPES, name, device_type)
+
+
+def get_cyclegan_recipe(name: str, device_type: str) -> CycleGanRecipe:
+    """Returns the CycleGAN recipe of that name; see `get_recipe`."""
+    return _named(CYCLEGAN_RECIPES, name, device_type)
 
 
 def _named(recipes: Mapping[str, Callable[[str], AnyRecipe]], name: str, device_type: str) -> AnyRecipe:

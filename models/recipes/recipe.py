@@ -102,7 +102,7 @@ class Implementations:
     Attributes:
         channels_last: keep activations and filters in NHWC memory.
         compile: pass the network through `torch.compile`.
-        cuda_graph: capture the network's forward and backward in CUDA graphs (GPU only).
+        cuda_graph: replay whole steps, optimisers included, as CUDA graphs (GPU only).
         keep_heap: keep freed memory in the process (CPU only): by default each big activation goes back to the kernel,
             which clears its pages in every step (183,000 page faults a step; 13% of the time).
         conv_bn_act: "triton" takes a convolution and the norm after it in our kernels: the norm's statistics come from

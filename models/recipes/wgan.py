@@ -1,11 +1,11 @@
 """The WGAN recipes: fast.ai's lesson, the paper's code, and the gradient penalty. No torch here."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from models.recipes.levers import changes_of, levers_of, variant_of, without
 from models.recipes.recipe import Implementations
 from models.recipes.resolving import Resolvable
 from models.schedules import demand
@@ -209,47 +209,20 @@ class WganRecipe(Resolvable):
 
     def levers(self) -> tuple[str, ...]:
         """Returns the fields that differ from the plain loop, as `--set` names them."""
-        return tuple(name for name, plain in PLAIN.items() if self.field(name) != plain)
-
-    def field(self, name: str) -> bool | str:
-        """Returns a field by its dotted name, one of `PLAIN`."""
-        owner, _, inner = name.rpartition(".")
-        return getattr(getattr(self, owner) if owner else self, inner)
+        return levers_of(self, PLAIN)
 
     def without(self, *levers: str) -> "WganRecipe":
-        """Returns the recipe with these fields as they are in the plain loop.
-
-        Raises:
-            ValueError: if one is no lever; names the nearest.
-        """
-        changed = self
-        for name in levers:
-            if name not in PLAIN:
-                near = difflib.get_close_matches(name, PLAIN, n=1, cutoff=0.5)
-                raise ValueError(
-                    f"no lever '{name}'; {f'did you mean {near[0]}? ' if near else ''}levers: {', '.join(PLAIN)}"
-                )
-            owner, _, inner = name.rpartition(".")
-            part: Any = dataclasses.replace(getattr(changed, owner), **{inner: PLAIN[name]}) if owner else PLAIN[name]
-            change: dict[str, Any] = {owner or inner: part}
-            changed = dataclasses.replace(changed, **change)
-        return changed
+        """Returns the recipe with these fields as they are in the plain loop; see `models.recipes.levers.without`."""
+        return without(self, PLAIN, *levers)
 
     @property
     def variant(self) -> str:
         """The name of these levers in the records: `plain`, or what is switched, such as `channels_last+bf16`."""
-
-        def short(name: str) -> str:
-            value, last = self.field(name), name.rpartition(".")[2]
-            if name == "precision":
-                return str(value)
-            return f"no {last}" if value is False else last if value is True else f"{value} {last}"
-
-        return "+".join(short(name) for name in self.levers()) or "plain"
+        return variant_of(self, PLAIN)
 
     def changes(self) -> tuple[str, ...]:
         """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
-        return tuple(f"{name}={self.field(name)}: {INEXACT[name]}" for name in self.levers() if name in INEXACT)
+        return changes_of(self, PLAIN, INEXACT)
 
 
 def _implementations(device_type: str) -> WganImplementations:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.cli import main
+from bench.graphs import WARMUP_STEPS, StepGraphs
 
 
 @pytest.fixture
@@ -23,3 +24,16 @@ def wallclock(monkeypatch, capsys):
 
     yield run
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def eager_graphs(monkeypatch):
+    """Does to a trainer what captures do, where there is no GPU: steps that move it, and replays of one step."""
+
+    def capture(graphs, step):
+        for _ in range(WARMUP_STEPS + 1):
+            loss = step()
+        loss = loss.clone()
+        return lambda: loss.copy_(step()), loss
+
+    monkeypatch.setattr(StepGraphs, "_capture", capture)

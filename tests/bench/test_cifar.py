@@ -12,7 +12,7 @@ import reports
 from bench.numerics import numerics
 from bench.tasks.cifar import CifarRequest, CifarRun, SeedDiverged, SeedEvent, new_run, resumed_run
 from bench.tasks.training import Evaluated, Finished, StepDone, Trainer
-from bench.timing import Deadline, RunClocks
+from bench.timing import Deadline, PhaseTimer, RunClocks
 from loaders.batches import DataError
 from loaders.synthetic import synthetic_split
 from models.recipes import get_recipe
@@ -430,6 +430,37 @@ def test_images_too_small_for_a_resolution_are_refused(small_split):
     recipe = tiny_recipe(resolutions=(Resolution(size=64, until_epoch=1),))
     with numerics(seed=0), pytest.raises(DataError, match="64-pixel"):
         list(Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU)).train())
+
+
+def losses_of_steps(split, device, *, cuda_graph):
+    """Losses of steps of both sizes of image, before and after the whitening bias freezes."""
+    chosen = Implementations(cuda_graph=cuda_graph)
+    recipe = tiny_recipe(precision="fp32", epochs=3, implementations=chosen)
+    with numerics(seed=0):
+        trainer = Trainer(recipe, split, device=device, seed=0, clocks=RunClocks(device))
+        trainer.model.train()
+        unmeasured, losses = PhaseTimer(device, enabled=False), []
+        for size, steps in ((24, (0, 1, 12)), (None, (13, 14))):
+            batches = iter(trainer.batches(size))
+            for step in steps:
+                before = trainer._loss_sum.item()
+                trainer.step(batches, step, unmeasured)
+                losses.append(trainer._loss_sum.item() - before)
+        assert trainer.model.whiten.bias.grad is None and not trainer.model.whiten.bias.requires_grad
+    return losses
+
+
+def test_whole_steps_as_graphs_train_the_same(small_split, monkeypatch, eager_graphs):
+    monkeypatch.setattr("bench.tasks.training.check_runnable", lambda *arguments: None)
+    plain, captured = (losses_of_steps(small_split, CPU, cuda_graph=graph) for graph in (False, True))
+    assert captured == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; torch finds none")
+def test_whole_steps_as_cuda_graphs_train_the_same(small_split, device):
+    plain, captured = (losses_of_steps(small_split, device, cuda_graph=graph) for graph in (False, True))
+    assert captured == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.slow

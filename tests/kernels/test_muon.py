@@ -208,7 +208,7 @@ class Launches(TorchDispatchMode):
 
 def test_opcheck_finds_nothing_and_what_does_not_fit_is_refused(device):
     tensors = [[torch.randn(s, device=device) for s in FILTERS[:3]] for _ in range(3)]
-    torch.library.opcheck(torch.ops.wallclock.muon_, (*tensors, 0.1, 0.6, 3))
+    torch.library.opcheck(torch.ops.wallclock.muon_, (*tensors, 0.1, None, 0.6, 3))
     half = torch.zeros(2, 3, device=device).half()
     with pytest.raises(ValueError, match="param is torch.float16"):
         muon_triton_([half], [half], [half], lr=0.1, momentum=0.6)
@@ -217,6 +217,21 @@ def test_opcheck_finds_nothing_and_what_does_not_fit_is_refused(device):
         muon_triton_([turned], [turned], [turned], lr=0.1, momentum=0.6)
     with pytest.raises(ValueError, match="expected eager or triton"):
         Muon([nn.Parameter(torch.zeros(2, 3))], lr=0.1, implementation="cuda")
+
+
+@pytest.mark.parametrize("implementation", ["eager", "triton"])
+def test_a_rate_on_the_device_is_a_rate(implementation, device):
+    moved = []
+    for lr in (0.1, torch.tensor(0.1, device=device)):
+        torch.manual_seed(0)
+        filters = [nn.Parameter(torch.randn(s).to(device)) for s in FILTERS[:2]]
+        for p in filters:
+            p.grad = torch.ones_like(p) * p.detach().flip(0)
+        optimizer = Muon(filters, lr=lr, implementation=implementation)
+        optimizer.step()
+        moved.append([p.detach().clone() for p in filters])
+    for by_number, by_tensor in zip(*moved, strict=True):
+        torch.testing.assert_close(by_tensor, by_number, rtol=1e-6, atol=1e-7)
 
 
 def test_parameters_without_a_gradient_stay_and_a_closure_is_evaluated_with_gradients():

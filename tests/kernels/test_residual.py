@@ -104,7 +104,7 @@ def test_the_lessons_form_cannot_be_trained_and_ours_passes_gradcheck(device):
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         lesson(x).sum().backward()
     torch.testing.assert_close(ours(x), x + F.leaky_relu(branch(x), 0.1))
-    assert torch.autograd.gradcheck(ours, (x,))
+    assert torch.autograd.gradcheck(ours, (x,), nondet_tol=1e-12)  # cuDNN's sums of filters' gradients have no order
 
 
 def test_a_branch_that_somebody_has_saved_is_noticed(device):

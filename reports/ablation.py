@@ -1,18 +1,17 @@
-"""What the turns of an ablation of a WGAN come to: each variant beside the plain loop, and what each lever gives."""
+"""What the turns of an ablation come to: each variant beside the plain loop, and what each lever gives."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reports.stats import bootstrap_interval, median_interval
-from reports.tables import ABLATION, Rows, interval_text, significant
+from reports.tables import ABLATIONS, Rows, interval_text, significant
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
     import pandas as pd
 
-FIGURES = ("images_per_s", "critic_step_s", "generator_step_s", "cycle_cpu_s")
 BASELINE, ALL = "baseline", "all levers"
 
 
@@ -23,24 +22,21 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         frame: from `reports.load`; warm-up rounds are left out.
 
     Returns:
-        Columns `run_id`, `case`, `variant`, `levers`, `changes_mathematics`, `rounds`, `it_per_s` with `_low` and
-        `_high` (median, distribution-free), `images_per_s`, `critic_step_s`, `generator_step_s`, `cycle_cpu_s`,
+        Columns `run_id`, `benchmark`, `case`, `variant`, `levers`, `changes_mathematics`, `rounds`, `it_per_s` with
+        `_low` and `_high` (median, distribution-free), `images_per_s`, `step_s` (a WGAN's is its critic's), `cpu_s`,
         `over_baseline` with `_low` and `_high` (median over rounds of the ratio, bootstrap), `cpu_over_baseline` (the
         same of the baseline's CPU time over this one's: what a machine that others use still shows), and `lost`: for a
         variant without a lever, the rate of all levers over its own, with `_low` and `_high`: what the lever gives.
     """
     import pandas as pd
 
-    measured = frame[(frame["benchmark"] == ABLATION) & (frame["phase"] == "steady")]
+    measured = frame[frame["benchmark"].isin(ABLATIONS) & (frame["phase"] == "steady")]
     rows: list[dict[str, Any]] = []
-    for (run_id, case), run in measured.groupby(["run_id", "case"], sort=False, observed=True):
+    for (run_id, benchmark, case), run in measured.groupby(["run_id", "benchmark", "case"], sort=False, observed=True):
+        rate, step_s, cpu_s = ABLATIONS[str(benchmark)]
         run = run.drop_duplicates(["metric", "variant", "round"], keep="last")
-        rates = run[run["metric"] == "critic_iterations_per_s"].pivot_table(
-            index="round", columns="variant", values="value", observed=True
-        )
-        cpu = run[run["metric"] == "cycle_cpu_s"].pivot_table(
-            index="round", columns="variant", values="value", observed=True
-        )
+        rates = run[run["metric"] == rate].pivot_table(index="round", columns="variant", values="value", observed=True)
+        cpu = run[run["metric"] == cpu_s].pivot_table(index="round", columns="variant", values="value", observed=True)
         medians = run.groupby(["variant", "metric"], observed=True)["value"].median()
         for variant in run["variant"].drop_duplicates():
             if variant not in rates:
@@ -48,10 +44,12 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
             own = rates[variant].dropna()
             first = run[run["variant"] == variant].iloc[0]
             middle = median_interval(own)
-            row: dict[str, Any] = {"run_id": run_id, "case": case, "variant": variant, "levers": first["levers"]}
+            row: dict[str, Any] = {"run_id": run_id, "benchmark": benchmark, "case": case, "variant": variant}
+            row |= {"levers": first["levers"]}
             row |= {"changes_mathematics": bool(first["changes_mathematics"]), "rounds": len(own)}
             row |= {"it_per_s": middle.value, "it_per_s_low": middle.low, "it_per_s_high": middle.high}
-            row |= {m: medians.get((variant, m)) for m in FIGURES}
+            figures = {"images_per_s": "images_per_s", "step_s": step_s, "cpu_s": cpu_s}
+            row |= {name: medians.get((variant, metric)) for name, metric in figures.items()}
             row |= _ratio("over_baseline", rates, variant, BASELINE)
             row |= _ratio("cpu_over_baseline", cpu, BASELINE, variant)
             if str(variant).startswith("without "):
@@ -76,17 +74,17 @@ def ablation_rows(frame: "pd.DataFrame") -> Rows:
     Args:
         frame: from `reports.load`.
     """
-    header = ["case", "variant", "it/s", "critic step", "x baseline", "x by CPU time", "lever gives"]
+    header = ["case", "variant", "it/s", "step", "x baseline", "x by CPU time", "lever gives"]
     summary = ablation_summary(frame)
     rows = []
     for row in summary.to_dict("records"):
         label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
         rows.append(
             [
-                str(row["case"]),
+                f"{str(row['benchmark']).removesuffix(' ablation')} {row['case']}",
                 label,
                 f"{significant(row['it_per_s'])}\n{interval_text(row['it_per_s_low'], row['it_per_s_high'])}",
-                f"{1e3 * row['critic_step_s']:,.0f} ms",
+                f"{1e3 * row['step_s']:,.0f} ms",
                 _interval(row, "over_baseline", significant),
                 _interval(row, "cpu_over_baseline", significant),
                 _interval(row, "lost", lambda value: f"{100 * (value - 1):+.1f}%"),

@@ -7,10 +7,11 @@ import pytest
 
 import reports
 from reports import plots
+from reports.ablation import ablation_rows, ablation_summary
 from reports.schema import Run, Sample
 from reports.store import RunWriter, utc_now
-from reports.wgan import ABLATION, ablation_rows, ablation_summary
 
+ABLATION = "wgan ablation"
 TRUE = {"baseline": 1.0, "all levers": 1.5, "all levers, bf16": 2.5, "without products": 1.2}
 
 
@@ -90,9 +91,9 @@ def test_curves_show_each_metric_over_critic_steps(tmp_path):
                     )
                 )  # fmt: skip
     frame = reports.load(tmp_path)
-    figure = plots.wgan_curves(frame, ("em_train", "em_held_out"), "estimate")
+    figure = plots.loss_curves(frame, "wgan", ("em_train", "em_held_out"), "estimate", "critic steps")
     assert [trace["x"] for trace in figure["data"]] == [[0, 50, 100]] * 2
     assert [trace["y"][-1] for trace in figure["data"]] == [1.0, 1.5]
-    assert plots.wgan_curves(frame, ("critic_loss",), "loss") is None
+    assert plots.loss_curves(frame, "wgan", ("critic_loss",), "loss", "critic steps") is None
     page = reports.build_page(frame, reports.load_runs(tmp_path), tmp_path / "page.html").read_text()
     assert "WGAN: estimated distance" in page and "WGAN: losses" not in page

@@ -1,0 +1,179 @@
+"""What each lever of a recipe gives: the plain loop, all levers, and all but each, in turns within one run."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+import torch
+
+from bench.environment import Telemetry
+from bench.interleaving import Contender, interleaved
+from bench.timing import Deadline
+from reports.ablation import ALL, BASELINE
+from reports.reading import load
+from reports.schema import RunStatus, Sample
+from reports.store import RunWriter
+
+# The first loss, before any update, of the same weights, images and noise: what another order of sums in float32 may
+# make of it; on a GPU PyTorch's convolutions round their inputs to TensorFloat-32's 11 bits, the plain loop's too.
+LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
+FIT = 0.8  # of the cores that a turn of a CPU should have had; loops of one thread and waits for memory take some
+
+
+class Levered(Protocol):
+    """A recipe with levers; see `models.recipes.levers`."""
+
+    precision: Any
+
+    def levers(self) -> tuple[str, ...]: ...  # noqa: D102
+    def without(self, *levers: str) -> Self: ...  # noqa: D102
+    def changes(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class TurnDone:
+    """What one turn took.
+
+    Attributes:
+        seconds: by the clock.
+        cpu_s: of all threads of the process.
+        first_loss: of its first step.
+        figures: metric, unit and value of what is recorded; the first is the rate.
+    """
+
+    seconds: float
+    cpu_s: float
+    first_loss: float
+    figures: tuple[tuple[str, str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """One ablation of one task.
+
+    Attributes:
+        variants: recipe of each contender; see `lever_variants`.
+        contender: makes one from its name and recipe; its turns return `TurnDone`.
+        sample: makes a sample from recipe, metric, unit, value and further fields.
+        device: "cpu" or "cuda".
+        seed: of all contenders.
+        rounds: in which each has one turn, besides a warm-up.
+    """
+
+    variants: Mapping[str, Any]
+    contender: Callable[[str, Any], Contender]
+    sample: Callable[..., Sample]
+    device: str
+    seed: int
+    rounds: int
+
+
+def lever_variants(recipe: Any) -> dict[str, Any]:
+    """Returns the recipe of each contender: the plain loop's, all levers, all but each, and, at float32, bf16 too.
+
+    Args:
+        recipe: see `Levered`.
+    """
+    levers = recipe.levers()
+    variants = {BASELINE: recipe.without(*levers), ALL: recipe}
+    if recipe.precision == "fp32":
+        variants[f"{ALL}, bf16"] = replace(recipe, precision="bf16")
+    if len(levers) > 1:
+        variants |= {f"without {lever.rpartition('.')[2]}": recipe.without(lever) for lever in levers}
+    return variants
+
+
+class AblationRun:
+    """One run: turns, recorded as they come.
+
+    Args:
+        ablation: what to run.
+        writer: where records go.
+        rounds_done: that the records hold already, whole.
+        deadline: no turn is begun after it.
+    """
+
+    def __init__(
+        self, ablation: Ablation, writer: RunWriter, *, rounds_done: int = 0, deadline: Deadline | None = None
+    ) -> None:
+        self.ablation, self.writer, self.rounds_done = ablation, writer, rounds_done
+        self.deadline = deadline or Deadline(None)
+
+    def execute(self, observe: Callable[[str], None]) -> RunStatus:
+        """Runs what is left and ends the records; the first round is warm-up, for all alike.
+
+        Args:
+            observe: is told each turn in a line.
+
+        Returns:
+            How it ended: "failed" if a variant that must compute the same does not.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+            ContenderFailed: if a variant cannot run; what was measured is recorded.
+        """
+        ablation, device = self.ablation, torch.device(self.ablation.device)
+        contenders = {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
+        with self.writer, Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
+            first_losses: dict[str, float] = {}
+            shares: list[float] = []
+            rounds = ablation.rounds + 1 + bool(self.rounds_done)  # each start has a warm-up of its own
+            for taken in interleaved(contenders, rounds, first=self.rounds_done, seed=ablation.seed):
+                done: TurnDone = taken.result
+                phase = "steady" if taken.round > self.rounds_done else "warm-up"
+                at: dict[str, Any] = {"round": taken.round, "slot": taken.slot, "phase": phase, **telemetry.read()}
+                self.writer.add(*(self._sample(taken.name, *figure, **at) for figure in done.figures))
+                shares.append(done.cpu_s / done.seconds / torch.get_num_threads())
+                _, unit, rate = done.figures[0]
+                observe(f"round {taken.round} of {rounds - 1}, {taken.name}: {rate:.3g} {unit}")
+                if taken.round == self.rounds_done:
+                    first_losses[taken.name] = done.first_loss
+                    if len(first_losses) == len(contenders) and (wrong := self._compared(first_losses)):
+                        self.writer.finish("failed", wrong)
+                        return "failed"
+                if self.deadline.expired():
+                    self.writer.note(f"stopped in round {taken.round}: the budget is spent")
+                    self.writer.finish("stopped")
+                    return "stopped"
+            if device.type == "cpu" and (share := statistics.median(shares)) < FIT:
+                self.writer.note(
+                    f"the turns had {100 * share:.0f}% of {torch.get_num_threads()} cores: others were at work, and "
+                    "the CPU time says more than the rates; measure again on an idle machine"
+                )
+            self.writer.finish()
+        return "done"
+
+    def _compared(self, losses: dict[str, float]) -> str:
+        """Records how far each variant's first loss is from the plain loop's; returns which is wrong, if one is."""
+        wrong = ""
+        for name, loss in losses.items():
+            error = abs(loss - losses[BASELINE]) / max(abs(losses[BASELINE]), 1e-12)
+            exact = not self.ablation.variants[name].changes()
+            failed = exact and not error <= LOSS_TOLERANCE[self.ablation.device]
+            if failed:
+                wrong = f"{name} does not compute what the plain loop does: its first loss is off by {error:.1e}"
+            why = {"status": "failed", "error": wrong} if failed else {}
+            value = error if math.isfinite(error) else math.nan
+            self.writer.add(self._sample(name, "first_loss_error", "fraction", value, **why))
+        return wrong
+
+    def _sample(self, name: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        recipe = self.ablation.variants[name]
+        parameters = {"levers": recipe.variant, "changes_mathematics": bool(recipe.changes())}
+        given = {"variant": name, "seed": self.ablation.seed, "parameters": parameters} | fields
+        return self.ablation.sample(recipe, metric, unit, value, **given)
+
+
+def rounds_done(writer: RunWriter, ablation: Ablation, metric: str) -> int:
+    """Returns how many rounds the records of a run hold whole.
+
+    Args:
+        writer: of the run.
+        ablation: that goes on.
+        metric: that each turn records once.
+    """
+    samples = load(writer.path)
+    counts = samples[samples["metric"] == metric].groupby("round")["variant"].nunique()
+    return int((counts == len(ablation.variants)).sum())

@@ -1,0 +1,80 @@
+"""Steps of a training as CUDA graphs: one launch a step, and the same losses as without."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+WARMUP_STEPS = 3  # kernels are chosen and compiled, and the optimisers' state and gradients get their memory
+
+Inputs = dict[str, torch.Tensor]
+State = Callable[[], Mapping[str, torch.Tensor]]
+Captive = tuple[Callable[[], object], torch.Tensor]
+
+
+@contextmanager
+def put_back(state: State) -> Iterator[None]:
+    """Restores tensors in place to what they hold now, whatever a step inside does to them.
+
+    Args:
+        state: returns all that a step moves, by name, in the memory where it lies.
+    """
+    before = {name: tensor.detach().clone() for name, tensor in state().items()}
+    yield
+    now = state()
+    with torch.no_grad():
+        for name, tensor in before.items():
+            now[name].copy_(tensor)
+
+
+class StepGraphs:
+    """Replays a trainer's steps; captures each when it is first wanted.
+
+    What a step draws or loads is made outside and copied into its graph's inputs, so that the generators' state goes on
+    as without graphs. Warm-up and capture move weights, buffers and optimisers, which are put back.
+
+    Args:
+        device: a CUDA device.
+        state: see `put_back`. Gradients are not part of it: their memory is kept, and each step clears them first.
+    """
+
+    def __init__(self, device: torch.device, state: State) -> None:
+        self.device, self.state = device, state
+        self._steps: dict[str, tuple[Captive, Inputs]] = {}
+        self._pool: Any = None
+
+    def replayed(self, name: str, step: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> torch.Tensor:
+        """Takes a step, captured at the first call of its name.
+
+        Args:
+            name: of the step with all that a graph fixes: shapes, and which parameters are trained.
+            step: computes on the tensors that it is given, and draws nothing.
+            inputs: of this step, of the same shapes and memory formats under one name.
+
+        Returns:
+            A copy of what the step returns: the next replay overwrites the original.
+        """
+        if name not in self._steps:
+            static = {key: tensor.clone() for key, tensor in inputs.items()}
+            with put_back(self.state):
+                self._steps[name] = self._capture(lambda: step(static)), static
+        (replay, loss), static = self._steps[name]
+        for key, tensor in inputs.items():
+            static[key].copy_(tensor)
+        replay()
+        return loss.clone()
+
+    def _capture(self, step: Callable[[], torch.Tensor]) -> Captive:
+        """What replays a step, and where its result lies."""
+        side = torch.cuda.Stream(self.device)  # capture asks for steps on a stream other than the default one
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP_STEPS):
+                step()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss = step()
+        self._pool = graph.pool()  # the graphs never run at once, and share their memory
+        return graph.replay, loss

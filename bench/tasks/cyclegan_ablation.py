@@ -1,0 +1,163 @@
+"""A CycleGAN's levers in turns; see `bench.ablation`."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.ablation import Ablation, AblationRun, TurnDone, lever_variants, rounds_done
+from bench.numerics import numerics
+from bench.tasks.cyclegan import begun, load_data, new_sample, new_writer
+from bench.tasks.cyclegan_plain import plain_loop
+from bench.tasks.cyclegan_steps import Losses
+from bench.tasks.cyclegan_training import CycleGanTrainer, check_runnable
+from bench.timing import Deadline, cpu_s, now_s, synchronize
+from loaders.unpaired import Unpaired
+from models.recipes.cyclegan import CycleGanRecipe
+from reports.ablation import BASELINE
+from reports.reading import read_unfinished
+from reports.schema import Sample
+from reports.store import RunWriter
+
+BENCHMARK = "cyclegan ablation"
+REQUEST_KEYS = ("data", "device", "seed", "rounds", "iterations")
+IMAGES = 64  # of each domain; each process holds them
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationRequest:
+    """What is asked of one ablation.
+
+    Attributes:
+        recipe: with all overrides applied; its levers are what is left out one by one.
+        data: as `CycleGanRequest`.
+        device: "cpu" or "cuda".
+        seed: of all contenders.
+        rounds: in which each contender has one turn.
+        iterations: of a turn.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    recipe: CycleGanRecipe
+    data: str
+    device: str
+    seed: int = 0
+    rounds: int = 12
+    iterations: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.iterations < 1:
+            raise ValueError(f"rounds is {self.rounds}, iterations {self.iterations}; expected at least 1")
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what a record keeps of the request, so that the run can be resumed."""
+        return {"benchmark": BENCHMARK, **{key: getattr(self, key) for key in REQUEST_KEYS}}
+
+    def variants(self) -> dict[str, CycleGanRecipe]:
+        """Returns the recipe of each contender, at a learning rate that does not fall."""
+        return lever_variants(replace(self.recipe, epochs_constant=10**6))
+
+
+@dataclass(frozen=True)
+class CycleGanContender:
+    """Trains one variant, a turn at a time; see `bench.interleaving`.
+
+    Attributes:
+        recipe: of the variant.
+        plain: by the plain loop.
+        data: images; `IMAGES` of each domain at most.
+        device: "cpu" or "cuda".
+        seed: as the other contenders'.
+        iterations: of a turn.
+    """
+
+    recipe: CycleGanRecipe
+    plain: bool
+    data: Unpaired
+    device: str
+    seed: int
+    iterations: int
+
+    def __call__(self, stack: ExitStack) -> Callable[[], TurnDone]:
+        """Gets ready: networks on the device, nothing compiled."""
+        device = torch.device(self.device)
+        stack.enter_context(numerics(seed=self.seed, keep_heap=self.recipe.implementations.keep_heap))
+        if self.plain:
+            steps = plain_loop(self.recipe, self.data.train, device=device, seed=self.seed)
+        else:
+            steps = CycleGanTrainer(self.recipe, self.data, device=device, seed=self.seed).train()
+        return functools.partial(self._turn, steps, device)
+
+    def _turn(self, steps: Iterator[Losses], device: torch.device) -> TurnDone:
+        synchronize(device)
+        begun_s, begun_cpu_s = now_s(), cpu_s()
+        losses = [next(steps).values for _ in range(self.iterations)]
+        synchronize(device)
+        seconds, took_cpu_s = now_s() - begun_s, cpu_s() - begun_cpu_s
+        figures = (
+            ("iterations_per_s", "it/s", self.iterations / seconds),
+            ("images_per_s", "images/s", 2 * self.iterations * self.recipe.batch_size / seconds),
+            ("iteration_s", "s", seconds / self.iterations),
+            ("turn_cpu_s", "s", took_cpu_s / self.iterations),
+        )
+        return TurnDone(seconds, took_cpu_s, losses[0].sum().item(), figures)
+
+
+def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
+    a, b = (images[:IMAGES] for images in data.train)
+    part = replace(data, train=(a, b))
+
+    def contender(name: str, recipe: CycleGanRecipe) -> CycleGanContender:
+        return CycleGanContender(recipe, name == BASELINE, part, request.device, request.seed, request.iterations)
+
+    def sample(recipe: CycleGanRecipe, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        return replace(new_sample(recipe, data, request.device, metric, unit, value, **fields), benchmark=BENCHMARK)
+
+    return Ablation(
+        variants=request.variants(),
+        contender=contender,
+        sample=sample,
+        device=request.device,
+        seed=request.seed,
+        rounds=request.rounds,
+    )
+
+
+def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
+    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cyclegan.new_run`."""
+    data = load_data(request.data, request.recipe.load_size, request.recipe.image_size)
+    for recipe in request.variants().values():
+        check_runnable(recipe, data, torch.device(request.device))
+    ablation = _ablation(request, data)
+    return AblationRun(ablation, new_writer(request.recipe, request.stored(), data, out, command), deadline=deadline)
+
+
+def is_ablation(path: Path) -> bool:
+    """Says whether an unfinished run is an ablation.
+
+    Raises:
+        StoreError: if it is finished, or there is none.
+    """
+    return read_unfinished(path).request.get("benchmark") == BENCHMARK
+
+
+def resumed_run(path: Path) -> AblationRun:
+    """Returns an ablation that was interrupted, stopped or killed, ready to go on with the round that was begun.
+
+    Args:
+        path: the run's directory.
+
+    Raises:
+        StoreError: see `bench.tasks.cyclegan.begun`.
+        ValueError: the same.
+    """
+    stored, recipe, data = begun(path, BENCHMARK)
+    request = AblationRequest(recipe=recipe, **{key: stored[key] for key in REQUEST_KEYS})
+    ablation, writer = _ablation(request, data), RunWriter.resume(path)
+    return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "iteration_s"))
