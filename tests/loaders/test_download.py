@@ -1,9 +1,11 @@
 """Downloads from a server on this machine: whole, resumed, checked, and failing with a next step."""
 
 import hashlib
+import io
 import random
 import socket
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from loaders.batches import DataError
-from loaders.download import fetch, fetch_cifar10
+from loaders.download import fetch, fetch_cifar10, fetch_horse2zebra
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -188,3 +190,35 @@ def test_the_published_set_is_told_by_its_checksum(server: Server, tmp_path: Pat
     with pytest.raises(DataError, match="another content than the published one"):
         fetch_cifar10(tmp_path, server.url())
     assert list(tmp_path.iterdir()) == []
+
+
+def packed(*names: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    return content.getvalue()
+
+
+def test_unpaired_images_are_unpacked_and_what_leads_elsewhere_stays_inside(server: Server, tmp_path: Path) -> None:
+    server.content = packed("h2z/trainA/1.jpg", "h2z/testB/1.jpg", "../outside.jpg")
+    server.cut_after = 40
+    with pytest.raises(DataError, match="run the command again"):
+        fetch_horse2zebra(tmp_path / "data", server.url())
+    found = fetch_horse2zebra(tmp_path / "data", server.url())
+    assert found == tmp_path / "data" / "h2z" and (found / "trainA" / "1.jpg").read_text() == "h2z/trainA/1.jpg"
+    assert server.ranges == [None, "bytes=40-"] and not (tmp_path / "outside.jpg").exists()
+    assert fetch_horse2zebra(tmp_path / "data", server.url()) == found and len(server.ranges) == 2
+
+
+@pytest.mark.parametrize("damaged", [b"<html>moved</html>", packed("h2z/trainA/1.jpg")[:-30]])
+def test_a_damaged_zip_is_deleted_and_one_of_something_else_refused(
+    server: Server, tmp_path: Path, damaged: bytes
+) -> None:
+    server.content = damaged
+    with pytest.raises(DataError, match="it was deleted, try again or another --url"):
+        fetch_horse2zebra(tmp_path, server.url())
+    assert list(tmp_path.iterdir()) == []
+    server.content = packed("other/1.jpg")
+    with pytest.raises(DataError, match="holds no folder with trainA; give another --url"):
+        fetch_horse2zebra(tmp_path, server.url())
