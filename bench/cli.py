@@ -18,6 +18,7 @@ from bench.command_line import (
     Json,
     Out,
     consoles,
+    end_run,
     exit_for,
     interruptible,
     print_report,
@@ -288,9 +289,47 @@ def translate(
         target,
         edge,
         device=torch.device(resolve_device(device)),
-        observe=lambda text: progress.print(text, style="yellow", markup=False),
+        observe=lambda text: progress.print(text, style="yellow", markup=False, soft_wrap=True),
     )
     typer.echo(f"{done} images in {target}" + (f"; {skipped} files could not be read" if skipped else ""))
+
+
+@app.command()
+def judge(
+    run: Annotated[Path, typer.Argument(help="A run of `wallclock run wgan` or `run cyclegan`.")],
+    features: Annotated[
+        Path | None, typer.Option(help="Weights of the feature extractor; without, a network of our own is trained.")
+    ] = None,
+    extractor: Annotated[
+        str, typer.Option(help="With --features: its name in torch-fidelity, such as inception-v3-compat.")
+    ] = "wallclock-sprint",
+    samples: Annotated[int, typer.Option(help="Images that a WGAN makes.")] = 1000,
+    device: Device = "auto",
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Judge what a trained network makes: FID, KID, precision, recall, coverage, memorisation, collapse."""
+    import torch
+
+    from bench.environment import resolve_device
+    from bench.tasks import judging
+
+    if samples < 10:
+        raise ValueError(f"--samples is {samples}; expected 10 or more")
+    if features is None and extractor != "wallclock-sprint":
+        raise ValueError(f"--extractor {extractor} needs its weights; give them with --features")
+    _, progress = consoles()
+    path = judging.judge(
+        run,
+        weights=features,
+        extractor=extractor,
+        samples=samples,
+        device=torch.device(resolve_device(device)),
+        out=out,
+        command=typed_command(),
+        observe=lambda text: progress.print(text, style="yellow", markup=False),
+    )
+    end_run(path, "done", as_json=json_)
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

@@ -24,10 +24,12 @@ def deaths_named(pipeline: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
         why = " ".join(str(error).split()).rstrip(".")
+        if not isinstance(error, RuntimeError):  # it died while it handed a batch over
+            why = f"it exited unexpectedly ({why or type(error).__name__})"
         raise WorkerDied(
             f"the pipeline '{pipeline}' lost a worker: {why}. Use fewer workers if memory ran out, and start again"
         ) from None

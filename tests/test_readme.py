@@ -15,11 +15,15 @@ def test_the_tables_are_those_that_the_published_records_give() -> None:
     folders = (path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir())
     published = sorted(path for path in folders if path.name not in NO_SCORES)
     assert published
+    scored = 0
     for folder in published:
         rows = tables.markdown(tables.accuracy_rows(reports.time_to_target(reports.load(folder)))).splitlines()
-        assert len(rows) > 2
+        if len(rows) <= 2:
+            continue
+        scored += 1
         missing = [row for row in rows if row not in readme]
         assert not missing, f"README.md lacks or rounds otherwise, from {folder.name}: {missing}"
+    assert scored >= 2
 
 
 def test_the_kernel_table_holds_rows_of_the_published_records() -> None:
@@ -28,8 +32,10 @@ def test_the_kernel_table_holds_rows_of_the_published_records() -> None:
     for folder in (path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir()):
         header, rows = kernel_rows(kernel_summary(reports.load(folder)))
         recorded += tables.markdown((header, rows)).splitlines()
-    start = lines.index(recorded[0])
-    shown = lines[start + 2 : lines.index("", start)]
-    assert len(shown) >= 3
-    missing = [row for row in shown if row not in recorded]
-    assert not missing, f"README.md rounds or names otherwise: {missing}"
+    starts = [place for place, line in enumerate(lines) if line == recorded[0]]
+    assert len(starts) == 2  # of a GPU, and of a CPU
+    for start in starts:
+        shown = lines[start + 2 : lines.index("", start)]
+        assert len(shown) >= 3
+        missing = [row for row in shown if row not in recorded]
+        assert not missing, f"README.md rounds or names otherwise: {missing}"

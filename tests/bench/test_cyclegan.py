@@ -136,6 +136,7 @@ def test_what_could_not_be_read_is_noted(tmp_path):
     assert any("1.jpg cannot be read as an image" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_levers_take_turns_and_the_command_tables_them(tmp_path):
     recipe = request().recipe
     asked = cyclegan_ablation.AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=2)

@@ -57,7 +57,7 @@ def trained(recipe, data, count=20, device=CPU):
 @pytest.mark.parametrize(
     "lever", [{}, *({name: True} for name in ("channels_last", "keep_heap", "concatenated", "fused_adam"))]
 )
-@pytest.mark.parametrize("name", ["paper", "lesson"])
+@pytest.mark.parametrize("name", ["paper", pytest.param("lesson", marks=pytest.mark.slow)])
 def test_exact_levers_give_the_plain_loops_losses(name, lever, batch_size, data):
     """At a rate of 1e-6: rounding grows by a factor of two an iteration at 2e-4, where 2e-7 becomes 0.1 in twenty."""
     recipe = tiny(name, batch_size=batch_size, pool_size=4, lr=1e-6)

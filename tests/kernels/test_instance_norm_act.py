@@ -326,7 +326,6 @@ def test_persistent_programs_that_share_an_image_equal_the_reference(shape, pads
     assert_same(ours, run(instance_norm_act_ref, *tensors, act="leaky_relu", **paddings(*pads)))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; torch finds none")
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_eager_has_the_right_gradient_whatever_layout_the_incoming_one_has(n, memory_format, device):
@@ -340,6 +339,7 @@ def test_eager_has_the_right_gradient_whatever_layout_the_incoming_one_has(n, me
     torch.testing.assert_close(dx, exact, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; torch finds none")
 @pytest.mark.gpu
 @pytest.mark.parametrize("pads", [(0, None), (1, 1), (3, 0)])
 @pytest.mark.parametrize("shape", [(1, 256, 64, 64), (1, 512, 31, 31), (2, 24, 33, 65)])

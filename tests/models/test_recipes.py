@@ -12,6 +12,7 @@ import reports
 from models.recipes import RECIPES, get_recipe
 from models.recipes.override import override
 from models.recipes.recipe import Implementations, Recipe
+from models.recipes.wgan import WganRecipe
 from models.schedules import LinearDecay, OneCycle
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
@@ -75,7 +76,8 @@ def test_records_of_before_there_was_a_choice_of_pipeline_still_load():
     del resolved["padding"], resolved["pipeline"]
     assert Recipe.from_resolved(resolved) == RECIPES["sprint"]("cpu")
     published = Path(__file__).parents[2] / "reports" / "published"
-    recipes = [recipe for recipe in reports.load_runs(published)["recipe"] if recipe]
+    runs = reports.load_runs(published)
+    recipes = [r for r, asked in zip(runs["recipe"], runs["request"], strict=True) if asked["benchmark"] == "cifar"]
     assert recipes
     for recipe in recipes:
         assert Recipe.from_resolved(recipe).pipeline == "device"
@@ -114,11 +116,13 @@ def test_a_record_from_before_a_switch_existed_loads_with_the_switch_off():
 
 
 def test_every_published_recipe_loads():
-    stored = [recipe for recipe in reports.load_runs(PUBLISHED)["recipe"] if recipe]
-    assert len(stored) >= 3
-    assert any("upsample_conv" not in recipe["implementations"] for recipe in stored)
-    for recipe in stored:
-        assert Recipe.from_resolved(recipe).implementations.upsample_conv == "eager"
+    runs = reports.load_runs(PUBLISHED)
+    stored = [(r, asked["benchmark"]) for r, asked in zip(runs["recipe"], runs["request"], strict=True) if r]
+    assert {kind for _, kind in stored} >= {"cifar", "wgan ablation"}
+    assert any("upsample_conv" not in recipe["implementations"] for recipe, _ in stored)
+    for recipe, kind in stored:
+        read = (WganRecipe if kind.startswith("wgan") else Recipe).from_resolved(recipe)
+        assert read.implementations.upsample_conv == "eager"
 
 
 def test_recipes_need_no_torch():
