@@ -3,15 +3,15 @@
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from bench.environment import Telemetry
 from bench.interleaving import Contender, interleaved
 from bench.timing import Deadline
-from reports.ablation import ALL, BASELINE
+from reports.ablation import AS_IS, BASELINE
 from reports.reading import load
 from reports.schema import RunStatus, Sample
 from reports.store import RunWriter
@@ -20,16 +20,6 @@ from reports.store import RunWriter
 # make of it; on a GPU PyTorch's convolutions round their inputs to TensorFloat-32's 11 bits, the plain loop's too.
 LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
 FIT = 0.8  # of the cores that a turn of a CPU should have had; loops of one thread and waits for memory take some
-
-
-class Levered(Protocol):
-    """A recipe with levers; see `models.recipes.levers`."""
-
-    precision: Any
-
-    def levers(self) -> tuple[str, ...]: ...  # noqa: D102
-    def without(self, *levers: str) -> Self: ...  # noqa: D102
-    def changes(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -49,13 +39,16 @@ class TurnDone:
     figures: tuple[tuple[str, str, float], ...]
 
 
+Turns = Callable[[str, Any], Contender]  # of a variant's name and recipe; the turns return `TurnDone`
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
     """One ablation of one task.
 
     Attributes:
-        variants: recipe of each contender; see `lever_variants`.
-        contender: makes one from its name and recipe; its turns return `TurnDone`.
+        variants: recipe of each contender; see `bench.variants`.
+        contender: makes one.
         sample: makes a sample from recipe, metric, unit, value and further fields.
         device: "cpu" or "cuda".
         seed: of all contenders.
@@ -63,26 +56,11 @@ class Ablation:
     """
 
     variants: Mapping[str, Any]
-    contender: Callable[[str, Any], Contender]
+    contender: Turns
     sample: Callable[..., Sample]
     device: str
     seed: int
     rounds: int
-
-
-def lever_variants(recipe: Any) -> dict[str, Any]:
-    """Returns the recipe of each contender: the plain loop's, all levers, all but each, and, at float32, bf16 too.
-
-    Args:
-        recipe: see `Levered`.
-    """
-    levers = recipe.levers()
-    variants = {BASELINE: recipe.without(*levers), ALL: recipe}
-    if recipe.precision == "fp32":
-        variants[f"{ALL}, bf16"] = replace(recipe, precision="bf16")
-    if len(levers) > 1:
-        variants |= {f"without {lever.rpartition('.')[2]}": recipe.without(lever) for lever in levers}
-    return variants
 
 
 class AblationRun:
@@ -148,6 +126,8 @@ class AblationRun:
     def _compared(self, losses: dict[str, float]) -> str:
         """Records how far each variant's first loss is from the plain loop's; returns which is wrong, if one is."""
         wrong = ""
+        if AS_IS in losses:  # a grid's variants are other recipes
+            return wrong
         for name, loss in losses.items():
             error = abs(loss - losses[BASELINE]) / max(abs(losses[BASELINE]), 1e-12)
             exact = not self.ablation.variants[name].changes()

@@ -22,8 +22,10 @@ from bench.command_line import (
     exit_for,
     interruptible,
     print_report,
+    seconds,
     typed_command,
 )
+from bench.compare_commands import calibrate, compare, gate
 from bench.run_commands import run_app
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ data_app = typer.Typer(
 )
 app.add_typer(run_app, name="run")
 app.add_typer(data_app, name="data")
+app.command()(compare)
+app.command()(gate)
+app.command()(calibrate)
 
 
 @app.command()
@@ -65,19 +70,7 @@ def suite(
     """Run everything this machine can at real sizes, most informative first, within a time budget."""
     from bench.registry import suite_plan
 
-    _run_plan(suite_plan(), out, None if data is None else str(data), device, _seconds(budget), as_json=json_)
-
-
-def _seconds(text: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"budget is '{text}'; expected a time such as 90s, 8m or 1h")
-    return seconds
+    _run_plan(suite_plan(), out, None if data is None else str(data), device, seconds(budget), as_json=json_)
 
 
 def _run_plan(plan: "Plan", out: Path, data: str | None, device: str, budget_s: float | None, *, as_json: bool) -> None:

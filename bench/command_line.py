@@ -40,6 +40,23 @@ def typed_command() -> str:
     return shlex.join(["wallclock", *sys.argv[1:]])
 
 
+def seconds(text: str) -> float:
+    """Returns the seconds of a time such as 90s, 8m or 1h.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        found = float(number) * units[unit]
+    except ValueError:
+        found = -1.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"budget is '{text}'; expected a time such as 90s, 8m or 1h")
+    return found
+
+
 def print_report(
     paths: list[Path],
     *,
@@ -52,6 +69,8 @@ def print_report(
     import reports
     from reports import tables
     from reports.ablation import ablation_rows, ablation_summary
+    from reports.calibration import calibration_rows, calibration_summary
+    from reports.comparison import comparison_rows, comparison_summary
     from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
     from reports.loaders import loader_failures, loader_summary, loader_tables
     from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
@@ -63,8 +82,11 @@ def print_report(
     scores = reports.time_to_target(samples)
     summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
     kernels, upsampling = kernel_summary(samples), upsampling_summary(samples)
-    loaders = loader_summary(samples)
+    loaders, comparisons = loader_summary(samples), comparison_summary(samples, runs)
+    calibrations = calibration_summary(samples, runs)
     titled = {
+        "Head against base: ratios of medians of rounds, with intervals": comparison_rows(comparisons),
+        "Verdicts whose truth is known: share of n [95%]; power stated; detectable": calibration_rows(calibrations),
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
         "Kernels, whole: us hot (95% interval) and cold; MB kept besides the output": kernel_detail_rows(kernels),
@@ -97,6 +119,8 @@ def print_report(
             "upsampling": json.loads(upsampling.to_json(orient="records")),
             "kernels": json.loads(kernels.to_json(orient="records")),
             "levers": json.loads(ablation_summary(samples).to_json(orient="records")),
+            "calibration": json.loads(calibrations.to_json(orient="records")),
+            "comparisons": json.loads(comparisons.to_json(orient="records")),
             "loaders": json.loads(loaders.to_json(orient="records")),
             "summary": json.loads(summary.to_json(orient="records")),
         }

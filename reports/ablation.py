@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-BASELINE, ALL = "baseline", "all levers"
+BASELINE, ALL, AS_IS = "baseline", "all levers", "as it is"
 
 
 def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each variant of each interleaved run: its rate, and its rate over others' in the same rounds.
+
+    The baseline is the plain loop, or, of a grid, the recipe as it is.
 
     Args:
         frame: from `reports.load`; warm-up rounds are left out.
@@ -38,6 +40,7 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         rates = run[run["metric"] == rate].pivot_table(index="round", columns="variant", values="value", observed=True)
         cpu = run[run["metric"] == cpu_s].pivot_table(index="round", columns="variant", values="value", observed=True)
         medians = run.groupby(["variant", "metric"], observed=True)["value"].median()
+        baseline = BASELINE if BASELINE in rates else AS_IS
         for variant in run["variant"].drop_duplicates():
             if variant not in rates:
                 continue
@@ -50,8 +53,8 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
             row |= {"it_per_s": middle.value, "it_per_s_low": middle.low, "it_per_s_high": middle.high}
             figures = {"images_per_s": "images_per_s", "step_s": step_s, "cpu_s": cpu_s}
             row |= {name: medians.get((variant, metric)) for name, metric in figures.items()}
-            row |= _ratio("over_baseline", rates, variant, BASELINE)
-            row |= _ratio("cpu_over_baseline", cpu, BASELINE, variant)
+            row |= _ratio("over_baseline", rates, variant, baseline)
+            row |= _ratio("cpu_over_baseline", cpu, baseline, variant)
             if str(variant).startswith("without "):
                 row |= _ratio("lost", rates, ALL, variant)
             rows.append(row)

@@ -268,10 +268,10 @@ def loss_curves(
         x_title: what a step is.
     """
     traces: list[Figure] = []
-    position = 0
-    for metric in metrics:
+    position, own = 0, frame[frame["benchmark"] == benchmark]
+    for metric in metrics if len(own) else ():
         name, dash = LOSS_CURVES[metric]
-        for label, group in by_label(_looks(frame[frame["benchmark"] == benchmark], metric)):
+        for label, group in by_label(_looks(own, metric)):
             line = group[group["value"].notna()].sort_values("step")
             traces.append(
                 {

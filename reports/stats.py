@@ -1,5 +1,6 @@
 """Statistics of what was measured: intervals, tests, and summaries in which no miss is dropped."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,9 +76,16 @@ def bootstrap_interval(
 
     Source: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987).
     """
+    return _bootstrapped(tuple(np.asarray(samples, dtype=np.float64).tolist()), statistic, confidence, resamples, seed)
+
+
+@functools.lru_cache(maxsize=256)  # the tables and the page ask for the same
+def _bootstrapped(
+    samples: tuple[float, ...], statistic: Callable[[Array], Array], confidence: float, resamples: int, seed: int
+) -> Interval:
     from scipy.special import ndtr, ndtri
 
-    x = np.asarray(samples, dtype=np.float64)
+    x = np.array(samples)
     value = float(statistic(x))
     if len(np.unique(x)) < 2:
         return Interval(value, -math.inf, math.inf)

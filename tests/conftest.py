@@ -9,7 +9,18 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton, which reads it once
     os.environ["TRITON_INTERPRET"] = "1"
 
+if os.environ.get("PYTEST_XDIST_WORKER"):  # workers share the cores: with threads besides, tests take twice as long
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 REAL_IMAGES = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10-jpeg"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole set; one for what is slow, measured, named by file, or shares a GPU."""
+    whole = config.args == config.getini("testpaths")
+    timed = config.option.markexpr == "slow" or config.option.benchmark_only
+    return 2 if whole and not timed and not torch.cuda.is_available() else 0
 
 
 @pytest.fixture(scope="session")

@@ -342,15 +342,16 @@ def new_run(
         request={**request.stored(), "content_hash": split.content_hash},
         recipe=request.recipe.resolved(),
         recipe_hash=request.recipe.hash(),
-        **_provenance(request),
+        **provenance_of(request.recipe, request.device),
     )
     writer = RunWriter.create(out, run)
     return CifarRun(request, split, writer, deadline=deadline, estimate_s=estimate_s)
 
 
-def _provenance(request: CifarRequest) -> dict[str, Any]:
-    fields = provenance(torch.device(request.device).type)
-    with numerics(seed=0, keep_heap=request.recipe.implementations.keep_heap) as settings:
+def provenance_of(recipe: Recipe, device: str) -> dict[str, Any]:
+    """Returns the fields of `reports.Run` that say where and how a recipe is run."""
+    fields = provenance(torch.device(device).type)
+    with numerics(seed=0, keep_heap=recipe.implementations.keep_heap) as settings:
         fields["environment"] |= settings
     del fields["environment"]["seed"]  # each sample names its own
     return fields
@@ -380,7 +381,7 @@ def resumed_run(path: Path) -> CifarRun:
     split = load_split(request.data, request.split)
     if split.content_hash != run.request["content_hash"]:
         raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
-    check_same_place(run, _provenance(request), path)
+    check_same_place(run, provenance_of(request.recipe, request.device), path)
     writer = RunWriter.resume(path)
     samples = load(path)
     finals = samples[samples["metric"] == "final_accuracy"]

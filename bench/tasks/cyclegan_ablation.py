@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from bench.ablation import Ablation, AblationRun, TurnDone, lever_variants, rounds_done
+from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
 from bench.numerics import numerics
 from bench.tasks.cyclegan import begun, load_data, new_sample, new_writer
 from bench.tasks.cyclegan_plain import plain_loop
 from bench.tasks.cyclegan_steps import Losses
 from bench.tasks.cyclegan_training import CycleGanTrainer, check_runnable
 from bench.timing import Deadline, cpu_s, now_s, synchronize
+from bench.variants import Variants, with_variants
 from loaders.unpaired import Unpaired
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.ablation import BASELINE
@@ -39,6 +40,7 @@ class AblationRequest:
         seed: of all contenders.
         rounds: in which each contender has one turn.
         iterations: of a turn.
+        choice: which variants there are.
 
     Raises:
         ValueError: if a number is out of range.
@@ -50,6 +52,7 @@ class AblationRequest:
     seed: int = 0
     rounds: int = 12
     iterations: int = 1
+    choice: Variants = Variants()
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.iterations < 1:
@@ -57,11 +60,17 @@ class AblationRequest:
 
     def stored(self) -> dict[str, Any]:
         """Returns what a record keeps of the request, so that the run can be resumed."""
-        return {"benchmark": BENCHMARK, **{key: getattr(self, key) for key in REQUEST_KEYS}}
+        own = {key: getattr(self, key) for key in REQUEST_KEYS}
+        return {"benchmark": BENCHMARK, **own, "variants": self.choice.stored()}
 
     def variants(self) -> dict[str, CycleGanRecipe]:
         """Returns the recipe of each contender, at a learning rate that does not fall."""
-        return lever_variants(replace(self.recipe, epochs_constant=10**6))
+        return self.choice.of(_steady(self.recipe))
+
+
+def _steady(recipe: CycleGanRecipe) -> CycleGanRecipe:
+    """The recipe at a learning rate that does not fall."""
+    return replace(recipe, epochs_constant=10**6)
 
 
 @dataclass(frozen=True)
@@ -109,19 +118,32 @@ class CycleGanContender:
         return TurnDone(seconds, took_cpu_s, losses[0].sum().item(), figures)
 
 
-def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
-    a, b = (images[:IMAGES] for images in data.train)
-    part = replace(data, train=(a, b))
+def turns(request: AblationRequest, data: Unpaired | None = None) -> Turns:
+    """Returns what takes the turns of any recipe, as a request says.
+
+    Args:
+        request: of data, device, seed, and the length of a turn.
+        data: its images; None to load them.
+    """
+    whole = data or load_data(request.data, request.recipe.load_size, request.recipe.image_size)
+    a, b = (images[:IMAGES] for images in whole.train)
+    part = replace(whole, train=(a, b))
 
     def contender(name: str, recipe: CycleGanRecipe) -> CycleGanContender:
-        return CycleGanContender(recipe, name == BASELINE, part, request.device, request.seed, request.iterations)
+        return CycleGanContender(
+            _steady(recipe), name == BASELINE, part, request.device, request.seed, request.iterations
+        )
 
+    return contender
+
+
+def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
     def sample(recipe: CycleGanRecipe, metric: str, unit: str, value: float, **fields: Any) -> Sample:
         return replace(new_sample(recipe, data, request.device, metric, unit, value, **fields), benchmark=BENCHMARK)
 
     return Ablation(
         variants=request.variants(),
-        contender=contender,
+        contender=turns(request, data),
         sample=sample,
         device=request.device,
         seed=request.seed,
@@ -159,5 +181,6 @@ def resumed_run(path: Path) -> AblationRun:
     """
     stored, recipe, data = begun(path, BENCHMARK)
     request = AblationRequest(recipe=recipe, **{key: stored[key] for key in REQUEST_KEYS})
+    request = with_variants(request, stored)
     ablation, writer = _ablation(request, data), RunWriter.resume(path)
     return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "iteration_s"))

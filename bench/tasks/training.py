@@ -294,11 +294,16 @@ class Trainer:
     def _evaluated(self, step: int) -> Evaluated:
         """Evaluates on the way; the mean loss since the last look shows divergence without a host sync a step."""
         steps = (step - 1) % self.evaluation_interval + 1
-        loss = self._loss_sum.item() / steps
-        self._loss_sum.zero_()
+        loss = self.taken_loss() / steps
         if not math.isfinite(loss):
             raise Diverged(f"the training loss became {loss} by step {step} of {self.total_steps}")
         return Evaluated(step / self.steps_per_epoch, step, self.accuracy(), loss, self.clocks.train_eval_s)
+
+    def taken_loss(self) -> float:
+        """Returns the sum of the losses of all steps since it was last asked, nats; waits for the device."""
+        loss = self._loss_sum.item()
+        self._loss_sum.zero_()
+        return loss
 
     @torch.no_grad()
     def accuracy(self, tta: TestTimeAugmentation | None = None) -> float:

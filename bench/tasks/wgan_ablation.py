@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.ablation import Ablation, AblationRun, TurnDone, lever_variants, rounds_done
+from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
 from bench.numerics import numerics
 from bench.tasks.wgan import begun, load_split, new_sample, new_writer
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_steps import Step
 from bench.tasks.wgan_training import WganTrainer, check_runnable
 from bench.timing import Deadline, cpu_s, now_s, synchronize
+from bench.variants import Variants, with_variants
 from loaders.batches import Dataset, Split
 from models.recipes.wgan import CriticSteps, Stage, WganRecipe
 from reports.ablation import BASELINE
@@ -42,6 +43,7 @@ class AblationRequest:
         seed: of all contenders.
         rounds: in which each contender has one turn.
         cycles: of a turn: so many generator steps, with the usual critic steps before each.
+        choice: which variants there are.
 
     Raises:
         ValueError: if a number is out of range.
@@ -54,6 +56,7 @@ class AblationRequest:
     seed: int = 0
     rounds: int = 12
     cycles: int = 1
+    choice: Variants = Variants()
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.cycles < 1:
@@ -61,20 +64,24 @@ class AblationRequest:
 
     def stored(self) -> dict[str, Any]:
         """Returns what a record keeps of the request, so that the run can be resumed."""
-        return {"benchmark": BENCHMARK, **{key: getattr(self, key) for key in REQUEST_KEYS}}
+        own = {key: getattr(self, key) for key in REQUEST_KEYS}
+        return {"benchmark": BENCHMARK, **own, "variants": self.choice.stored()}
 
     def variants(self) -> dict[str, WganRecipe]:
-        """Returns the recipe of each contender; see `bench.ablation.lever_variants`.
+        """Returns the recipe of each contender; see `bench.variants`.
 
         Every cycle takes the recipe's usual number of critic steps, and the stage does not end.
         """
-        return lever_variants(
-            replace(
-                self.recipe,
-                critic_steps=CriticSteps(usual=self.recipe.critic_steps.usual, long_until=0, long_every=0),
-                stages=(Stage(epochs=1e6, lr=self.recipe.stages[0].lr, long_start=False),),
-            )
-        )
+        return self.choice.of(_steady(self.recipe))
+
+
+def _steady(recipe: WganRecipe) -> WganRecipe:
+    """The recipe with as many critic steps in every cycle, and no end."""
+    return replace(
+        recipe,
+        critic_steps=CriticSteps(usual=recipe.critic_steps.usual, long_until=0, long_every=0),
+        stages=(Stage(epochs=1e6, lr=recipe.stages[0].lr, long_start=False),),
+    )
 
 
 @dataclass(frozen=True)
@@ -132,19 +139,29 @@ class WganContender:
         return TurnDone(seconds, took_cpu_s, losses[0].item(), figures)
 
 
-def _ablation(request: AblationRequest, split: Split) -> Ablation:
-    images = _images(request, split)
+def turns(request: AblationRequest, split: Split | None = None) -> Turns:
+    """Returns what takes the turns of any recipe, as a request says.
+
+    Args:
+        request: of data, device, seed, and the length of a turn.
+        split: its data; None to load them.
+    """
+    images = _images(request, split or load_split(request.data, request.recipe.image_size, request.only_class))
 
     def contender(name: str, recipe: WganRecipe) -> WganContender:
-        return WganContender(recipe, name == BASELINE, images, request.device, request.seed, request.cycles)
+        return WganContender(_steady(recipe), name == BASELINE, images, request.device, request.seed, request.cycles)
 
+    return contender
+
+
+def _ablation(request: AblationRequest, split: Split) -> Ablation:
     def sample(recipe: WganRecipe, metric: str, unit: str, value: float, **fields: Any) -> Sample:
         made = new_sample(recipe, split, request.device, metric, unit, value, **fields)
         return replace(made, benchmark=BENCHMARK)
 
     return Ablation(
         variants=request.variants(),
-        contender=contender,
+        contender=turns(request, split),
         sample=sample,
         device=request.device,
         seed=request.seed,
@@ -195,5 +212,6 @@ def resumed_run(path: Path) -> AblationRun:
     """
     stored, recipe, split = begun(path, BENCHMARK)
     request = AblationRequest(recipe=recipe, **{key: stored[key] for key in REQUEST_KEYS})
+    request = with_variants(request, stored)
     ablation, writer = _ablation(request, split), RunWriter.resume(path)
     return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "critic_step_s"))

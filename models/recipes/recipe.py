@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
+from models.recipes.levers import changes_of, levers_of, variant_of, without
 from models.recipes.resolving import Resolvable
 from models.schedules import LinearDecay, OneCycle, Schedule, demand
 
@@ -12,6 +13,23 @@ Choice = Literal["eager", "triton", "auto"]
 Save = Literal["input", "output", "byte"]
 Padding = Literal["reflect", "zero", "none"]
 Pipeline = Literal["device", "dataloader", "dali", "webdataset"]
+# What a field is in the plain loop: eager PyTorch in float32 and NCHW.
+PLAIN: dict[str, bool | str] = {
+    "implementations.channels_last": False,
+    "implementations.compile": False,
+    "implementations.cuda_graph": False,
+    "implementations.keep_heap": False,
+    "implementations.conv_bn_act": "eager",
+    "implementations.batch_norm_act": "eager",
+    "implementations.residual": "eager",
+    "implementations.augment": "eager",
+    "implementations.optimizer": "eager",
+    "precision": "fp32",
+}
+# Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
+INEXACT = {
+    "precision": "convolutions round to 16 bits; weights, norms' statistics and updates stay float32",
+}
 # What Triton kernels can carry out.
 TRITON_OPERATIONS = (
     "conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "upsample_conv", "optimizer"
@@ -195,3 +213,20 @@ class Recipe(Resolvable):
         demand(self, "pad", lambda v: v >= 0, "pixels, 0 for none")
         demand(self, "padding", lambda v: v in get_args(Padding), f"one of {', '.join(get_args(Padding))}")
         demand(self, "pipeline", lambda v: v in get_args(Pipeline), f"one of {', '.join(get_args(Pipeline))}")
+
+    def levers(self) -> tuple[str, ...]:
+        """Returns the fields that differ from the plain loop, as `--set` names them."""
+        return levers_of(self, PLAIN)
+
+    def without(self, *levers: str) -> "Recipe":
+        """Returns the recipe with these fields as they are in the plain loop; see `models.recipes.levers.without`."""
+        return without(self, PLAIN, *levers)
+
+    @property
+    def variant(self) -> str:
+        """The name of these levers in the records: `plain`, or what is switched, such as `channels_last+bf16`."""
+        return variant_of(self, PLAIN)
+
+    def changes(self) -> tuple[str, ...]:
+        """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
+        return changes_of(self, PLAIN, INEXACT)

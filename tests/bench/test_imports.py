@@ -134,6 +134,7 @@ def test_help_imports_neither_torch_nor_pandas() -> None:
     assert not modules & {"torch", "pandas", "numpy", "scipy", "plotly", "pyarrow", "jinja2"}
 
 
+@pytest.mark.slow
 def test_help_takes_less_than_0_3_s() -> None:
     """The best of five, bytecode compiled: other processes share these cores, and can only add to it."""
     taken = []

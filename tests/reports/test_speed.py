@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from bench.timing import now_s
 from reports import Run, RunWriter, Sample
 from reports.store import SAMPLE_TABLE
@@ -36,6 +38,7 @@ def best_of_three_s(script: str, *arguments: str) -> float:
     return min(taken)
 
 
+@pytest.mark.slow
 def test_a_million_samples_load_and_summarise_in_under_5_s(
     tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
 ) -> None:

@@ -1,0 +1,315 @@
+"""Two sides in turns: each round runs every benchmark once on either side, each time in a fresh process.
+
+In each round, and in an order drawn for it, the base, the head and the base once more have a turn: what else the
+machine does meets all of them alike, and base against base says whether this machine can tell anything at all.
+"""
+
+import json
+import math
+import random
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.subjects import SHELL, Benchmark, Side, last_line, sources_hash
+from bench.timing import Deadline, ProcessDone, time_process
+from reports.comparison import AGAIN, BASE, BENCHMARK, CONTEXT, HEAD, judge_rounds
+from reports.reading import load
+from reports.schema import Run, RunStatus, Sample
+from reports.store import RunWriter, new_run_id, utc_now
+from reports.verdicts import Rule, next_look, rounds_needed
+
+ROUNDS = 12
+WARM_UPS = 3  # at most; one where two in a row agree
+STEADY = 0.1  # share by which two warm-ups in a row may differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a comparison is run.
+
+    Attributes:
+        rule: of the verdicts.
+        rounds: in which each side has a turn; 0 for as many as the rule needs, or, where it spends, as are clear.
+        again: whether the base has a second turn in each round, to judge the machine.
+        seed: of the order of turns.
+    """
+
+    rule: Rule = field(default_factory=Rule)
+    rounds: int = 0
+    again: bool = True
+    seed: int = 0
+
+
+class Comparison:
+    """One comparison: its rounds, recorded as they come.
+
+    Args:
+        benchmarks: that both sides run.
+        base: what it is now.
+        head: what is proposed.
+        plan: how.
+        writer: where records go; its request is from `new_request`.
+        deadline: no round is begun that would not end before it.
+    """
+
+    def __init__(
+        self,
+        benchmarks: Sequence[Benchmark],
+        base: Side,
+        head: Side,
+        plan: Plan,
+        writer: RunWriter,
+        deadline: Deadline | None = None,
+    ) -> None:
+        self.benchmarks = {b.name: b for b in benchmarks if b.name not in writer.run.request["invalid"]}
+        self.sides = {BASE: base, HEAD: head} | ({AGAIN: base} if plan.again else {})
+        self.plan, self.writer, self.deadline = plan, writer, deadline or Deadline(None)
+        self.times_s: dict[str, list[float]] = {name: [] for name in self.benchmarks}  # of one process
+        self.rounds, self.judged = plan.rounds, set[tuple[str, str]]()
+
+    def execute(self, observe: Callable[[str], None]) -> RunStatus:
+        """Runs all rounds and ends the records.
+
+        Args:
+            observe: is told the plan, and how each round went, in a line.
+
+        Returns:
+            "done", or "stopped" where the budget ended before every verdict was clear.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+        """
+        with self.writer:
+            open_ = [name for name in self.benchmarks if self._warmed_up(name, observe)]
+            if not self.rounds and not self.plan.rule.spend:
+                self.rounds = max(ROUNDS, rounds_needed(max(1, len(self.judged)), self.plan.rule))
+            if open_:
+                observe(self._told_plan(open_))
+            number, look, status = 0, next_look(0), "done"
+            while open_ and (number < self.rounds or not self.rounds):
+                order = random.Random(f"{self.plan.seed} {number}").sample(open_, len(open_))
+                for name in order:
+                    if self._round_s(name) > self.deadline.remaining_s():
+                        status = "stopped"
+                    elif not self._round(name, number):
+                        open_.remove(name)
+                number += 1
+                if status == "stopped":
+                    self.writer.note(f"stopped after {number - 1} whole rounds: the budget is spent")
+                    break
+                if not self.rounds and number == look:
+                    open_, look = self._undecided(open_), next_look(number)
+                observe(self._told_round(number, open_))
+            self.writer.finish(status)  # type: ignore[arg-type]
+        return status  # type: ignore[return-value]
+
+    def _warmed_up(self, name: str, observe: Callable[[str], None]) -> bool:
+        """Runs a benchmark on both sides until two processes in a row take as long; says whether it works."""
+        for arm in (BASE, HEAD):
+            previous = math.inf
+            for index in range(WARM_UPS):
+                done = self._turn(name, arm, phase="warm-up", index=index)
+                if done is None:
+                    observe(f"{name}: failed on the {arm}'s side")
+                    return False
+                self.times_s[name].append(done.seconds)
+                if abs(done.seconds - previous) <= STEADY * done.seconds:
+                    break
+                previous = done.seconds
+        return True
+
+    def _round(self, name: str, number: int) -> bool:
+        """One turn of each arm; says whether all worked."""
+        arms = list(self.sides)
+        random.Random(f"{self.plan.seed} {number} {name}").shuffle(arms)
+        for slot, arm in enumerate(arms):
+            done = self._turn(name, arm, round=number, slot=slot)
+            if done is None:
+                return False
+            self.times_s[name].append(done.seconds)
+        return True
+
+    def _turn(self, name: str, arm: str, **where: Any) -> ProcessDone | None:
+        """Runs one process and records what it took and what it printed; None if it failed."""
+        benchmark, side = self.benchmarks[name], self.sides[arm]
+        common = {"benchmark": BENCHMARK, "case": name, "arm": arm, **where}
+        try:
+            environment, command = side.environment(), side.commands[name]
+            if shutil.which(command.split()[0], path=environment["PATH"]) and not set(command) & set(";&|\n"):
+                command = f"exec {command}"  # one program: the process measured is its own, not a shell's
+            done = time_process(
+                [SHELL, "-c", command],
+                directory=side.directory,
+                environment=environment,
+                timeout_s=benchmark.timeout_s,
+            )
+            figures = list(printed_figures(done.output))
+            why = _failure(done, benchmark)
+        except (ValueError, OSError) as error:
+            figures, done, why = [], None, str(error)
+        if done is None or why:
+            taken = math.nan if done is None else done.seconds
+            self.writer.add(
+                Sample(metric="process_s", unit="s", better="lower", value=taken, status="failed", error=why, **common)
+            )
+            return None
+        whole = [
+            ("process_s", done.seconds, "s"),
+            *zip(CONTEXT, (done.cpu_s, done.peak_bytes), ("s", "bytes"), strict=True),
+        ]
+        samples = [Sample(metric=m, value=v, unit=u, better="lower", **common) for m, v, u in whole]
+        samples += [Sample(**figure, **common) for figure in figures]
+        self.writer.add(*samples)
+        self.judged |= {(name, sample.metric) for sample in samples if sample.metric not in CONTEXT}
+        return done
+
+    def _undecided(self, names: list[str]) -> list[str]:
+        """The benchmarks of which a metric is still inconclusive: the time is spent on those."""
+        rows = judge_rounds(load(self.writer.path), self.writer.run.request)
+        unclear = {row["benchmark"] for row in rows if row["verdict"] == "inconclusive"}
+        return [name for name in names if name in unclear]
+
+    def _round_s(self, name: str) -> float:
+        times = self.times_s[name]
+        return statistics.median(times) * len(self.sides) if times else 0.0
+
+    def _told_plan(self, names: list[str]) -> str:
+        one_s = sum(self._round_s(name) for name in names)
+        rounds = self.rounds
+        how = (
+            f"{rounds} rounds of {len(self.sides)} processes each" if rounds else "rounds until the verdicts are clear"
+        )
+        left = one_s * rounds if rounds else self.deadline.remaining_s()
+        return f"{', '.join(names)}: {how}, {'about' if rounds else 'at most'} {spoken_s(left)}"
+
+    def _told_round(self, number: int, names: list[str]) -> str:
+        if not self.rounds:
+            left = self.deadline.remaining_s()
+            return f"round {number}, {len(names)} open, at most {spoken_s(left)} left"
+        left = sum(self._round_s(name) for name in names) * (self.rounds - number)
+        return f"round {number} of {self.rounds}, about {spoken_s(left)} left"
+
+
+def _failure(done: ProcessDone, benchmark: Benchmark) -> str:
+    if done.timed_out:
+        return f"timeout: it took longer than {benchmark.timeout_s:g} s"
+    if done.code:
+        how = f"exit {done.code}" if done.code > 0 else f"killed by signal {-done.code}"
+        return f"{how}: {last_line(done.errors) or last_line(done.output) or 'it says nothing'}"
+    return ""
+
+
+def printed_figures(output: str) -> Iterator[dict[str, Any]]:
+    """Yields the figures that a program printed, as fields of `Sample`.
+
+    Args:
+        output: of the program; a line such as `{"metric": "step_s", "value": 0.125, "unit": "s"}` is a figure, with
+            `better` "lower" or "higher", "higher" by default for units that end with "/s". Any other line is none.
+
+    Raises:
+        ValueError: if a figure is not whole.
+    """
+    for line in output.splitlines():
+        if not line.lstrip().startswith("{"):
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or "metric" not in record:
+            continue
+        value, unit = record.get("value"), record.get("unit")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"it printed {line.strip()[:120]}: a value is a finite number")
+        if not unit or not isinstance(unit, str):
+            raise ValueError(f'it printed {line.strip()[:120]}: a figure needs a unit, such as "s"')
+        better = record.get("better", "higher" if unit.endswith("/s") else "lower")
+        if better not in ("lower", "higher"):
+            raise ValueError(f"it printed {line.strip()[:120]}: better is 'lower' or 'higher'")
+        yield {"metric": str(record["metric"]), "value": float(value), "unit": unit, "better": better}
+
+
+def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: Plan) -> dict[str, Any]:
+    """Returns what a record keeps of a comparison: enough to judge it again, and to know what was compared."""
+    invalid: dict[str, str] = {}
+    for benchmark in benchmarks:
+        for arm, side in ((BASE, base), (HEAD, head)):
+            if benchmark.name in side.broken:
+                invalid[benchmark.name] = f"{side.broken[benchmark.name]} ({arm})"
+        if benchmark.sources and sources_hash(base, benchmark) != sources_hash(head, benchmark):
+            invalid[benchmark.name] = f"benchmark_differs: {', '.join(benchmark.sources)} is not the same on both sides"
+    return {
+        "benchmark": BENCHMARK,
+        **{arm: _told_side(side) for arm, side in ((BASE, base), (HEAD, head))},
+        "rule": asdict(plan.rule),
+        "rounds": plan.rounds,
+        "seed": plan.seed,
+        "tolerances": {b.name: b.tolerance for b in benchmarks if b.tolerance is not None},
+        "metrics": {b.name: list(b.metrics) for b in benchmarks if b.metrics},
+        "invalid": invalid,
+    }
+
+
+def _told_side(side: Side) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": side.subject.kind, "text": side.subject.text, "commands": dict(side.commands)}
+    if side.subject.revision:
+        told["revision"] = side.subject.revision
+    if side.subject.kind == "tree":
+        from bench.subjects import git
+
+        told["dirty"] = bool(git(side.directory, "status", "--porcelain")) if side.subject.revision else None
+    return told
+
+
+def new_comparison(
+    benchmarks: Sequence[Benchmark],
+    base: Side,
+    head: Side,
+    plan: Plan,
+    out: Path,
+    command: str,
+    *,
+    deadline: Deadline | None = None,
+) -> Comparison:
+    """Returns a comparison as a new run under `out`, ready to be executed.
+
+    Args:
+        benchmarks: that both sides run.
+        base: what it is now.
+        head: what is proposed.
+        plan: how; without rounds, a deadline is needed.
+        out: folder that holds runs.
+        command: as typed.
+        deadline: of the whole comparison.
+    """
+    from bench.environment import provenance
+
+    run = Run(
+        run_id=new_run_id("comparison"),
+        started_utc=utc_now(),
+        command=command,
+        request=new_request(benchmarks, base, head, plan),
+        **provenance("cpu"),
+    )
+    return Comparison(benchmarks, base, head, plan, RunWriter.create(out, run), deadline)
+
+
+def verdicts(path: Path) -> list[Mapping[str, Any]]:
+    """Returns the verdicts of a stored comparison."""
+    from reports.comparison import comparison_summary
+    from reports.reading import load_runs
+
+    return comparison_summary(load(path), load_runs(path)).to_dict("records")
+
+
+def spoken_s(seconds: float) -> str:
+    """Returns a time as one would say it."""
+    if not math.isfinite(seconds):
+        return "no limit"
+    if seconds < 90:
+        return f"{max(0, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,281 @@
+"""`wallclock compare`, `gate`, `bisect` and `calibrate`: verdicts, and what they rest on."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.command_line import RUNS, Json, Out, consoles, interruptible, seconds, typed_command
+from bench.subjects import Benchmark, Subject
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from reports.verdicts import Rule
+
+Tolerance = Annotated[
+    float | None, typer.Option(help="A change up to this share is no matter; 0.02 by default, or as declared.")
+]
+Only = Annotated[list[str] | None, typer.Option("--benchmark", help="Declared benchmark to run; repeat it for more.")]
+Command = Annotated[
+    list[str] | None,
+    typer.Option(help="Run this on both sides instead of what pyproject.toml declares; NAME=COMMAND names it."),
+]
+Rounds = Annotated[int | None, typer.Option(help="Rounds in which each side has a turn; 12 or more by default.")]
+Budget = Annotated[
+    str | None, typer.Option(help="Spend up to this long, such as 10m, on what is not yet clear; no fixed rounds then.")
+]
+Timeout = Annotated[float, typer.Option(help="Seconds after which a command has failed.")]
+Folder = Annotated[Path, typer.Option("--repository", help="The repository, and where commands run.")]
+
+
+def compare(
+    base: Annotated[str, typer.Argument(help="Stored runs, a git revision, '.', a recipe, or a command.")],
+    head: Annotated[str, typer.Argument(help="The same; what is proposed.")],
+    only: Only = None,
+    command: Command = None,
+    tolerance: Tolerance = None,
+    rounds: Rounds = None,
+    budget: Budget = None,
+    again: Annotated[bool, typer.Option(help="Measure the base twice in each round, to judge the machine.")] = True,
+    timeout: Timeout = 600.0,
+    repository: Folder = Path(),
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Say whether HEAD is slower or faster than BASE: in turns, with an interval, a verdict and its reason."""
+    rows = _compared(
+        base, head, only=only, commands=command, tolerance=tolerance, rounds=rounds, budget=budget, again=again,
+        timeout=timeout, repository=repository, out=out,
+    )  # fmt: skip
+    _print(rows, as_json=json_)
+    if len(rows) and (rows["verdict"] == "invalid").all():
+        raise typer.Exit(3)
+
+
+def gate(
+    base: Annotated[str, typer.Argument(help="Revision to compare with, or stored runs.")] = "main",
+    head: Annotated[str, typer.Argument(help="What is proposed: '.' for the tree as it is.")] = ".",
+    only: Only = None,
+    command: Command = None,
+    tolerance: Tolerance = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail, with 4, where a verdict is inconclusive.")] = False,
+    rounds: Rounds = None,
+    budget: Budget = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Append Markdown here; $GITHUB_STEP_SUMMARY by default.")] = None,
+    timeout: Timeout = 600.0,
+    repository: Folder = Path(),
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Pass or fail a change in CI. Exit code 0 fine, 1 regression, 2 usage, 3 invalid, 4 inconclusive (--strict)."""
+    from bench.gate import exit_code, step_summary
+    from bench.gate import junit as junit_xml
+    from reports import tables
+    from reports.comparison import comparison_rows
+
+    rows = _compared(
+        base, head, only=only, commands=command, tolerance=tolerance, rounds=rounds, budget=budget, again=True,
+        timeout=timeout, repository=repository, out=out,
+    )  # fmt: skip
+    records = rows.to_dict("records")
+    code, message = exit_code(records, strict=strict)
+    _print(rows, as_json=json_)
+    if junit is not None:
+        junit.parent.mkdir(parents=True, exist_ok=True)
+        junit.write_text(junit_xml(records, strict=strict), encoding="utf-8")
+    where = summary or (Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None)
+    if where is not None:
+        with open(where, "a", encoding="utf-8") as file:
+            file.write(step_summary(records, tables.markdown(comparison_rows(rows)), message))
+    typer.echo(f"wallclock gate: {message}", err=True)
+    if code:
+        raise typer.Exit(code)
+
+
+def _compared(
+    base: str,
+    head: str,
+    *,
+    only: Sequence[str] | None,
+    commands: Sequence[str] | None,
+    tolerance: float | None,
+    rounds: int | None,
+    budget: str | None,
+    again: bool,
+    timeout: float,
+    repository: Path,
+    out: Path,
+) -> "pd.DataFrame":
+    """Compares two subjects, live or stored; returns the verdicts."""
+    from bench.subjects import parse_subject, settings
+    from reports.verdicts import Rule
+
+    sides = [parse_subject(text, repository) for text in (base, head)]
+    declared = settings(repository)
+    rule = Rule(tolerance=declared.get("tolerance", 0.02) if tolerance is None else tolerance)
+    if any(side.stored for side in sides):
+        if not all(side.stored for side in sides):
+            raise ValueError(
+                "one side is stored and the other is not: they would be measured apart; store both, or none"
+            )
+        if rounds or budget or only or commands:
+            raise ValueError(
+                "stored runs are measured already; leave out --rounds, --budget, --benchmark and --command"
+            )
+        return _stored(sides, rule)
+    benchmarks = _benchmarks(sides, only, commands, timeout, repository)
+    if tolerance is not None:  # given here, it is everyone's
+        from dataclasses import replace
+
+        benchmarks = [replace(b, tolerance=None) for b in benchmarks]
+    return _live(sides, benchmarks, rule, rounds, budget, again=again, repository=repository, out=out)
+
+
+def _stored(sides: Sequence[Subject], rule: "Rule") -> "pd.DataFrame":
+    import reports
+    from reports.comparison import stored_summary
+
+    base, head = (reports.load(Path(side.text)) for side in sides)
+    return stored_summary(base, head, rule)
+
+
+def _benchmarks(
+    sides: Sequence[Subject],
+    only: Sequence[str] | None,
+    commands: Sequence[str] | None,
+    timeout: float,
+    repository: Path,
+) -> list[Benchmark]:
+    """What both sides run: their own commands, those given, or those that the project declares."""
+    from bench.subjects import read_benchmarks
+
+    kinds = {side.kind for side in sides}
+    if kinds <= {"cmd", "recipe"}:
+        if only or commands:
+            raise ValueError("commands and recipes are what is measured; leave out --benchmark and --command")
+        if kinds != {"recipe"}:
+            return [Benchmark(name="command", command="", timeout_s=timeout)]
+        from bench.recipe_turn import parse_recipe
+        from reports.tables import ABLATIONS
+
+        tasks = {parse_recipe(side.text, "cpu")[0] for side in sides}
+        if len(tasks) > 1:
+            raise ValueError(f"{' and '.join(sorted(tasks))} have no figure in common; compare recipes of one task")
+        (task,) = tasks
+        return [Benchmark(name=task, command="", timeout_s=timeout, metrics=ABLATIONS[f"{task} ablation"][:1])]
+    if kinds & {"cmd", "recipe"}:
+        raise ValueError("a revision runs benchmarks, a command or a recipe is one; name two of one sort")
+    if commands:
+        return [
+            Benchmark(name=name.strip() if rest else f"command {number}", command=rest or text, timeout_s=timeout)
+            for number, text in enumerate(commands, start=1)
+            for name, rest in [_named(text)]
+        ]
+    return read_benchmarks(repository, only or ())
+
+
+def _named(text: str) -> tuple[str, str]:
+    """A command's name and itself, of `NAME=COMMAND`; `A=1 command` sets a variable and has no name."""
+    name, equals, rest = text.partition("=")
+    if equals and name.replace("-", "").replace("_", "").isalnum() and not name.isupper() and " " not in name:
+        return name, rest
+    return "", ""
+
+
+def _live(
+    sides: Sequence[Subject],
+    benchmarks: list[Benchmark],
+    rule: "Rule",
+    rounds: int | None,
+    budget: str | None,
+    *,
+    again: bool,
+    repository: Path,
+    out: Path,
+) -> "pd.DataFrame":
+    from dataclasses import replace
+
+    import reports
+    from bench.compare import Plan, new_comparison
+    from bench.timing import Deadline
+    from reports.comparison import comparison_summary
+
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"rounds is {rounds}; expected at least 1")
+    if rounds is not None and budget is not None:
+        raise ValueError("rounds are fixed, or as many as a budget holds; give --rounds or --budget")
+    if budget is not None:
+        rule = replace(rule, spend=True)
+    plan = Plan(rule=rule, rounds=rounds or 0, again=again)
+    deadline = Deadline(None if budget is None else seconds(budget))
+    _, progress = consoles()
+    with _both(sides, benchmarks, repository) as (base, head):
+        run = new_comparison(benchmarks, base, head, plan, out, typed_command(), deadline=deadline)
+        path = run.writer.path
+        try:
+            with interruptible(path):
+                run.execute(lambda text: progress.print(text, markup=False))
+        except KeyboardInterrupt:
+            _print(comparison_summary(reports.load(path), reports.load_runs(path)), as_json=False)
+            raise
+    progress.print(f"records: {path}", markup=False, soft_wrap=True)
+    return comparison_summary(reports.load(path), reports.load_runs(path))
+
+
+@contextlib.contextmanager
+def _both(sides: Sequence[Subject], benchmarks: list[Benchmark], repository: Path) -> Iterator[tuple[Any, Any]]:
+    from bench.subjects import prepared
+
+    with prepared(sides[0], benchmarks, repository) as base, prepared(sides[1], benchmarks, repository) as head:
+        yield base, head
+
+
+def _print(rows: "pd.DataFrame", *, as_json: bool) -> None:
+    from reports import tables
+    from reports.comparison import comparison_rows
+
+    if as_json:
+        typer.echo(json.dumps(json.loads(rows.to_json(orient="records")), indent=2))
+        return
+    out, _ = consoles()
+    out.print(tables.terminal(comparison_rows(rows)))
+
+
+def calibrate(
+    comparisons: Annotated[int, typer.Option(help="Comparisons of a program with itself, on this machine.")] = 200,
+    planted: Annotated[int, typer.Option(help="Comparisons for each planted slow-down of 3, 5 and 10%.")] = 40,
+    loaded: Annotated[int, typer.Option(help="Comparisons of each kind while a core is kept busy.")] = 20,
+    simulated: Annotated[int, typer.Option(help="Comparisons of each kind of simulated noise.")] = 10_000,
+    rounds: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 12,
+    tolerance: Annotated[float, typer.Option(help="A change up to this share is no matter.")] = 0.02,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Check the verdicts: comparisons whose truth is known, simulated and on this machine. About 20 minutes."""
+    import reports
+    from bench.calibration import CalibrationRequest, new_calibration
+    from bench.command_line import REPORT_PAGE, print_report
+    from reports.calibration import calibration_summary, wrong
+    from reports.verdicts import Rule
+
+    request = CalibrationRequest(
+        comparisons=comparisons, planted=planted, loaded=loaded, simulated=simulated, rounds=rounds,
+        rule=Rule(tolerance=tolerance),
+    )  # fmt: skip
+    _, progress = consoles()
+    run = new_calibration(request, out, typed_command())
+    path = run.writer.path
+    with interruptible(path):
+        run.execute(lambda text: progress.print(text, markup=False))
+    print_report([path], as_json=json_, html=path / REPORT_PAGE)
+    found = wrong(calibration_summary(reports.load(path), reports.load_runs(path)), request.rule.error_rate)
+    for text in found:
+        typer.echo(f"wallclock: too many false verdicts: {text}", err=True)
+    if found:
+        raise typer.Exit(3)

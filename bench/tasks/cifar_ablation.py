@@ -1,0 +1,203 @@
+"""A CIFAR-10 recipe's levers in turns; see `bench.ablation`."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
+from bench.environment import resolve_device
+from bench.numerics import numerics
+from bench.resuming import begun_run, check_same_place
+from bench.tasks.cifar import load_split, provenance_of
+from bench.tasks.training import Trainer, check_runnable
+from bench.timing import Deadline, PhaseTimer, RunClocks, cpu_s, now_s, synchronize
+from bench.variants import Variants, with_variants
+from loaders.batches import Split
+from models.recipes.recipe import Recipe
+from reports.schema import Run, Sample
+from reports.store import RunWriter, StoreError, new_run_id, utc_now
+
+BENCHMARK = "cifar ablation"
+REQUEST_KEYS = ("data", "device", "seed", "rounds", "steps")
+IMAGES = 5000  # that a turn's batches are drawn from; each process holds them
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationRequest:
+    """What is asked of one ablation.
+
+    Attributes:
+        recipe: with all overrides applied.
+        data: as `CifarRequest`.
+        device: "cpu" or "cuda".
+        seed: of all contenders.
+        rounds: in which each contender has one turn.
+        steps: of a turn, at full resolution.
+        choice: which variants there are.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    recipe: Recipe
+    data: str
+    device: str
+    seed: int = 0
+    rounds: int = 12
+    steps: int = 3
+    choice: Variants = Variants()
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.steps < 1:
+            raise ValueError(f"rounds is {self.rounds}, steps {self.steps}; expected at least 1")
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what a record keeps of the request, so that the run can be resumed."""
+        own = {key: getattr(self, key) for key in REQUEST_KEYS}
+        return {"benchmark": BENCHMARK, **own, "variants": self.choice.stored()}
+
+    def variants(self) -> dict[str, Recipe]:
+        """Returns the recipe of each contender; see `bench.variants`."""
+        return self.choice.of(self.recipe)
+
+
+@dataclass(frozen=True)
+class CifarContender:
+    """Trains one variant, a turn at a time; see `bench.interleaving`.
+
+    Attributes:
+        recipe: of the variant.
+        split: images; `IMAGES` for training at most.
+        device: "cpu" or "cuda".
+        seed: as the other contenders'.
+        steps: of a turn.
+    """
+
+    recipe: Recipe
+    split: Split
+    device: str
+    seed: int
+    steps: int
+
+    def __call__(self, stack: ExitStack) -> Callable[[], TurnDone]:
+        """Gets ready: the network on the device, compiled where it is."""
+        device = torch.device(self.device)
+        stack.enter_context(numerics(seed=self.seed, keep_heap=self.recipe.implementations.keep_heap))
+        trainer = Trainer(self.recipe, self.split, device=device, seed=self.seed, clocks=RunClocks(device))
+        trainer.model.train()
+        return functools.partial(self._turn, trainer, trainer.endless_batches(), device)
+
+    def _turn(
+        self, trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+    ) -> TurnDone:
+        unmeasured, first_loss = PhaseTimer(device, enabled=False), 0.0
+        synchronize(device)
+        begun_s, begun_cpu_s = now_s(), cpu_s()
+        for step in range(self.steps):
+            trainer.step(batches, 0, unmeasured)
+            if step == 0:
+                first_loss = trainer.taken_loss()
+        synchronize(device)
+        seconds, took_cpu_s = now_s() - begun_s, cpu_s() - begun_cpu_s
+        trainer.taken_loss()
+        figures = (
+            ("steps_per_s", "it/s", self.steps / seconds),
+            ("images_per_s", "images/s", self.steps * self.recipe.batch_size / seconds),
+            ("step_s", "s", seconds / self.steps),
+            ("step_cpu_s", "s", took_cpu_s / self.steps),
+        )
+        return TurnDone(seconds, took_cpu_s, first_loss, figures)
+
+
+def turns(request: AblationRequest, split: Split | None = None) -> Turns:
+    """Returns what takes the turns of any recipe, as a request says.
+
+    Args:
+        request: of data, device, seed, and the length of a turn.
+        split: its data; None to load them.
+    """
+    whole = split or load_split(request.data, "test")
+    part = Split(whole.train.subset(slice(0, IMAGES)), whole.test.subset(slice(0, 1)))
+
+    def contender(name: str, recipe: Recipe) -> CifarContender:
+        return CifarContender(recipe, part, request.device, request.seed, request.steps)
+
+    return contender
+
+
+def _ablation(request: AblationRequest, split: Split) -> Ablation:
+    def sample(recipe: Recipe, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        parameters = {
+            "dataset": split.train.name,
+            "data_hash": split.content_hash[:12],
+            "device": request.device,
+            "precision": recipe.precision,
+            "batch_size": recipe.batch_size,
+        }
+        return Sample(
+            benchmark=BENCHMARK,
+            case=recipe.name,
+            parameters=parameters | fields.pop("parameters", {}),
+            metric=metric,
+            unit=unit,
+            value=value,
+            better="higher" if metric.endswith("_per_s") else "lower",
+            **fields,
+        )
+
+    return Ablation(
+        variants=request.variants(),
+        contender=turns(request, split),
+        sample=sample,
+        device=request.device,
+        seed=request.seed,
+        rounds=request.rounds,
+    )
+
+
+def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
+    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cifar.new_run`."""
+    split = load_split(request.data, "test")
+    for recipe in request.variants().values():
+        check_runnable(recipe, split, torch.device(request.device))
+    ablation = _ablation(request, split)
+    run = Run(
+        run_id=new_run_id(f"ablation-{request.recipe.name}"),
+        started_utc=utc_now(),
+        command=command,
+        request={**request.stored(), "content_hash": split.content_hash},
+        recipe=request.recipe.resolved(),
+        recipe_hash=request.recipe.hash(),
+        **provenance_of(request.recipe, request.device),
+    )
+    return AblationRun(ablation, RunWriter.create(out, run), deadline=deadline)
+
+
+def resumed_run(path: Path) -> AblationRun:
+    """Returns an ablation that was interrupted, stopped or killed, ready to go on with the round that was begun.
+
+    Args:
+        path: the run's directory.
+
+    Raises:
+        StoreError: see `bench.tasks.cifar.resumed_run`.
+        ValueError: if its device is not there.
+    """
+    run = begun_run(path, BENCHMARK)
+    recipe = Recipe.from_resolved(run.recipe)
+    if recipe.hash() != run.recipe_hash:
+        raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
+    request = AblationRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
+    request = with_variants(request, run.request)
+    resolve_device(request.device)
+    split = load_split(request.data, "test")
+    if split.content_hash != run.request["content_hash"]:
+        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
+    check_same_place(run, provenance_of(recipe, request.device), path)
+    ablation, writer = _ablation(request, split), RunWriter.resume(path)
+    return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "step_s"))

@@ -1,0 +1,275 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import reports
+from bench.compare import printed_figures
+from bench.subjects import parse_subject, read_benchmarks, worktree
+from reports.comparison import comparison_summary
+
+PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "python work.py"\n'
+
+
+def git(repository, *arguments):
+    subprocess.run(
+        ["git", "-C", repository, "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+        check=True,
+        capture_output=True,
+    )
+
+
+def commit(repository, **files):
+    for name, text in files.items():
+        (repository / name.replace("_", ".")).write_text(text)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", " ".join(files))
+
+
+def work(ms):
+    """Takes so many milliseconds, whatever the machine is doing: what is tested here is the harness."""
+    return f"import time\ntime.sleep({ms} / 1e3)\n"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Three commits: `before`, `docs` which changes a text alone, and `slow`, which takes half as long again."""
+    place = tmp_path / "project"
+    place.mkdir()
+    git(place, "init", "-q", "-b", "main")
+    commit(place, pyproject_toml=PROJECT, work_py=work(60))
+    git(place, "tag", "before")
+    commit(place, README_md="more words")
+    git(place, "tag", "docs")
+    commit(place, work_py=work(90))
+    git(place, "tag", "slow")
+    return place
+
+
+def stored(out):
+    return comparison_summary(reports.load(out), reports.load_runs(out))
+
+
+def test_a_gate_fails_for_what_became_slower_and_says_so_everywhere(repository, tmp_path, wallclock, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    code, out, err = wallclock(
+        "gate", "before", "slow", "--repository", repository, "--rounds", "6", "--junit", tmp_path / "junit.xml", "--out",
+        tmp_path / "runs",
+    )  # fmt: skip
+    assert code == 1 and "regressed" in out and "regression: 1 regressed" in err
+    assert max(map(len, out.splitlines())) <= 80
+    (case,) = ET.parse(tmp_path / "junit.xml").getroot()
+    assert case.get("classname") == "work" and case.find("failure").get("type") == "regressed"
+    assert "| work<br>process\\_s" in (told := (tmp_path / "summary.md").read_text()) or "| work<br>process_s" in told
+    (row,) = stored(tmp_path / "runs").to_dict("records")
+    assert row["verdict"] == "regressed" and 1.2 < row["ratio"] < 1.6
+    request = reports.load_runs(tmp_path / "runs")["request"].iloc[0]
+    assert len(request["base"]["revision"]) == 40 and request["head"]["text"] == "slow"
+    left = subprocess.run(["git", "-C", repository, "worktree", "list"], capture_output=True, text=True, check=True)
+    assert len(left.stdout.splitlines()) == 1
+
+
+def test_words_alone_are_no_regression(repository, tmp_path, wallclock):
+    code, out, err = wallclock(
+        "gate", "before", "docs", "--repository", repository, "--rounds", "6", "--tolerance", "0.2", "--out", tmp_path
+    )
+    assert code == 0 and "equivalent" in out and "no regression" in err
+
+
+def test_the_tree_as_it_is_can_be_the_head_and_its_changes_are_recorded(repository, tmp_path, wallclock):
+    (repository / "work.py").write_text(work(1))
+    code, out, _ = wallclock("gate", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path / "runs")
+    assert code == 0 and "improved" in out
+    request = reports.load_runs(tmp_path / "runs")["request"].iloc[0]
+    assert request["head"] == {"kind": "tree", "text": ".", "commands": {"work": "python work.py"}, "dirty": True,
+                               "revision": request["head"]["revision"]}  # fmt: skip
+
+
+def test_printed_figures_are_judged_beside_the_time(tmp_path, wallclock):
+    scripts = []
+    for number, rate in enumerate((100, 50)):
+        script = tmp_path / f"{number}.py"
+        script.write_text(f'print("words"); print(\'{{"metric": "rate", "value": {rate}, "unit": "it/s"}}\')')
+        scripts.append(f"python {script}")
+    code, out, _ = wallclock("compare", *scripts, "--rounds", "7", "--out", tmp_path / "runs", "--json")
+    assert code == 0
+    rows = {row["metric"]: row for row in json.loads(out)}
+    assert (
+        rows["rate"]["verdict"] == "regressed" and rows["rate"]["ratio"] == 0.5 and set(rows) == {"rate", "process_s"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [('{"metric": "m", "value": NaN, "unit": "s"}', "finite"), ('{"metric": "m", "value": 1}', "needs a unit"),
+     ('{"metric": "m", "value": "1", "unit": "s"}', "finite"), ('{"metric":"m","value":1,"unit":"s","better":"b"}', "better is")],
+)  # fmt: skip
+def test_a_figure_that_is_not_whole_is_refused(line, why):
+    with pytest.raises(ValueError, match=why):
+        list(printed_figures(line))
+
+
+def test_other_lines_are_no_figures():
+    assert list(printed_figures('{not json\n{"loss": 1}\n[1]\nwords\n')) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [("exit 7", "exit 7"), ("echo gone wrong >&2; exit 1", "gone wrong"), ("kill -9 $$", "killed by signal 9"),
+     ("sleep 60", "timeout: it took longer than 0.5 s"), ("no-such-program --at all", "not found")],
+)  # fmt: skip
+def test_a_command_that_fails_or_hangs_is_recorded_and_invalid(command, why, tmp_path, wallclock):
+    code, out, _ = wallclock("compare", "cmd:true", f"cmd:{command}", "--timeout", "0.5", "--out", tmp_path)
+    assert code == 3 and "invalid" in out
+    (row,) = stored(tmp_path).to_dict("records")
+    assert row["verdict"] == "invalid" and "head" in row["reason"] and why in row["reason"]
+
+
+def test_what_does_not_build_is_invalid_and_the_others_are_measured(repository, tmp_path, wallclock):
+    built = (
+        PROJECT + '[tool.wallclock.benchmarks.built]\ncommand = "true"\nbuild = "echo no compiler here >&2; exit 1"\n'
+    )
+    commit(repository, pyproject_toml=built)
+    code, out, err = wallclock(
+        "gate", "before", "docs", "--repository", repository, "--rounds", "6", "--tolerance", "0.2", "--out", tmp_path
+    )
+    assert code == 3 and "1 equivalent, 1 invalid" in err
+    assert "no compiler here" in " ".join(out.split())
+
+
+def test_a_benchmark_that_is_another_on_either_side_is_invalid(repository, tmp_path, wallclock):
+    commit(repository, pyproject_toml=PROJECT + 'sources = ["work.py"]\n')
+    code, out, _ = wallclock("gate", "before", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path)
+    assert code == 3 and "is not the same on" in " ".join(out.split())
+
+
+def test_a_budget_is_spent_until_the_verdict_is_clear(repository, tmp_path, wallclock):
+    code, _, err = wallclock(
+        "gate", "before", "slow", "--repository", repository, "--budget", "60s", "--out", tmp_path / "a"
+    )
+    assert code == 1 and "at most" in err
+    assert stored(tmp_path / "a")["rounds"].iloc[0] <= 21
+    code, _, err = wallclock(
+        "gate",
+        "before",
+        "docs",
+        "--repository",
+        repository,
+        "--budget",
+        "2s",
+        "--tolerance",
+        "0",
+        "--strict",
+        "--out",
+        tmp_path / "b",
+    )
+    assert code == 4 and "inconclusive" in err
+    assert reports.load_runs(tmp_path / "b")["run_status"].iloc[0] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["git:mian", "main"], "did you mean main?"),
+        (["mian", "main"], "did you mean main?"),
+        (["before", "true"], "name two of one sort"),
+        (["before", "slow", "--benchmark", "wrok"], "did you mean work?"),
+        (["before", "slow", "--tolerance", "2"], "expected a share"),
+        (["before", "slow", "--rounds", "3", "--budget", "1m"], "--rounds or --budget"),
+        (["before", "slow", "--budget", "soon"], "such as 90s"),
+        (["cifar/sprnt", "sprint"], "did you mean 'sprint'?"),
+        (["sprint", "sprint precisoin=fp32"], "did you mean 'precision'?"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(arguments, why, repository, wallclock):
+    code, out, err = wallclock("compare", *arguments, "--repository", repository)
+    assert code == 2 and out == "" and why in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_project_without_benchmarks_is_told_how_to_declare_one(tmp_path):
+    with pytest.raises(ValueError, match=r"tool\.wallclock\.benchmarks\.NAME"):
+        read_benchmarks(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.wallclock.benchmarks.a]\ncomand = 'x'\n")
+    with pytest.raises(ValueError, match="unknown key 'comand'"):
+        read_benchmarks(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool")
+    with pytest.raises(ValueError, match=r"pyproject\.toml"):
+        read_benchmarks(tmp_path)
+
+
+def test_subjects_are_known_by_what_they_are(repository):
+    kinds = {
+        text: parse_subject(text, repository).kind
+        for text in ("before", ".", "sprint", "wgan/lesson", "true", "sleep 1")
+    }
+    assert kinds == {
+        "before": "git",
+        ".": "tree",
+        "sprint": "recipe",
+        "wgan/lesson": "recipe",
+        "true": "cmd",
+        "sleep 1": "cmd",
+    }
+    assert parse_subject("cmd:sprint", repository).kind == "cmd"
+
+
+def test_one_stored_side_and_one_that_is_not_are_refused(repository, tmp_path, wallclock):
+    wallclock("compare", "cmd:true", "cmd:true", "--rounds", "1", "--out", tmp_path)
+    code, _, err = wallclock("compare", tmp_path, "before", "--repository", repository)
+    assert code == 2 and "measured apart" in err
+
+
+def test_two_at_once_in_one_repository_do_not_disturb_each_other(repository, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "bench.cli",
+        "gate",
+        "before",
+        "docs",
+        "--repository",
+        repository,
+        "--rounds",
+        "6",
+        "--tolerance",
+        "0.5",
+    ]
+    both = [subprocess.Popen([*command, "--out", tmp_path / str(i)], stdout=subprocess.DEVNULL) for i in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+
+
+def test_a_worktree_left_by_a_killed_process_is_no_hindrance(repository):
+    code = f"import os; from pathlib import Path; from bench.subjects import *\nwith worktree(Path({str(repository)!r}), commit_of(Path({str(repository)!r}), 'before')): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with worktree(repository, parse_subject("before", repository).revision) as place:
+        assert (place / "work.py").exists()
+
+
+def test_ctrl_c_gives_the_verdict_so_far(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "bench.cli",
+        "compare",
+        "cmd:sleep 0.02",
+        "cmd:sleep 0.06",
+        "--rounds",
+        "1000",
+        "--out",
+        tmp_path,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    for line in process.stderr:
+        if line.startswith("round 8 "):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "regressed" in out and "interrupted" in err
+    assert stored(tmp_path)["rounds"].iloc[0] >= 8
+    time.sleep(0.2)
+    assert "sleep 0.06" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
