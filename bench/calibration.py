@@ -1,4 +1,4 @@
-"""`wallclock calibrate`: comparisons whose truth is known, simulated and on this machine, through the same statistics."""
+"""`wallclock calibrate`: comparisons whose truth is known, simulated and on this machine, and their verdicts."""
 
 import contextlib
 import math
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,8 +123,8 @@ class CalibrationRun:
             for planted in (0.0, *request.worsenings):
                 sides = simulated_times(noise, request.simulated, request.rounds, planted, request.seed)
                 for metric, value in tallied(*sides, planted, request.rule).items():
-                    self.writer.add(self._sample(metric, "fraction" if metric.endswith(("power", "able")) else "count",
-                                                 value, f"simulated: {noise}", planted=planted))  # fmt: skip
+                    unit = "fraction" if metric.endswith(("power", "detectable")) else "count"
+                    self.writer.add(self._sample(metric, unit, value, f"{noise}, simulated", planted))
             observe(f"simulated {request.simulated:,} comparisons of each kind: {noise}")
 
     def _measure(self, observe: Callable[[str], None]) -> None:
@@ -157,30 +158,14 @@ class CalibrationRun:
             arms = [(BASE, loops), (HEAD, head_loops), (AGAIN, loops)]
             random.Random(f"{self.request.seed} {noise} {number} {round_}").shuffle(arms)
             for slot, (arm, count) in enumerate(arms):
-                at = {"arm": arm, "round": round_, "slot": slot}
-                samples.append(
-                    self._sample("process_s", "s", _seconds(count), noise, planted=planted, comparison=number, **at)
-                )
+                at = {"arm": arm, "round": round_, "slot": slot, "parameters": {"comparison": number}}
+                samples.append(self._sample("process_s", "s", _seconds(count), noise, planted, **at))
         self.writer.add(*samples)
 
-    def _sample(
-        self,
-        metric: str,
-        unit: str,
-        value: float,
-        case: str,
-        *,
-        planted: float,
-        comparison: int | None = None,
-        **at: object,
-    ) -> Sample:
-        parameters: dict[str, str | int | float | bool] = {"planted": planted}
-        if comparison is not None:
-            parameters["comparison"] = comparison
-        return Sample(
-            benchmark=BENCHMARK, case=case, metric=metric, unit=unit, better="lower", value=value, parameters=parameters,
-            **at,  # type: ignore[arg-type]
-        )  # fmt: skip
+    def _sample(self, metric: str, unit: str, value: float, case: str, planted: float, **fields: Any) -> Sample:
+        parameters = {"planted": planted} | fields.pop("parameters", {})
+        same: dict[str, Any] = {"benchmark": BENCHMARK, "better": "lower", "parameters": parameters}
+        return Sample(metric=metric, unit=unit, value=value, case=case, **same, **fields)
 
 
 def _seconds(loops: int) -> float:

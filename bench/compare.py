@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,9 @@ class Comparison:
                 Sample(metric="process_s", unit="s", better="lower", value=taken, status="failed", error=why, **common)
             )
             return None
-        whole = [
-            ("process_s", done.seconds, "s"),
-            *zip(CONTEXT, (done.cpu_s, done.peak_bytes), ("s", "bytes"), strict=True),
-        ]
-        samples = [Sample(metric=m, value=v, unit=u, better="lower", **common) for m, v, u in whole]
+        whole = {"process_s": (done.seconds, "s"), "process_cpu_s": (done.cpu_s, "s")}
+        whole["process_peak_bytes"] = (done.peak_bytes, "bytes")
+        samples = [Sample(metric=m, value=v, unit=u, better="lower", **common) for m, (v, u) in whole.items()]
         samples += [Sample(**figure, **common) for figure in figures]
         self.writer.add(*samples)
         self.judged |= {(name, sample.metric) for sample in samples if sample.metric not in CONTEXT}
@@ -296,14 +294,6 @@ def new_comparison(
         **provenance("cpu"),
     )
     return Comparison(benchmarks, base, head, plan, RunWriter.create(out, run), deadline)
-
-
-def verdicts(path: Path) -> list[Mapping[str, Any]]:
-    """Returns the verdicts of a stored comparison."""
-    from reports.comparison import comparison_summary
-    from reports.reading import load_runs
-
-    return comparison_summary(load(path), load_runs(path)).to_dict("records")
 
 
 def spoken_s(seconds: float) -> str:

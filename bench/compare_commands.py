@@ -83,7 +83,7 @@ def gate(
         base, head, only=only, commands=command, tolerance=tolerance, rounds=rounds, budget=budget, again=True,
         timeout=timeout, repository=repository, out=out,
     )  # fmt: skip
-    records = rows.to_dict("records")
+    records = [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
     code, message = exit_code(records, strict=strict)
     _print(rows, as_json=json_)
     if junit is not None:

@@ -129,23 +129,23 @@ def parse_subject(text: str, directory: Path) -> Subject:
     """
     prefix, colon, rest = text.partition(":")
     if colon and prefix in KINDS:
-        return _of_kind(prefix, rest.strip(), directory)  # type: ignore[arg-type]
+        return _of_kind(prefix, rest.strip(), directory)
     words = text.split()
     if not words:
         raise ValueError("a subject is empty; name a stored run, a git revision, a recipe or a command")
     path = directory / text
-    if path.exists() and (path.suffix == ".json" or any(path.rglob("records.jsonl")) or any(path.rglob("*.parquet"))):
-        if not (path / PROJECT).exists():
-            return _of_kind("run", text, directory)
+    holds_runs = path.suffix == ".json" or any(path.rglob("records.jsonl")) or any(path.rglob("*.parquet"))
+    if path.exists() and holds_runs and not (path / PROJECT).exists():
+        return _of_kind("run", text, directory)
     if path.is_dir():
         return _of_kind("tree", text, directory)
-    if words[0].partition("/")[0] in TASKS or words[0] in _recipe_names("cifar"):
+    if words[0].partition("/")[0] in TASKS or words[0] in _cifar_recipes():
         return _of_kind("recipe", text, directory)
     if commit_of(directory, text):
         return _of_kind("git", text, directory)
     if shutil.which(words[0]) or (len(words) > 1 and (directory / words[0]).exists()):
         return _of_kind("cmd", text, directory)
-    known = [*_recipe_names("cifar"), *_branches(directory)]
+    known = [*_cifar_recipes(), *_branches(directory)]
     near = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
     raise ValueError(
         f"'{text}' is no stored run, git revision, recipe or command here; "
@@ -175,10 +175,10 @@ def _branches(directory: Path) -> list[str]:
         return []
 
 
-def _recipe_names(task: str) -> tuple[str, ...]:
-    from models.recipes import CYCLEGAN_RECIPES, RECIPES, WGAN_RECIPES
+def _cifar_recipes() -> tuple[str, ...]:
+    from models.recipes import RECIPES
 
-    return tuple({"cifar": RECIPES, "wgan": WGAN_RECIPES, "cyclegan": CYCLEGAN_RECIPES}[task])
+    return tuple(RECIPES)
 
 
 def read_benchmarks(directory: Path, only: Sequence[str] = ()) -> list[Benchmark]:
@@ -227,7 +227,7 @@ def _benchmark(name: str, table: dict[str, Any]) -> Benchmark:
         raise ValueError(f"benchmark '{name}' has an unknown key '{unknown[0]}'; there are {', '.join(known)}")
     if not table.get("command"):
         raise ValueError(f"benchmark '{name}' has no command; add command = \"...\"")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     return Benchmark(name=name, **fields)
 
 

@@ -1,4 +1,4 @@
-"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a real machine, and what was said of them."""
+"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a machine, and what was said of them."""
 
 import math
 from collections.abc import Sequence
@@ -86,15 +86,16 @@ def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Da
         rule = Rule(**request["rule"])
         rows += _simulated(run[run["metric"] != "process_s"])
         for (noise, planted), part in run[run["metric"] == "process_s"].groupby(["case", "planted"], sort=False):
+            planted = float(str(planted))
             sides = _measured(part[part["phase"] == "steady"])
             if sides is not None:
-                rows.append({"noise": noise, "planted": float(planted), **tallied(*sides, float(planted), rule)})
+                rows.append({"noise": noise, "planted": planted, **tallied(*sides, planted, rule)})
     return pd.DataFrame(rows, columns=["noise", "planted", *FIGURES])
 
 
 def _simulated(samples: "pd.DataFrame") -> list[dict[str, Any]]:
     return [
-        {"noise": noise, "planted": float(planted), **dict(zip(part["metric"], part["value"], strict=True))}
+        {"noise": noise, "planted": float(str(planted)), **dict(zip(part["metric"], part["value"], strict=True))}
         for (noise, planted), part in samples.groupby(["case", "planted"], sort=False, observed=True)
     ]
 

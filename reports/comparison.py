@@ -91,7 +91,7 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
             "reason": f"only the {BASE if head.empty else HEAD} has it",
         }
     if row["unit"] in COUNTED:
-        return row | _counted(base.to_numpy(), head.to_numpy(), row["better"], rule.tolerance)
+        return row | _counted(np.asarray(base, np.float64), np.asarray(head, np.float64), row["better"], rule.tolerance)
     both = base.index.intersection(head.index)
     if (base <= 0).any() or (head <= 0).any():
         return row | {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}

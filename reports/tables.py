@@ -40,21 +40,11 @@ ABLATIONS = {
     "cyclegan ablation": ("iterations_per_s", "iteration_s", "turn_cpu_s"),
 }
 OF_THEIR_OWN = ("static", "choices", "loaders", "comparison", "calibration", *ABLATIONS)  # benchmarks that have
+# Columns of words, set flush left.
 WORDS = (
-    "case",
-    "variant",
-    "metric",
-    "unit",
-    "error",
-    "fastest",
-    "failed",
-    "chosen",
-    "form",
-    "pipeline",
-    "benchmark",
-    "verdict",
-    "noise",
-)  # columns of
+    *("case", "variant", "metric", "unit", "error", "fastest", "failed", "chosen", "form", "pipeline"),
+    *("benchmark", "verdict", "noise"),
+)
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")

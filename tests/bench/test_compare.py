@@ -57,10 +57,8 @@ def stored(out):
 
 def test_a_gate_fails_for_what_became_slower_and_says_so_everywhere(repository, tmp_path, wallclock, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    code, out, err = wallclock(
-        "gate", "before", "slow", "--repository", repository, "--rounds", "6", "--junit", tmp_path / "junit.xml", "--out",
-        tmp_path / "runs",
-    )  # fmt: skip
+    to = ("--junit", tmp_path / "junit.xml", "--out", tmp_path / "runs")
+    code, out, err = wallclock("gate", "before", "slow", "--repository", repository, "--rounds", "6", *to)
     assert code == 1 and "regressed" in out and "regression: 1 regressed" in err
     assert max(map(len, out.splitlines())) <= 80
     (case,) = ET.parse(tmp_path / "junit.xml").getroot()
@@ -107,7 +105,8 @@ def test_printed_figures_are_judged_beside_the_time(tmp_path, wallclock):
 @pytest.mark.parametrize(
     ("line", "why"),
     [('{"metric": "m", "value": NaN, "unit": "s"}', "finite"), ('{"metric": "m", "value": 1}', "needs a unit"),
-     ('{"metric": "m", "value": "1", "unit": "s"}', "finite"), ('{"metric":"m","value":1,"unit":"s","better":"b"}', "better is")],
+     ('{"metric": "m", "value": "1", "unit": "s"}', "finite"),
+     ('{"metric": "m", "value": 1, "unit": "s", "better": "b"}', "better is")],
 )  # fmt: skip
 def test_a_figure_that_is_not_whole_is_refused(line, why):
     with pytest.raises(ValueError, match=why):
@@ -244,7 +243,11 @@ def test_two_at_once_in_one_repository_do_not_disturb_each_other(repository, tmp
 
 
 def test_a_worktree_left_by_a_killed_process_is_no_hindrance(repository):
-    code = f"import os; from pathlib import Path; from bench.subjects import *\nwith worktree(Path({str(repository)!r}), commit_of(Path({str(repository)!r}), 'before')): os.kill(os.getpid(), 9)"
+    code = (
+        "import os; from pathlib import Path; from bench.subjects import commit_of, worktree\n"
+        f"place = Path({str(repository)!r})\n"
+        "with worktree(place, commit_of(place, 'before')): os.kill(os.getpid(), 9)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     with worktree(repository, parse_subject("before", repository).revision) as place:
         assert (place / "work.py").exists()
