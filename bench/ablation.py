@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class Ablation:
         device: "cpu" or "cuda".
         seed: of all contenders.
         rounds: in which each has one turn, besides a warm-up.
+        step_flop: floating-point operations of a step of each variant, where they are known.
     """
 
     variants: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Ablation:
     device: str
     seed: int
     rounds: int
+    step_flop: Mapping[str, float] = field(default_factory=dict)
 
 
 class AblationRun:
@@ -95,6 +97,9 @@ class AblationRun:
         ablation, device = self.ablation, torch.device(self.ablation.device)
         contenders = {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
         with self.writer, Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
+            if not self.rounds_done:
+                for name, flop in ablation.step_flop.items():
+                    self.writer.add(self._sample(name, "step_flop", "FLOP", flop))
             first_losses: dict[str, float] = {}
             shares: list[float] = []
             rounds = ablation.rounds + 1 + bool(self.rounds_done)  # each start has a warm-up of its own

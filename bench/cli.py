@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from bench.ablate_commands import ablate
 from bench.command_line import (
     INVALID_RESULT,
     REPORT_PAGE,
@@ -46,6 +47,7 @@ data_app = typer.Typer(
 )
 app.add_typer(run_app, name="run")
 app.add_typer(data_app, name="data")
+app.command()(ablate)
 app.command()(compare)
 app.command()(gate)
 app.command()(calibrate)

@@ -68,7 +68,7 @@ def print_report(
     """Prints the tables of what lies at the paths, and writes the files asked for."""
     import reports
     from reports import tables
-    from reports.ablation import ablation_rows, ablation_summary
+    from reports.ablation import ablation_rows, ablation_summary, flop_rows
     from reports.calibration import calibration_rows, calibration_summary
     from reports.comparison import comparison_rows, comparison_summary
     from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
@@ -97,6 +97,7 @@ def print_report(
         "Compiled kernels: the worst of n forms, in bytes, and bytes a thread": static_rows(samples),
         "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
         "Levers: iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
+        "FLOPs against seconds, fastest first": flop_rows(samples),
         **loader_tables(loaders),
         "Loaders that failed, and are left out above": loader_failures(samples),
         "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),

@@ -2,7 +2,7 @@
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -95,10 +95,6 @@ def run_wgan(
     ] = 0,
     look_every: Annotated[int, typer.Option(help="Generator steps between looks: distance, samples, checkpoint.")] = 25,
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
-    ablate: Annotated[
-        bool, typer.Option("--ablate", help="Measure the plain loop, all levers, and all but each, in turns.")
-    ] = False,
-    rounds: Annotated[int, typer.Option(help="With --ablate: turns of each variant.")] = 12,
     device: Device = "auto",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
@@ -107,45 +103,33 @@ def run_wgan(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Train a WGAN and measure critic iterations per second; or what each lever of its recipe gives."""
+    """Train a WGAN and measure critic iterations per second."""
     from bench.environment import resolve_device
-    from bench.tasks import wgan, wgan_ablation
+    from bench.tasks import wgan
     from models.recipes import get_wgan_recipe
     from models.recipes.override import override
 
     _, progress = consoles()
-
-    def line(text: str) -> None:
-        progress.print(text, markup=False)
-
     if resume is not None:
-        run = wgan_ablation.resumed_run(resume) if wgan_ablation.is_ablation(resume) else wgan.resumed_run(resume)
+        run = wgan.resumed_run(resume)
     else:
         resolved = get_wgan_recipe(recipe, device_type := resolve_device(device))
         for assignment in set_ or ():
             resolved = override(resolved, assignment)
-        asked: dict[str, Any] = {
-            "recipe": resolved,
-            "data": data,
-            "only_class": only_class,
-            "device": device_type,
-            "seed": seed,
-        }
-        cycles = 20 if device_type == "cuda" else 1  # some seconds on a CPU, and a second on a GPU
-        if ablate:
-            run = wgan_ablation.new_run(
-                wgan_ablation.AblationRequest(rounds=rounds, cycles=cycles, **asked), out, typed_command()
-            )
-        else:
-            plan: dict[str, Any] = {
-                "generator_iterations": generator_iterations,
-                "look_every": look_every,
-                "window_cycles": cycles,
-            }
-            run = wgan.new_run(wgan.WganRequest(**asked, **plan), out, typed_command())
+        request = wgan.WganRequest(
+            recipe=resolved,
+            data=data,
+            only_class=only_class,
+            device=device_type,
+            seed=seed,
+            generator_iterations=generator_iterations,
+            look_every=look_every,
+            window_cycles=20 if device_type == "cuda" else 1,  # some seconds on a CPU, and a second on a GPU
+        )
+        run = wgan.new_run(request, out, typed_command())
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run wgan --resume {path}`"):
-        status = run.execute(line)
+        status = run.execute(lambda text: progress.print(text, markup=False))
     end_run(path, status, as_json=json_)
 
 
@@ -160,10 +144,6 @@ def run_cyclegan(
         int, typer.Option(help="Iterations between looks: cycles' errors, pictures, checkpoint.")
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Of weights, batches and pools.")] = 0,
-    ablate: Annotated[
-        bool, typer.Option("--ablate", help="Measure the plain loop, all levers, and all but each, in turns.")
-    ] = False,
-    rounds: Annotated[int, typer.Option(help="With --ablate: turns of each variant.")] = 12,
     device: Device = "auto",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
@@ -172,28 +152,29 @@ def run_cyclegan(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Train a CycleGAN and measure iterations per second; or what each lever of its recipe gives."""
+    """Train a CycleGAN and measure iterations per second."""
     from bench.environment import resolve_device
-    from bench.tasks import cyclegan, cyclegan_ablation
+    from bench.tasks import cyclegan
     from models.recipes import get_cyclegan_recipe
     from models.recipes.override import override
 
     _, progress = consoles()
-    run: Any
     if resume is not None:
-        run = (cyclegan_ablation if cyclegan_ablation.is_ablation(resume) else cyclegan).resumed_run(resume)
+        run = cyclegan.resumed_run(resume)
     else:
         resolved = get_cyclegan_recipe(recipe, device_type := resolve_device(device))
         for assignment in set_ or ():
             resolved = override(resolved, assignment)
-        asked: dict[str, Any] = {"recipe": resolved, "data": data, "device": device_type, "seed": seed}
-        together = 20 if device_type == "cuda" else 1  # some seconds on a CPU, and a second on a GPU
-        if ablate:
-            request = cyclegan_ablation.AblationRequest(rounds=rounds, iterations=together, **asked)
-            run = cyclegan_ablation.new_run(request, out, typed_command())
-        else:
-            plan: dict[str, Any] = {"iterations": iterations, "look_every": look_every, "window_iterations": together}
-            run = cyclegan.new_run(cyclegan.CycleGanRequest(**asked, **plan), out, typed_command())
+        request = cyclegan.CycleGanRequest(
+            recipe=resolved,
+            data=data,
+            device=device_type,
+            seed=seed,
+            iterations=iterations,
+            look_every=look_every,
+            window_iterations=20 if device_type == "cuda" else 1,  # some seconds on a CPU, and a second on a GPU
+        )
+        run = cyclegan.new_run(request, out, typed_command())
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run cyclegan --resume {path}`"):
         status = run.execute(lambda text: progress.print(text, markup=False))

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from models.recipes.override import override
+from models.recipes.studies import STUDIES
 from reports.ablation import ALL, AS_IS, BASELINE
 
-How = Literal["leave-one-out", "add-one-in", "grid"]
+How = Literal["leave-one-out", "add-one-in", "grid", "study"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +18,16 @@ class Variants:
 
     Attributes:
         how: "leave-one-out" measures the plain loop, all levers, and all but each; "add-one-in" the plain loop with
-            each alone instead; "grid" the recipe as it is, and with each combination of fields.
-        grid: of each field its values, such as "precision=bf16,fp32".
+            each alone instead; "grid" the recipe as it is, and with each combination of fields; "study" the recipe as
+            it is, and the variants of a study.
+        grid: of each field its values, such as "precision=bf16,fp32"; or the study's name.
     """
 
     how: How = "leave-one-out"
     grid: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.how == "grid") != bool(self.grid):
+        if (self.how in ("grid", "study")) != bool(self.grid):
             raise ValueError("a grid names fields and their values, such as --grid batch_size=250,500")
 
     def stored(self) -> dict[str, Any]:
@@ -49,6 +51,8 @@ class Variants:
         """
         if self.how == "grid":
             return {AS_IS: recipe} | _grid(recipe, self.grid)
+        if self.how == "study":
+            return {AS_IS: recipe} | STUDIES[self.grid[0]](recipe)
         levers = recipe.levers()
         if not levers:
             raise ValueError(f"{recipe.name} has no levers here that could be left out; name fields with --grid")

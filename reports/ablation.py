@@ -27,8 +27,9 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         Columns `run_id`, `benchmark`, `case`, `variant`, `levers`, `changes_mathematics`, `rounds`, `it_per_s` with
         `_low` and `_high` (median, distribution-free), `images_per_s`, `step_s` (a WGAN's is its critic's), `cpu_s`,
         `over_baseline` with `_low` and `_high` (median over rounds of the ratio, bootstrap), `cpu_over_baseline` (the
-        same of the baseline's CPU time over this one's: what a machine that others use still shows), and `lost`: for a
-        variant without a lever, the rate of all levers over its own, with `_low` and `_high`: what the lever gives.
+        same of the baseline's CPU time over this one's: what a machine that others use still shows), `step_flop` where
+        it was counted, and `lost`: for a variant without a lever, the rate of all levers over its own, with `_low` and
+        `_high`: what the lever gives.
     """
     import pandas as pd
 
@@ -51,7 +52,7 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
             row |= {"levers": first["levers"]}
             row |= {"changes_mathematics": bool(first["changes_mathematics"]), "rounds": len(own)}
             row |= {"it_per_s": middle.value, "it_per_s_low": middle.low, "it_per_s_high": middle.high}
-            figures = {"images_per_s": "images_per_s", "step_s": step_s, "cpu_s": cpu_s}
+            figures = {"images_per_s": "images_per_s", "step_s": step_s, "cpu_s": cpu_s, "step_flop": "step_flop"}
             row |= {name: medians.get((variant, metric)) for name, metric in figures.items()}
             row |= _ratio("over_baseline", rates, variant, baseline)
             row |= _ratio("cpu_over_baseline", cpu, baseline, variant)
@@ -93,6 +94,47 @@ def ablation_rows(frame: "pd.DataFrame") -> Rows:
                 _interval(row, "lost", lambda value: f"{100 * (value - 1):+.1f}%"),
             ]
         )
+    return header, rows
+
+
+def flop_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table that sets FLOPs beside seconds.
+
+    Named are the variants that take fewer operations than another and yet more time, in at least 19 of 20 rounds.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["case", "variant", "GFLOP", "x", "ms", "x time", "TFLOP/s", "fewer FLOPs, and slower than"]
+    summary = ablation_summary(frame)
+    rows: list[list[str]] = []
+    if "step_flop" not in summary:
+        return header, rows
+    for (run_id, case), run in summary[summary["step_flop"].notna()].groupby(["run_id", "case"], sort=False):
+        if run["step_flop"].nunique() < 2:  # levers change no arithmetic
+            continue
+        first = run[run["variant"] == AS_IS].iloc[0]
+        steps = frame[(frame["run_id"] == run_id) & (frame["metric"] == "step_s") & (frame["phase"] == "steady")]
+        times = steps.pivot_table(index="round", columns="variant", values="value", observed=True)
+        for row in run.sort_values("step_s").to_dict("records"):
+            slower = [
+                other["variant"]
+                for other in run.to_dict("records")
+                if row["step_flop"] < other["step_flop"]
+                and (times[row["variant"]] > times[other["variant"]]).mean() >= 0.95
+            ]
+            rows.append(
+                [
+                    str(case),
+                    row["variant"],
+                    significant(row["step_flop"] / 1e9),
+                    f"{row['step_flop'] / first['step_flop']:.2f}",
+                    f"{1e3 * row['step_s']:,.0f}",
+                    f"{1 / row['over_baseline']:.2f}",
+                    significant(row["step_flop"] / row["step_s"] / 1e12),
+                    ", ".join(slower),
+                ]
+            )
     return header, rows
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
 from bench.environment import resolve_device
@@ -18,6 +19,7 @@ from bench.tasks.training import Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, cpu_s, now_s, synchronize
 from bench.variants import Variants, with_variants
 from loaders.batches import Split
+from models.build import build_model
 from models.recipes.recipe import Recipe
 from reports.schema import Run, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
@@ -157,7 +159,24 @@ def _ablation(request: AblationRequest, split: Split) -> Ablation:
         device=request.device,
         seed=request.seed,
         rounds=request.rounds,
+        step_flop={name: step_flop(recipe, split) for name, recipe in request.variants().items()},
     )
+
+
+def step_flop(recipe: Recipe, split: Split) -> float:
+    """Returns the floating-point operations of a step's forward and backward at full resolution, without running it.
+
+    Counted are matrix products and convolutions, two for a multiply-add, as `torch.utils.flop_counter` does.
+
+    Args:
+        recipe: its implementations change nothing: the same arithmetic is counted.
+        split: gives size and classes.
+    """
+    model = build_model(recipe.without(*recipe.levers()), len(split.train.classes), torch.device("meta"))
+    size = split.train.images_NHWC.shape[1]
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(recipe.batch_size, 3, size, size, device="meta")).sum().backward()
+    return float(counter.get_total_flops())
 
 
 def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:

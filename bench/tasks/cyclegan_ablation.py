@@ -20,7 +20,6 @@ from bench.variants import Variants, with_variants
 from loaders.unpaired import Unpaired
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.ablation import BASELINE
-from reports.reading import read_unfinished
 from reports.schema import Sample
 from reports.store import RunWriter
 
@@ -158,15 +157,6 @@ def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Dead
         check_runnable(recipe, data, torch.device(request.device))
     ablation = _ablation(request, data)
     return AblationRun(ablation, new_writer(request.recipe, request.stored(), data, out, command), deadline=deadline)
-
-
-def is_ablation(path: Path) -> bool:
-    """Says whether an unfinished run is an ablation.
-
-    Raises:
-        StoreError: if it is finished, or there is none.
-    """
-    return read_unfinished(path).request.get("benchmark") == BENCHMARK
 
 
 def resumed_run(path: Path) -> AblationRun:

@@ -22,7 +22,6 @@ from bench.variants import Variants, with_variants
 from loaders.batches import Dataset, Split
 from models.recipes.wgan import CriticSteps, Stage, WganRecipe
 from reports.ablation import BASELINE
-from reports.reading import read_unfinished
 from reports.schema import Sample
 from reports.store import RunWriter
 
@@ -189,15 +188,6 @@ def _images(request: AblationRequest, split: Split) -> npt.NDArray[np.uint8]:
             f"{request.recipe.batch_size} of one cycle; use --set batch_size=64 or less, or more data"
         )
     return split.train.images_NHWC[:count].numpy()
-
-
-def is_ablation(path: Path) -> bool:
-    """Says whether an unfinished run is an ablation.
-
-    Raises:
-        StoreError: if it is finished, or there is none.
-    """
-    return read_unfinished(path).request.get("benchmark") == BENCHMARK
 
 
 def resumed_run(path: Path) -> AblationRun:

@@ -200,7 +200,6 @@ def test_translations_that_cannot_be_made_are_refused(arguments, says, done, tmp
         (("--recipe", "leson"), "did you mean 'lesson'"),
         (("--look-every", "0"), "expected 0 or more, and at least 1 of the others"),
         (("--set", "blocks=0"), "at least 1"),
-        (("--ablate", "--rounds", "0"), "expected at least 1"),
         (("--resume", "nowhere"), "nowhere holds no run"),
     ],
 )

@@ -40,7 +40,6 @@ def test_a_run_prints_rates_and_its_page_shows_samples_and_curves(wallclock, tmp
         (["--class", "cat"], "has no class 'cat'"),
         (["--resume", "nowhere"], "holds no run"),
         (["--look-every", "0"], "expected at least 0 (for all), 1 and 1"),
-        (["--ablate", "--rounds", "0"], "expected at least 1"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_exit_code_2(wallclock, tmp_path, arguments, says):

@@ -86,7 +86,7 @@ def test_darknet_halves_the_map_in_every_group_but_the_second():
 def test_wide_resnet_shortcut_is_taken_after_the_activation():
     model = WideResNet(10, blocks=1, widen=1)
     block = model.features[1].eval()
-    nn.init.zeros_(block.conv2.weight)
+    nn.init.zeros_(block.convs[-1].weight)
     x = torch.randn(2, 16, 8, 8)
     expected = torch.relu(x / (1 + 1e-5) ** 0.5)
     torch.testing.assert_close(block(x.clone()), expected)

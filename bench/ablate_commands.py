@@ -1,0 +1,106 @@
+"""`wallclock ablate`: what each lever of a recipe gives, in turns."""
+
+import enum
+from typing import Annotated, Any
+
+import typer
+
+from bench.command_line import RUNS, Device, Json, Out, Resume, consoles, end_run, interruptible, typed_command
+
+
+class Task(enum.StrEnum):
+    """What is trained."""
+
+    cifar = "cifar"
+    wgan = "wgan"
+    cyclegan = "cyclegan"
+
+
+class Study(enum.StrEnum):
+    """A choice of variants that has a name."""
+
+    wide_resnet = "wide-resnet"
+
+
+def ablate(
+    task: Annotated[Task, typer.Argument(help="What is trained.")],
+    recipe: Annotated[str | None, typer.Option(help="Of the task; `wallclock list` describes them.")] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="The plain loop, all levers, and all but each; the default.")
+    ] = False,
+    add_one_in: Annotated[
+        bool, typer.Option("--add-one-in", help="The plain loop, each lever alone, and all of them.")
+    ] = False,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="The recipe as it is, and with each of a field's values: field=a,b.")
+    ] = None,
+    study: Annotated[
+        Study | None, typer.Option(help="wide-resnet: the lesson's widths, kernels and depths, FLOPs against seconds.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="As `wallclock run` takes it.")] = "synthetic",
+    only_class: Annotated[str, typer.Option("--class", help="Of a WGAN's images.")] = "",
+    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Turns of each variant.")] = 12,
+    device: Device = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
+    resume: Resume = None,
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Measure what each lever of a recipe gives, or each of a field's values: every variant in turns in each round."""
+    from importlib import import_module
+
+    _, progress = consoles()
+    module: Any = import_module(f"bench.tasks.{task.value}_ablation")
+    if resume is not None:
+        run = module.resumed_run(resume)
+    else:
+        choice = _choice(leave_one_out=leave_one_out, add_one_in=add_one_in, grid=grid or [], study=study)
+        if study is not None and task != Task.cifar:
+            raise ValueError(f"--study {study.value} is of cifar")
+        if only_class and task != Task.wgan:
+            raise ValueError("--class is of wgan's images")
+        request = _request(module, task, recipe or _usual(task, study), set_ or [], device, choice)
+        asked = {"data": data, "seed": seed, "rounds": rounds} | ({"only_class": only_class} if only_class else {})
+        run = module.new_run(request(**asked), out, typed_command())
+    path = run.writer.path
+    with interruptible(path, f", go on with `wallclock ablate {task.value} --resume {path}`"):
+        status = run.execute(lambda text: progress.print(text, markup=False))
+    end_run(path, status, as_json=json_)
+
+
+def _usual(task: Task, study: Study | None) -> str:
+    if task != Task.cifar:
+        return "lesson"
+    return "sprint" if study is None else "wrn22"
+
+
+def _choice(*, leave_one_out: bool, add_one_in: bool, grid: list[str], study: Study | None) -> Any:
+    from bench.variants import Variants
+
+    if leave_one_out + add_one_in + bool(grid) + (study is not None) > 1:
+        raise ValueError("--leave-one-out, --add-one-in, --grid and --study exclude each other; give one")
+    if grid:
+        return Variants(how="grid", grid=tuple(grid))
+    if study is not None:
+        return Variants(how="study", grid=(study.value,))
+    return Variants(how="add-one-in" if add_one_in else "leave-one-out")
+
+
+def _request(module: Any, task: Task, name: str, changes: list[str], device: str, choice: Any) -> Any:
+    """A request that lacks nothing but what the caller adds."""
+    import functools
+
+    from bench.environment import resolve_device
+    from bench.recipe_turn import GETTERS
+    from models.recipes.override import override
+
+    device_type = resolve_device(device)
+    recipe = GETTERS[task.value](name, device_type)
+    for assignment in changes:
+        recipe = override(recipe, assignment)
+    # A turn takes some seconds on a CPU, and a second on a GPU.
+    length = {"cifar": "steps", "wgan": "cycles", "cyclegan": "iterations"}[task.value]
+    together = {"cifar": 3}.get(task.value, 1) if device_type == "cpu" else 20
+    fields = {"recipe": recipe, "device": device_type, "choice": choice, length: together}
+    return functools.partial(module.AblationRequest, **fields)

@@ -1,0 +1,166 @@
+"""Variants of a recipe, the ablation of CIFAR-10's, and the command."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+import torch
+
+import reports
+from bench import ablation
+from bench.interleaving import Taken
+from bench.tasks.cifar_ablation import AblationRequest, new_run, resumed_run, step_flop, turns
+from bench.variants import Variants
+from loaders.synthetic import synthetic_split
+from models.recipes import get_recipe
+from models.recipes.studies import STUDIES
+from reports.ablation import ALL, AS_IS, BASELINE, ablation_summary, flop_rows
+
+SMALL = {"batch_size": 8, "resolutions": (), "model_arguments": {"widths": [4, 8, 8]}, "precision": "fp32"}
+
+
+def small(name="sprint", **changes):
+    recipe = get_recipe(name, "cpu")
+    arguments = {"blocks": 1, "widen": 1} if name == "wrn22" else SMALL["model_arguments"]
+    return replace(recipe, **SMALL | {"model_arguments": arguments} | changes)
+
+
+def in_this_process(contenders, rounds, *, first=0, seed=0):
+    with ExitStack() as stack:
+        taken = {}
+        for name, contender in contenders.items():
+            torch.manual_seed(seed)
+            taken[name] = contender(stack)
+        for number in range(first, rounds):
+            for slot, (name, turn) in enumerate(taken.items()):
+                yield Taken(name, number, slot, turn())
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(ablation, "interleaved", in_this_process)
+
+
+def test_one_left_out_and_one_put_in():
+    recipe = get_recipe("sprint", "cpu")
+    assert recipe.levers() == ("implementations.channels_last", "implementations.keep_heap", "precision")
+    out = Variants().of(recipe)
+    assert list(out) == [BASELINE, ALL, "without channels_last", "without keep_heap", "without precision"]
+    assert out[BASELINE].levers() == () and out["without precision"].levers() == recipe.levers()[:2]
+    put = Variants(how="add-one-in").of(recipe)
+    assert list(put) == [BASELINE, ALL, "only channels_last", "only keep_heap", "only precision"]
+    assert put["only precision"].levers() == ("precision",) and put[ALL] == recipe
+    with pytest.raises(ValueError, match="no levers here"):
+        Variants().of(recipe.without(*recipe.levers()))
+
+
+def test_a_grid_is_every_combination_but_the_recipe_as_it_is():
+    recipe = get_recipe("sprint", "cpu")
+    grid = Variants(how="grid", grid=("batch_size=250,500", "precision=bf16,fp32"))
+    assert list(grid.of(recipe)) == [
+        AS_IS, "batch_size=250, precision=bf16", "batch_size=250, precision=fp32", "batch_size=500, precision=fp32"
+    ]  # fmt: skip
+    assert grid.of(recipe)["batch_size=250, precision=fp32"].batch_size == 250
+    assert Variants.from_stored(grid.stored()) == grid
+    for wrong, why in (
+        ("batch_size", "expected field=value"),
+        ("batch_sise=1", "did you mean"),
+        ("epochs=9", "as it is"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            Variants(how="grid", grid=(wrong,)).of(recipe)
+
+
+def test_a_study_of_wide_resnets_changes_what_it_says():
+    recipe = get_recipe("wrn22", "cpu")
+    variants = STUDIES["wide-resnet"](recipe)
+    split = synthetic_split()
+    base = step_flop(recipe, split)
+    times = {name: step_flop(variant, split) / base for name, variant in variants.items()}
+    assert times["inner ni//2"] == pytest.approx(0.5, abs=0.01) and times["inner ni*2"] == pytest.approx(2, abs=0.02)
+    assert times["kernels 5-5"] == pytest.approx(25 / 9, rel=0.01) and times["blocks 2-2-5"] == pytest.approx(
+        1, abs=0.01
+    )
+    with pytest.raises(ValueError, match="use wrn22"):
+        STUDIES["wide-resnet"](get_recipe("sprint", "cpu"))
+
+
+def test_flop_of_a_network_is_that_of_its_convolutions():
+    recipe = small("wrn22", model_arguments={"blocks": 1, "widen": 1})
+    n, products = recipe.batch_size, 0
+    sides = ((16, 16, 32, True), (16, 32, 16, False), (32, 64, 8, False))
+    for before, after, edge, same in sides:
+        products += n * edge**2 * (9 * before * after + 9 * after**2 + (0 if same else before * after))
+    first = n * 32**2 * 27 * 16  # its input has no gradient
+    head = n * 64 * 10
+    assert step_flop(recipe, synthetic_split()) == 2 * (3 * (products + head) + 2 * first)
+
+
+def test_turns_are_recorded_and_gone_on_with(here, tmp_path):
+    request = AblationRequest(recipe=small(), data="synthetic", device="cpu", rounds=2, steps=1)
+    lines = []
+
+    def stop(text):
+        lines.append(text)
+        if len(lines) == 6:
+            raise KeyboardInterrupt
+
+    run = new_run(request, tmp_path, "test")
+    path = run.writer.path
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(stop)
+    assert resumed_run(path).execute(lambda text: None) == "done"
+    summary = ablation_summary(reports.load(path)).set_index("variant")
+    assert set(summary.index) == {BASELINE, ALL, f"{ALL}, bf16", "without channels_last", "without keep_heap"}
+    assert (summary["over_baseline"] > 0).all() and summary.loc[BASELINE, "over_baseline"] == 1
+    errors = reports.load(path).query("metric == 'first_loss_error'")
+    assert (errors["value"] < 1e-3)[errors["variant"] != f"{ALL}, bf16"].all()
+
+
+def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monkeypatch):
+    recipe = small("wrn22")
+    choice = Variants(how="grid", grid=('model_arguments={"blocks":1,"widen":2}',))
+    monkeypatch.setattr(
+        Variants,
+        "of",
+        lambda self, base: {AS_IS: base, "wider": replace(base, model_arguments={"blocks": 1, "widen": 2})},
+    )
+    run = new_run(
+        AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=3, steps=1, choice=choice),
+        tmp_path,
+        "test",
+    )
+    assert run.execute(lambda text: None) == "done"
+    frame = reports.load(tmp_path)
+    frame.loc[(frame["metric"] == "step_s") & (frame["variant"] == "wider"), "value"] = 1e-6
+    _, rows = flop_rows(frame)
+    assert [row[1] for row in rows] == ["wider", AS_IS] and rows[1][-1] == "wider" and float(rows[0][3]) > 2
+
+
+def test_a_recipe_takes_its_turns_outside_an_ablation_too():
+    recipe = small()
+    request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", steps=1)
+    with ExitStack() as stack:
+        done = turns(request)("recipe", recipe)(stack)()
+    figures = {metric: value for metric, _, value in done.figures}
+    assert figures["steps_per_s"] == pytest.approx(1 / figures["step_s"])
+    assert figures["images_per_s"] == pytest.approx(8 / figures["step_s"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["cifar", "--rounds", "0"], "expected at least 1"),
+        (["cifar", "--leave-one-out", "--grid", "epochs=1"], "exclude each other"),
+        (["cifar", "--recipe", "sprnt"], "did you mean 'sprint'"),
+        (["wgan", "--study", "wide-resnet"], "is of cifar"),
+        (["cifar", "--study", "wide-resnet", "--recipe", "sprint"], "use wrn22"),
+        (["cyclegan", "--class", "cat"], "is of wgan"),
+        (["cifar", "--set", "implementations.cuda_graph=true", "--device", "cpu"], "CUDA graphs need a GPU"),
+        (["wgan", "--resume", "nowhere"], "holds no run"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(arguments, why, tmp_path, wallclock):
+    code, out, err = wallclock("ablate", *arguments, "--out", tmp_path / "runs")
+    assert code == 2 and out == "" and why in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
