@@ -26,7 +26,7 @@ from bench.command_line import (
     seconds,
     typed_command,
 )
-from bench.compare_commands import calibrate, compare, gate
+from bench.compare_commands import bisect, calibrate, compare, gate, history
 from bench.run_commands import run_app
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ app.add_typer(data_app, name="data")
 app.command()(ablate)
 app.command()(compare)
 app.command()(gate)
+app.command()(bisect)
+app.command()(history)
 app.command()(calibrate)
 
 

@@ -279,3 +279,84 @@ def calibrate(
         typer.echo(f"wallclock: too many false verdicts: {text}", err=True)
     if found:
         raise typer.Exit(3)
+
+
+def bisect(
+    good: Annotated[str, typer.Argument(help="A revision that was fast.")],
+    bad: Annotated[str, typer.Argument(help="A later one that is slow.")] = "HEAD",
+    benchmark: Annotated[str | None, typer.Option(help="Declared benchmark that became slower.")] = None,
+    command: Annotated[str | None, typer.Option(help="Run this in each commit's tree instead.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What it prints that became worse; its time otherwise.")] = None,
+    tolerance: Tolerance = None,
+    budget: Annotated[str, typer.Option(help="Time for each commit, such as 5m.")] = "5m",
+    timeout: Timeout = 600.0,
+    repository: Folder = Path(),
+    out: Out = RUNS,
+    json_: Json = False,
+) -> None:
+    """Find the commit that made a benchmark slower. Exit code 0 found, 4 where commits had to be skipped."""
+    from dataclasses import asdict, replace
+
+    from bench.bisect import Bisection, described
+    from bench.subjects import parse_subject, read_benchmarks, settings
+    from reports.store import new_run_id
+    from reports.verdicts import Rule
+
+    sides = [parse_subject(f"git:{text}", repository) for text in (good, bad)]
+    if (benchmark is None) == (command is None):
+        raise ValueError("give one of --benchmark NAME and --command COMMAND")
+    if command is not None:
+        chosen = Benchmark(name="command", command=command, timeout_s=timeout)
+    else:
+        (chosen,) = read_benchmarks(repository, [str(benchmark)])
+    chosen = replace(chosen, metrics=(metric or "process_s",))
+    usual = settings(repository).get("tolerance", 0.02) if chosen.tolerance is None else chosen.tolerance
+    rule = Rule(tolerance=usual if tolerance is None else tolerance)
+    folder = out / new_run_id("bisect")
+    _, progress = consoles()
+    search = Bisection(repository, chosen, rule, seconds(budget), folder, typed_command())
+    with interruptible(folder):
+        found = search.find(sides[0], sides[1], lambda text: progress.print(text, markup=False))
+    lines = described(repository, found.candidates)
+    if json_:
+        typer.echo(json.dumps({**asdict(found), "described": lines}, indent=2, default=str))
+    else:
+        known = len(lines) == 1
+        typer.echo("the first slow commit:" if known else "it is one of these; the rest could not be judged:")
+        for line in lines:
+            typer.echo(f"  {line}")
+        typer.echo(f"records: {folder}")
+    if len(lines) > 1:
+        raise typer.Exit(4)
+
+
+def history(
+    paths: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold some.")],
+    metric: Annotated[str | None, typer.Option(help="Show this one alone.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the HTML page here.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show how figures went from run to run on one machine with one setting, and at which commits they changed."""
+    import reports
+    from reports import tables
+    from reports.history import history_rows, history_summary
+
+    samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
+    if metric is not None:
+        if metric not in set(samples["metric"]):
+            raise ValueError(f"no metric '{metric}' there; there are {', '.join(sorted(samples['metric'].unique()))}")
+        samples = samples[samples["metric"] == metric]
+    summary = history_summary(samples, runs)
+    if html is not None:
+        reports.build_page(samples, runs, html)
+    if json_:
+        typer.echo(summary.to_json(orient="records", indent=2))
+        return
+    if summary.empty:
+        raise ValueError("no series of two runs or more: a series is one benchmark on one machine with one setting")
+    out, progress = consoles()
+    for problem in samples.attrs.get("skipped", ()):
+        progress.print(f"skipped: {problem}", style="yellow", markup=False)
+    out.print(tables.terminal(history_rows(summary)))
+    if html is not None:
+        out.print(f"report: {html}", markup=False, soft_wrap=True)

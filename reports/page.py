@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports import plots
-from reports.ablation import ablation_rows
+from reports.ablation import ablation_rows, ablation_summary, flop_rows
+from reports.calibration import calibration_rows, calibration_summary
+from reports.comparison import comparison_rows, comparison_summary
+from reports.history import history_rows, history_summary
 from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
 from reports.loaders import loader_failures, loader_summary, loader_tables
 from reports.stats import summarise, time_to_target
@@ -70,7 +73,11 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
         css=_template("page.css"),
         script=_template("page.js"),
         plotly=_packed(_plotly_script()),
-        figures=_figures(samples),
+        figures=_figures(samples, runs, comparisons := comparison_summary(samples, runs)),
+        comparisons=comparison_rows(comparisons),
+        calibration=calibration_rows(calibration_summary(samples, runs)),
+        flops=flop_rows(samples),
+        history=history_rows(history_summary(samples, runs)),
         verdicts=_verdicts(samples),
         kernels=kernel_cells(kernel_summary(samples)),
         failed=failed_rows(samples),
@@ -119,7 +126,7 @@ def _csv(samples: "pd.DataFrame") -> bytes:
     return filled.to_csv(index=False, float_format="%.10g").encode()
 
 
-def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
+def _figures(samples: "pd.DataFrame", runs: "pd.DataFrame", comparisons: "pd.DataFrame") -> dict[str, dict[str, Any]]:
     """Returns the figures there is data for, each with what a reader has to know beside it."""
     overheads = samples.loc[samples["metric"] == "phase_overhead", "value"].dropna()
     overhead = (
@@ -128,6 +135,22 @@ def _figures(samples: "pd.DataFrame") -> dict[str, dict[str, Any]]:
         else "Measured in a pass of its own; the timers' overhead was not recorded."
     )
     made = {
+        "ratios": (
+            "Head against base",
+            plots.ratios(comparisons),
+            "The unit is the round: each side once, in fresh processes, in a drawn order. An interval that touches the "
+            "band is no proof of a change beyond the tolerance.",
+        ),
+        "trends": (
+            "History",
+            plots.trends(samples, runs),
+            "One line a series of one machine and setting, relative to its first run; diamonds are where it changed.",
+        ),
+        "waterfall": (
+            "From the plain loop to all levers",
+            plots.waterfall(ablation_summary(samples)),
+            "What leaving each lever out costs, as factors of the rate; together is what they do to each other.",
+        ),
         "accuracy": (
             "Accuracy over time",
             plots.accuracy_over_time(samples),

@@ -255,6 +255,118 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
     return {"data": traces, "layout": layout}
 
 
+def ratios(summary: "pd.DataFrame") -> Figure | None:
+    """Returns head / base of each metric of each comparison, with its interval and tolerance; None without any.
+
+    Args:
+        summary: from `reports.comparison.comparison_summary`.
+    """
+    shown = summary[summary["ratio_low"].notna() & (summary["ratio_low"] > 0) & (summary["ratio_high"] < 100)]
+    if shown.empty:
+        return None
+    labels = [_text(f"{b} · {m}") for b, m in zip(shown["benchmark"], shown["metric"], strict=True)]
+    trace: Figure = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": _numbers(shown["ratio"]),
+        "y": labels,
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": _numbers(shown["ratio_high"] - shown["ratio"]),
+            "arrayminus": _numbers(shown["ratio"] - shown["ratio_low"]),
+        },
+        "marker": {"size": 9, "color": _colour(0)},
+        "text": [_text(str(verdict)) for verdict in shown["verdict"]],
+        "hovertemplate": "%{y}: %{x:.4f}, %{text}<extra></extra>",
+        "showlegend": False,
+    }
+    widest = max(shown["tolerance"])
+    layout = _layout("head / base, 95% interval; the band is the tolerance", "")
+    layout["height"] = 140 + 34 * len(set(labels))
+    layout["shapes"] = [
+        {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 1 / (1 + widest), "x1": 1 + widest}
+        | {"line": {"width": 0}, "fillcolor": _colour(0), "opacity": 0.12, "layer": "below"},
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1, "line": {"dash": "dash", "width": 1.25}},
+    ]
+    return {"data": [trace], "layout": layout}
+
+
+def waterfall(summary: "pd.DataFrame") -> Figure | None:
+    """Returns how each lever takes the plain loop's rate to that of all levers; None where none was left out.
+
+    On a logarithmic scale, on which what the levers give adds up. What leaving one out does not explain, because levers
+    help or hinder each other, is a step of its own.
+
+    Args:
+        summary: from `reports.ablation.ablation_summary`.
+    """
+    import math
+
+    from reports.ablation import ALL, BASELINE
+
+    if "lost" not in summary:
+        return None
+    traces: list[Figure] = []
+    for position, ((_, case), run) in enumerate(summary.groupby(["run_id", "case"], sort=False)):
+        rates = run.set_index("variant")["it_per_s"]
+        levers = run[run["lost"].notna()].sort_values("lost", ascending=False)
+        if levers.empty or not {BASELINE, ALL} <= set(rates.index):
+            continue
+        steps = [
+            (str(v).removeprefix("without "), math.log2(g))
+            for v, g in zip(levers["variant"], levers["lost"], strict=True)
+        ]
+        rest = math.log2(rates[ALL] / rates[BASELINE]) - sum(gain for _, gain in steps)
+        steps = [*steps, ("together", rest)]
+        traces.append(
+            {
+                "type": "waterfall",
+                "name": _text(str(case)),
+                "measure": ["absolute", *["relative"] * len(steps), "total"],
+                "x": [_text(name) for name in ("plain loop", *(name for name, _ in steps), ALL)],
+                "y": [0, *(_number(gain) for _, gain in steps), 0],
+                "text": ["1", *(f"x{2**gain:.2f}" for _, gain in steps), f"x{rates[ALL] / rates[BASELINE]:.2f}"],
+                "textposition": "outside",
+                "increasing": {"marker": {"color": COLOURS[2]}},
+                "decreasing": {"marker": {"color": COLOURS[1]}},
+                "totals": {"marker": {"color": _colour(position)}},
+                "hovertemplate": f"{_text(str(case))}, %{{x}}: %{{text}}<extra></extra>",
+            }
+        )
+    return {"data": traces, "layout": _layout("", "speed-up, powers of two")} if traces else None
+
+
+def trends(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Figure | None:
+    """Returns each series of at least six runs relative to its first, changes marked; None without such a series.
+
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`.
+    """
+    from reports.history import SHORTEST, changes, series
+
+    traces: list[Figure] = []
+    for key, points in series(samples, runs):
+        values = points["value"].to_numpy(dtype="float64")
+        if len(values) < 2 * SHORTEST or not (values > 0).all():
+            continue
+        label = " · ".join(str(key[k]) for k in ("benchmark", "case", "variant", "metric") if key.get(k))
+        commits = [_text(str(sha)[:10]) for sha in points["git_sha"]]
+        colour = _colour(len(traces) // 2)
+        common = {"type": "scatter", "name": _text(label), "legendgroup": label}
+        line: Figure = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"size": 5}}
+        line |= {"x": [str(at) for at in points["started_utc"]], "y": [_number(v / values[0]) for v in values]}
+        line |= {"text": commits, "hovertemplate": "%{text}: %{y:.3f} of the first<extra>" + _text(label) + "</extra>"}
+        at = changes(values)
+        marks: Figure = {"mode": "markers", "showlegend": False, "marker": {"size": 12, "symbol": "diamond-open"}}
+        marks["marker"]["color"] = colour
+        marks |= {"x": [line["x"][i] for i in at], "y": [line["y"][i] for i in at], "text": [commits[i] for i in at]}
+        marks["hovertemplate"] = "changed at %{text}<extra>" + _text(label) + "</extra>"
+        traces += [common | line, common | marks]
+    return {"data": traces, "layout": _layout("", "of the first run's")} if traces else None
+
+
 def loss_curves(
     frame: "pd.DataFrame", benchmark: str, metrics: tuple[str, ...], y_title: str, x_title: str
 ) -> Figure | None:

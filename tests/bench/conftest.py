@@ -1,5 +1,6 @@
 """What the tests of commands share."""
 
+import subprocess
 import sys
 
 import pytest
@@ -24,6 +25,27 @@ def wallclock(monkeypatch, capsys):
 
     yield run
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def commit():
+    """Commits files, given by their names with `_` for `.`, to a repository that it makes first; tags the commit."""
+
+    def made(repository, tag, **files):
+        def git(*arguments):
+            who = ("-c", "user.name=t", "-c", "user.email=t@t")
+            subprocess.run(["git", "-C", repository, *who, *arguments], check=True, capture_output=True)
+
+        if not repository.exists():
+            repository.mkdir()
+            git("init", "-q", "-b", "main")
+        for name, text in files.items():
+            (repository / name.replace("_", ".")).write_text(text)
+        git("add", "-A")
+        git("commit", "-qm", tag)
+        git("tag", tag)
+
+    return made
 
 
 @pytest.fixture

@@ -16,38 +16,18 @@ from reports.comparison import comparison_summary
 PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "python work.py"\n'
 
 
-def git(repository, *arguments):
-    subprocess.run(
-        ["git", "-C", repository, "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
-        check=True,
-        capture_output=True,
-    )
-
-
-def commit(repository, **files):
-    for name, text in files.items():
-        (repository / name.replace("_", ".")).write_text(text)
-    git(repository, "add", "-A")
-    git(repository, "commit", "-qm", " ".join(files))
-
-
 def work(ms):
     """Takes so many milliseconds, whatever the machine is doing: what is tested here is the harness."""
     return f"import time\ntime.sleep({ms} / 1e3)\n"
 
 
 @pytest.fixture
-def repository(tmp_path):
+def repository(tmp_path, commit):
     """Three commits: `before`, `docs` which changes a text alone, and `slow`, which takes half as long again."""
     place = tmp_path / "project"
-    place.mkdir()
-    git(place, "init", "-q", "-b", "main")
-    commit(place, pyproject_toml=PROJECT, work_py=work(60))
-    git(place, "tag", "before")
-    commit(place, README_md="more words")
-    git(place, "tag", "docs")
-    commit(place, work_py=work(90))
-    git(place, "tag", "slow")
+    commit(place, "before", pyproject_toml=PROJECT, work_py=work(60))
+    commit(place, "docs", README_md="more words")
+    commit(place, "slow", work_py=work(90))
     return place
 
 
@@ -129,11 +109,11 @@ def test_a_command_that_fails_or_hangs_is_recorded_and_invalid(command, why, tmp
     assert row["verdict"] == "invalid" and "head" in row["reason"] and why in row["reason"]
 
 
-def test_what_does_not_build_is_invalid_and_the_others_are_measured(repository, tmp_path, wallclock):
+def test_what_does_not_build_is_invalid_and_the_others_are_measured(repository, commit, tmp_path, wallclock):
     built = (
         PROJECT + '[tool.wallclock.benchmarks.built]\ncommand = "true"\nbuild = "echo no compiler here >&2; exit 1"\n'
     )
-    commit(repository, pyproject_toml=built)
+    commit(repository, "declared", pyproject_toml=built)
     code, out, err = wallclock(
         "gate", "before", "docs", "--repository", repository, "--rounds", "6", "--tolerance", "0.2", "--out", tmp_path
     )
@@ -141,8 +121,8 @@ def test_what_does_not_build_is_invalid_and_the_others_are_measured(repository, 
     assert "no compiler here" in " ".join(out.split())
 
 
-def test_a_benchmark_that_is_another_on_either_side_is_invalid(repository, tmp_path, wallclock):
-    commit(repository, pyproject_toml=PROJECT + 'sources = ["work.py"]\n')
+def test_a_benchmark_that_is_another_on_either_side_is_invalid(repository, commit, tmp_path, wallclock):
+    commit(repository, "declared", pyproject_toml=PROJECT + 'sources = ["work.py"]\n')
     code, out, _ = wallclock("gate", "before", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path)
     assert code == 3 and "is not the same on" in " ".join(out.split())
 
