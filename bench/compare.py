@@ -7,6 +7,7 @@ machine does meets all of them alike, and base against base says whether this ma
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from bench.subjects import SHELL, Benchmark, Side, last_line, sources_hash
 from bench.timing import Deadline, ProcessDone, time_process
-from reports.comparison import AGAIN, BASE, BENCHMARK, CONTEXT, HEAD, judge_rounds
+from reports.comparison import AGAIN, BASE, BENCHMARK, CONTEXT, COUNTED, HEAD, judge_rounds
 from reports.reading import load
 from reports.schema import Run, RunStatus, Sample
 from reports.store import RunWriter, new_run_id, utc_now
@@ -24,6 +25,7 @@ from reports.verdicts import Rule, next_look, rounds_needed
 
 ROUNDS = 12
 WARM_UPS = 3  # at most; one where two in a row agree
+CALLGRIND = ("valgrind", "--tool=callgrind", "--trace-children=yes", "--callgrind-out-file=/dev/null")
 STEADY = 0.1  # share by which two warm-ups in a row may differ
 
 
@@ -36,12 +38,14 @@ class Plan:
         rounds: in which each side has a turn; 0 for as many as the rule needs, or, where it spends, as are clear.
         again: whether the base has a second turn in each round, to judge the machine.
         seed: of the order of turns.
+        counts: whether only what is counted is recorded, instructions through Callgrind among it; no time then.
     """
 
     rule: Rule = field(default_factory=Rule)
     rounds: int = 0
     again: bool = True
     seed: int = 0
+    counts: bool = False
 
 
 class Comparison:
@@ -65,7 +69,9 @@ class Comparison:
         writer: RunWriter,
         deadline: Deadline | None = None,
     ) -> None:
-        self.benchmarks = {b.name: b for b in benchmarks if b.name not in writer.run.request["invalid"]}
+        request = writer.run.request
+        apart = {*request["invalid"], *request["added"], *request["removed"]}
+        self.benchmarks = {b.name: b for b in benchmarks if b.name not in apart}
         self.sides = {BASE: base, HEAD: head} | ({AGAIN: base} if plan.again else {})
         self.plan, self.writer, self.deadline = plan, writer, deadline or Deadline(None)
         self.times_s: dict[str, list[float]] = {name: [] for name in self.benchmarks}  # of one process
@@ -111,7 +117,7 @@ class Comparison:
         """Runs a benchmark on both sides until two processes in a row take as long; says whether it works."""
         for arm in (BASE, HEAD):
             previous = math.inf
-            for index in range(WARM_UPS):
+            for index in range(1 if self.plan.counts else WARM_UPS):
                 done = self._turn(name, arm, phase="warm-up", index=index)
                 if done is None:
                     observe(f"{name}: failed on the {arm}'s side")
@@ -139,10 +145,14 @@ class Comparison:
         common = {"benchmark": BENCHMARK, "case": name, "arm": arm, **where}
         try:
             environment, command = side.environment(), side.commands[name]
+            # A warm-up writes bytecode; under Callgrind it would take fifty times as long to do no more.
+            counted = self.plan.counts and benchmark.counted == "callgrind" and where.get("phase") != "warm-up"
+            if counted:
+                environment["PYTHONHASHSEED"] = "0"
             if shutil.which(command.split()[0], path=environment["PATH"]) and not set(command) & set(";&|\n"):
                 command = f"exec {command}"  # one program: the process measured is its own, not a shell's
             done = time_process(
-                [SHELL, "-c", command],
+                [*(CALLGRIND if counted else ()), SHELL, "-c", command],
                 directory=side.directory,
                 environment=environment,
                 timeout_s=benchmark.timeout_s,
@@ -157,8 +167,12 @@ class Comparison:
                 Sample(metric="process_s", unit="s", better="lower", value=taken, status="failed", error=why, **common)
             )
             return None
-        whole = {"process_s": (done.seconds, "s"), "process_cpu_s": (done.cpu_s, "s")}
-        whole["process_peak_bytes"] = (done.peak_bytes, "bytes")
+        if self.plan.counts:
+            figures = [figure for figure in figures if figure["unit"] in COUNTED]
+            whole = {"instructions": (instructions(done.errors), "instructions")} if counted else {}
+        else:
+            whole = {"process_s": (done.seconds, "s"), "process_cpu_s": (done.cpu_s, "s")}
+            whole["process_peak_bytes"] = (float(done.peak_bytes), "bytes")
         samples = [Sample(metric=m, value=v, unit=u, better="lower", **common) for m, (v, u) in whole.items()]
         samples += [Sample(**figure, **common) for figure in figures]
         self.writer.add(*samples)
@@ -190,6 +204,11 @@ class Comparison:
             return f"round {number}, {len(names)} open, at most {spoken_s(left)} left"
         left = sum(self._round_s(name) for name in names) * (self.rounds - number)
         return f"round {number} of {self.rounds}, about {spoken_s(left)} left"
+
+
+def instructions(errors: str) -> float:
+    """Returns the instructions that Callgrind counted in a process and its children, from what it wrote to stderr."""
+    return float(sum(map(int, re.findall(r"^==\d+== Collected : (\d+)", errors, re.MULTILINE))))
 
 
 def _failure(done: ProcessDone, benchmark: Benchmark) -> str:
@@ -234,6 +253,11 @@ def printed_figures(output: str) -> Iterator[dict[str, Any]]:
 def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: Plan) -> dict[str, Any]:
     """Returns what a record keeps of a comparison: enough to judge it again, and to know what was compared."""
     invalid: dict[str, str] = {}
+    declared = [base.declared, head.declared]
+    added, removed = (
+        [] if None in declared else [b.name for b in benchmarks if b.name in has and b.name not in lacks]
+        for has, lacks in ((head.declared or (), base.declared or ()), (base.declared or (), head.declared or ()))
+    )
     for benchmark in benchmarks:
         for arm, side in ((BASE, base), (HEAD, head)):
             if benchmark.name in side.broken:
@@ -246,9 +270,12 @@ def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: P
         "rule": asdict(plan.rule),
         "rounds": plan.rounds,
         "seed": plan.seed,
+        "counts": plan.counts,
         "tolerances": {b.name: b.tolerance for b in benchmarks if b.tolerance is not None},
         "metrics": {b.name: list(b.metrics) for b in benchmarks if b.metrics},
-        "invalid": invalid,
+        "invalid": {name: why for name, why in invalid.items() if name not in (*added, *removed)},
+        "added": added,
+        "removed": removed,
     }
 
 
@@ -286,6 +313,8 @@ def new_comparison(
     """
     from bench.environment import provenance
 
+    if plan.counts and shutil.which("valgrind") is None and any(b.counted == "callgrind" for b in benchmarks):
+        raise ValueError("counting instructions needs valgrind; install it (Debian: apt install valgrind)")
     run = Run(
         run_id=new_run_id("comparison"),
         started_utc=utc_now(),

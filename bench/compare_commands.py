@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.verdicts import Rule
+
+# Of counts: Python's own vary by less than a thousandth from run to run, and twice is enough to see whether they do.
+COUNTING_ROUNDS, COUNTING_TOLERANCE = 2, 0.005
 
 Tolerance = Annotated[
     float | None, typer.Option(help="A change up to this share is no matter; 0.02 by default, or as declared.")
@@ -64,6 +68,12 @@ def gate(
     command: Command = None,
     tolerance: Tolerance = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail, with 4, where a verdict is inconclusive.")] = False,
+    counts: Annotated[
+        bool,
+        typer.Option(
+            "--counts", help="Compare what is counted instead of times: for runners whose clocks say nothing."
+        ),
+    ] = False,
     rounds: Rounds = None,
     budget: Budget = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
@@ -80,8 +90,8 @@ def gate(
     from reports.comparison import comparison_rows
 
     rows = _compared(
-        base, head, only=only, commands=command, tolerance=tolerance, rounds=rounds, budget=budget, again=True,
-        timeout=timeout, repository=repository, out=out,
+        base, head, only=only, commands=command, tolerance=tolerance, rounds=rounds, budget=budget, again=not counts,
+        timeout=timeout, repository=repository, out=out, counts=counts,
     )  # fmt: skip
     records = [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
     code, message = exit_code(records, strict=strict)
@@ -111,6 +121,7 @@ def _compared(
     timeout: float,
     repository: Path,
     out: Path,
+    counts: bool = False,
 ) -> "pd.DataFrame":
     """Compares two subjects, live or stored; returns the verdicts."""
     from bench.subjects import parse_subject, settings
@@ -131,10 +142,18 @@ def _compared(
         return _stored(sides, rule)
     benchmarks = _benchmarks(sides, only, commands, timeout, repository)
     if tolerance is not None:  # given here, it is everyone's
-        from dataclasses import replace
-
         benchmarks = [replace(b, tolerance=None) for b in benchmarks]
-    return _live(sides, benchmarks, rule, rounds, budget, again=again, repository=repository, out=out)
+    benchmarks = [b for b in benchmarks if b.counted != ("never" if counts else "printed")]
+    if not benchmarks:
+        raise ValueError(f"no benchmark is one of {'counts' if counts else 'times'}; see counted in docs/ci.md")
+    if counts:
+        if budget is not None:
+            raise ValueError("counts need no time budget: they hardly vary; leave out --budget")
+        rounds = rounds or COUNTING_ROUNDS
+        if tolerance is None:
+            rule = replace(rule, tolerance=COUNTING_TOLERANCE)
+            benchmarks = [replace(b, tolerance=None) for b in benchmarks]
+    return _live(sides, benchmarks, rule, rounds, budget, again=again, repository=repository, out=out, counts=counts)
 
 
 def _stored(sides: Sequence[Subject], rule: "Rule") -> "pd.DataFrame":
@@ -198,9 +217,8 @@ def _live(
     again: bool,
     repository: Path,
     out: Path,
+    counts: bool,
 ) -> "pd.DataFrame":
-    from dataclasses import replace
-
     import reports
     from bench.compare import Plan, new_comparison
     from bench.timing import Deadline
@@ -212,7 +230,7 @@ def _live(
         raise ValueError("rounds are fixed, or as many as a budget holds; give --rounds or --budget")
     if budget is not None:
         rule = replace(rule, spend=True)
-    plan = Plan(rule=rule, rounds=rounds or 0, again=again)
+    plan = Plan(rule=rule, rounds=rounds or 0, again=again, counts=counts)
     deadline = Deadline(None if budget is None else seconds(budget))
     _, progress = consoles()
     with _both(sides, benchmarks, repository) as (base, head):
@@ -295,8 +313,6 @@ def bisect(
     json_: Json = False,
 ) -> None:
     """Find the commit that made a benchmark slower. Exit code 0 found, 4 where commits had to be skipped."""
-    from dataclasses import asdict, replace
-
     from bench.bisect import Bisection, described
     from bench.subjects import parse_subject, read_benchmarks, settings
     from reports.store import new_run_id

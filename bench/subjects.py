@@ -10,12 +10,13 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
 KINDS: tuple[Kind, ...] = ("run", "git", "tree", "recipe", "cmd")
+Counted = Literal["callgrind", "printed", "never"]
 TASKS = ("cifar", "wgan", "cyclegan")
 PROJECT = "pyproject.toml"
 SHELL = "/bin/sh"
@@ -33,6 +34,9 @@ class Benchmark:
         metrics: that are judged; empty for its time and all it prints.
         build: a shell's command, run once in each side's tree.
         sources: files that are the benchmark itself; if the sides' differ, they measure different things.
+        counted: "callgrind" counts its instructions where counts are compared; "printed" is a benchmark of counts
+            alone, those that it prints; "never" one of times alone.
+        declared: whether a project declares it, rather than the command line.
     """
 
     name: str
@@ -42,6 +46,12 @@ class Benchmark:
     metrics: tuple[str, ...] = ()
     build: str = ""
     sources: tuple[str, ...] = ()
+    counted: Counted = "callgrind"
+    declared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.counted not in get_args(Counted):
+            raise ValueError(f"benchmark '{self.name}': counted is '{self.counted}'; it is one of {get_args(Counted)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,7 @@ class Side:
         commands: of each benchmark, by name; a shell's.
         tree: whether `directory` holds the sources that are compared, and comes first on Python's path.
         broken: why a benchmark cannot run, by name.
+        declared: names of the benchmarks that its own project declares; None where that decides nothing.
     """
 
     subject: Subject
@@ -81,12 +92,15 @@ class Side:
     commands: Mapping[str, str]
     tree: bool = False
     broken: Mapping[str, str] = field(default_factory=dict)
+    declared: frozenset[str] | None = None
 
     def environment(self) -> dict[str, str]:
         """Returns the environment of its processes; `python` is the interpreter that runs this."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         own = {"PYTHONPATH": str(self.directory)} if self.tree else {}
-        return {**os.environ, "PATH": path, **own}
+        # Bytecode may be written: a fresh worktree would be compiled in each round, and the tree as it is would not.
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {**kept, "PATH": path, **own}
 
 
 def git(directory: Path, *arguments: str) -> str:
@@ -105,7 +119,8 @@ def git(directory: Path, *arguments: str) -> str:
 
 def last_line(text: str) -> str:
     """Returns the last line that says something."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line for line in lines if line and not line.startswith("==")), "")  # valgrind's begin so
 
 
 def commit_of(directory: Path, revision: str) -> str:
@@ -206,6 +221,25 @@ def read_benchmarks(directory: Path, only: Sequence[str] = ()) -> list[Benchmark
     return [_benchmark(name, table) for name, table in declared.items() if not only or name in only]
 
 
+def declared_by(subject: Subject, directory: Path) -> set[str]:
+    """Returns the names of the benchmarks that a side's own pyproject.toml declares.
+
+    Args:
+        subject: a revision, or a tree.
+        directory: of the project.
+
+    Raises:
+        ValueError: if the file is no TOML.
+    """
+    if subject.kind == "tree":
+        return set(settings(directory / subject.text).get("benchmarks", {}))
+    try:
+        text = git(directory, "show", f"{subject.revision}:./{PROJECT}")
+    except ValueError:  # it has none
+        return set()
+    return set(_settings(text, f"{subject.text}:{PROJECT}").get("benchmarks", {}))
+
+
 def settings(directory: Path) -> dict[str, Any]:
     """Returns `[tool.wallclock]` of a project's pyproject.toml; empty where there is none.
 
@@ -213,22 +247,27 @@ def settings(directory: Path) -> dict[str, Any]:
         ValueError: if the file is no TOML.
     """
     try:
-        with open(directory / PROJECT, "rb") as file:
-            return tomllib.load(file).get("tool", {}).get("wallclock", {})
+        text = (directory / PROJECT).read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
+    return _settings(text, str(directory / PROJECT))
+
+
+def _settings(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text).get("tool", {}).get("wallclock", {})
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{directory / PROJECT}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _benchmark(name: str, table: dict[str, Any]) -> Benchmark:
-    known = ("command", "timeout_s", "tolerance", "metrics", "build", "sources")
+    known = ("command", "timeout_s", "tolerance", "metrics", "build", "sources", "counted")
     if unknown := [key for key in table if key not in known]:
         raise ValueError(f"benchmark '{name}' has an unknown key '{unknown[0]}'; there are {', '.join(known)}")
     if not table.get("command"):
         raise ValueError(f"benchmark '{name}' has no command; add command = \"...\"")
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    return Benchmark(name=name, **fields)
+    return Benchmark(name=name, declared=True, **fields)
 
 
 @contextlib.contextmanager
@@ -247,13 +286,14 @@ def prepared(subject: Subject, benchmarks: Sequence[Benchmark], directory: Path)
         command = recipe_command(subject.text)
         yield Side(subject=subject, directory=directory, commands={b.name: command for b in benchmarks})
         return
-    commands = {b.name: b.command for b in benchmarks}
+    fields: dict[str, Any] = {"subject": subject, "commands": {b.name: b.command for b in benchmarks}, "tree": True}
+    if all(b.declared for b in benchmarks):
+        fields["declared"] = frozenset(declared_by(subject, directory))
     if subject.kind == "tree":
-        side = Side(subject=subject, directory=(directory / subject.text).resolve(), commands=commands, tree=True)
-        yield _built(side, benchmarks)
+        yield _built(Side(directory=(directory / subject.text).resolve(), **fields), benchmarks)
         return
     with worktree(directory, subject.revision) as place:
-        yield _built(Side(subject=subject, directory=place, commands=commands, tree=True), benchmarks)
+        yield _built(Side(directory=place, **fields), benchmarks)
 
 
 @contextlib.contextmanager
@@ -289,7 +329,7 @@ def _built(side: Side, benchmarks: Sequence[Benchmark]) -> Side:
         if done.returncode:
             why = last_line(done.stderr) or last_line(done.stdout) or f"exit {done.returncode}"
             failures |= {b.name: f"build_failed: {why}" for b in benchmarks if b.build == build}
-    return Side(subject=side.subject, directory=side.directory, commands=side.commands, tree=side.tree, broken=failures)
+    return replace(side, broken=failures)
 
 
 def sources_hash(side: Side, benchmark: Benchmark) -> str:

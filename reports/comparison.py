@@ -63,11 +63,15 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
     rows = []
     for (name, metric), group in samples.groupby(["case", "metric"], sort=False, observed=True):
         asked = request.get("metrics", {}).get(name) or ()
-        if metric not in asked if asked else metric in CONTEXT:
+        unasked = metric not in asked if asked else metric in CONTEXT
+        if unasked and not (group["status"] == "failed").any():  # what failed is told whatever was asked for
             continue
         rows.append(_row(group, str(name), rule_of(request, str(name)), request))
-    for name, why in request.get("invalid", {}).items():
-        rows.append({"benchmark": name, "metric": "process_s", "verdict": "invalid", "reason": why})
+    apart = {name: ("invalid", why) for name, why in request.get("invalid", {}).items()}
+    apart |= {name: ("added", f"only the {HEAD} declares it") for name in request.get("added", ())}
+    apart |= {name: ("removed", f"only the {BASE} declares it") for name in request.get("removed", ())}
+    for name, (verdict, why) in apart.items():
+        rows.append({"benchmark": name, "metric": "process_s", "verdict": verdict, "reason": why})
     return _decided(rows, request)
 
 

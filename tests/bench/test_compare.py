@@ -1,15 +1,18 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 
 import reports
 from bench.compare import printed_figures
+from bench.counts import counted
 from bench.subjects import parse_subject, read_benchmarks, worktree
 from reports.comparison import comparison_summary
 
@@ -256,3 +259,68 @@ def test_ctrl_c_gives_the_verdict_so_far(tmp_path):
     assert stored(tmp_path)["rounds"].iloc[0] >= 8
     time.sleep(0.2)
     assert "sleep 0.06" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_counts_tell_apart_what_a_clock_of_a_shared_runner_cannot(tmp_path, commit, wallclock):
+    place, loop = tmp_path / "project", "sum(range({}))\n"
+    project = '[tool.wallclock.benchmarks.work]\ncommand = "python -I -S work.py"\n'
+    commit(place, "before", pyproject_toml=project, work_py=loop.format(100_000))
+    commit(place, "docs", README_md="more words")
+    commit(place, "slow", work_py=loop.format(110_000))
+    gate = ("gate", "--counts", "--repository", place, "--out", tmp_path / "runs")
+    code, out, _ = wallclock(*gate, "before", "docs")
+    assert code == 0 and "equivalent" in out and "instructions" in out and "process_s" not in out
+    code, out, _ = wallclock(*gate, "before", "slow")
+    assert code == 1 and "regressed" in out
+    code, _, err = wallclock(*gate, "slow", "before")
+    assert code == 0 and "1 improved; if the fall was not meant" in err
+
+
+def test_counting_without_valgrind_says_what_to_install(repository, wallclock, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name, **_: None if name == "valgrind" else name)
+    code, _, err = wallclock("gate", "--counts", "before", "slow", "--repository", repository)
+    assert code == 2 and "apt install valgrind" in err
+
+
+def test_what_a_step_does_is_the_same_figure_each_time():
+    tiny = 'sprint batch_size=8 model_arguments={"widths":[4,8,8]}'
+    first = counted(tiny)
+    assert first == counted(tiny) and set(first) == {"operators", "allocated"}
+    more = counted(tiny.replace("batch_size=8", "batch_size=16"))
+    assert more["operators"] == first["operators"] and more["allocated"][0] > 1.5 * first["allocated"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("hyperfine") is None, reason="hyperfine is not installed")
+def test_the_ratio_is_hyperfines_within_the_interval(tmp_path, wallclock):
+    """On whole commands; both are measured here, one after the other, so each side's interval has to hold the other."""
+    commands = [f"{sys.executable} -I -S -c 'sum(range({n}))'" for n in (2_000_000, 3_000_000)]
+    wallclock("compare", *(f"cmd:{command}" for command in commands), "--rounds", "25", "--out", tmp_path / "runs")
+    (row,) = stored(tmp_path / "runs").to_dict("records")
+    export = tmp_path / "hyperfine.json"
+    subprocess.run(["hyperfine", "-N", "--runs", "25", "--warmup", "3", "--export-json", export, *commands], check=True)
+    base, head = (result["times"] for result in json.loads(export.read_text())["results"])
+    theirs = np.median(head) / np.median(base)
+    noise = 2 * max(np.std(times) / np.mean(times) / len(times) ** 0.5 for times in (base, head))
+    assert row["ratio_low"] * (1 - noise) <= theirs <= row["ratio_high"] * (1 + noise)
+    assert row["ratio_high"] / row["ratio_low"] < 1.3
+
+
+def test_a_benchmark_that_one_side_does_not_declare_is_added_or_removed(repository, commit, tmp_path, wallclock):
+    more = PROJECT + '[tool.wallclock.benchmarks.more]\ncommand = "python more.py"\n'
+    commit(repository, "more", pyproject_toml=more, more_py="", work_py=work(60))
+    gate = ("gate", "--repository", repository, "--rounds", "6", "--tolerance", "0.5", "--out")
+    code, out, err = wallclock(*gate, tmp_path / "a", "before", "more")
+    assert code == 0 and "1 added, 1 equivalent" in err and "only the head declares it" in " ".join(out.split())
+    code, _, err = wallclock(*gate, tmp_path / "b", "more", "before")
+    assert code == 0 and "1 equivalent, 1 removed" in err
+    commit(repository, "only", pyproject_toml=more.replace(PROJECT, ""))
+    code, _, err = wallclock(*gate, tmp_path / "c", "before", "only")
+    assert code == 3 and "nothing was compared: 1 added" in err
+
+
+def test_a_failure_is_told_whatever_metric_is_judged(repository, commit, tmp_path, wallclock):
+    commit(repository, "judged", pyproject_toml=PROJECT + 'metrics = ["rate"]\n', work_py="raise SystemExit(1)")
+    code, _, err = wallclock("gate", "judged", "judged", "--repository", repository, "--out", tmp_path)
+    assert code == 3 and "1 invalid" in err
