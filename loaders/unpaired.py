@@ -4,41 +4,46 @@ Shape legend: N images, L edge that they are stored with, S edge of a crop.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
-from PIL import Image
 
 from loaders.batches import DataError
+from loaders.file_images import DomainImages, FileImages, decoded
 from loaders.shuffled import unit_range
 
 SYNTHETIC = "synthetic"
 DOMAINS = ("A", "B")
 PARTS = ("train", "test")
+THREADS = max(2, len(os.sched_getaffinity(0)))  # that decode
+AHEAD = 3  # batches that are being decoded while one is worked on
+HELD_SHARE = 0.5  # of the free memory that decoded images may take
 SYNTHETIC_COUNTS = {"train": 400, "test": 50}
 
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Two domains, decoded.
+    """Two domains, decoded, or left in their files where half of the free memory does not hold them.
 
     Attributes:
         name: of the data set, for records.
         train: uint8 [N, L, L, 3] of each domain.
         test: uint8 [N, S, S, 3] of each domain.
         skipped: a line for each file that could not be read.
-        content_hash: sha256 of all pixels.
+        content_hash: over all pixels, wherever they are.
     """
 
     name: str
-    train: tuple[torch.Tensor, torch.Tensor]
-    test: tuple[torch.Tensor, torch.Tensor]
+    train: tuple[DomainImages, DomainImages]
+    test: tuple[DomainImages, DomainImages]
     skipped: tuple[str, ...]
     content_hash: str
 
@@ -61,7 +66,8 @@ def load_unpaired(data: str, load_size: int, image_size: int) -> Unpaired:
             for part in PARTS
             for domain in DOMAINS
         }
-        return _unpaired(SYNTHETIC, parts, [])
+        digests = {part: hashlib.sha256(images.numpy().data).digest() for part, images in parts.items()}
+        return _unpaired(SYNTHETIC, {**parts}, [], digests)
     path = Path(data)
     missing = [f"{part}{domain}" for part in PARTS for domain in DOMAINS if not (path / f"{part}{domain}").is_dir()]
     if missing:
@@ -69,60 +75,54 @@ def load_unpaired(data: str, load_size: int, image_size: int) -> Unpaired:
             f"{path} has no folder {', '.join(missing)}; expected trainA, trainB, testA and testB with images, or use "
             "--data synthetic, or get a set with `wallclock data fetch horse2zebra`"
         )
-    parts, skipped = {}, []
-    for part in PARTS:
-        for domain in DOMAINS:
-            parts[f"{part}{domain}"], damaged = _folder(
-                path / f"{part}{domain}", load_size if part == "train" else image_size
-            )
-            skipped += damaged
+    sizes = {f"{part}{domain}": load_size if part == "train" else image_size for part in PARTS for domain in DOMAINS}
+    needed = sum(len(_files(path / name)) * size * size * 3 for name, size in sizes.items())
+    keep = needed <= HELD_SHARE * psutil.virtual_memory().available
+    loaded = {name: _folder(path / name, size, keep=keep) for name, size in sizes.items()}
+    skipped = [line for _, damaged, _ in loaded.values() for line in damaged]
     name = "unpaired:" + (re.sub(r"[^\w.-]+", "-", path.resolve().name) or "images")
-    return _unpaired(name, parts, skipped)
+    digests = {part: digest for part, (_, _, digest) in loaded.items()}
+    return _unpaired(name, {part: images for part, (images, _, _) in loaded.items()}, skipped, digests)
 
 
-def _unpaired(name: str, parts: dict[str, torch.Tensor], skipped: list[str]) -> Unpaired:
+def _unpaired(name: str, parts: dict[str, DomainImages], skipped: list[str], digests: dict[str, bytes]) -> Unpaired:
     digest = hashlib.sha256()
     for part, images in sorted(parts.items()):
-        digest.update(f"{part} {tuple(images.shape)}".encode())
-        digest.update(images.numpy().data)
+        digest.update(f"{part} {tuple(images.shape)}".encode() + digests[part])
     train, test = ((parts[f"{part}A"], parts[f"{part}B"]) for part in PARTS)
     return Unpaired(name, train, test, tuple(skipped), digest.hexdigest())
 
 
-def decoded(file: Path, size: int) -> npt.NDArray[np.uint8]:
-    """Returns an image as squares of pixels, uint8 [size, size, 3]; grey, palette and CMYK images become RGB.
+def _folder(folder: Path, size: int, *, keep: bool) -> tuple[DomainImages, list[str], bytes]:
+    """The images of a folder that can be read, a line for each file that cannot, and a digest of the pixels.
 
-    Args:
-        file: in any format that Pillow reads.
-        size: of the result, pixels; the aspect is not kept, as in the published code.
-
-    Raises:
-        DataError: if it is damaged or no image; names it.
+    Each file is decoded once, whether the pixels are kept or not: what is damaged has to be known before an epoch is.
     """
-    try:
-        with Image.open(file) as image:
-            return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read as an image ({error})") from None
+    files = _files(folder)
 
-
-def _folder(folder: Path, size: int) -> tuple[torch.Tensor, list[str]]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
-
-    def read(file: Path) -> npt.NDArray[np.uint8] | str:
+    def read(file: Path) -> tuple[Path, npt.NDArray[np.uint8] | None, bytes] | str:
         try:
-            return decoded(file, size)
+            pixels = decoded(file, size)
         except DataError as error:
             return str(error)
+        return file, pixels if keep else None, hashlib.sha256(pixels.data).digest()
 
-    with ThreadPoolExecutor(2) as pool:  # Pillow lets the lock go while it decodes
-        read_files = list(pool.map(read, files))
-    images = [found for found in read_files if not isinstance(found, str)]
-    damaged = [found for found in read_files if isinstance(found, str)]
-    if not images:
+    with ThreadPoolExecutor(THREADS) as pool:  # Pillow lets the lock go while it decodes
+        found = list(pool.map(read, files))
+    whole = [one for one in found if not isinstance(one, str)]
+    damaged = [one for one in found if isinstance(one, str)]
+    if not whole:
         first = f"; {damaged[0]}" if damaged else ""
         raise DataError(f"{folder} holds {len(files)} files and no image that can be read{first}; put some there")
-    return torch.from_numpy(np.stack(images)), damaged
+    digest = hashlib.sha256(b"".join(one for _, _, one in whole)).digest()
+    kept = [pixels for _, pixels, _ in whole if pixels is not None]
+    if not keep:
+        return FileImages([file for file, _, _ in whole], size), damaged, digest
+    return torch.from_numpy(np.stack(kept)), damaged, digest
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
 
 
 def synthetic_domain(domain: str, part: str, size: int) -> torch.Tensor:
@@ -162,7 +162,8 @@ class UnpairedBatches:
     """Batches of both domains, each image cropped and flipped.
 
     A comes in a random order, over and over if it is the shorter one, with images of B drawn at random, as in the
-    published code. What a batch holds depends on the seed, the epoch and its number only.
+    published code. What a batch holds depends on the seed, the epoch and its number only. Images in files are decoded
+    by threads, some batches ahead.
 
     Args:
         domains: uint8 [N, L, L, 3] each.
@@ -179,7 +180,7 @@ class UnpairedBatches:
 
     def __init__(
         self,
-        domains: tuple[torch.Tensor, torch.Tensor],
+        domains: tuple[DomainImages, DomainImages],
         batch_size: int,
         *,
         image_size: int,
@@ -194,7 +195,12 @@ class UnpairedBatches:
                 f"the longer domain has {self.longest} images, which do not fill one batch of {batch_size}; use "
                 f"--set batch_size={self.longest} or more data"
             )
-        self.domains = [images.to(device) if resident else images for images in domains]
+        self.domains = [
+            images.to(device) if resident and isinstance(images, torch.Tensor) else images for images in domains
+        ]
+        streamed = any(isinstance(images, FileImages) for images in domains)
+        self._pool = ThreadPoolExecutor(THREADS, "decoder") if streamed else None
+        self._ahead: dict[tuple[int, int], list[list[Future[torch.Tensor]] | None]] = {}
         self.batch_size, self.image_size, self.device, self.seed = batch_size, image_size, device, seed
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._drawn_epoch = -1
@@ -211,11 +217,29 @@ class UnpairedBatches:
         """Returns batch `index` of an epoch: of each domain float32 [B, 3, S, S] in [-1, 1] on the device."""
         self._draw(epoch)
         of_batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        decoding = self._decoding(epoch, index)
         a, b = (
-            self._crops(images, places[of_batch], corners[of_batch], flips[of_batch])
-            for images, (places, corners, flips) in zip(self.domains, self._drawn, strict=True)
+            self._crops(images, places[of_batch], corners[of_batch], flips[of_batch], wholes)
+            for images, (places, corners, flips), wholes in zip(self.domains, self._drawn, decoding, strict=True)
         )
         return a, b
+
+    def _decoding(self, epoch: int, index: int) -> list[list[Future[torch.Tensor]] | None]:
+        """The images of a batch that are in files, on their way; begins with those of the next batches too."""
+        if self._pool is None:
+            return [None, None]
+        for ahead in range(index, min(index + 1 + AHEAD, len(self))):
+            if (epoch, ahead) not in self._ahead:
+                of_batch = slice(ahead * self.batch_size, (ahead + 1) * self.batch_size)
+                self._ahead[epoch, ahead] = [
+                    [self._pool.submit(images.__getitem__, place) for place in places[of_batch]]
+                    if isinstance(images, FileImages)
+                    else None
+                    for images, (places, _, _) in zip(self.domains, self._drawn, strict=True)
+                ]
+        wanted = self._ahead.pop((epoch, index))
+        self._ahead = {key: value for key, value in self._ahead.items() if key[0] == epoch}  # after a resume elsewhere
+        return wanted
 
     def _draw(self, epoch: int) -> None:
         """Draws all of an epoch, on the host: what is chosen there needs no word from the device."""
@@ -232,11 +256,19 @@ class UnpairedBatches:
         self._drawn_epoch = epoch
 
     def _crops(
-        self, images_NHWC: torch.Tensor, places: list[int], corners: list[list[int]], flips: list[bool]
+        self,
+        images_NHWC: DomainImages,
+        places: list[int],
+        corners: list[list[int]],
+        flips: list[bool],
+        wholes: list[Future[torch.Tensor]] | None,
     ) -> torch.Tensor:
         size, crops = self.image_size, []
-        for place, (y, x), flip in zip(places, corners, flips, strict=True):
-            crop = images_NHWC[place, y : y + size, x : x + size]
+        for number, (place, (y, x), flip) in enumerate(zip(places, corners, flips, strict=True)):
+            if wholes is None:
+                crop = images_NHWC[place, y : y + size, x : x + size]
+            else:
+                crop = wholes[number].result()[y : y + size, x : x + size]
             crops.append(crop.flip(1) if flip else crop)
         pixels_NHWC = torch.stack(crops)
         if self.device.type == "cuda" and not pixels_NHWC.is_cuda:

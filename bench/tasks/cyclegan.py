@@ -2,6 +2,7 @@
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from reports.schema import Run, RunStatus, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
 
 PICTURED = 4  # test images of each domain
+FULL_ITERATIONS = 200 * 1334  # the published training on horses and zebras, whose longer domain has 1,334 images
 LOOKED_AT = 32  # test images of each domain, for the cycle's error
 REQUEST_KEYS = ("data", "device", "seed", "iterations", "look_every", "window_iterations")
 
@@ -127,6 +129,7 @@ class CycleGanRun:
         self.request, self.data, self.writer, self.resumed = request, data, writer, resumed
         self.deadline = deadline or Deadline(None)
         self.device = torch.device(request.device)
+        self._steady_rates: list[float] = []  # it/s
 
     def execute(self, observe: Observer) -> RunStatus:
         """Runs what is left and ends the records.
@@ -167,6 +170,10 @@ class CycleGanRun:
                     self.writer.note(f"stopped after {done} iterations: the budget is spent")
                     self.writer.finish("stopped")
                     return "stopped"
+            if self._steady_rates:
+                hours = FULL_ITERATIONS / statistics.median(self._steady_rates) / 3600
+                of = {"parameters": {"projected_iterations": FULL_ITERATIONS}}
+                self._add(trainer, "projected_training_h", "h, a projection", hours, **of)
             self.writer.finish()
         return "done"
 
@@ -195,6 +202,8 @@ class CycleGanRun:
             ("iterations_per_s", "it/s"): window.count / window.seconds,
             ("images_per_s", "images/s"): 2 * window.count * self.request.recipe.batch_size / window.seconds,
         }
+        if at["phase"] == "steady":
+            self._steady_rates.append(window.count / window.seconds)
         samples = [self._sample(trainer, metric, unit, rate, **at) for (metric, unit), rate in rates.items()]
         if self.device.type == "cuda":
             samples.append(self._sample(trainer, "peak_bytes", "B", torch.cuda.max_memory_allocated(), **at))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.tasks.cyclegan_steps import Losses, PoolDraw, new_networks, pool_draws, take_lr
+from loaders.file_images import DomainImages
 from loaders.unpaired import UnpairedBatches
 from models.recipes.cyclegan import CycleGanRecipe
 
@@ -31,7 +32,7 @@ class ImagePool:
 
 
 def plain_loop(
-    recipe: CycleGanRecipe, domains: tuple[torch.Tensor, torch.Tensor], *, device: torch.device, seed: int
+    recipe: CycleGanRecipe, domains: tuple[DomainImages, DomainImages], *, device: torch.device, seed: int
 ) -> Iterator[Losses]:
     """Trains through the recipe's epochs, whatever its levers, and yields after each iteration.
 

@@ -172,7 +172,7 @@ def _of_cyclegan(
     for name, source, target, told in (("g_a", 0, 1, "A to B"), ("g_b", 1, 0, "B to A")):
         _take(trainer.nets.named()[name], stored, name)
         trained_on = data.train[target][:MOST_REAL, inside, inside]
-        sets.append(Judged(told, trainer.translated(name, data.test[source]), trained_on, data.test[target]))
+        sets.append(Judged(told, trainer.translated(name, data.test[source][:]), trained_on, data.test[target][:]))
     return recipe.name, synthetic_split(), sets
 
 

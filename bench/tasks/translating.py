@@ -9,8 +9,8 @@ from PIL import Image
 
 from bench.checkpoint import CHECKPOINT, read_checkpoint
 from loaders.batches import DataError
+from loaders.file_images import decoded
 from loaders.shuffled import pixels, unit_range
-from loaders.unpaired import decoded
 from models.cyclegan import ResnetGenerator
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.store import StoreError

@@ -57,6 +57,9 @@ def test_a_run_records_rates_losses_cycles_and_pictures(done):
     assert rates["phase"].tolist() == ["warm-up"] + ["steady"] * 5
     images = frame[frame["metric"] == "images_per_s"]["value"].to_numpy()
     assert images.tolist() == pytest.approx((2 * rates["value"]).tolist())
+    projected = frame[frame["metric"] == "projected_training_h"].iloc[0]
+    assert projected["value"] == pytest.approx(266_800 / rates["value"].iloc[1:].median() / 3600)
+    assert projected["unit"] == "h, a projection" and projected["projected_iterations"] == 266_800
     losses = frame[frame["metric"] == "loss_cycle"]
     assert losses["step"].tolist() == [1, 2, 3, 4, 5, 6] and (losses["value"] > 0).all()
     looks = frame[frame["metric"] == "cycle_error"]

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from loaders import unpaired
 from loaders.batches import DataError
+from loaders.file_images import FileImages
 from loaders.shuffled import pixels
 from loaders.unpaired import UnpairedBatches, load_unpaired, synthetic_domain
 
@@ -124,3 +126,30 @@ def test_the_embedded_domains_differ_in_texture_and_are_the_same_everywhere():
     )
     contrast = [(images[:, 1:, 12:20].float() - images[:, :-1, 12:20]).abs().mean() for images in (a, b)]
     assert contrast[1] > 2 * contrast[0]
+
+
+def test_what_memory_does_not_hold_stays_in_its_files_and_makes_the_same_batches(folder, monkeypatch):
+    held = load_unpaired(str(folder), 24, 16)
+    monkeypatch.setattr(unpaired, "HELD_SHARE", 0.0)
+    (folder / "trainB" / "words.jpg").write_text("not an image")
+    streamed = load_unpaired(str(folder), 24, 16)
+    assert isinstance(streamed.train[0], FileImages) and streamed.train[0].shape == held.train[0].shape
+    assert streamed.content_hash == held.content_hash and len(streamed.skipped) == 1
+    assert torch.equal(streamed.test[1][:2, 4:, 3], held.test[1][:2, 4:, 3])
+    of_held, of_streamed = (
+        UnpairedBatches(data.train, 1, image_size=16, device=CPU, seed=3) for data in (held, streamed)
+    )
+    for epoch, index in ((0, 0), (0, 1), (1, 0), (0, 1), (5, 1)):
+        for one, other in zip(of_held.images(epoch, index), of_streamed.images(epoch, index), strict=True):
+            assert torch.equal(one, other)
+    assert len(of_streamed._ahead) <= unpaired.AHEAD
+
+
+def test_a_file_that_goes_away_meanwhile_is_named(folder, monkeypatch):
+    monkeypatch.setattr(unpaired, "HELD_SHARE", 0.0)
+    data = load_unpaired(str(folder), 24, 16)
+    for file in (folder / "trainA").iterdir():
+        file.unlink()
+    batches = UnpairedBatches(data.train, 1, image_size=16, device=CPU)
+    with pytest.raises(DataError, match=r"trainA/.*cannot be read"):
+        batches.images(0, 0)
