@@ -311,8 +311,10 @@ def new_comparison(
         command: as typed.
         deadline: of the whole comparison.
     """
-    from bench.environment import provenance
+    from bench.environment import Telemetry, provenance, resolve_device
 
+    with Telemetry() as telemetry:
+        device_type = "cpu" if telemetry.driver() is None else resolve_device("auto")  # which imports torch
     if plan.counts and shutil.which("valgrind") is None and any(b.counted == "callgrind" for b in benchmarks):
         raise ValueError("counting instructions needs valgrind; install it (Debian: apt install valgrind)")
     run = Run(
@@ -320,7 +322,7 @@ def new_comparison(
         started_utc=utc_now(),
         command=command,
         request=new_request(benchmarks, base, head, plan),
-        **provenance("cpu"),
+        **provenance(device_type),
     )
     return Comparison(benchmarks, base, head, plan, RunWriter.create(out, run), deadline)
 

@@ -2,6 +2,7 @@
 
 import enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.cases.kernels import CaseDone
+    from bench.tasks.cifar import CifarRun
 
 run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,18 +55,18 @@ def run_cifar(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Train CIFAR-10 to a target accuracy for a recipe's fixed budget, and score it."""
-    from bench.display import Display
+    """Train CIFAR-10 to a target accuracy for a recipe's fixed budget, and score it; under torchrun on many devices."""
     from bench.environment import resolve_device
+    from bench.ranks import joined
     from bench.tasks import cifar
     from models.recipes import get_recipe
     from models.recipes.override import override
 
-    _, progress = consoles()
     if resume is not None:
-        run = cifar.resumed_run(resume)
-    else:
-        resolved = get_recipe(recipe, device_type := resolve_device(device))
+        _run_cifar(cifar.resumed_run(resume), as_json=json_)
+        return
+    with joined(device_type := resolve_device(device)) as ranks, TemporaryDirectory() as aside:
+        resolved = get_recipe(recipe, device_type)
         for assignment in (*([f"pipeline={pipeline}"] if pipeline else ()), *(set_ or ())):
             resolved = override(resolved, assignment)
         request = cifar.CifarRequest(
@@ -75,12 +77,23 @@ def run_cifar(
             device=device_type,
             split=split.value,
         )
-        run = cifar.new_run(request, out, typed_command())
+        ranks.share(resolved.batch_size)
+        run = cifar.new_run(request, out if ranks.first else Path(aside), typed_command(), ranks=ranks)
+        if ranks.first:
+            _run_cifar(run, as_json=json_)
+        else:
+            run.execute(lambda event: None)
+
+
+def _run_cifar(run: "CifarRun", *, as_json: bool) -> None:
+    from bench.display import Display
+
+    _, progress = consoles()
     then = f", go on with `wallclock run cifar --resume {run.writer.path}`"
     shown = Display(progress, run.request.recipe.name, run.request.target)
     with shown as display, interruptible(run.writer.path, then):
         outcome = run.execute(display)
-    end_run(outcome.path, outcome.verdict, as_json=json_)
+    end_run(outcome.path, outcome.verdict, as_json=as_json)
 
 
 @run_app.command("wgan")

@@ -14,6 +14,7 @@ from bench.cases.kernels import interpreted
 from bench.choices import Choices, recorded_choices, tried_choices
 from bench.environment import Telemetry, provenance, resolve_device
 from bench.numerics import numerics
+from bench.ranks import Ranks
 from bench.resuming import begun_run, check_same_place
 from bench.tasks.training import DTYPES, Diverged, Evaluated, Event, Finished, Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
@@ -135,6 +136,7 @@ class CifarRun:
         done: seeds that the records hold already.
         diverged: whether one of them diverged.
         choices: of units, that the records hold already.
+        ranks: that train together; only the first one's records are kept.
     """
 
     def __init__(
@@ -148,7 +150,9 @@ class CifarRun:
         done: frozenset[int] = frozenset(),
         diverged: bool = False,
         choices: Mapping[str, Choices] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.request, self.split, self.writer = request, split, writer
         self.choices = dict(choices or {})
         self.deadline, self.done, self.diverged = deadline or Deadline(None), done, diverged
@@ -193,7 +197,7 @@ class CifarRun:
 
     def _sample(self, metric: str, unit: str, value: float, **fields: Any) -> Sample:
         recipe, request = self.request.recipe, self.request
-        parameters = {
+        parameters: dict[str, Any] = {
             "dataset": self.split.train.name,
             "data_hash": self.split.content_hash[:12],
             "device": request.device,
@@ -203,6 +207,8 @@ class CifarRun:
             "padding": recipe.padding,
             "pipeline": recipe.pipeline,
         }
+        if self.ranks.world > 1:
+            parameters["ranks"] = self.ranks.world
         return Sample(
             benchmark="cifar",
             case=recipe.name,
@@ -220,8 +226,9 @@ class CifarRun:
 
     def _trainer(self, seed: int, clocks: RunClocks) -> Trainer:
         return Trainer(
-            self.request.recipe, self.split, device=self.device, seed=seed, clocks=clocks, choices=self.choices
-        )
+            self.request.recipe, self.split, device=self.device, seed=seed, clocks=clocks, choices=self.choices,
+            ranks=self.ranks,
+        )  # fmt: skip
 
     def _choose(self) -> None:
         """Measures what carries out each unit's convolutions, unless a run that goes on has done so."""
@@ -317,7 +324,13 @@ class CifarRun:
 
 
 def new_run(
-    request: CifarRequest, out: Path, command: str, *, deadline: Deadline | None = None, estimate_s: float = 0.0
+    request: CifarRequest,
+    out: Path,
+    command: str,
+    *,
+    deadline: Deadline | None = None,
+    estimate_s: float = 0.0,
+    ranks: Ranks | None = None,
 ) -> CifarRun:
     """Returns a request as a new run under `out`, ready to be executed.
 
@@ -327,6 +340,7 @@ def new_run(
         command: as typed, for the record.
         deadline: see `CifarRun`.
         estimate_s: see `CifarRun`.
+        ranks: see `CifarRun`.
 
     Raises:
         DataError: if the data are missing or damaged; nothing is recorded then.
@@ -345,7 +359,7 @@ def new_run(
         **provenance_of(request.recipe, request.device),
     )
     writer = RunWriter.create(out, run)
-    return CifarRun(request, split, writer, deadline=deadline, estimate_s=estimate_s)
+    return CifarRun(request, split, writer, deadline=deadline, estimate_s=estimate_s, ranks=ranks)
 
 
 def provenance_of(recipe: Recipe, device: str) -> dict[str, Any]:

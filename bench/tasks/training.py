@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from bench.choices import Choices
 from bench.environment import cpu_cores
 from bench.graphs import Inputs, StepGraphs, put_back
+from bench.ranks import Ranks
 from bench.timing import PhaseTimer, RunClocks
 from kernels.augment import Augmentation
 from kernels.spec import available
@@ -116,6 +117,8 @@ class Trainer:
         seed: of the pipeline.
         clocks: started by the caller when the process or the seed begins.
         choices: how each unit named carries out its convolutions; see `bench.choices`.
+        ranks: that train together, each on its part of every batch; gradients are those of the whole batch, norms take
+            the statistics of their part.
 
     Raises:
         ValueError: if the recipe cannot run on this device or this data.
@@ -130,9 +133,16 @@ class Trainer:
         seed: int,
         clocks: RunClocks,
         choices: Mapping[str, Choices] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         check_runnable(recipe, split, device)
         implementations = recipe.implementations
+        self.ranks = ranks or Ranks()
+        self._own_batch = self.ranks.share(recipe.batch_size)
+        if self.ranks.world > 1 and implementations.cuda_graph:
+            raise ValueError(
+                "a CUDA graph of a step holds no other process; use --set implementations.cuda_graph=false"
+            )
         self.recipe, self.device, self.seed, self.clocks = recipe, device, seed, clocks
         # What the other pipelines read stays where it is; only theirs begins with raw data on the device.
         resident = recipe.pipeline == "device"
@@ -152,6 +162,7 @@ class Trainer:
         self.model = build_model(recipe, len(split.train.classes), device)
         for name, chosen in (choices or {}).items():
             units(self.model)[name].choose(chosen)
+        self.ranks.take_first([*self.model.parameters(), *self.model.buffers()])
         self.optimizers = build_optimizers(recipe, self.model)
         self.scaler = self._new_scaler()
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
@@ -181,7 +192,7 @@ class Trainer:
         return make_batches(
             self.recipe.pipeline,
             data,
-            self.recipe.batch_size,
+            self._own_batch,
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
@@ -189,6 +200,8 @@ class Trainer:
             drop_last=True,
             size=size,
             implementation=self.recipe.implementations.augment,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
             workers=cpu_cores(),
         )
 
@@ -247,6 +260,7 @@ class Trainer:
         with phases.phase("backward"):
             summed = isinstance(self.recipe.optimizer, MuonSGD)  # its rates are for the summed loss
             self.scaler.scale(loss * len(labels) if summed else loss).backward()
+            self.ranks.add((p.grad for p in self.model.parameters() if p.grad is not None), mean=not summed)
         with phases.phase("optimiser"):
             for optimizer in self.optimizers.optimizers:
                 self.scaler.step(optimizer)
@@ -301,6 +315,7 @@ class Trainer:
 
     def taken_loss(self) -> float:
         """Returns the sum of the losses of all steps since it was last asked, nats; waits for the device."""
+        self.ranks.add([self._loss_sum], mean=True)
         loss = self._loss_sum.item()
         self._loss_sum.zero_()
         return loss
@@ -309,9 +324,12 @@ class Trainer:
     def accuracy(self, tta: TestTimeAugmentation | None = None) -> float:
         """Returns the share of test images classified right, with test-time augmentation if given."""
         self.model.eval()
+        self.ranks.add((b for b in self.model.buffers() if b.is_floating_point()), mean=True)  # the norms' statistics
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for images, labels in self.test_batches():
-            correct += (self.predict(images, tta) == labels).sum()
+        for number, (images, labels) in enumerate(self.test_batches()):
+            if number % self.ranks.world == self.ranks.rank:
+                correct += (self.predict(images, tta) == labels).sum()
+        self.ranks.add([correct], mean=False)
         self.model.train()
         return correct.item() / len(self.split.test.labels)
 

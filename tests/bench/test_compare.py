@@ -221,8 +221,9 @@ def test_two_at_once_in_one_repository_do_not_disturb_each_other(repository, tmp
         "--tolerance",
         "0.5",
     ]
-    both = [subprocess.Popen([*command, "--out", tmp_path / str(i)], stdout=subprocess.DEVNULL) for i in range(2)]
+    both = [subprocess.Popen([*command, "--out", tmp_path / "runs"], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
+    assert list(stored(tmp_path / "runs")["verdict"]) == ["equivalent"] * 2
 
 
 def test_a_worktree_left_by_a_killed_process_is_no_hindrance(repository):

@@ -1,0 +1,89 @@
+"""One training over several devices, as torchrun starts it: who this process is, and what it shares with the others."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that train together; alone unless torchrun started it.
+
+    Attributes:
+        rank: of this process, from 0; rank 0 keeps the records.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one keeps the records and prints."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> int:
+        """Returns a rank's part of a batch.
+
+        Raises:
+            ValueError: if ranks cannot have equal parts.
+        """
+        if batch_size % self.world:
+            raise ValueError(
+                f"a batch of {batch_size} cannot be shared by {self.world} processes; use --set batch_size="
+                f"{batch_size // self.world * self.world or self.world}"
+            )
+        return batch_size // self.world
+
+    def add(self, tensors: Iterable[torch.Tensor], *, mean: bool) -> None:
+        """Replaces each tensor by its sum over ranks, or their mean, in one message for each dtype."""
+        if self.world == 1:
+            return
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for same in by_dtype.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            distributed.all_reduce(flat)
+            if mean:
+                flat /= self.world
+            for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def take_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives every rank what rank 0 has."""
+        for tensor in tensors if self.world > 1 else ():
+            distributed.broadcast(tensor, 0)
+
+
+@contextmanager
+def joined(device_type: str) -> Iterator[Ranks]:
+    """Joins the others that torchrun started, on a GPU of its own for each; alone, it does nothing.
+
+    Args:
+        device_type: "cuda" or "cpu".
+
+    Raises:
+        ValueError: if there are fewer GPUs than processes.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks()
+        return
+    if device_type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"{torch.cuda.device_count()} GPUs for {local + 1} or more processes; use --nproc-per-node "
+                f"{torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(local)
+    distributed.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), world)
+    finally:
+        distributed.destroy_process_group()
