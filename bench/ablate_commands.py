@@ -1,6 +1,7 @@
 """`wallclock ablate`: what each lever of a recipe gives, in turns."""
 
 import enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,12 @@ class Task(enum.StrEnum):
     cifar = "cifar"
     wgan = "wgan"
     cyclegan = "cyclegan"
+
+
+class Engine(enum.StrEnum):
+    """What rounds run on besides this process."""
+
+    ray = "ray"
 
 
 class Study(enum.StrEnum):
@@ -41,6 +48,10 @@ def ablate(
     only_class: Annotated[str, typer.Option("--class", help="Of a WGAN's images.")] = "",
     seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
     rounds: Annotated[int, typer.Option(help="Turns of each variant.")] = 12,
+    on: Annotated[
+        Engine | None, typer.Option(help="ray: a round is a task of a Ray cluster, with a whole GPU or some CPUs.")
+    ] = None,
+    cpus: Annotated[int, typer.Option(help="With --on ray and --device cpu: of each round.")] = 2,
     device: Device = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
     resume: Resume = None,
@@ -62,11 +73,28 @@ def ablate(
             raise ValueError("--class is of wgan's images")
         request = _request(module, task, recipe or _usual(task, study), set_ or [], device, choice)
         asked = {"data": data, "seed": seed, "rounds": rounds} | ({"only_class": only_class} if only_class else {})
+        if on is not None:
+            _on_ray(module, request(**asked), out, cpus, as_json=json_)
+            return
         run = module.new_run(request(**asked), out, typed_command())
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock ablate {task.value} --resume {path}`"):
         status = run.execute(lambda text: progress.print(text, markup=False))
     end_run(path, status, as_json=json_)
+
+
+def _on_ray(module: Any, request: Any, out: Path, cpus: int, *, as_json: bool) -> None:
+    """Runs the rounds on a cluster; each node's are a run of their own, all in one folder."""
+    from bench.cluster import ClusterRun
+    from reports.store import new_run_id
+
+    _, progress = consoles()
+    folder = out / new_run_id("cluster")
+    ablation, template = module.planned(request, typed_command())
+    run = ClusterRun(ablation, template, folder, cpus=cpus)
+    with interruptible(folder):
+        status = run.execute(lambda text: progress.print(text, markup=False))
+    end_run(folder, status, as_json=as_json)
 
 
 def _usual(task: Task, study: Study | None) -> str:

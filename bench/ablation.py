@@ -64,6 +64,17 @@ class Ablation:
     rounds: int
     step_flop: Mapping[str, float] = field(default_factory=dict)
 
+    def sample_of(self, name: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        """Returns a sample of a variant, by its name."""
+        recipe = self.variants[name]
+        parameters = {"levers": recipe.variant, "changes_mathematics": bool(recipe.changes())}
+        parameters |= fields.pop("parameters", {})
+        return self.sample(recipe, metric, unit, value, variant=name, seed=self.seed, parameters=parameters, **fields)
+
+    def flop_samples(self) -> list[Sample]:
+        """Returns the operations of each variant's step, where they were counted."""
+        return [self.sample_of(name, "step_flop", "FLOP", flop) for name, flop in self.step_flop.items()]
+
 
 class AblationRun:
     """One run: turns, recorded as they come.
@@ -98,8 +109,7 @@ class AblationRun:
         contenders = {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
         with self.writer, Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
             if not self.rounds_done:
-                for name, flop in ablation.step_flop.items():
-                    self.writer.add(self._sample(name, "step_flop", "FLOP", flop))
+                self.writer.add(*ablation.flop_samples())
             first_losses: dict[str, float] = {}
             shares: list[float] = []
             rounds = ablation.rounds + 1 + bool(self.rounds_done)  # each start has a warm-up of its own
@@ -107,7 +117,7 @@ class AblationRun:
                 done: TurnDone = taken.result
                 phase = "steady" if taken.round > self.rounds_done else "warm-up"
                 at: dict[str, Any] = {"round": taken.round, "slot": taken.slot, "phase": phase, **telemetry.read()}
-                self.writer.add(*(self._sample(taken.name, *figure, **at) for figure in done.figures))
+                self.writer.add(*(ablation.sample_of(taken.name, *figure, **at) for figure in done.figures))
                 shares.append(done.cpu_s / done.seconds / torch.get_num_threads())
                 _, unit, rate = done.figures[0]
                 observe(f"round {taken.round} of {rounds - 1}, {taken.name}: {rate:.3g} {unit}")
@@ -141,14 +151,8 @@ class AblationRun:
                 wrong = f"{name} does not compute what the plain loop does: its first loss is off by {error:.1e}"
             why = {"status": "failed", "error": wrong} if failed else {}
             value = error if math.isfinite(error) else math.nan
-            self.writer.add(self._sample(name, "first_loss_error", "fraction", value, **why))
+            self.writer.add(self.ablation.sample_of(name, "first_loss_error", "fraction", value, **why))
         return wrong
-
-    def _sample(self, name: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
-        recipe = self.ablation.variants[name]
-        parameters = {"levers": recipe.variant, "changes_mathematics": bool(recipe.changes())}
-        given = {"variant": name, "seed": self.ablation.seed, "parameters": parameters} | fields
-        return self.ablation.sample(recipe, metric, unit, value, **given)
 
 
 def rounds_done(writer: RunWriter, ablation: Ablation, metric: str) -> int:

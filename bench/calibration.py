@@ -120,7 +120,7 @@ class CalibrationRun:
     def _simulate(self, observe: Callable[[str], None]) -> None:
         request = self.request
         for noise in NOISES:
-            for planted in (0.0, *request.worsenings):
+            for planted in sorted({0.0, request.rule.tolerance, *request.worsenings}):
                 sides = simulated_times(noise, request.simulated, request.rounds, planted, request.seed)
                 for metric, value in tallied(*sides, planted, request.rule).items():
                     unit = "fraction" if metric.endswith(("power", "detectable")) else "count"

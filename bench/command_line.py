@@ -86,7 +86,7 @@ def print_report(
     calibrations = calibration_summary(samples, runs)
     titled = {
         "Head against base: ratios of medians of rounds, with intervals": comparison_rows(comparisons),
-        "Verdicts whose truth is known: share of n [95%]; power stated; detectable": calibration_rows(calibrations),
+        "Verdicts whose truth is known, alone and of 20 at once; power stated": calibration_rows(calibrations),
         "Time to accuracy": tables.accuracy_rows(scores),
         "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
         "Kernels, whole: us hot (95% interval) and cold; MB kept besides the output": kernel_detail_rows(kernels),

@@ -292,7 +292,7 @@ def calibrate(
     with interruptible(path):
         run.execute(lambda text: progress.print(text, markup=False))
     print_report([path], as_json=json_, html=path / REPORT_PAGE)
-    found = wrong(calibration_summary(reports.load(path), reports.load_runs(path)), request.rule.error_rate)
+    found = wrong(calibration_summary(reports.load(path), reports.load_runs(path)), request.rule)
     for text in found:
         typer.echo(f"wallclock: too many false verdicts: {text}", err=True)
     if found:

@@ -179,12 +179,11 @@ def step_flop(recipe: Recipe, split: Split) -> float:
     return float(counter.get_total_flops())
 
 
-def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
-    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cifar.new_run`."""
+def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
+    """Returns a request's ablation, and what is known of its run; see `bench.tasks.cifar.new_run`."""
     split = load_split(request.data, "test")
     for recipe in request.variants().values():
         check_runnable(recipe, split, torch.device(request.device))
-    ablation = _ablation(request, split)
     run = Run(
         run_id=new_run_id(f"ablation-{request.recipe.name}"),
         started_utc=utc_now(),
@@ -194,6 +193,12 @@ def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Dead
         recipe_hash=request.recipe.hash(),
         **provenance_of(request.recipe, request.device),
     )
+    return _ablation(request, split), run
+
+
+def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
+    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cifar.new_run`."""
+    ablation, run = planned(request, command)
     return AblationRun(ablation, RunWriter.create(out, run), deadline=deadline)
 
 

@@ -321,18 +321,16 @@ def new_run(request: CycleGanRequest, out: Path, command: str, *, deadline: Dead
     recipe = request.recipe
     data = load_data(request.data, recipe.load_size, recipe.image_size)
     check_runnable(recipe, data, torch.device(request.device))
-    return CycleGanRun(request, data, new_writer(recipe, request.stored(), data, out, command), deadline=deadline)
+    return CycleGanRun(
+        request, data, RunWriter.create(out, new_record(recipe, request.stored(), data, command)), deadline=deadline
+    )
 
 
-def new_writer(recipe: CycleGanRecipe, stored: dict[str, Any], data: Unpaired, out: Path, command: str) -> RunWriter:
-    """Returns the writer of a new run, its provenance and what could not be read written.
-
-    Raises:
-        StoreError: if `out` cannot be written.
-    """
+def new_record(recipe: CycleGanRecipe, stored: dict[str, Any], data: Unpaired, command: str) -> Run:
+    """Returns what is known of a new run before it is begun: what was asked, of which recipe, where."""
     notes = [f"this changes what is computed: {change}" for change in recipe.changes()]
     notes += [f"skipped: {why}" for why in data.skipped]
-    run = Run(
+    return Run(
         run_id=new_run_id(f"cyclegan-{recipe.name}"),
         started_utc=utc_now(),
         command=command,
@@ -342,7 +340,6 @@ def new_writer(recipe: CycleGanRecipe, stored: dict[str, Any], data: Unpaired, o
         notes=tuple(notes),
         **_provenance(recipe, stored["device"]),
     )
-    return RunWriter.create(out, run)
 
 
 def _provenance(recipe: CycleGanRecipe, device: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
 from bench.numerics import numerics
-from bench.tasks.cyclegan import begun, load_data, new_sample, new_writer
+from bench.tasks.cyclegan import begun, load_data, new_record, new_sample
 from bench.tasks.cyclegan_plain import plain_loop
 from bench.tasks.cyclegan_steps import Losses
 from bench.tasks.cyclegan_training import CycleGanTrainer, check_runnable
@@ -20,7 +20,7 @@ from bench.variants import Variants, with_variants
 from loaders.unpaired import Unpaired
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.ablation import BASELINE
-from reports.schema import Sample
+from reports.schema import Run, Sample
 from reports.store import RunWriter
 
 BENCHMARK = "cyclegan ablation"
@@ -150,13 +150,18 @@ def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
     )
 
 
-def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
-    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cyclegan.new_run`."""
+def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
+    """Returns a request's ablation, and what is known of its run; see `bench.tasks.cyclegan.new_run`."""
     data = load_data(request.data, request.recipe.load_size, request.recipe.image_size)
     for recipe in request.variants().values():
         check_runnable(recipe, data, torch.device(request.device))
-    ablation = _ablation(request, data)
-    return AblationRun(ablation, new_writer(request.recipe, request.stored(), data, out, command), deadline=deadline)
+    return _ablation(request, data), new_record(request.recipe, request.stored(), data, command)
+
+
+def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
+    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cyclegan.new_run`."""
+    ablation, run = planned(request, command)
+    return AblationRun(ablation, RunWriter.create(out, run), deadline=deadline)
 
 
 def resumed_run(path: Path) -> AblationRun:

@@ -332,23 +332,17 @@ def new_run(request: WganRequest, out: Path, command: str, *, deadline: Deadline
     """
     split = load_split(request.data, request.recipe.image_size, request.only_class)
     check_runnable(request.recipe, split, torch.device(request.device))
-    return WganRun(request, split, new_writer(request.recipe, request.stored(), split, out, command), deadline=deadline)
+    return WganRun(
+        request,
+        split,
+        RunWriter.create(out, new_record(request.recipe, request.stored(), split, command)),
+        deadline=deadline,
+    )
 
 
-def new_writer(recipe: WganRecipe, stored: dict[str, Any], split: Split, out: Path, command: str) -> RunWriter:
-    """Returns the writer of a new run, its provenance written.
-
-    Args:
-        recipe: that is run.
-        stored: the request, as `WganRequest.stored` returns it.
-        split: the images.
-        out: folder that holds runs.
-        command: as typed.
-
-    Raises:
-        StoreError: if `out` cannot be written.
-    """
-    run = Run(
+def new_record(recipe: WganRecipe, stored: dict[str, Any], split: Split, command: str) -> Run:
+    """Returns what is known of a new run before it is begun: what was asked, of which recipe, where."""
+    return Run(
         run_id=new_run_id(f"wgan-{recipe.name}"),
         started_utc=utc_now(),
         command=command,
@@ -358,7 +352,6 @@ def new_writer(recipe: WganRecipe, stored: dict[str, Any], split: Split, out: Pa
         notes=tuple(f"this changes what is computed: {change}" for change in recipe.changes()),
         **_provenance(recipe, stored["device"]),
     )
-    return RunWriter.create(out, run)
 
 
 def _provenance(recipe: WganRecipe, device: str) -> dict[str, Any]:

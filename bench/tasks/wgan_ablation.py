@@ -13,7 +13,7 @@ import torch
 
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
 from bench.numerics import numerics
-from bench.tasks.wgan import begun, load_split, new_sample, new_writer
+from bench.tasks.wgan import begun, load_split, new_record, new_sample
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_steps import Step
 from bench.tasks.wgan_training import WganTrainer, check_runnable
@@ -22,7 +22,7 @@ from bench.variants import Variants, with_variants
 from loaders.batches import Dataset, Split
 from models.recipes.wgan import CriticSteps, Stage, WganRecipe
 from reports.ablation import BASELINE
-from reports.schema import Sample
+from reports.schema import Run, Sample
 from reports.store import RunWriter
 
 BENCHMARK = "wgan ablation"
@@ -168,14 +168,18 @@ def _ablation(request: AblationRequest, split: Split) -> Ablation:
     )
 
 
-def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
-    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.wgan.new_run`."""
+def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
+    """Returns a request's ablation, and what is known of its run; see `bench.tasks.wgan.new_run`."""
     split = load_split(request.data, request.recipe.image_size, request.only_class)
     for recipe in request.variants().values():
         check_runnable(recipe, split, torch.device(request.device))
-    ablation = _ablation(request, split)
-    writer = new_writer(request.recipe, request.stored(), split, out, command)
-    return AblationRun(ablation, writer, deadline=deadline)
+    return _ablation(request, split), new_record(request.recipe, request.stored(), split, command)
+
+
+def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
+    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.wgan.new_run`."""
+    ablation, run = planned(request, command)
+    return AblationRun(ablation, RunWriter.create(out, run), deadline=deadline)
 
 
 def _images(request: AblationRequest, split: Split) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,79 @@
+"""Rounds on a Ray cluster of two nodes, both of them this machine."""
+
+from dataclasses import replace
+
+import pytest
+
+import reports
+from bench import cluster
+from bench.cluster import ClusterRun
+from bench.tasks.cifar_ablation import AblationRequest, planned
+from models.recipes import get_recipe
+from reports.ablation import ablation_summary
+
+ROUNDS = 5
+
+
+@pytest.fixture
+def nodes():
+    """The cluster, and its second node, which has no part of the driver."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False)
+    yield made, second
+    ray.shutdown()
+    made.shutdown()
+
+
+def planned_run():
+    recipe = replace(
+        get_recipe("sprint", "cpu"),
+        batch_size=8,
+        resolutions=(),
+        model_arguments={"widths": [4, 8, 8]},
+        precision="fp32",
+    )
+    recipe = recipe.without("implementations.keep_heap")
+    return planned(AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=ROUNDS, steps=1), "test")
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_loses_no_round_and_none_counts_twice(nodes, tmp_path):
+    made, second = nodes
+    ablation, run = planned_run()
+    told = []
+
+    def observe(text):
+        told.append(text)
+        if len(told) == 2:  # both nodes are at work on the next rounds
+            made.remove_node(second, allow_graceful=False)
+
+    assert ClusterRun(ablation, run, tmp_path, cpus=1).execute(observe) == "done"
+    frame = reports.load(tmp_path)
+    steps = frame[frame["metric"] == "step_s"]
+    counts = steps.groupby(["variant", "round"], observed=True).size()
+    assert (counts == 1).all() and len(counts) == ROUNDS * len(ablation.variants)
+    assert any("done again elsewhere" in text for text in told)
+    again = steps[steps["attempt"].notna()]
+    assert set(again["attempt"]) == {2} and again["round"].nunique() >= 1
+    runs = reports.load_runs(tmp_path)
+    assert 1 <= len(runs) <= 2 and all(status == "done" for status in runs["run_status"])
+    for _, part in steps.groupby("run_id", observed=True):  # a round is whole on its node
+        assert (part.groupby("round")["variant"].nunique() == len(ablation.variants)).all()
+    assert (ablation_summary(frame)["over_baseline"] > 0).all()
+
+
+@pytest.mark.slow
+def test_a_cell_that_no_node_holds_is_refused(nodes, tmp_path):
+    with pytest.raises(ValueError, match="no node of the cluster has 64 CPU"):
+        ClusterRun(*planned_run(), tmp_path, cpus=64).execute(print)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "package_version", lambda name: None)
+    with pytest.raises(ValueError, match="uv sync --extra ray"):
+        ClusterRun(*planned_run(), tmp_path, cpus=1)
