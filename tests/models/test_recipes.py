@@ -10,6 +10,7 @@ import pytest
 
 import reports
 from models.recipes import RECIPES, get_recipe
+from models.recipes.cyclegan import CycleGanRecipe
 from models.recipes.override import override
 from models.recipes.recipe import Implementations, Recipe
 from models.recipes.wgan import WganRecipe
@@ -120,8 +121,9 @@ def test_every_published_recipe_loads():
     stored = [(r, asked["benchmark"]) for r, asked in zip(runs["recipe"], runs["request"], strict=True) if r]
     assert {kind for _, kind in stored} >= {"cifar", "wgan ablation"}
     assert any("upsample_conv" not in recipe["implementations"] for recipe, _ in stored)
+    kinds = {"wgan": WganRecipe, "cyclegan": CycleGanRecipe, "cifar": Recipe}
     for recipe, kind in stored:
-        read = (WganRecipe if kind.startswith("wgan") else Recipe).from_resolved(recipe)
+        read = kinds[kind.partition(" ")[0]].from_resolved(recipe)
         assert read.implementations.upsample_conv == "eager"
 
 

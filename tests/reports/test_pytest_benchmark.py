@@ -1,6 +1,7 @@
 """Files of pytest-benchmark stand beside our own runs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("perf")
     (folder / "test_some.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-only", "--benchmark-json", "b.json", "test_some.py"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=alone)
     return folder / "b.json"
 
 
