@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.ablation import Ablation
 from bench.environment import package_version, provenance
-from bench.interleaving import Contender, ContenderFailed, Taken, interleaved
+from bench.interleaving import DIED, Contender, ContenderFailed, Taken, interleaved
 from reports.schema import Run, RunStatus
 from reports.store import RunWriter, new_run_id, utc_now
 
@@ -109,12 +109,13 @@ class ClusterRun:
                 number, attempt = waiting.pop(ready)
                 try:
                     cell: Cell = ray.get(ready)
-                except ray.exceptions.RayTaskError as error:  # what was run, not what ran it
-                    raise ContenderFailed(f"round {number}: {str(error).strip().splitlines()[-1]}") from None
                 except ray.exceptions.RayError as error:
+                    why = str(error).strip().splitlines()[-1]
+                    raised = isinstance(error, ray.exceptions.RayTaskError)
+                    if raised and DIED not in why:  # what was run, not what ran it
+                        raise ContenderFailed(f"round {number}: {why}") from None
                     if attempt == ATTEMPTS:
-                        why = f"its worker died {ATTEMPTS} times ({type(error).__name__})"
-                        raise ContenderFailed(f"round {number}: {why}; see `ray status`") from None
+                        raise ContenderFailed(f"round {number}: a worker died {ATTEMPTS} times; {why}") from None
                     observe(f"round {number}: {type(error).__name__}, done again elsewhere")
                     send(number, attempt + 1)
                     continue

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+DIED = "its process died"
 Turn = Callable[[], Any]
 Contender = Callable[[ExitStack], Turn]
 
@@ -71,7 +72,7 @@ def interleaved(contenders: Mapping[str, Contender], rounds: int, *, first: int 
                 try:
                     at[name].send(None)
                 except OSError:  # the pipe is broken
-                    raise ContenderFailed(f"{name}: its process died") from None
+                    raise ContenderFailed(f"{name}: {DIED}") from None
                 yield Taken(name, number, slot, _reply(name, at[name]))
 
 
@@ -79,7 +80,7 @@ def _reply(name: str, connection: Connection) -> Any:
     try:
         failure, result = connection.recv()
     except (EOFError, OSError):
-        raise ContenderFailed(f"{name}: its process died, killed or out of memory") from None
+        raise ContenderFailed(f"{name}: {DIED}, killed or out of memory") from None
     if failure:
         raise ContenderFailed(f"{name}: {failure}")
     return result

@@ -17,9 +17,9 @@ REAL_IMAGES = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10-jp
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the whole set; one for what is slow, measured, named by file, or shares a GPU."""
+    """Two processes for the whole set; one for what is timed, measured, named by file, or shares a GPU."""
     whole = config.args == config.getini("testpaths")
-    timed = config.option.markexpr == "slow" or config.option.benchmark_only
+    timed = config.option.markexpr not in ("not slow", "slow and not timed") or config.option.benchmark_only
     return 2 if whole and not timed and not torch.cuda.is_available() else 0
 
 

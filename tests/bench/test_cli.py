@@ -261,6 +261,7 @@ def test_list_env_and_data_speak_json_too(tmp_path, wallclock):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_report_of_10_000_samples_takes_under_a_second_and_a_half_without_torch(tmp_path):
     run = reports.Run(run_id="r", started_utc="2026-01-01T00:00:00Z", command="")
     with reports.RunWriter.create(tmp_path, run) as writer:

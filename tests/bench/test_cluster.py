@@ -1,5 +1,6 @@
 """Rounds on a Ray cluster of two nodes, both of them this machine."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -42,13 +43,19 @@ def planned_run():
 
 @pytest.mark.slow
 def test_a_node_that_is_killed_loses_no_round_and_none_counts_twice(nodes, tmp_path):
+    import ray
+
     made, second = nodes
     ablation, run = planned_run()
     told = []
 
     def observe(text):
         told.append(text)
-        if len(told) == 2:  # both nodes are at work on the next rounds
+        if len(told) == 1:
+            patience = 600
+            while ray.available_resources().get("CPU", 0) and patience:  # until both nodes are at work
+                time.sleep(0.1)
+                patience -= 1
             made.remove_node(second, allow_graceful=False)
 
     assert ClusterRun(ablation, run, tmp_path, cpus=1).execute(observe) == "done"

@@ -293,6 +293,7 @@ def test_what_a_step_does_is_the_same_figure_each_time():
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.skipif(shutil.which("hyperfine") is None, reason="hyperfine is not installed")
 def test_the_ratio_is_hyperfines_within_the_interval(tmp_path, wallclock):
     """On whole commands; both are measured here, one after the other, so each side's interval has to hold the other."""

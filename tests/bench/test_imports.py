@@ -135,6 +135,7 @@ def test_help_imports_neither_torch_nor_pandas() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_help_takes_less_than_0_3_s() -> None:
     """The best of five, bytecode compiled: other processes share these cores, and can only add to it."""
     taken = []

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HELP = ("--benchmark", "help")  # a tenth of a second a process
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timed]
 
 
 def git(repository, *arguments):

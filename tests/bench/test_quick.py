@@ -44,6 +44,7 @@ def ran(folder, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_quick_takes_at_most_3_minutes_and_4_gib_and_leaves_tables_and_a_page(tmp_path):
     quick = ran(tmp_path, "quick", "--out", tmp_path, "--device", "cpu")
     assert quick.code == 0, quick.err
@@ -57,6 +58,7 @@ def test_quick_takes_at_most_3_minutes_and_4_gib_and_leaves_tables_and_a_page(tm
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_suite_stops_inside_its_budget_with_what_it_could_measure(real_images, tmp_path):
     part = tmp_path / "part"
     part.mkdir()

@@ -39,6 +39,7 @@ def best_of_three_s(script: str, *arguments: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_a_million_samples_load_and_summarise_in_under_5_s(
     tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
 ) -> None:
