@@ -41,7 +41,9 @@ def stored(out):
 def test_a_gate_fails_for_what_became_slower_and_says_so_everywhere(repository, tmp_path, wallclock, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     to = ("--junit", tmp_path / "junit.xml", "--out", tmp_path / "runs")
-    code, out, err = wallclock("gate", "before", "slow", "--repository", repository, "--rounds", "6", *to)
+    code, out, err = wallclock(
+        "gate", "before", "slow", "--repository", repository, "--tolerance", "0.1", "--rounds", "6", *to
+    )
     assert code == 1 and "regressed" in out and "regression: 1 regressed" in err
     assert max(map(len, out.splitlines())) <= 80
     (case,) = ET.parse(tmp_path / "junit.xml").getroot()
