@@ -282,7 +282,7 @@ def ratios(summary: "pd.DataFrame") -> Figure | None:
         "showlegend": False,
     }
     widest = max(shown["tolerance"])
-    layout = _layout("head / base, 95% interval; the band is the tolerance", "")
+    layout = _layout("head / base; the band is the tolerance", "")
     layout["height"] = 140 + 34 * len(set(labels))
     layout["shapes"] = [
         {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 1 / (1 + widest), "x1": 1 + widest}
