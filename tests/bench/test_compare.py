@@ -298,17 +298,21 @@ def test_what_a_step_does_is_the_same_figure_each_time():
 @pytest.mark.timed
 @pytest.mark.skipif(shutil.which("hyperfine") is None, reason="hyperfine is not installed")
 def test_the_ratio_is_hyperfines_within_the_interval(tmp_path, wallclock):
-    """On whole commands; both are measured here, one after the other, so each side's interval has to hold the other."""
+    """On whole commands. Hyperfine runs one command after the other, so it is asked in short turns, as ours are."""
     commands = [f"{sys.executable} -I -S -c 'sum(range({n}))'" for n in (2_000_000, 3_000_000)]
     wallclock("compare", *(f"cmd:{command}" for command in commands), "--rounds", "25", "--out", tmp_path / "runs")
     (row,) = stored(tmp_path / "runs").to_dict("records")
-    export = tmp_path / "hyperfine.json"
-    subprocess.run(["hyperfine", "-N", "--runs", "25", "--warmup", "3", "--export-json", export, *commands], check=True)
-    base, head = (result["times"] for result in json.loads(export.read_text())["results"])
-    theirs = np.median(head) / np.median(base)
-    noise = 2 * max(np.std(times) / np.mean(times) / len(times) ** 0.5 for times in (base, head))
-    assert row["ratio_low"] * (1 - noise) <= theirs <= row["ratio_high"] * (1 + noise)
-    assert row["ratio_high"] / row["ratio_low"] < 1.3
+    export, ratios = tmp_path / "hyperfine.json", []
+    for _ in range(8):
+        subprocess.run(
+            ["hyperfine", "-N", "--runs", "4", "--warmup", "1", "--export-json", export, *commands],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        base, head = (np.median(result["times"]) for result in json.loads(export.read_text())["results"])
+        ratios.append(head / base)
+    noise = 2 * np.std(ratios, ddof=1) / len(ratios) ** 0.5
+    assert row["ratio_low"] - noise <= np.median(ratios) <= row["ratio_high"] + noise
+    assert 1.2 < row["ratio"] < 1.7  # half as much work again, less what a process takes to start
 
 
 def test_a_benchmark_that_one_side_does_not_declare_is_added_or_removed(repository, commit, tmp_path, wallclock):
