@@ -128,7 +128,6 @@ def _request(module: Any, task: Task, name: str, changes: list[str], device: str
     for assignment in changes:
         recipe = override(recipe, assignment)
     # A turn takes some seconds on a CPU, and a second on a GPU.
-    length = {"cifar": "steps", "wgan": "cycles", "cyclegan": "iterations"}[task.value]
-    together = {"cifar": 3}.get(task.value, 1) if device_type == "cpu" else 20
-    fields = {"recipe": recipe, "device": device_type, "choice": choice, length: together}
+    length = {} if device_type == "cpu" else {"turn_length": 20}
+    fields = {"recipe": recipe, "device": device_type, "choice": choice, **length}
     return functools.partial(module.AblationRequest, **fields)

@@ -3,14 +3,15 @@
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
 
 import torch
 
 from bench.environment import Telemetry
 from bench.interleaving import Contender, interleaved
 from bench.timing import Deadline
+from bench.variants import Variants
 from reports.ablation import AS_IS, BASELINE
 from reports.reading import load
 from reports.schema import RunStatus, Sample
@@ -39,6 +40,63 @@ class TurnDone:
     figures: tuple[tuple[str, str, float], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TurnsRequest:
+    """What is asked of one ablation; each task has its own.
+
+    Attributes:
+        BENCHMARK: name of it in the records.
+        recipe: with all overrides applied; see `models.recipes.levers`.
+        data: as the task's run takes it.
+        device: "cpu" or "cuda".
+        seed: of all contenders.
+        rounds: in which each contender has one turn.
+        turn_length: steps of a turn, as the task counts them.
+        choice: which variants there are.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    BENCHMARK: ClassVar[str]
+
+    recipe: Any
+    data: str
+    device: str
+    seed: int = 0
+    rounds: int = 12
+    turn_length: int = 1
+    choice: Variants = Variants()
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.turn_length < 1:
+            raise ValueError(f"rounds is {self.rounds}, turn_length {self.turn_length}; expected at least 1")
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what a record keeps of the request, so that the run can be resumed."""
+        own = {name: getattr(self, name) for name in self._plain_fields()}
+        return {"benchmark": self.BENCHMARK, **own, "variants": self.choice.stored()}
+
+    @classmethod
+    def from_stored(cls, recipe: Any, stored: dict[str, Any]) -> Self:
+        """Returns the request of which `stored` is what a record keeps."""
+        own = {name: stored[name] for name in cls._plain_fields()}
+        return cls(recipe=recipe, choice=Variants.from_stored(stored["variants"]), **own)
+
+    @classmethod
+    def _plain_fields(cls) -> list[str]:
+        return [f.name for f in fields(cls) if f.name not in ("recipe", "choice")]
+
+    def variants(self) -> dict[str, Any]:
+        """Returns the recipe of each contender; see `bench.variants`."""
+        return self.choice.of(self.steady(self.recipe))
+
+    @staticmethod
+    def steady(recipe: Any) -> Any:
+        """Returns the recipe with every turn alike, and no end."""
+        return recipe
+
+
 Turns = Callable[[str, Any], Contender]  # of a variant's name and recipe; the turns return `TurnDone`
 
 
@@ -64,12 +122,12 @@ class Ablation:
     rounds: int
     step_flop: Mapping[str, float] = field(default_factory=dict)
 
-    def sample_of(self, name: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+    def sample_of(self, name: str, metric: str, unit: str, value: float, **more: Any) -> Sample:
         """Returns a sample of a variant, by its name."""
         recipe = self.variants[name]
         parameters = {"levers": recipe.variant, "changes_mathematics": bool(recipe.changes())}
-        parameters |= fields.pop("parameters", {})
-        return self.sample(recipe, metric, unit, value, variant=name, seed=self.seed, parameters=parameters, **fields)
+        parameters |= more.pop("parameters", {})
+        return self.sample(recipe, metric, unit, value, variant=name, seed=self.seed, parameters=parameters, **more)
 
     def flop_samples(self) -> list[Sample]:
         """Returns the operations of each variant's step, where they were counted."""

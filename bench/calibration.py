@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.timing import time_process
+from bench.processes import time_process
 from reports.calibration import BENCHMARK, tallied
 from reports.comparison import AGAIN, BASE, HEAD
 from reports.schema import Run, RunStatus, Sample

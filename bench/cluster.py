@@ -95,7 +95,7 @@ class ClusterRun:
             {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
         )
         task = ray.remote(max_retries=0, num_gpus=gpus, num_cpus=1 if gpus else self.cpus)(measured)
-        status: RunStatus = "done"
+        status: RunStatus = "failed"
         waiting: dict[Any, tuple[int, int]] = {}  # of each cell under way its round and attempt
 
         def send(number: int, attempt: int) -> None:
@@ -122,12 +122,13 @@ class ClusterRun:
                 self._record(cell, attempt)
                 rate = statistics.median(turn.result.figures[0][2] for turn in cell.taken)
                 observe(f"round {number} on {cell.place['host']}: {len(cell.taken)} variants, median {rate:.3g}")
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            for waited in waiting:
-                ray.cancel(waited, force=True)
+            status = "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
             raise
         finally:
+            for waited in waiting:
+                ray.cancel(waited, force=True)
             for writer in self.writers.values():
                 writer.finish(status, None if status == "done" else "the other cells were given up")
         return status

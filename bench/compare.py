@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.processes import ProcessDone, time_process
 from bench.subjects import SHELL, Benchmark, Side, last_line, sources_hash
-from bench.timing import Deadline, ProcessDone, time_process
+from bench.timing import Deadline
 from reports.comparison import AGAIN, BASE, BENCHMARK, CONTEXT, COUNTED, HEAD, judge_rounds
 from reports.reading import load
 from reports.schema import Run, RunStatus, Sample

@@ -7,6 +7,7 @@ as lines that `bench.compare` reads.
 import json
 import sys
 from contextlib import ExitStack
+from importlib import import_module
 from typing import Any
 
 from bench.ablation import Turns
@@ -47,17 +48,8 @@ def turns_of(task: str, recipe: Any, options: dict[str, str], device_type: str) 
     """Returns what takes a recipe's turns, with its data loaded."""
     asked: dict[str, Any] = {"recipe": recipe, "data": options["data"]}
     asked |= {"device": device_type, "seed": int(options["seed"])}
-    if task == "cifar":
-        from bench.tasks import cifar_ablation
-
-        return cifar_ablation.turns(cifar_ablation.AblationRequest(**asked))
-    if task == "wgan":
-        from bench.tasks import wgan_ablation
-
-        return wgan_ablation.turns(wgan_ablation.AblationRequest(**asked))
-    from bench.tasks import cyclegan_ablation
-
-    return cyclegan_ablation.turns(cyclegan_ablation.AblationRequest(**asked))
+    module: Any = import_module(f"bench.tasks.{task}_ablation")
+    return module.turns(module.AblationRequest(**asked))
 
 
 def main() -> None:

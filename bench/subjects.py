@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from reports.store import RECORDS, SAMPLE_TABLE
+
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
 KINDS: tuple[Kind, ...] = ("run", "git", "tree", "recipe", "cmd")
 Counted = Literal["callgrind", "printed", "never"]
@@ -149,8 +151,13 @@ def parse_subject(text: str, directory: Path) -> Subject:
     if not words:
         raise ValueError("a subject is empty; name a stored run, a git revision, a recipe or a command")
     path = directory / text
-    holds_runs = path.suffix == ".json" or any(path.rglob("records.jsonl")) or any(path.rglob("*.parquet"))
-    if path.exists() and holds_runs and not (path / PROJECT).exists():
+    if (
+        path.suffix == ".json"
+        and path.is_file()
+        or path.is_dir()
+        and not (path / PROJECT).exists()
+        and _holds_runs(path)
+    ):
         return _of_kind("run", text, directory)
     if path.is_dir():
         return _of_kind("tree", text, directory)
@@ -166,6 +173,12 @@ def parse_subject(text: str, directory: Path) -> Subject:
         f"'{text}' is no stored run, git revision, recipe or command here; "
         + (f"did you mean {near[0]}?" if near else "say which with run:, git:, tree:, recipe: or cmd: before it")
     )
+
+
+def _holds_runs(path: Path) -> bool:
+    if not path.is_dir() or (path / PROJECT).exists():  # a project is a tree, whatever it has stored
+        return False
+    return any(next(path.rglob(name), None) is not None for name in (RECORDS, SAMPLE_TABLE))
 
 
 def _of_kind(kind: Kind, text: str, directory: Path) -> Subject:

@@ -1,6 +1,5 @@
 """Which variants of a recipe an ablation measures."""
 
-import dataclasses
 import itertools
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -84,12 +83,3 @@ def _grid(recipe: Any, grid: tuple[str, ...]) -> dict[str, Any]:
     if not variants:
         raise ValueError(f"--grid {' '.join(grid)}: all of it is the recipe as it is")
     return variants
-
-
-def with_variants(request: Any, stored: dict[str, Any]) -> Any:
-    """Returns a request with the variants that its record names; old records have none, and mean leaving one out."""
-    return (
-        dataclasses.replace(request, choice=Variants.from_stored(stored["variants"]))
-        if "variants" in stored
-        else request
-    )

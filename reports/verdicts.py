@@ -16,14 +16,13 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Verdict = Literal["regressed", "improved", "equivalent", "inconclusive", "invalid", "added", "removed"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 EXACT_UP_TO = 60  # runs; beyond, the normal approximation is good to three digits
 FIRST_LOOK, LOOKS_APART = 6, 1.5
 

@@ -9,7 +9,7 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton, which reads it once
     os.environ["TRITON_INTERPRET"] = "1"
 
-if os.environ.get("PYTEST_XDIST_WORKER"):  # workers share the cores: with threads besides, tests take twice as long
+if os.environ.get("PYTEST_XDIST_WORKER"):  # they share the cores, and more threads than cores wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 

@@ -1,12 +1,17 @@
 """Commands that README, docs and the workflow print exist, with the options that they give."""
 
+import io
 import re
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
+import reports
 from bench.cli import app
+from reports import tables
+from reports.comparison import comparison_rows, comparison_summary
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("README.md", "docs/ci.md", ".github/workflows/wallclock.yml", "reports/published/README.md")
@@ -41,3 +46,12 @@ def test_every_command_is_in_the_readme():
         name for name in typer.main.get_command(app).commands if not re.search(rf"(wallclock|`) ?{name}\b", readme)
     ]
     assert not missing
+
+
+def test_the_verdict_that_is_explained_is_a_stored_one():
+    published = ROOT / "reports" / "published" / "2026-11-26-xeon-2-cores"
+    summary = comparison_summary(reports.load(published), reports.load_runs(published))
+    console = Console(width=80, file=io.StringIO())
+    console.print(tables.terminal(comparison_rows(summary)))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines() if "──" not in line]
+    assert len(lines) == 4 and "\n".join(lines) in (ROOT / "docs" / "ci.md").read_text()

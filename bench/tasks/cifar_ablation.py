@@ -5,67 +5,34 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
+from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
 from bench.environment import resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
 from bench.tasks.cifar import load_split, provenance_of
 from bench.tasks.training import Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, cpu_s, now_s, synchronize
-from bench.variants import Variants, with_variants
 from loaders.batches import Split
 from models.build import build_model
 from models.recipes.recipe import Recipe
 from reports.schema import Run, Sample
 from reports.store import RunWriter, StoreError, new_run_id, utc_now
 
-BENCHMARK = "cifar ablation"
-REQUEST_KEYS = ("data", "device", "seed", "rounds", "steps")
 IMAGES = 5000  # that a turn's batches are drawn from; each process holds them
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationRequest:
-    """What is asked of one ablation.
+class AblationRequest(TurnsRequest):
+    """As `TurnsRequest`; a turn is so many optimiser steps at full resolution."""
 
-    Attributes:
-        recipe: with all overrides applied.
-        data: as `CifarRequest`.
-        device: "cpu" or "cuda".
-        seed: of all contenders.
-        rounds: in which each contender has one turn.
-        steps: of a turn, at full resolution.
-        choice: which variants there are.
+    BENCHMARK: ClassVar = "cifar ablation"
 
-    Raises:
-        ValueError: if a number is out of range.
-    """
-
-    recipe: Recipe
-    data: str
-    device: str
-    seed: int = 0
-    rounds: int = 12
-    steps: int = 3
-    choice: Variants = Variants()
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.steps < 1:
-            raise ValueError(f"rounds is {self.rounds}, steps {self.steps}; expected at least 1")
-
-    def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of the request, so that the run can be resumed."""
-        own = {key: getattr(self, key) for key in REQUEST_KEYS}
-        return {"benchmark": BENCHMARK, **own, "variants": self.choice.stored()}
-
-    def variants(self) -> dict[str, Recipe]:
-        """Returns the recipe of each contender; see `bench.variants`."""
-        return self.choice.of(self.recipe)
+    turn_length: int = 3
 
 
 @dataclass(frozen=True)
@@ -127,7 +94,7 @@ def turns(request: AblationRequest, split: Split | None = None) -> Turns:
     part = Split(whole.train.subset(slice(0, IMAGES)), whole.test.subset(slice(0, 1)))
 
     def contender(name: str, recipe: Recipe) -> CifarContender:
-        return CifarContender(recipe, part, request.device, request.seed, request.steps)
+        return CifarContender(recipe, part, request.device, request.seed, request.turn_length)
 
     return contender
 
@@ -142,7 +109,7 @@ def _ablation(request: AblationRequest, split: Split) -> Ablation:
             "batch_size": recipe.batch_size,
         }
         return Sample(
-            benchmark=BENCHMARK,
+            benchmark=request.BENCHMARK,
             case=recipe.name,
             parameters=parameters | fields.pop("parameters", {}),
             metric=metric,
@@ -212,12 +179,11 @@ def resumed_run(path: Path) -> AblationRun:
         StoreError: see `bench.tasks.cifar.resumed_run`.
         ValueError: if its device is not there.
     """
-    run = begun_run(path, BENCHMARK)
+    run = begun_run(path, AblationRequest.BENCHMARK)
     recipe = Recipe.from_resolved(run.recipe)
     if recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
-    request = AblationRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
-    request = with_variants(request, run.request)
+    request = AblationRequest.from_stored(recipe, run.request)
     resolve_device(request.device)
     split = load_split(request.data, "test")
     if split.content_hash != run.request["content_hash"]:

@@ -5,71 +5,36 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
+from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
 from bench.numerics import numerics
 from bench.tasks.cyclegan import begun, load_data, new_record, new_sample
 from bench.tasks.cyclegan_plain import plain_loop
 from bench.tasks.cyclegan_steps import Losses
 from bench.tasks.cyclegan_training import CycleGanTrainer, check_runnable
 from bench.timing import Deadline, cpu_s, now_s, synchronize
-from bench.variants import Variants, with_variants
 from loaders.unpaired import Unpaired
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.ablation import BASELINE
 from reports.schema import Run, Sample
 from reports.store import RunWriter
 
-BENCHMARK = "cyclegan ablation"
-REQUEST_KEYS = ("data", "device", "seed", "rounds", "iterations")
 IMAGES = 64  # of each domain; each process holds them
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationRequest:
-    """What is asked of one ablation.
+class AblationRequest(TurnsRequest):
+    """As `TurnsRequest`; a turn is so many iterations."""
 
-    Attributes:
-        recipe: with all overrides applied; its levers are what is left out one by one.
-        data: as `CycleGanRequest`.
-        device: "cpu" or "cuda".
-        seed: of all contenders.
-        rounds: in which each contender has one turn.
-        iterations: of a turn.
-        choice: which variants there are.
+    BENCHMARK: ClassVar = "cyclegan ablation"
 
-    Raises:
-        ValueError: if a number is out of range.
-    """
-
-    recipe: CycleGanRecipe
-    data: str
-    device: str
-    seed: int = 0
-    rounds: int = 12
-    iterations: int = 1
-    choice: Variants = Variants()
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.iterations < 1:
-            raise ValueError(f"rounds is {self.rounds}, iterations {self.iterations}; expected at least 1")
-
-    def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of the request, so that the run can be resumed."""
-        own = {key: getattr(self, key) for key in REQUEST_KEYS}
-        return {"benchmark": BENCHMARK, **own, "variants": self.choice.stored()}
-
-    def variants(self) -> dict[str, CycleGanRecipe]:
-        """Returns the recipe of each contender, at a learning rate that does not fall."""
-        return self.choice.of(_steady(self.recipe))
-
-
-def _steady(recipe: CycleGanRecipe) -> CycleGanRecipe:
-    """The recipe at a learning rate that does not fall."""
-    return replace(recipe, epochs_constant=10**6)
+    @staticmethod
+    def steady(recipe: CycleGanRecipe) -> CycleGanRecipe:
+        """Returns the recipe at a learning rate that does not fall."""
+        return replace(recipe, epochs_constant=10**6)
 
 
 @dataclass(frozen=True)
@@ -130,7 +95,7 @@ def turns(request: AblationRequest, data: Unpaired | None = None) -> Turns:
 
     def contender(name: str, recipe: CycleGanRecipe) -> CycleGanContender:
         return CycleGanContender(
-            _steady(recipe), name == BASELINE, part, request.device, request.seed, request.iterations
+            request.steady(recipe), name == BASELINE, part, request.device, request.seed, request.turn_length
         )
 
     return contender
@@ -138,7 +103,9 @@ def turns(request: AblationRequest, data: Unpaired | None = None) -> Turns:
 
 def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
     def sample(recipe: CycleGanRecipe, metric: str, unit: str, value: float, **fields: Any) -> Sample:
-        return replace(new_sample(recipe, data, request.device, metric, unit, value, **fields), benchmark=BENCHMARK)
+        return replace(
+            new_sample(recipe, data, request.device, metric, unit, value, **fields), benchmark=request.BENCHMARK
+        )
 
     return Ablation(
         variants=request.variants(),
@@ -174,8 +141,7 @@ def resumed_run(path: Path) -> AblationRun:
         StoreError: see `bench.tasks.cyclegan.begun`.
         ValueError: the same.
     """
-    stored, recipe, data = begun(path, BENCHMARK)
-    request = AblationRequest(recipe=recipe, **{key: stored[key] for key in REQUEST_KEYS})
-    request = with_variants(request, stored)
+    stored, recipe, data = begun(path, AblationRequest.BENCHMARK)
+    request = AblationRequest.from_stored(recipe, stored)
     ablation, writer = _ablation(request, data), RunWriter.resume(path)
     return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "iteration_s"))

@@ -45,7 +45,7 @@ def _run_levers(context: Context) -> str:
         data=SYNTHETIC,
         device=context.device,
         rounds=CPU_ROUNDS if cpu else GPU_ROUNDS,
-        iterations=1 if cpu else 20,
+        turn_length=1 if cpu else 20,
     )
     run = new_ablation(request, context.out, context.command, deadline=context.deadline)
     return run.execute(lambda text: _said(context, text))

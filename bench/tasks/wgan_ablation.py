@@ -5,82 +5,48 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.ablation import Ablation, AblationRun, TurnDone, Turns, rounds_done
+from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
 from bench.numerics import numerics
 from bench.tasks.wgan import begun, load_split, new_record, new_sample
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_steps import Step
 from bench.tasks.wgan_training import WganTrainer, check_runnable
 from bench.timing import Deadline, cpu_s, now_s, synchronize
-from bench.variants import Variants, with_variants
 from loaders.batches import Dataset, Split
 from models.recipes.wgan import CriticSteps, Stage, WganRecipe
 from reports.ablation import BASELINE
 from reports.schema import Run, Sample
 from reports.store import RunWriter
 
-BENCHMARK = "wgan ablation"
-REQUEST_KEYS = ("data", "only_class", "device", "seed", "rounds", "cycles")
 IMAGES = 4096  # that a turn's batches are drawn from; each process holds them
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationRequest:
-    """What is asked of one ablation.
+class AblationRequest(TurnsRequest):
+    """As `TurnsRequest`; a turn is so many generator steps, with the usual critic steps before each.
 
     Attributes:
-        recipe: with all overrides applied; its levers are what is left out one by one.
-        data: as `WganRequest`.
         only_class: as `WganRequest`.
-        device: "cpu" or "cuda".
-        seed: of all contenders.
-        rounds: in which each contender has one turn.
-        cycles: of a turn: so many generator steps, with the usual critic steps before each.
-        choice: which variants there are.
-
-    Raises:
-        ValueError: if a number is out of range.
     """
 
-    recipe: WganRecipe
-    data: str
+    BENCHMARK: ClassVar = "wgan ablation"
+
     only_class: str = ""
-    device: str
-    seed: int = 0
-    rounds: int = 12
-    cycles: int = 1
-    choice: Variants = Variants()
 
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.cycles < 1:
-            raise ValueError(f"rounds is {self.rounds}, cycles {self.cycles}; expected at least 1")
-
-    def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of the request, so that the run can be resumed."""
-        own = {key: getattr(self, key) for key in REQUEST_KEYS}
-        return {"benchmark": BENCHMARK, **own, "variants": self.choice.stored()}
-
-    def variants(self) -> dict[str, WganRecipe]:
-        """Returns the recipe of each contender; see `bench.variants`.
-
-        Every cycle takes the recipe's usual number of critic steps, and the stage does not end.
-        """
-        return self.choice.of(_steady(self.recipe))
-
-
-def _steady(recipe: WganRecipe) -> WganRecipe:
-    """The recipe with as many critic steps in every cycle, and no end."""
-    return replace(
-        recipe,
-        critic_steps=CriticSteps(usual=recipe.critic_steps.usual, long_until=0, long_every=0),
-        stages=(Stage(epochs=1e6, lr=recipe.stages[0].lr, long_start=False),),
-    )
+    @staticmethod
+    def steady(recipe: WganRecipe) -> WganRecipe:
+        """Returns the recipe with as many critic steps in every cycle, and no end."""
+        return replace(
+            recipe,
+            critic_steps=CriticSteps(usual=recipe.critic_steps.usual, long_until=0, long_every=0),
+            stages=(Stage(epochs=1e6, lr=recipe.stages[0].lr, long_start=False),),
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +114,9 @@ def turns(request: AblationRequest, split: Split | None = None) -> Turns:
     images = _images(request, split or load_split(request.data, request.recipe.image_size, request.only_class))
 
     def contender(name: str, recipe: WganRecipe) -> WganContender:
-        return WganContender(_steady(recipe), name == BASELINE, images, request.device, request.seed, request.cycles)
+        return WganContender(
+            request.steady(recipe), name == BASELINE, images, request.device, request.seed, request.turn_length
+        )
 
     return contender
 
@@ -156,7 +124,7 @@ def turns(request: AblationRequest, split: Split | None = None) -> Turns:
 def _ablation(request: AblationRequest, split: Split) -> Ablation:
     def sample(recipe: WganRecipe, metric: str, unit: str, value: float, **fields: Any) -> Sample:
         made = new_sample(recipe, split, request.device, metric, unit, value, **fields)
-        return replace(made, benchmark=BENCHMARK)
+        return replace(made, benchmark=request.BENCHMARK)
 
     return Ablation(
         variants=request.variants(),
@@ -204,8 +172,7 @@ def resumed_run(path: Path) -> AblationRun:
         StoreError: see `bench.tasks.wgan.begun`.
         ValueError: the same.
     """
-    stored, recipe, split = begun(path, BENCHMARK)
-    request = AblationRequest(recipe=recipe, **{key: stored[key] for key in REQUEST_KEYS})
-    request = with_variants(request, stored)
+    stored, recipe, split = begun(path, AblationRequest.BENCHMARK)
+    request = AblationRequest.from_stored(recipe, stored)
     ablation, writer = _ablation(request, split), RunWriter.resume(path)
     return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "critic_step_s"))

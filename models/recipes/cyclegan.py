@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from models.recipes.levers import changes_of, levers_of, variant_of, without
+from models.recipes.levers import Levered
 from models.recipes.recipe import Implementations
-from models.recipes.resolving import Resolvable
 from models.recipes.wgan import Adam
 from models.schedules import demand
 
@@ -53,7 +52,7 @@ INEXACT = {"precision": "convolutions round to bfloat16; weights, norms' statist
 
 
 @dataclass(frozen=True, kw_only=True)
-class CycleGanRecipe(Resolvable):
+class CycleGanRecipe(Levered):
     """Everything that decides how one CycleGAN training computes.
 
     Attributes:
@@ -76,6 +75,8 @@ class CycleGanRecipe(Resolvable):
     """
 
     PARTS: ClassVar = (Adam, CycleGanImplementations)
+    LEVERS: ClassVar = PLAIN
+    CHANGES: ClassVar = INEXACT
 
     name: str
     summary: str
@@ -110,23 +111,6 @@ class CycleGanRecipe(Resolvable):
     def epochs(self) -> int:
         """The whole budget."""
         return self.epochs_constant + self.epochs_decay
-
-    def levers(self) -> tuple[str, ...]:
-        """Returns the fields that differ from the plain loop, as `--set` names them."""
-        return levers_of(self, PLAIN)
-
-    def without(self, *levers: str) -> "CycleGanRecipe":
-        """Returns the recipe with these fields as they are in the plain loop; see `models.recipes.levers.without`."""
-        return without(self, PLAIN, *levers)
-
-    @property
-    def variant(self) -> str:
-        """The name of these levers in the records: `plain`, or what is switched."""
-        return variant_of(self, PLAIN)
-
-    def changes(self) -> tuple[str, ...]:
-        """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
-        return changes_of(self, PLAIN, INEXACT)
 
     def lr_factor(self, epoch: int) -> float:
         """Returns what the learning rate is multiplied by in an epoch, from 0; as the published code's `linear`."""

@@ -3,64 +3,62 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
 from models.recipes.resolving import Resolvable
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Resolvable)
-Plain = Mapping[str, bool | str]  # dotted names of fields, and what they are in the plain loop
 
+class Levered(Resolvable):
+    """A recipe with levers.
 
-def field_of(recipe: Resolvable, name: str) -> bool | str:
-    """Returns a field by its dotted name."""
-    owner, _, inner = name.rpartition(".")
-    return getattr(getattr(recipe, owner) if owner else recipe, inner)
-
-
-def levers_of(recipe: Resolvable, plain: Plain) -> tuple[str, ...]:
-    """Returns the fields that differ from the plain loop's, as `--set` names them."""
-    return tuple(name for name, value in plain.items() if field_of(recipe, name) != value)
-
-
-def without(recipe: AnyRecipe, plain: Plain, *levers: str) -> AnyRecipe:
-    """Returns the recipe with these fields as they are in the plain loop.
-
-    Raises:
-        ValueError: if one is no lever; names the nearest.
+    Attributes:
+        LEVERS: dotted names of the fields that are levers, and what they are in the plain loop.
+        CHANGES: levers whose losses are not the plain loop's within the rounding of float32, and what they change.
     """
-    for name in levers:
-        if name not in plain:
-            near = difflib.get_close_matches(name, plain, n=1, cutoff=0.5)
-            raise ValueError(
-                f"no lever '{name}'; {f'did you mean {near[0]}? ' if near else ''}levers: {', '.join(plain)}"
-            )
+
+    LEVERS: ClassVar[Mapping[str, bool | str]]
+    CHANGES: ClassVar[Mapping[str, str]]
+
+    def levers(self) -> tuple[str, ...]:
+        """Returns the fields that differ from the plain loop's, as `--set` names them."""
+        return tuple(name for name, value in self.LEVERS.items() if self._field(name) != value)
+
+    def without(self, *levers: str) -> Self:
+        """Returns the recipe with these fields as they are in the plain loop.
+
+        Raises:
+            ValueError: if one is no lever; names the nearest.
+        """
+        recipe: Any = self
+        for name in levers:
+            if name not in self.LEVERS:
+                near = difflib.get_close_matches(name, self.LEVERS, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ValueError(f"no lever '{name}'; {hint}levers: {', '.join(self.LEVERS)}")
+            owner, _, inner = name.rpartition(".")
+            plain: Any = self.LEVERS[name]
+            part = dataclasses.replace(getattr(recipe, owner), **{inner: plain}) if owner else plain
+            recipe = dataclasses.replace(recipe, **{owner or inner: part})
+        return recipe
+
+    @property
+    def variant(self) -> str:
+        """The name of the levers in the records: `plain`, or what is switched, such as `channels_last+bf16`."""
+
+        def short(name: str) -> str:
+            value, last = self._field(name), name.rpartition(".")[2]
+            if name == "precision":
+                return str(value)
+            return f"no {last}" if value is False else last if value is True else f"{value} {last}"
+
+        return "+".join(map(short, self.levers())) or "plain"
+
+    def changes(self) -> tuple[str, ...]:
+        """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
+        return tuple(
+            f"{name}={self._field(name)}: {self.CHANGES[name]}" for name in self.levers() if name in self.CHANGES
+        )
+
+    def _field(self, name: str) -> bool | str:
         owner, _, inner = name.rpartition(".")
-        part: Any = dataclasses.replace(getattr(recipe, owner), **{inner: plain[name]}) if owner else plain[name]
-        change: dict[str, Any] = {owner or inner: part}
-        recipe = dataclasses.replace(recipe, **change)  # type: ignore[type-var]
-    return recipe
-
-
-def variant_of(recipe: Resolvable, plain: Plain) -> str:
-    """Returns the name of a recipe's levers in the records: `plain`, or such as `channels_last+bf16`."""
-
-    def short(name: str) -> str:
-        value, last = field_of(recipe, name), name.rpartition(".")[2]
-        if name == "precision":
-            return str(value)
-        return f"no {last}" if value is False else last if value is True else f"{value} {last}"
-
-    return "+".join(short(name) for name in levers_of(recipe, plain)) or "plain"
-
-
-def changes_of(recipe: Resolvable, plain: Plain, inexact: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns in words what a recipe computes otherwise than the plain loop.
-
-    Args:
-        recipe: of which the levers are looked at.
-        plain: what they are in the plain loop.
-        inexact: levers whose numbers are others, and what they change.
-    """
-    return tuple(
-        f"{name}={field_of(recipe, name)}: {inexact[name]}" for name in levers_of(recipe, plain) if name in inexact
-    )
+        return getattr(getattr(self, owner) if owner else self, inner)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from models.recipes.levers import changes_of, levers_of, variant_of, without
-from models.recipes.resolving import Resolvable
+from models.recipes.levers import Levered
 from models.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -162,7 +161,7 @@ class Implementations:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Resolvable):
+class Recipe(Levered):
     """Everything that decides how one training run computes.
 
     Attributes:
@@ -186,6 +185,8 @@ class Recipe(Resolvable):
     """
 
     PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Implementations)
+    LEVERS: ClassVar = PLAIN
+    CHANGES: ClassVar = INEXACT
 
     name: str
     summary: str
@@ -213,20 +214,3 @@ class Recipe(Resolvable):
         demand(self, "pad", lambda v: v >= 0, "pixels, 0 for none")
         demand(self, "padding", lambda v: v in get_args(Padding), f"one of {', '.join(get_args(Padding))}")
         demand(self, "pipeline", lambda v: v in get_args(Pipeline), f"one of {', '.join(get_args(Pipeline))}")
-
-    def levers(self) -> tuple[str, ...]:
-        """Returns the fields that differ from the plain loop, as `--set` names them."""
-        return levers_of(self, PLAIN)
-
-    def without(self, *levers: str) -> "Recipe":
-        """Returns the recipe with these fields as they are in the plain loop; see `models.recipes.levers.without`."""
-        return without(self, PLAIN, *levers)
-
-    @property
-    def variant(self) -> str:
-        """The name of these levers in the records: `plain`, or what is switched, such as `channels_last+bf16`."""
-        return variant_of(self, PLAIN)
-
-    def changes(self) -> tuple[str, ...]:
-        """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
-        return changes_of(self, PLAIN, INEXACT)

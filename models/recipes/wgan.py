@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from models.recipes.levers import changes_of, levers_of, variant_of, without
+from models.recipes.levers import Levered
 from models.recipes.recipe import Implementations
-from models.recipes.resolving import Resolvable
 from models.schedules import demand
 
 # What an operation of `Implementations` would carry out in a network or pipeline that a WGAN has not.
@@ -136,7 +135,7 @@ INEXACT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class WganRecipe(Resolvable):
+class WganRecipe(Levered):
     """Everything that decides how one WGAN training computes.
 
     Attributes:
@@ -165,6 +164,8 @@ class WganRecipe(Resolvable):
     """
 
     PARTS: ClassVar = (RMSprop, Adam, Stage, CriticSteps, WganImplementations)
+    LEVERS: ClassVar = PLAIN
+    CHANGES: ClassVar = INEXACT
 
     name: str
     summary: str
@@ -206,23 +207,6 @@ class WganRecipe(Resolvable):
                 "batch_norm_save=output divides by gamma, and the clamp holds the critic's within 0.01: 18% of its "
                 "gradient is rounding then; use input or byte"
             )
-
-    def levers(self) -> tuple[str, ...]:
-        """Returns the fields that differ from the plain loop, as `--set` names them."""
-        return levers_of(self, PLAIN)
-
-    def without(self, *levers: str) -> "WganRecipe":
-        """Returns the recipe with these fields as they are in the plain loop; see `models.recipes.levers.without`."""
-        return without(self, PLAIN, *levers)
-
-    @property
-    def variant(self) -> str:
-        """The name of these levers in the records: `plain`, or what is switched, such as `channels_last+bf16`."""
-        return variant_of(self, PLAIN)
-
-    def changes(self) -> tuple[str, ...]:
-        """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
-        return changes_of(self, PLAIN, INEXACT)
 
 
 def _implementations(device_type: str) -> WganImplementations:

@@ -97,7 +97,7 @@ def test_flop_of_a_network_is_that_of_its_convolutions():
 
 
 def test_turns_are_recorded_and_gone_on_with(here, tmp_path):
-    request = AblationRequest(recipe=small(), data="synthetic", device="cpu", rounds=2, steps=1)
+    request = AblationRequest(recipe=small(), data="synthetic", device="cpu", rounds=2, turn_length=1)
     lines = []
 
     def stop(text):
@@ -119,14 +119,13 @@ def test_turns_are_recorded_and_gone_on_with(here, tmp_path):
 
 def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monkeypatch):
     recipe = small("wrn22")
-    choice = Variants(how="grid", grid=('model_arguments={"blocks":1,"widen":2}',))
     monkeypatch.setattr(
         Variants,
         "of",
         lambda self, base: {AS_IS: base, "wider": replace(base, model_arguments={"blocks": 1, "widen": 2})},
     )
     run = new_run(
-        AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=3, steps=1, choice=choice),
+        AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=3, turn_length=1),
         tmp_path,
         "test",
     )
@@ -139,7 +138,7 @@ def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monke
 
 def test_a_recipe_takes_its_turns_outside_an_ablation_too():
     recipe = small()
-    request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", steps=1)
+    request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", turn_length=1)
     with ExitStack() as stack:
         done = turns(request)("recipe", recipe)(stack)()
     figures = {metric: value for metric, _, value in done.figures}

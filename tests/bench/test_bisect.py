@@ -5,7 +5,7 @@ import pytest
 import reports
 from bench.bisect import _candidates
 
-PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "python work.py"\n'
+PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "sh work.sh"\n'
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def history(tmp_path, commit):
     def made(broken=()):
         place = tmp_path / "project"
         for number in range(1, 9):
-            text = f"import time\ntime.sleep({0.05 if number >= 6 else 0.03})\n# {number}\n"
-            text += "raise SystemExit('no such luck')" if number in broken else ""
-            commit(place, f"c{number}", pyproject_toml=PROJECT, work_py=text)
+            text = f"sleep {0.05 if number >= 6 else 0.03}\n# {number}\n"
+            text += "echo no such luck >&2; exit 1\n" if number in broken else ""
+            commit(place, f"c{number}", pyproject_toml=PROJECT, work_sh=text)
         return place
 
     return made
@@ -39,7 +39,7 @@ def test_the_commit_that_made_it_slower_is_found(history, tmp_path, wallclock):
 def test_commits_that_do_not_work_are_skipped_and_what_is_left_is_named(history, tmp_path, wallclock):
     place = history(broken=(5,))
     code, out, err = wallclock(
-        "bisect", "c1", "c8", "--command", "python work.py", "--repository", place, "--out", tmp_path / "runs"
+        "bisect", "c1", "c8", "--command", "sh work.sh", "--repository", place, "--out", tmp_path / "runs"
     )
     assert code == 4 and "one of these" in out and ": c5" in out and ": c6" in out and ": c7" not in out
     assert "no such luck" in err and "skip" in err

@@ -38,7 +38,7 @@ def planned_run():
         precision="fp32",
     )
     recipe = recipe.without("implementations.keep_heap")
-    return planned(AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=ROUNDS, steps=1), "test")
+    return planned(AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=ROUNDS, turn_length=1), "test")
 
 
 @pytest.mark.slow

@@ -16,21 +16,21 @@ from bench.counts import counted
 from bench.subjects import parse_subject, read_benchmarks, worktree
 from reports.comparison import comparison_summary
 
-PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "python work.py"\n'
+PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "sh work.sh"\n'
 
 
 def work(ms):
     """Takes so many milliseconds, whatever the machine is doing: what is tested here is the harness."""
-    return f"import time\ntime.sleep({ms} / 1e3)\n"
+    return f"sleep {ms / 1e3}\n"
 
 
 @pytest.fixture
 def repository(tmp_path, commit):
     """Three commits: `before`, `docs` which changes a text alone, and `slow`, which takes half as long again."""
     place = tmp_path / "project"
-    commit(place, "before", pyproject_toml=PROJECT, work_py=work(60))
+    commit(place, "before", pyproject_toml=PROJECT, work_sh=work(60))
     commit(place, "docs", README_md="more words")
-    commit(place, "slow", work_py=work(90))
+    commit(place, "slow", work_sh=work(90))
     return place
 
 
@@ -65,11 +65,11 @@ def test_words_alone_are_no_regression(repository, tmp_path, wallclock):
 
 
 def test_the_tree_as_it_is_can_be_the_head_and_its_changes_are_recorded(repository, tmp_path, wallclock):
-    (repository / "work.py").write_text(work(1))
+    (repository / "work.sh").write_text(work(1))
     code, out, _ = wallclock("gate", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path / "runs")
     assert code == 0 and "improved" in out
     request = reports.load_runs(tmp_path / "runs")["request"].iloc[0]
-    assert request["head"] == {"kind": "tree", "text": ".", "commands": {"work": "python work.py"}, "dirty": True,
+    assert request["head"] == {"kind": "tree", "text": ".", "commands": {"work": "sh work.sh"}, "dirty": True,
                                "revision": request["head"]["revision"]}  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_what_does_not_build_is_invalid_and_the_others_are_measured(repository, 
 
 
 def test_a_benchmark_that_is_another_on_either_side_is_invalid(repository, commit, tmp_path, wallclock):
-    commit(repository, "declared", pyproject_toml=PROJECT + 'sources = ["work.py"]\n')
+    commit(repository, "declared", pyproject_toml=PROJECT + 'sources = ["work.sh"]\n')
     code, out, _ = wallclock("gate", "before", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path)
     assert code == 3 and "is not the same on" in " ".join(out.split())
 
@@ -236,7 +236,7 @@ def test_a_worktree_left_by_a_killed_process_is_no_hindrance(repository):
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     with worktree(repository, parse_subject("before", repository).revision) as place:
-        assert (place / "work.py").exists()
+        assert (place / "work.sh").exists()
 
 
 def test_ctrl_c_gives_the_verdict_so_far(tmp_path):
@@ -317,7 +317,7 @@ def test_the_ratio_is_hyperfines_within_the_interval(tmp_path, wallclock):
 
 def test_a_benchmark_that_one_side_does_not_declare_is_added_or_removed(repository, commit, tmp_path, wallclock):
     more = PROJECT + '[tool.wallclock.benchmarks.more]\ncommand = "python more.py"\n'
-    commit(repository, "more", pyproject_toml=more, more_py="", work_py=work(60))
+    commit(repository, "more", pyproject_toml=more, more_py="", work_sh=work(60))
     gate = ("gate", "--repository", repository, "--rounds", "6", "--tolerance", "0.5", "--out")
     code, out, err = wallclock(*gate, tmp_path / "a", "before", "more")
     assert code == 0 and "1 added, 1 equivalent" in err and "only the head declares it" in " ".join(out.split())
@@ -329,6 +329,6 @@ def test_a_benchmark_that_one_side_does_not_declare_is_added_or_removed(reposito
 
 
 def test_a_failure_is_told_whatever_metric_is_judged(repository, commit, tmp_path, wallclock):
-    commit(repository, "judged", pyproject_toml=PROJECT + 'metrics = ["rate"]\n', work_py="raise SystemExit(1)")
+    commit(repository, "judged", pyproject_toml=PROJECT + 'metrics = ["rate"]\n', work_sh="exit 1")
     code, _, err = wallclock("gate", "judged", "judged", "--repository", repository, "--out", tmp_path)
     assert code == 3 and "1 invalid" in err

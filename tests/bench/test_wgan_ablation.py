@@ -128,7 +128,7 @@ def test_a_variant_that_computes_otherwise_is_not_timed_further(tmp_path):
     ("changes", "says"),
     [
         ({"rounds": 0}, "expected at least 1"),
-        ({"cycles": 0}, "expected at least 1"),
+        ({"turn_length": 0}, "expected at least 1"),
         ({"batch": 2000}, "4096 images do not fill the 5 batches of 2000 of one cycle"),
         ({"data": "nowhere"}, "no such path"),
     ],

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import kernels.instance_norm_act as module
 from kernels import batch_norm_act as norm
-from kernels.instance_norm import instance_norm
 from kernels.instance_norm_act import ACTS, instance_norm_act, instance_norm_act_ref, interior, plan
 from kernels.jit import instance_norm_act as jit
 
@@ -324,19 +323,6 @@ def test_persistent_programs_that_share_an_image_equal_the_reference(shape, pads
     ours = run(instance_norm_act, *tensors, act="leaky_relu", **paddings(*pads))
     assert len(seen) == 2 and all(grid[1] > 4 for grid in seen)
     assert_same(ours, run(instance_norm_act_ref, *tensors, act="leaky_relu", **paddings(*pads)))
-
-
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_eager_has_the_right_gradient_whatever_layout_the_incoming_one_has(n, memory_format, device):
-    """`F.instance_norm` has not, for one image."""
-    torch.manual_seed(0)
-    x = torch.randn(n, 6, 5, 4, dtype=torch.float64, device=device).requires_grad_()
-    dy = torch.randn(n, 6, 5, 4, dtype=torch.float64, device=device)
-    (dx,) = torch.autograd.grad(instance_norm(x), x, dy.contiguous(memory_format=memory_format))
-    var, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-    (exact,) = torch.autograd.grad((x - mean) / (var + 1e-5).sqrt(), x, dy)
-    torch.testing.assert_close(dx, exact, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; torch finds none")
