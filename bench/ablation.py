@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from bench.alone import Alone
 from bench.environment import Telemetry
 from bench.interleaving import Contender, interleaved
 from bench.timing import Deadline
 from bench.variants import Variants
-from reports.ablation import AS_IS, BASELINE
+from reports.ablation import ALONE, AS_IS, BASELINE
 from reports.reading import load
 from reports.schema import RunStatus, Sample
 from reports.store import RunWriter
@@ -111,6 +112,8 @@ class Ablation:
         device: "cpu" or "cuda".
         seed: of all contenders.
         rounds: in which each has one turn, besides a warm-up.
+        alone: what times a kernel's part of a step with it and without, by the variant that shows what the kernel
+            gives; a turn returns `bench.alone.Alone`.
         step_flop: floating-point operations of a step of each variant, where they are known.
     """
 
@@ -120,6 +123,7 @@ class Ablation:
     device: str
     seed: int
     rounds: int
+    alone: Mapping[str, Contender] = field(default_factory=dict)
     step_flop: Mapping[str, float] = field(default_factory=dict)
 
     def sample_of(self, name: str, metric: str, unit: str, value: float, **more: Any) -> Sample:
@@ -171,10 +175,14 @@ class AblationRun:
             first_losses: dict[str, float] = {}
             shares: list[float] = []
             rounds = ablation.rounds + 1 + bool(self.rounds_done)  # each start has a warm-up of its own
-            for taken in interleaved(contenders, rounds, first=self.rounds_done, seed=ablation.seed):
-                done: TurnDone = taken.result
+            alone = {f"{name}, alone": contender for name, contender in ablation.alone.items()}
+            for taken in interleaved(contenders | alone, rounds, first=self.rounds_done, seed=ablation.seed):
                 phase = "steady" if taken.round > self.rounds_done else "warm-up"
                 at: dict[str, Any] = {"round": taken.round, "slot": taken.slot, "phase": phase, **telemetry.read()}
+                if taken.name in alone:
+                    self._record_alone(taken.name.removesuffix(", alone"), taken.result, at, observe)
+                    continue
+                done: TurnDone = taken.result
                 self.writer.add(*(ablation.sample_of(taken.name, *figure, **at) for figure in done.figures))
                 shares.append(done.cpu_s / done.seconds / torch.get_num_threads())
                 _, unit, rate = done.figures[0]
@@ -195,6 +203,16 @@ class AblationRun:
                 )
             self.writer.finish()
         return "done"
+
+    def _record_alone(self, variant: str, alone: Alone, at: dict[str, Any], observe: Callable[[str], None]) -> None:
+        if not alone.plain_s:  # no layer of this network does what the kernel does
+            return
+        for metric, seconds in zip(ALONE, (alone.seconds, alone.plain_s), strict=True):
+            self.writer.add(self.ablation.sample_of(variant, metric, "s", seconds, **at))
+        observe(
+            f"round {at['round']}, kernel of '{variant}' alone: {1e3 * alone.seconds:.3g} ms, "
+            f"{1e3 * alone.plain_s:.3g} ms without it"
+        )
 
     def _compared(self, losses: dict[str, float]) -> str:
         """Records how far each variant's first loss is from the plain loop's; returns which is wrong, if one is."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kernels.instance_norm import instance_norm
+from kernels.product_conv import product_conv, worth_it
 from models.autocast import autocast_to
 from models.recipes.recipe import Implementation, Implementations, Save
 from models.upsampling import CollapsedConv
@@ -33,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
 def choose(model: nn.Module, implementations: Implementations) -> None:
     """Tells every layer of a network how to carry out its operations."""
     for layer in model.modules():
-        if isinstance(layer, ActBatchNorm | BatchNormAct | CollapsedConv | InstanceNormAct | ResidualSum):
+        if isinstance(layer, ActBatchNorm | BatchNormAct | CollapsedConv | Conv2d | InstanceNormAct | ResidualSum):
             layer.implementations = implementations
 
 
@@ -71,6 +72,31 @@ def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
 def _autocast(x: torch.Tensor | Deferred) -> torch.Tensor | Deferred:
     """The map as autocast gives it to a convolution; one that a norm waits for has come out of one."""
     return autocast_to(x) if isinstance(x, torch.Tensor) else x
+
+
+class Conv2d(nn.Conv2d):
+    """PyTorch's convolution without bias, square, undilated and in one group; the filters' gradient may be ours.
+
+    Args:
+        channels_in: C of the input [N, C, H, W].
+        channels_out: K.
+        kernel_size: edge of the filters.
+        stride: in both directions.
+        padding: zeros around the input.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(channels_in, channels_out, kernel_size, stride=stride, padding=padding, bias=False)
+        self.implementations = Implementations()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [N, K, P, Q]."""
+        stride, padding = self.stride[0], int(self.padding[0])
+        if self.implementations.product_conv and worth_it(x, self.weight, stride, padding):
+            return product_conv(autocast_to(x), autocast_to(self.weight), stride=stride, padding=padding)
+        return super().forward(x)
 
 
 class ResidualSum(nn.Module):
@@ -313,7 +339,7 @@ class ConvBNAct(nn.Sequential, Unit):
         self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, act: Act, momentum: float
     ) -> None:
         super().__init__(
-            nn.Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
+            Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2),
             BatchNormAct(channels_out, act=act, momentum=momentum),
         )
 

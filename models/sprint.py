@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.layers import BatchNormAct, Unit
+from models.layers import BatchNormAct, Conv2d, Unit
 
 WHITEN_SIZE = 2
 WHITEN_CHANNELS = 2 * 3 * WHITEN_SIZE**2  # each eigenvector and its negative
@@ -46,9 +46,9 @@ class SprintGroup(Unit):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm_act1 = BatchNormAct(channels_out, act="gelu", momentum=0.4, eps=1e-12, train_scale=False)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(channels_out, channels_out, 3, padding=1)
         self.norm_act2 = BatchNormAct(channels_out, act="gelu", momentum=0.4, eps=1e-12, train_scale=False)
         for conv in (self.conv1, self.conv2):
             nn.init.dirac_(conv.weight.data[: conv.in_channels])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.layers import BatchNormAct, ResidualSum, Unit, convolved
+from models.layers import BatchNormAct, Conv2d, ResidualSum, Unit, convolved
 
 BRANCH_SCALE = 0.2  # fast.ai's: keeps the sum's variance near its input's, which lets the 1cycle peak be 1.5
 
@@ -29,13 +29,11 @@ class PreActivationBlock(Unit):
         channels = [channels_in, *[max(1, round(inner * channels_out))] * (len(kernels) - 1), channels_out]
         self.norm_acts = nn.ModuleList(BatchNormAct(c, act="relu") for c in channels[:-1])
         self.convs = nn.ModuleList(
-            nn.Conv2d(c, after, k, stride=1 if number else stride, padding=k // 2, bias=False)
+            Conv2d(c, after, k, stride=1 if number else stride, padding=k // 2)
             for number, (c, after, k) in enumerate(zip(channels[:-1], channels[1:], kernels, strict=True))
         )
         same_shape = channels_in == channels_out and stride == 1
-        self.shortcut = (
-            nn.Identity() if same_shape else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
-        )
+        self.shortcut = nn.Identity() if same_shape else Conv2d(channels_in, channels_out, 1, stride=stride)
         self.sum = ResidualSum(BRANCH_SCALE)
 
     def chosen_norms(self) -> list[BatchNormAct]:
@@ -78,7 +76,7 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = base_channels
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = [Conv2d(3, channels, 3, padding=1)]
         for group, count in enumerate((blocks,) * 3 if isinstance(blocks, int) else blocks):
             width = base_channels * 2**group * widen
             for block in range(count):

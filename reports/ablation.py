@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE, ALL, AS_IS = "baseline", "all levers", "as it is"
+ALONE = "kernel_alone_s", "plain_alone_s"
 
 
 def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -29,7 +30,9 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         `over_baseline` with `_low` and `_high` (median over rounds of the ratio, bootstrap), `cpu_over_baseline` (the
         same of the baseline's CPU time over this one's: what a machine that others use still shows), `step_flop` where
         it was counted, and `lost`: for a variant without a lever, the rate of all levers over its own, with `_low` and
-        `_high`: what the lever gives.
+        `_high`: what the lever gives. Where the lever is a kernel that was timed alone, `kernel_speedup` is what its
+        part of an iteration takes without it over with it, and `predicted` what Amdahl's law makes of that: an
+        iteration without it over the same less what the part alone saves.
     """
     import pandas as pd
 
@@ -58,8 +61,22 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
             row |= _ratio("cpu_over_baseline", cpu, baseline, variant)
             if str(variant).startswith("without "):
                 row |= _ratio("lost", rates, ALL, variant)
+            row |= _predicted(run, str(variant), rates, baseline)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _predicted(run: "pd.DataFrame", variant: str, rates: "pd.DataFrame", baseline: str) -> dict[str, float]:
+    """Amdahl's law, round by round: all of an iteration but the kernel's part takes as long as without the kernel."""
+    own = run[run["variant"] == variant].pivot_table(index="round", columns="metric", values="value", observed=True)
+    if not {*ALONE} <= {*own}:
+        return {}
+    without_s = 1 / rates[variant if variant.startswith("without ") else baseline]
+    kernel_s, plain_s = (own[metric] for metric in ALONE)
+    return {
+        "kernel_speedup": float((plain_s / kernel_s).median()),
+        "predicted": float((without_s / (without_s - plain_s + kernel_s)).median()),
+    }
 
 
 def _ratio(name: str, rates: "pd.DataFrame", over: str, under: str) -> dict[str, float]:
@@ -80,6 +97,8 @@ def ablation_rows(frame: "pd.DataFrame") -> Rows:
     """
     header = ["case", "variant", "it/s", "step", "x baseline", "x by CPU time", "lever gives"]
     summary = ablation_summary(frame)
+    alone = "predicted" in summary
+    header += ["kernel alone", "Amdahl says"] if alone else []
     rows = []
     for row in summary.to_dict("records"):
         label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
@@ -91,8 +110,16 @@ def ablation_rows(frame: "pd.DataFrame") -> Rows:
                 f"{1e3 * row['step_s']:,.0f} ms",
                 _interval(row, "over_baseline", significant),
                 _interval(row, "cpu_over_baseline", significant),
-                _interval(row, "lost", lambda value: f"{100 * (value - 1):+.1f}%"),
+                _interval(row, "lost", _gain),
             ]
+            + (
+                [
+                    _single(row, "kernel_speedup", lambda value: f"{significant(value)}x"),
+                    _single(row, "predicted", _gain),
+                ]
+                if alone
+                else []
+            )
         )
     return header, rows
 
@@ -144,3 +171,12 @@ def _interval(row: "Mapping[Hashable, Any]", name: str, written: Any) -> str:
         return ""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return f"{written(value)}\n[{written(low)}, {written(high)}]" if np.isfinite(low) else written(value)
+
+
+def _single(row: "Mapping[Hashable, Any]", name: str, written: Any) -> str:
+    value = row.get(name, np.nan)
+    return written(value) if np.isfinite(value) else ""
+
+
+def _gain(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f}%"

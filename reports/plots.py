@@ -319,6 +319,8 @@ def waterfall(summary: "pd.DataFrame") -> Figure | None:
         ]
         rest = math.log2(rates[ALL] / rates[BASELINE]) - sum(gain for _, gain in steps)
         steps = [*steps, ("together", rest)]
+        told = levers.get("predicted", levers["lost"] * math.nan)
+        predicted = [f"<br>Amdahl x{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in told] + [""]
         traces.append(
             {
                 "type": "waterfall",
@@ -326,7 +328,11 @@ def waterfall(summary: "pd.DataFrame") -> Figure | None:
                 "measure": ["absolute", *["relative"] * len(steps), "total"],
                 "x": [_text(name) for name in ("plain loop", *(name for name, _ in steps), ALL)],
                 "y": [0, *(_number(gain) for _, gain in steps), 0],
-                "text": ["1", *(f"x{2**gain:.2f}" for _, gain in steps), f"x{rates[ALL] / rates[BASELINE]:.2f}"],
+                "text": [
+                    "1",
+                    *(f"x{2**gain:.2f}{more}" for (_, gain), more in zip(steps, predicted, strict=True)),
+                    f"x{rates[ALL] / rates[BASELINE]:.2f}",
+                ],
                 "textposition": "outside",
                 "increasing": {"marker": {"color": COLOURS[2]}},
                 "decreasing": {"marker": {"color": COLOURS[1]}},

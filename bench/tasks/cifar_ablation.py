@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
+from bench.alone import Stand, kernels_alone
 from bench.environment import resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
@@ -83,6 +84,35 @@ class CifarContender:
         return TurnDone(seconds, took_cpu_s, first_loss, figures)
 
 
+@dataclass(frozen=True)
+class CifarStand:
+    """Sets up a recipe's training; see `bench.alone.Stand`."""
+
+    split: Split
+    device: str
+    seed: int
+
+    def __call__(self, recipe: Recipe) -> Stand:
+        """Returns it, its network in training."""
+        device = torch.device(self.device)
+        trainer = Trainer(recipe, self.split, device=device, seed=self.seed, clocks=RunClocks(device))
+        trainer.model.train()
+        batches, unmeasured = trainer.endless_batches(), PhaseTimer(device, enabled=False)
+
+        def update() -> None:
+            for optimizer in trainer.optimizers.optimizers:
+                optimizer.step()
+
+        def step() -> None:
+            trainer.step(batches, 0, unmeasured)
+            for parameter in trainer.model.parameters():  # which `update` needs
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+
+        parts = {"augment": lambda: next(batches), "optimizer": update}
+        return Stand(model=trainer.model, dtype=trainer.dtype, step=step, parts=parts)
+
+
 def turns(request: AblationRequest, split: Split | None = None) -> Turns:
     """Returns what takes the turns of any recipe, as a request says.
 
@@ -90,13 +120,16 @@ def turns(request: AblationRequest, split: Split | None = None) -> Turns:
         request: of data, device, seed, and the length of a turn.
         split: its data; None to load them.
     """
-    whole = split or load_split(request.data, "test")
-    part = Split(whole.train.subset(slice(0, IMAGES)), whole.test.subset(slice(0, 1)))
+    part = _part(split or load_split(request.data, "test"))
 
     def contender(name: str, recipe: Recipe) -> CifarContender:
         return CifarContender(recipe, part, request.device, request.seed, request.turn_length)
 
     return contender
+
+
+def _part(split: Split) -> Split:
+    return Split(split.train.subset(slice(0, IMAGES)), split.test.subset(slice(0, 1)))
 
 
 def _ablation(request: AblationRequest, split: Split) -> Ablation:
@@ -126,6 +159,13 @@ def _ablation(request: AblationRequest, split: Split) -> Ablation:
         device=request.device,
         seed=request.seed,
         rounds=request.rounds,
+        alone=kernels_alone(
+            request.recipe,
+            request.variants(),
+            CifarStand(_part(split), request.device, request.seed),
+            device=request.device,
+            seed=request.seed,
+        ),
         step_flop={name: step_flop(recipe, split) for name, recipe in request.variants().items()},
     )
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
+from bench.alone import Stand, kernels_alone
 from bench.numerics import numerics
 from bench.tasks.cyclegan import begun, load_data, new_record, new_sample
 from bench.tasks.cyclegan_plain import plain_loop
 from bench.tasks.cyclegan_steps import Losses
-from bench.tasks.cyclegan_training import CycleGanTrainer, check_runnable
+from bench.tasks.cyclegan_training import DTYPES, CycleGanTrainer, check_runnable
 from bench.timing import Deadline, cpu_s, now_s, synchronize
 from loaders.unpaired import Unpaired
 from models.recipes.cyclegan import CycleGanRecipe
@@ -82,6 +84,32 @@ class CycleGanContender:
         return TurnDone(seconds, took_cpu_s, losses[0].sum().item(), figures)
 
 
+@dataclass(frozen=True)
+class CycleGanStand:
+    """Sets up a recipe's training; see `bench.alone.Stand`."""
+
+    data: Unpaired
+    device: str
+    seed: int
+
+    def __call__(self, recipe: CycleGanRecipe) -> Stand:
+        """Returns it."""
+        recipe = AblationRequest.steady(recipe)
+        trainer = CycleGanTrainer(recipe, self.data, device=torch.device(self.device), seed=self.seed)
+        steps = trainer.train()
+
+        def update() -> None:
+            trainer.generator_optimizer.step()
+            trainer.discriminator_optimizer.step()
+
+        return Stand(
+            model=nn.ModuleList(trainer.nets.named().values()),
+            dtype=DTYPES[recipe.precision],
+            step=lambda: next(steps),
+            parts={"fused_adam": update},
+        )
+
+
 def turns(request: AblationRequest, data: Unpaired | None = None) -> Turns:
     """Returns what takes the turns of any recipe, as a request says.
 
@@ -89,9 +117,7 @@ def turns(request: AblationRequest, data: Unpaired | None = None) -> Turns:
         request: of data, device, seed, and the length of a turn.
         data: its images; None to load them.
     """
-    whole = data or load_data(request.data, request.recipe.load_size, request.recipe.image_size)
-    a, b = (images[:IMAGES] for images in whole.train)
-    part = replace(whole, train=(a, b))
+    part = _part(data or load_data(request.data, request.recipe.load_size, request.recipe.image_size))
 
     def contender(name: str, recipe: CycleGanRecipe) -> CycleGanContender:
         return CycleGanContender(
@@ -99,6 +125,11 @@ def turns(request: AblationRequest, data: Unpaired | None = None) -> Turns:
         )
 
     return contender
+
+
+def _part(data: Unpaired) -> Unpaired:
+    a, b = (images[:IMAGES] for images in data.train)
+    return replace(data, train=(a, b))
 
 
 def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
@@ -114,6 +145,13 @@ def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
         device=request.device,
         seed=request.seed,
         rounds=request.rounds,
+        alone=kernels_alone(
+            request.recipe,
+            request.variants(),
+            CycleGanStand(_part(data), request.device, request.seed),
+            device=request.device,
+            seed=request.seed,
+        ),
     )
 
 

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
+from bench.alone import Stand, kernels_alone
 from bench.numerics import numerics
 from bench.tasks.wgan import begun, load_split, new_record, new_sample
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_steps import Step
-from bench.tasks.wgan_training import WganTrainer, check_runnable
+from bench.tasks.wgan_training import DTYPES, WganTrainer, check_runnable
 from bench.timing import Deadline, cpu_s, now_s, synchronize
 from loaders.batches import Dataset, Split
 from models.recipes.wgan import CriticSteps, Stage, WganRecipe
@@ -104,6 +106,36 @@ class WganContender:
         return TurnDone(seconds, took_cpu_s, losses[0].item(), figures)
 
 
+@dataclass(frozen=True)
+class WganStand:
+    """Sets up a recipe's training, a cycle a step; see `bench.alone.Stand`."""
+
+    images_NHWC: npt.NDArray[np.uint8]
+    device: str
+    seed: int
+
+    def __call__(self, recipe: WganRecipe) -> Stand:
+        """Returns it."""
+        recipe = AblationRequest.steady(recipe)
+        labels = torch.zeros(len(self.images_NHWC), dtype=torch.int64)
+        dataset = Dataset("part", torch.from_numpy(self.images_NHWC), labels, ("all",), "")
+        trainer = WganTrainer(recipe, dataset, device=torch.device(self.device), seed=self.seed)
+        steps, usual = trainer.train(), recipe.critic_steps.usual
+
+        def update() -> None:
+            for _ in range(usual):
+                trainer.critic_optimizer.step()
+            trainer.generator_optimizer.step()
+
+        return Stand(
+            model=nn.ModuleList([trainer.critic, trainer.generator]),
+            dtype=DTYPES[recipe.precision],
+            step=lambda: [next(steps) for _ in range(usual + 1)],
+            iterations=usual,
+            parts={"optimizer": update},
+        )
+
+
 def turns(request: AblationRequest, split: Split | None = None) -> Turns:
     """Returns what takes the turns of any recipe, as a request says.
 
@@ -133,6 +165,13 @@ def _ablation(request: AblationRequest, split: Split) -> Ablation:
         device=request.device,
         seed=request.seed,
         rounds=request.rounds,
+        alone=kernels_alone(
+            request.recipe,
+            request.variants(),
+            WganStand(_images(request, split), request.device, request.seed),
+            device=request.device,
+            seed=request.seed,
+        ),
     )
 
 

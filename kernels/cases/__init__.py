@@ -5,6 +5,7 @@ from kernels.cases.batch_norm_act import BATCH_NORM_ACT
 from kernels.cases.conv_bn_act import CONV_BN_ACT
 from kernels.cases.instance_norm_act import INSTANCE_NORM_ACT
 from kernels.cases.muon import MUON
+from kernels.cases.product_conv import PRODUCT_CONV
 from kernels.cases.residual import RESIDUAL
 from kernels.cases.rmsprop_clamp import RMSPROP_CLAMP
 from kernels.cases.upsample_conv import UPSAMPLE_CONV
@@ -16,6 +17,7 @@ SPECS = {
         CONV_BN_ACT,
         RESIDUAL,
         AUGMENT,
+        PRODUCT_CONV,
         UPSAMPLE_CONV,
         INSTANCE_NORM_ACT,
         RMSPROP_CLAMP,

@@ -11,7 +11,7 @@ from models.recipes.wgan import Adam
 from models.schedules import demand
 
 # What an operation of `Implementations` would carry out in a network or pipeline that a CycleGAN has not.
-ABSENT = ("conv_bn_act", "batch_norm_act", "residual", "augment", "upsample_conv", "optimizer")
+ABSENT = ("conv_bn_act", "batch_norm_act", "residual", "augment", "upsample_conv", "optimizer", "product_conv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,12 @@ class CycleGanImplementations(Implementations):
     resident: bool = True
 
     def __post_init__(self) -> None:
-        demand(self, " ".join(ABSENT), lambda v: v == "eager", "eager: a CycleGAN has no such operation")
+        demand(
+            self,
+            " ".join(ABSENT),
+            lambda v: v in ("eager", False),
+            "what it is by default: a CycleGAN has no such operation",
+        )
 
 
 # What a field is in the plain loop, which is the published code's.

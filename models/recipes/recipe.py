@@ -18,6 +18,7 @@ PLAIN: dict[str, bool | str] = {
     "implementations.compile": False,
     "implementations.cuda_graph": False,
     "implementations.keep_heap": False,
+    "implementations.product_conv": False,
     "implementations.conv_bn_act": "eager",
     "implementations.batch_norm_act": "eager",
     "implementations.residual": "eager",
@@ -122,6 +123,8 @@ class Implementations:
         cuda_graph: replay whole steps, optimisers included, as CUDA graphs (GPU only).
         keep_heap: keep freed memory in the process (CPU only): by default each big activation goes back to the kernel,
             which clears its pages in every step (183,000 page faults a step; 13% of the time).
+        product_conv: take the filters' gradients of small maps as one matrix product each; it pays on CPUs, whose
+            convolutions are slow at those: see `kernels.product_conv`.
         conv_bn_act: "triton" takes a convolution and the norm after it in our kernels: the norm's statistics come from
             the convolution, and the next convolution applies the norm where nothing else reads it. "auto" measures
             both before the first seed, layer by layer, and takes the faster one of those that are right.
@@ -138,6 +141,7 @@ class Implementations:
     compile: bool = False
     cuda_graph: bool = False
     keep_heap: bool = False
+    product_conv: bool = False
     conv_bn_act: Choice = "eager"
     batch_norm_act: Implementation = "eager"
     batch_norm_save: Save = "input"
@@ -157,7 +161,8 @@ class Implementations:
         """The name of this choice in the records: `eager`, or what is switched on, such as `compile+cuda_graph`."""
         kernels = ("triton",) if self.triton == TRITON_OPERATIONS else tuple(f"triton {name}" for name in self.triton)
         kernels += ("auto conv_bn_act",) if self.conv_bn_act == "auto" else ()
-        return "+".join([*(name for name in ("compile", "cuda_graph") if getattr(self, name)), *kernels]) or "eager"
+        flags = (name for name in ("compile", "cuda_graph", "product_conv") if getattr(self, name))
+        return "+".join([*flags, *kernels]) or "eager"
 
 
 @dataclass(frozen=True, kw_only=True)

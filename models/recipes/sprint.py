@@ -31,5 +31,7 @@ def sprint(device_type: str) -> Recipe:
         flip="alternating",
         resolutions=(Resolution(size=24, until_epoch=4),),
         tta=TestTimeAugmentation(threshold=0.65),
-        implementations=Implementations(compile=device_type == "cuda", keep_heap=device_type == "cpu"),
+        implementations=Implementations(
+            compile=device_type == "cuda", keep_heap=device_type == "cpu", product_conv=device_type == "cpu"
+        ),
     )

@@ -10,7 +10,7 @@ from models.recipes.recipe import Implementations
 from models.schedules import demand
 
 # What an operation of `Implementations` would carry out in a network or pipeline that a WGAN has not.
-ABSENT = ("residual", "augment", "instance_norm_act")
+ABSENT = ("residual", "augment", "instance_norm_act", "product_conv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,12 @@ class WganImplementations(Implementations):
     resident: bool = True
 
     def __post_init__(self) -> None:
-        demand(self, " ".join(ABSENT), lambda v: v == "eager", "eager: a WGAN has no such operation")
+        demand(
+            self,
+            " ".join(ABSENT),
+            lambda v: v in ("eager", False),
+            "what it is by default: a WGAN has no such operation",
+        )
 
 
 # What a field is in the plain loop: the lesson's, written as it stands there.

@@ -8,13 +8,15 @@ import torch
 
 import reports
 from bench import ablation
+from bench.alone import calls_in
 from bench.interleaving import Taken
 from bench.tasks.cifar_ablation import AblationRequest, new_run, resumed_run, step_flop, turns
 from bench.variants import Variants
 from loaders.synthetic import synthetic_split
 from models.recipes import get_recipe
 from models.recipes.studies import STUDIES
-from reports.ablation import ALL, AS_IS, BASELINE, ablation_summary, flop_rows
+from models.sprint import Sprint
+from reports.ablation import ALL, ALONE, AS_IS, BASELINE, ablation_summary, flop_rows
 
 SMALL = {"batch_size": 8, "resolutions": (), "model_arguments": {"widths": [4, 8, 8]}, "precision": "fp32"}
 
@@ -43,12 +45,13 @@ def here(monkeypatch):
 
 def test_one_left_out_and_one_put_in():
     recipe = get_recipe("sprint", "cpu")
-    assert recipe.levers() == ("implementations.channels_last", "implementations.keep_heap", "precision")
+    implementations = ("channels_last", "keep_heap", "product_conv")
+    assert recipe.levers() == (*(f"implementations.{name}" for name in implementations), "precision")
     out = Variants().of(recipe)
-    assert list(out) == [BASELINE, ALL, "without channels_last", "without keep_heap", "without precision"]
-    assert out[BASELINE].levers() == () and out["without precision"].levers() == recipe.levers()[:2]
+    assert list(out) == [BASELINE, ALL, *(f"without {name}" for name in (*implementations, "precision"))]
+    assert out[BASELINE].levers() == () and out["without precision"].levers() == recipe.levers()[:3]
     put = Variants(how="add-one-in").of(recipe)
-    assert list(put) == [BASELINE, ALL, "only channels_last", "only keep_heap", "only precision"]
+    assert list(put) == [BASELINE, ALL, *(f"only {name}" for name in (*implementations, "precision"))]
     assert put["only precision"].levers() == ("precision",) and put[ALL] == recipe
     with pytest.raises(ValueError, match="no levers here"):
         Variants().of(recipe.without(*recipe.levers()))
@@ -111,10 +114,51 @@ def test_turns_are_recorded_and_gone_on_with(here, tmp_path):
         run.execute(stop)
     assert resumed_run(path).execute(lambda text: None) == "done"
     summary = ablation_summary(reports.load(path)).set_index("variant")
-    assert set(summary.index) == {BASELINE, ALL, f"{ALL}, bf16", "without channels_last", "without keep_heap"}
+    assert set(summary.index) == {
+        BASELINE,
+        ALL,
+        f"{ALL}, bf16",
+        *map("without {}".format, ("channels_last", "keep_heap", "product_conv")),
+    }
     assert (summary["over_baseline"] > 0).all() and summary.loc[BASELINE, "over_baseline"] == 1
     errors = reports.load(path).query("metric == 'first_loss_error'")
     assert (errors["value"] < 1e-3)[errors["variant"] != f"{ALL}, bf16"].all()
+
+
+@pytest.mark.parametrize("how", ["leave-one-out", "add-one-in"])
+def test_a_kernel_is_timed_alone_in_every_round(how, here, tmp_path):
+    request = AblationRequest(
+        recipe=small(), data="synthetic", device="cpu", rounds=2, turn_length=1, choice=Variants(how=how)
+    )
+    run = new_run(request, tmp_path, "test")
+    assert run.execute(lambda text: None) == "done"
+    found = reports.load(run.writer.path).query(f"metric in {ALONE} and phase == 'steady'")
+    (variant,) = found["variant"].unique()
+    assert variant == ("without product_conv" if how == "leave-one-out" else "only product_conv")
+    assert len(found) == 4 and (found["value"] > 0).all()
+    summary = ablation_summary(reports.load(run.writer.path)).set_index("variant")
+    assert summary.loc[variant, "kernel_speedup"] > 0 and summary["predicted"].notna().sum() == 1
+
+
+def test_the_calls_of_a_step_are_counted_and_kept_apart_from_it():
+    torch.manual_seed(0)
+    model = Sprint(10, widths=(8, 8, 8))
+    images = torch.randn(4, 3, 32, 32)
+
+    def step():
+        for _ in range(2):
+            model(images).sum().backward()
+        with torch.no_grad():  # an evaluation is no part of a step's work on gradients
+            model(images)
+
+    calls = calls_in(step, model, "product_conv")
+    shapes = [(24, 31, 31), (8, 15, 15), (8, 15, 15), (8, 7, 7), (8, 7, 7), (8, 3, 3)]
+    # Convolutions of one form and one input are timed once: the second and third, the fourth and fifth.
+    assert [tuple(call.arguments[0].shape[1:]) for call in calls] == list(dict.fromkeys(shapes))
+    assert [call.count for call in calls] == [2, 4, 4, 2]
+    assert [call.count for call in calls_in(step, model, "conv_bn_act")] == [2, 2, 2]  # the blocks
+    assert calls_in(step, model, "upsample_conv") == []
+    assert not any(layer._forward_pre_hooks for layer in model.modules())
 
 
 def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from models.sprint import Sprint
 from models.wide_resnet import WideResNet
 
 SWITCHES = {
+    "product": Implementations(product_conv=True),
     "norm": Implementations(batch_norm_act="triton"),
     "residual": Implementations(residual="triton"),
     "both": Implementations(batch_norm_act="triton", residual="triton"),

@@ -36,7 +36,10 @@ def darknet() -> Recipe:
         ("resolutions=[]", {"resolutions": ()}),
         ("tta=null", {"tta": None}),
         ("tta.threshold=1", {"tta": TestTimeAugmentation(threshold=1.0)}),
-        ("implementations.compile=true", {"implementations": Implementations(compile=True, keep_heap=True)}),
+        (
+            "implementations.compile=true",
+            {"implementations": Implementations(compile=True, keep_heap=True, product_conv=True)},
+        ),
         ("summary=a = b", {"summary": "a = b"}),
     ],
 )

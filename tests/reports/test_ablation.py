@@ -7,7 +7,7 @@ import pytest
 
 import reports
 from reports import plots
-from reports.ablation import ablation_rows, ablation_summary
+from reports.ablation import ALONE, ablation_rows, ablation_summary
 from reports.schema import Run, Sample
 from reports.store import RunWriter, utc_now
 
@@ -67,6 +67,24 @@ def test_the_table_says_what_a_lever_gives_and_marks_other_mathematics(turns):
     assert cells["without products"]["lever gives"].startswith(("+24", "+25", "+26"))
     assert cells["baseline"]["x baseline"] == "1.00" and cells["all levers"]["lever gives"] == ""
     assert ablation_rows(turns[turns["phase"] == "warm-up"]) == (header, [])
+
+
+def test_amdahl_predicts_from_the_kernel_alone_in_the_same_rounds(turns):
+    """A part of 3 in 10 that a kernel makes three times as fast: 10 / 8, however fast the machine is in a round."""
+    import pandas as pd
+
+    rates = turns[turns["metric"].eq("critic_iterations_per_s") & turns["variant"].eq("without products")]
+    parts = zip(ALONE, (0.1, 0.3), strict=True)
+    alone = [rates.assign(metric=name, value=part / rates["value"]) for name, part in parts]
+    frame = pd.concat([turns, *alone], ignore_index=True)
+    row = ablation_summary(frame).set_index("variant").loc["without products"]
+    assert row["kernel_speedup"] == pytest.approx(3) and row["predicted"] == pytest.approx(1 / 0.8)
+    header, rows = ablation_rows(frame)
+    cells = {cell[1]: dict(zip(header, cell, strict=True)) for cell in rows}
+    assert cells["without products"]["kernel alone"] == "3.00x"
+    assert cells["without products"]["Amdahl says"] == "+25.0%" and cells["baseline"]["Amdahl says"] == ""
+    (trace,) = plots.waterfall(ablation_summary(frame))["data"]
+    assert trace["text"][1].endswith("Amdahl x1.25") and "Amdahl" not in trace["text"][2]
 
 
 def test_a_turn_taken_again_counts_once(turns):

@@ -1,0 +1,79 @@
+"""`product_conv` at the small maps of the networks.
+
+Shape legend: the shape of a case is that of the input; K output channels, R edge of the filter.
+"""
+
+import functools
+import re
+
+import torch
+
+from kernels.cases.inputs import normal
+from kernels.conv import output_size
+from kernels.product_conv import product_conv, product_conv_ref
+from kernels.spec import Case, Direction, Inputs, KernelSpec
+
+CASES = tuple(
+    Case(network=network, shape=(n, c, edge, edge), options={"form": form})
+    for network, n, shapes in (
+        ("sprint", 500, [(256, 7, "256k3s1"), (256, 3, "256k3s1"), (256, 5, "256k3s1"), (256, 2, "256k3s1")]),
+        ("darknet", 256, [(128, 8, "256k3s1"), (256, 4, "512k3s1"), (1024, 2, "512k1s1"), (512, 4, "1024k3s2")]),
+        ("wrn22", 512, [(384, 8, "384k3s1")]),
+    )
+    for c, edge, form in shapes
+)  # fmt: skip
+
+
+def _geometry(form: str) -> tuple[int, int, int]:
+    """Output channels, filter edge and stride that "64k3s2" stands for."""
+    k, r, stride = map(int, re.fullmatch(r"(\d+)k(\d)s(\d)", form).groups())  # type: ignore[union-attr]
+    return k, r, stride
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
+    k, r, _ = _geometry(case.options["form"])
+    c = case.shape[1]
+    filters = normal((k, c, r, r), torch.float32, device, 1) / (c * r * r) ** 0.5
+    return {"x": normal(case.shape, dtype, device, 0), "filters": filters.to(dtype)}
+
+
+def _variant(one: object) -> functools.partial[torch.Tensor]:
+    def call(x: torch.Tensor, filters: torch.Tensor, *, form: str) -> torch.Tensor:
+        _, r, stride = _geometry(form)
+        return one(x, filters, stride=stride, padding=r // 2)  # type: ignore[operator]
+
+    return functools.partial(call)
+
+
+def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
+    """Maps and filters of each product once; unfolding writes a map of R*R times the channels and reads it again."""
+    n, c, h, w = case.shape
+    k, r, stride = _geometry(case.options["form"])
+    p, q = output_size(h, r, stride, r // 2), output_size(w, r, stride, r // 2)
+    before, after, filters = n * c * h * w, n * k * p * q, k * c * r * r
+    unfolding = 2 * n * p * q * c * r * r if variant == "product" and r > 1 else 0
+    forward, backward = before + after + filters, 2 * (before + after + filters) + unfolding
+    return element_bytes * {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+
+
+def _operations(case: Case, direction: Direction) -> int:
+    n, c, h, w = case.shape
+    k, r, stride = _geometry(case.options["form"])
+    products = n * k * output_size(h, r, stride, r // 2) * output_size(w, r, stride, r // 2) * c * r * r
+    return 2 * products * {"forward": 1, "backward": 2, "both": 3}[direction]
+
+
+PRODUCT_CONV = KernelSpec(
+    name="product_conv",
+    reference=_variant(product_conv_ref),
+    variants={
+        "eager_nchw": _variant(product_conv_ref),
+        "eager": _variant(product_conv_ref),
+        "product": _variant(product_conv),
+    },
+    cases=CASES,
+    inputs=_inputs,
+    differentiated=("x", "filters"),
+    bytes_moved=_bytes,
+    operations=_operations,
+)
