@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import torch
 
 from bench.alone import Alone
-from bench.environment import Telemetry
 from bench.interleaving import Contender, interleaved
+from bench.telemetry import Telemetry
 from bench.timing import Deadline
 from bench.variants import Variants
 from reports.ablation import ALONE, AS_IS, BASELINE

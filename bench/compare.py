@@ -4,24 +4,29 @@ In each round, and in an order drawn for it, the base, the head and the base onc
 machine does meets all of them alike, and base against base says whether this machine can tell anything at all.
 """
 
+import itertools
 import json
 import math
 import random
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from bench.processes import ProcessDone, time_process
+from bench.resuming import begun_run, check_same_place
 from bench.subjects import SHELL, Benchmark, Side, last_line, sources_hash
+from bench.telemetry import ClockWatch, Telemetry
 from bench.timing import Deadline
 from reports.comparison import AGAIN, BASE, BENCHMARK, CONTEXT, COUNTED, HEAD, judge_rounds
 from reports.reading import load
 from reports.schema import Run, RunStatus, Sample
-from reports.store import RunWriter, new_run_id, utc_now
+from reports.store import RunWriter, StoreError, new_run_id, utc_now
 from reports.verdicts import Rule, next_look, rounds_needed
 
 ROUNDS = 12
@@ -40,6 +45,7 @@ class Plan:
         again: whether the base has a second turn in each round, to judge the machine.
         seed: of the order of turns.
         counts: whether only what is counted is recorded, instructions through Callgrind among it; no time then.
+        warm_up: whether each side runs before the first round, until two processes in a row take as long.
     """
 
     rule: Rule = field(default_factory=Rule)
@@ -47,6 +53,7 @@ class Plan:
     again: bool = True
     seed: int = 0
     counts: bool = False
+    warm_up: bool = True
 
 
 class Comparison:
@@ -59,6 +66,7 @@ class Comparison:
         plan: how.
         writer: where records go; its request is from `new_request`.
         deadline: no round is begun that would not end before it.
+        going_on: whether `writer` holds rounds already; whole ones count, and one that was begun is taken again.
     """
 
     def __init__(
@@ -69,6 +77,8 @@ class Comparison:
         plan: Plan,
         writer: RunWriter,
         deadline: Deadline | None = None,
+        *,
+        going_on: bool = False,
     ) -> None:
         request = writer.run.request
         apart = {*request["invalid"], *request["added"], *request["removed"]}
@@ -77,6 +87,11 @@ class Comparison:
         self.plan, self.writer, self.deadline = plan, writer, deadline or Deadline(None)
         self.times_s: dict[str, list[float]] = {name: [] for name in self.benchmarks}  # of one process
         self.rounds, self.judged = plan.rounds, set[tuple[str, str]]()
+        self.rounds_done = self.attempt = 0
+        if going_on:
+            samples = load(writer.path)
+            self.rounds_done = _rounds_done(samples, self.benchmarks, len(self.sides), bool(plan.rounds))
+            self.attempt = 1 + int(samples["attempt"].max() if "attempt" in samples else 0)
 
     def execute(self, observe: Callable[[str], None]) -> RunStatus:
         """Runs all rounds and ends the records.
@@ -90,13 +105,14 @@ class Comparison:
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
-        with self.writer:
-            open_ = [name for name in self.benchmarks if self._warmed_up(name, observe)]
+        with self.writer, Telemetry() as self._telemetry:
+            open_ = [name for name in self.benchmarks if not self.plan.warm_up or self._warmed_up(name, observe)]
             if not self.rounds and not self.plan.rule.spend:
                 self.rounds = max(ROUNDS, rounds_needed(max(1, len(self.judged)), self.plan.rule))
             if open_:
                 observe(self._told_plan(open_))
-            number, look, status = 0, next_look(0), "done"
+            number, status = self.rounds_done, "done"
+            look = next_look(number)
             while open_ and (number < self.rounds or not self.rounds):
                 order = random.Random(f"{self.plan.seed} {number}").sample(open_, len(open_))
                 for name in order:
@@ -152,12 +168,17 @@ class Comparison:
                 environment["PYTHONHASHSEED"] = "0"
             if shutil.which(command.split()[0], path=environment["PATH"]) and not set(command) & set(";&|\n"):
                 command = f"exec {command}"  # one program: the process measured is its own, not a shell's
-            done = time_process(
-                [*(CALLGRIND if counted else ()), SHELL, "-c", command],
-                directory=side.directory,
-                environment=environment,
-                timeout_s=benchmark.timeout_s,
-            )
+            with ClockWatch(self._telemetry) as watch:
+                done = time_process(
+                    [*(CALLGRIND if counted else ()), SHELL, "-c", command],
+                    directory=side.directory,
+                    environment=environment,
+                    timeout_s=benchmark.timeout_s,
+                )
+            fields = watch.fields()
+            if self.attempt:  # what a round had before it was interrupted is then left out
+                fields["parameters"] = {**fields.get("parameters", {}), "attempt": self.attempt}
+            common |= fields
             figures = list(printed_figures(done.output))
             why = _failure(done, benchmark)
         except (ValueError, OSError) as error:
@@ -271,6 +292,7 @@ def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: P
         "rule": asdict(plan.rule),
         "rounds": plan.rounds,
         "seed": plan.seed,
+        "again": plan.again,
         "counts": plan.counts,
         "tolerances": {b.name: b.tolerance for b in benchmarks if b.tolerance is not None},
         "metrics": {b.name: list(b.metrics) for b in benchmarks if b.metrics},
@@ -300,8 +322,9 @@ def new_comparison(
     command: str,
     *,
     deadline: Deadline | None = None,
+    resume: Path | None = None,
 ) -> Comparison:
-    """Returns a comparison as a new run under `out`, ready to be executed.
+    """Returns a comparison as a new run under `out`, or as one that was begun, ready to be executed.
 
     Args:
         benchmarks: that both sides run.
@@ -311,21 +334,58 @@ def new_comparison(
         out: folder that holds runs.
         command: as typed.
         deadline: of the whole comparison.
+        resume: a run of the same comparison that was interrupted, stopped by its budget or killed; its whole rounds
+            count, and one that was begun is taken again.
+
+    Raises:
+        StoreError: if that run is of another comparison, or was begun under other conditions.
+        ValueError: if instructions are to be counted and cannot be.
     """
-    from bench.environment import Telemetry, provenance, resolve_device
+    from bench.environment import provenance, resolve_device
 
     with Telemetry() as telemetry:
         device_type = "cpu" if telemetry.driver() is None else resolve_device("auto")  # which imports torch
     if plan.counts and shutil.which("valgrind") is None and any(b.counted == "callgrind" for b in benchmarks):
         raise ValueError("counting instructions needs valgrind; install it (Debian: apt install valgrind)")
+    request, place = new_request(benchmarks, base, head, plan), provenance(device_type)
+    if resume is not None:
+        _check_same(resume, request, place)
+        writer = RunWriter.resume(resume)
+        return Comparison(benchmarks, base, head, plan, writer, deadline, going_on=True)
     run = Run(
-        run_id=new_run_id("comparison"),
-        started_utc=utc_now(),
-        command=command,
-        request=new_request(benchmarks, base, head, plan),
-        **provenance(device_type),
-    )
+        run_id=new_run_id("comparison"), started_utc=utc_now(), command=command, request=request, **place
+    )  # fmt: skip
     return Comparison(benchmarks, base, head, plan, RunWriter.create(out, run), deadline)
+
+
+def _check_same(path: Path, request: dict[str, Any], place: dict[str, Any]) -> None:
+    """Refuses to go on with what was another comparison, or may have become one."""
+    run = begun_run(path, BENCHMARK)
+    now = json.loads(json.dumps(request))
+    changed = [name for name in sorted({*run.request, *now}) if run.request.get(name) != now.get(name)]
+    if changed:
+        raise StoreError(f"{path} was begun with another {' and '.join(changed)}; give the same command, or begin anew")
+    if any(now[arm].get("dirty") for arm in (BASE, HEAD)):
+        raise StoreError(f"{path} is of a tree whose changes nobody committed, and may be others by now; begin anew")
+    check_same_place(run, place, path)
+
+
+def _rounds_done(samples: pd.DataFrame, names: Iterable[str], turns: int, fixed: bool) -> int:
+    """Returns how many rounds a comparison need not take again.
+
+    Args:
+        samples: that it has.
+        names: of its benchmarks.
+        turns: of each in a round.
+        fixed: whether there is a number of rounds, of which then none may lack a benchmark.
+    """
+    done = []
+    for name in names:
+        own = samples[(samples["case"] == name) & (samples["phase"] == "steady")] if len(samples) else samples
+        arms: Mapping[Any, int] = dict(own.groupby("round")["arm"].nunique()) if len(own) else {}
+        whole = {int(number) for number, count in arms.items() if count == turns}
+        done.append(next(number for number in itertools.count() if number not in whole))
+    return (min if fixed else max)(done, default=0)
 
 
 def spoken_s(seconds: float) -> str:

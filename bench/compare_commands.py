@@ -16,6 +16,7 @@ from bench.subjects import Benchmark, Subject
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.compare import Plan
     from reports.verdicts import Rule
 
 # Of counts: Python's own vary by less than a thousandth from run to run, and twice is enough to see whether they do.
@@ -46,15 +47,19 @@ def compare(
     rounds: Rounds = None,
     budget: Budget = None,
     again: Annotated[bool, typer.Option(help="Measure the base twice in each round, to judge the machine.")] = True,
+    warm_up: Annotated[bool, typer.Option(help="Run both sides before the first round.")] = True,
     timeout: Timeout = 600.0,
     repository: Folder = Path(),
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run of the same command; its whole rounds count.")
+    ] = None,
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
     """Say whether HEAD is slower or faster than BASE: in turns, with an interval, a verdict and its reason."""
     rows = _compared(
         base, head, only=only, commands=command, tolerance=tolerance, rounds=rounds, budget=budget, again=again,
-        timeout=timeout, repository=repository, out=out,
+        timeout=timeout, repository=repository, out=out, warm_up=warm_up, resume=resume,
     )  # fmt: skip
     _print(rows, as_json=json_)
     if len(rows) and (rows["verdict"] == "invalid").all():
@@ -122,8 +127,11 @@ def _compared(
     repository: Path,
     out: Path,
     counts: bool = False,
+    warm_up: bool = True,
+    resume: Path | None = None,
 ) -> "pd.DataFrame":
     """Compares two subjects, live or stored; returns the verdicts."""
+    from bench.compare import Plan
     from bench.subjects import parse_subject, settings
     from reports.verdicts import Rule
 
@@ -135,9 +143,9 @@ def _compared(
             raise ValueError(
                 "one side is stored and the other is not: they would be measured apart; store both, or none"
             )
-        if rounds or budget or only or commands:
+        if rounds or budget or only or commands or resume:
             raise ValueError(
-                "stored runs are measured already; leave out --rounds, --budget, --benchmark and --command"
+                "stored runs are measured already; leave out --rounds, --budget, --benchmark, --command and --resume"
             )
         return _stored(sides, rule)
     benchmarks = _benchmarks(sides, only, commands, timeout, repository)
@@ -153,7 +161,14 @@ def _compared(
         if tolerance is None:
             rule = replace(rule, tolerance=COUNTING_TOLERANCE)
             benchmarks = [replace(b, tolerance=None) for b in benchmarks]
-    return _live(sides, benchmarks, rule, rounds, budget, again=again, repository=repository, out=out, counts=counts)
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"rounds is {rounds}; expected at least 1")
+    if rounds is not None and budget is not None:
+        raise ValueError("rounds are fixed, or as many as a budget holds; give --rounds or --budget")
+    if budget is not None:
+        rule = replace(rule, spend=True)
+    plan = Plan(rule=rule, rounds=rounds or 0, again=again, counts=counts, warm_up=warm_up)
+    return _live(sides, benchmarks, plan, budget, repository=repository, out=out, resume=resume)
 
 
 def _stored(sides: Sequence[Subject], rule: "Rule") -> "pd.DataFrame":
@@ -210,34 +225,27 @@ def _named(text: str) -> tuple[str, str]:
 def _live(
     sides: Sequence[Subject],
     benchmarks: list[Benchmark],
-    rule: "Rule",
-    rounds: int | None,
+    plan: "Plan",
     budget: str | None,
     *,
-    again: bool,
     repository: Path,
     out: Path,
-    counts: bool,
+    resume: Path | None,
 ) -> "pd.DataFrame":
     import reports
-    from bench.compare import Plan, new_comparison
+    from bench.compare import new_comparison
     from bench.timing import Deadline
     from reports.comparison import comparison_summary
 
-    if rounds is not None and rounds < 1:
-        raise ValueError(f"rounds is {rounds}; expected at least 1")
-    if rounds is not None and budget is not None:
-        raise ValueError("rounds are fixed, or as many as a budget holds; give --rounds or --budget")
-    if budget is not None:
-        rule = replace(rule, spend=True)
-    plan = Plan(rule=rule, rounds=rounds or 0, again=again, counts=counts)
     deadline = Deadline(None if budget is None else seconds(budget))
     _, progress = consoles()
     with _both(sides, benchmarks, repository) as (base, head):
-        run = new_comparison(benchmarks, base, head, plan, out, typed_command(), deadline=deadline)
+        run = new_comparison(
+            benchmarks, base, head, plan, out, typed_command(), deadline=deadline, resume=resume
+        )  # fmt: skip
         path = run.writer.path
         try:
-            with interruptible(path):
+            with interruptible(path, f", or go on: the same command with --resume {path}"):
                 run.execute(lambda text: progress.print(text, markup=False))
         except KeyboardInterrupt:
             _print(comparison_summary(reports.load(path), reports.load_runs(path)), as_json=False)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from bench.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAG_PREFIXES = (
@@ -110,90 +111,6 @@ def _torch_version() -> dict[str, Any]:
     """What torch says of its version and CUDA's, without the two seconds that importing it takes."""
     spec = find_spec("torch")
     return {} if spec is None or spec.origin is None else runpy.run_path(str(Path(spec.origin).with_name("version.py")))
-
-
-def _nvml_handle(nvml: Any, index: int) -> Any:
-    """The GPU that torch calls `index`: NVML takes no notice of CUDA_VISIBLE_DEVICES and counts in its own order."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return nvml.nvmlDeviceGetHandleByIndex(index)
-    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
-
-
-class Telemetry:
-    """GPU clock, temperature and power through NVML; every reading is None where there is no NVML.
-
-    Args:
-        index: of the GPU, as torch counts; None asks none, for a run on the CPU of a machine that has one.
-    """
-
-    def __init__(self, index: int | None = 0) -> None:
-        self._nvml: Any = None
-        self.unavailable = ""
-        if index is None:
-            self.unavailable = "not asked"
-            return
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._handle = _nvml_handle(pynvml, index)
-            self._nvml = pynvml
-        except ImportError:
-            self.unavailable = "nvidia-ml-py is not installed"
-        except pynvml.NVMLError as error:
-            self.unavailable = str(error)
-
-    def _query(self, function: str, *arguments: int) -> Any:
-        if self._nvml is None:
-            return None
-        try:
-            return getattr(self._nvml, function)(self._handle, *arguments)
-        except self._nvml.NVMLError:  # a query that this GPU or its driver does not support
-            return None
-
-    def read(self) -> dict[str, float | None]:
-        """Returns `sm_clock_mhz`, `temperature_c` and `power_w`."""
-        clock, temperature = self._query("nvmlDeviceGetClockInfo", 1), self._query("nvmlDeviceGetTemperature", 0)
-        milliwatts = self._query("nvmlDeviceGetPowerUsage")
-        return {
-            "sm_clock_mhz": None if clock is None else float(clock),
-            "temperature_c": None if temperature is None else float(temperature),
-            "power_w": None if milliwatts is None else milliwatts / 1e3,
-        }
-
-    def power_limit_w(self) -> float | None:
-        """Returns the enforced power limit."""
-        milliwatts = self._query("nvmlDeviceGetEnforcedPowerLimit")
-        return None if milliwatts is None else milliwatts / 1e3
-
-    def clocks_locked(self) -> bool | None:
-        """Returns True when application clocks are set, else None: no driver tells of clocks locked by `-lgc`."""
-        wanted = self._query("nvmlDeviceGetApplicationsClock", 1)
-        usual = self._query("nvmlDeviceGetDefaultApplicationsClock", 1)  # below the maximum on many cards
-        return True if None not in (wanted, usual) and wanted != usual else None
-
-    def driver(self) -> str | None:
-        """Returns the driver's version."""
-        if self._nvml is None:
-            return None
-        answer = self._nvml.nvmlSystemGetDriverVersion()
-        return answer.decode() if isinstance(answer, bytes) else str(answer)
-
-    def close(self) -> None:
-        """Lets NVML go."""
-        if self._nvml is not None:
-            self._nvml.nvmlShutdown()
-            self._nvml = None
-
-    def __enter__(self) -> "Telemetry":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _flags() -> dict[str, str]:

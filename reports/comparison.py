@@ -61,6 +61,10 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
         request: of that run; names its benchmarks, rule and tolerances.
     """
     rows = []
+    if "attempt" in samples:  # rounds that were begun and, after an interruption, taken again
+        attempts = samples["attempt"].fillna(0)
+        last = attempts.groupby([samples["case"], samples["phase"], samples["round"]], observed=True).transform("max")
+        samples = samples[(attempts == last) | samples["round"].isna()]
     for (name, metric), group in samples.groupby(["case", "metric"], sort=False, observed=True):
         asked = request.get("metrics", {}).get(name) or ()
         unasked = metric not in asked if asked else metric in CONTEXT
@@ -87,6 +91,13 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
     if (failed := group[group["status"] == "failed"]).size:
         one = failed.iloc[0]
         return row | {"verdict": "invalid", "reason": f"failed: {one['arm']}, {one['error']}"}
+    if "throttled" in steady and (slowed := steady[steady["throttled"].notna()]).size:
+        clocks = steady["sm_clock_mhz"]
+        return row | {
+            "verdict": "invalid",
+            "reason": f"throttled: {slowed['throttled'].iloc[0]} in {len(slowed)} of {len(steady)} turns, at "
+            f"{clocks.min():,.0f} to {clocks.max():,.0f} MHz",
+        }
     if base.empty or head.empty:
         if group["phase"].eq("warm-up").all() and {BASE, HEAD} <= set(group["arm"]):
             return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none"}

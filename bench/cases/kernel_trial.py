@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.environment import Telemetry
+from bench.telemetry import Telemetry
 from bench.timing import Measurement, measure
 from kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec
 from reports.schema import ParameterValue, Sample

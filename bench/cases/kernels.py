@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.cases.kernel_trial import DTYPES, Trial, failures, in_a_line
-from bench.environment import Telemetry, last_level_cache_bytes, provenance, resolve_device
+from bench.environment import last_level_cache_bytes, provenance, resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
 from bench.selecting import is_chosen
+from bench.telemetry import Telemetry
 from bench.timing import Deadline, measure, now_s
 from kernels.cases import SPECS
 from kernels.spec import Case, KernelSpec, available

@@ -20,10 +20,11 @@ import torch
 from bench.cases.kernel_trial import failures, in_a_line
 from bench.cases.loader_request import REGIMES, LoadersRequest
 from bench.cases.loader_trial import HELD, TOLERANCE, Form, LoaderTrial, Measured, Regime
-from bench.environment import Telemetry, cpu_cores, provenance, resolve_device
+from bench.environment import cpu_cores, provenance, resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
 from bench.tasks.cifar import SYNTHETIC, load_split
+from bench.telemetry import Telemetry
 from bench.timing import Deadline
 from loaders.batches import DataError, Dataset
 from loaders.pipelines import PIPELINES, unavailable

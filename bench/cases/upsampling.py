@@ -11,10 +11,11 @@ from bench.cases.kernel_trial import failures, in_a_line
 from bench.cases.kernels import CaseDone, copy_bandwidth, interpreted, is_done, measure_case, measured_under
 from bench.cases.upsampling_gan import CAPTION, GanDiverged, Score, SmallGan, real_scores
 from bench.cases.upsampling_trial import UPSAMPLING, UpsamplingTrial, kind_of, spread_at_start
-from bench.environment import Telemetry, provenance, resolve_device
+from bench.environment import provenance, resolve_device
 from bench.resuming import begun_run, check_same_place
 from bench.selecting import is_chosen
 from bench.tasks.cifar import SYNTHETIC, load_split
+from bench.telemetry import Telemetry
 from bench.timing import Deadline, now_s
 from kernels.spec import Case, available
 from loaders.batches import Dataset

@@ -12,11 +12,12 @@ import torch
 
 from bench.cases.kernels import interpreted
 from bench.choices import Choices, recorded_choices, tried_choices
-from bench.environment import Telemetry, provenance, resolve_device
+from bench.environment import provenance, resolve_device
 from bench.numerics import numerics
 from bench.ranks import Ranks
 from bench.resuming import begun_run, check_same_place
 from bench.tasks.training import DTYPES, Diverged, Evaluated, Event, Finished, Trainer, check_runnable
+from bench.telemetry import Telemetry
 from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
 from kernels.spec import available
 from loaders.batches import Split

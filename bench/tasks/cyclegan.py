@@ -13,12 +13,13 @@ import numpy.typing as npt
 import torch
 
 from bench.checkpoint import CHECKPOINT, load_checkpoint, read_position, save_checkpoint
-from bench.environment import Telemetry, provenance, resolve_device
+from bench.environment import provenance, resolve_device
 from bench.numerics import numerics
 from bench.quality.cycles import cycle_error, hidden_error
 from bench.resuming import begun_run, check_same_place
 from bench.tasks.cyclegan_steps import LOSSES
 from bench.tasks.cyclegan_training import CycleGanTrainer, Position, check_runnable
+from bench.telemetry import Telemetry
 from bench.timing import Deadline, now_s, synchronize
 from loaders.unpaired import Unpaired, load_unpaired
 from models.recipes.cyclegan import CycleGanRecipe

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from bench.checkpoint import CHECKPOINT
-from bench.environment import Telemetry, provenance, resolve_device
+from bench.environment import provenance, resolve_device
 from bench.numerics import numerics
 from bench.resuming import begun_run, check_same_place
 from bench.tasks.wgan_checkpoint import load, save
 from bench.tasks.wgan_training import WganTrainer, check_runnable
+from bench.telemetry import Telemetry
 from bench.timing import Deadline, now_s, synchronize
 from loaders.batches import Split
 from loaders.images import load_images

@@ -264,6 +264,55 @@ def test_ctrl_c_gives_the_verdict_so_far(tmp_path):
     assert "sleep 0.06" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
 
 
+def test_a_comparison_goes_on_where_it_was_killed(tmp_path, wallclock):
+    """No round is lost or counted twice; one that was begun is taken again, whole."""
+    arguments = ["compare", "cmd:sleep 0.02", "cmd:sleep 0.06", "--rounds", "12", "--no-warm-up", "--out", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("round 8 "):
+            time.sleep(0.05)  # into the ninth
+            process.kill()
+            break
+    process.wait()
+    (path,) = (file.parent for file in tmp_path.rglob("records.jsonl"))
+    before = reports.load(path).query("metric == 'process_s'")
+    code, out, err = wallclock(*arguments, "--resume", path)
+    assert code == 0 and "regressed" in out, err
+    assert f"round {int(before['round'].max())}" in err or "round 9 of 12" in err
+    (row,) = stored(tmp_path).to_dict("records")
+    assert row["rounds"] == 12
+    taken = reports.load(path).query("metric == 'process_s'")
+    last = taken.drop_duplicates(["arm", "round"], keep="last")
+    assert len(last) == 36 and len(taken) - len(last) <= 2  # of the round that was begun
+    code, _, err = wallclock(*arguments, "--resume", path)
+    assert code == 2 and "finished" in err
+
+
+def test_another_comparison_is_not_gone_on_with(tmp_path, wallclock):
+    def compared(*arguments):
+        return wallclock("compare", *arguments, "--no-warm-up", "--out", tmp_path)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.cli", "compare", "cmd:sleep 0.02", "cmd:sleep 0.03", "--rounds", "99",
+         "--no-warm-up", "--out", tmp_path],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("round 2 "):
+            process.kill()
+            break
+    process.wait()
+    (path,) = (file.parent for file in tmp_path.rglob("records.jsonl"))
+    code, _, err = compared("cmd:sleep 0.02", "cmd:sleep 0.04", "--rounds", "99", "--resume", path)
+    assert code == 2 and "begun with another head" in err
+    code, _, err = compared("cmd:sleep 0.02", "cmd:sleep 0.03", "--rounds", "98", "--resume", path)
+    assert code == 2 and "begun with another rounds" in err
+    code, _, err = compared(path, path, "--resume", path)
+    assert code == 2 and "--resume" in err
+
+
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_counts_tell_apart_what_a_clock_of_a_shared_runner_cannot(tmp_path, commit, wallclock):
     place, loop = tmp_path / "project", "sum(range({}))\n"

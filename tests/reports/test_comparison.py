@@ -57,6 +57,25 @@ def test_a_machine_on_which_the_base_differs_from_itself_gives_no_verdict(tmp_pa
     assert row["verdict"] == "invalid" and row["reason"].startswith("runner_unfit") and "1.1" in row["reason"]
 
 
+def test_a_gpu_that_was_throttled_gives_no_verdict(tmp_path):
+    rows = list(rounds(1.1, sm_clock_mhz=1980.0))
+    rows[4] |= {"sm_clock_mhz": 1200.0, "parameters": {"throttled": "hw_thermal_slowdown"}}
+    (row,) = judged(tmp_path, rows).to_dict("records")
+    assert row["verdict"] == "invalid"
+    assert row["reason"] == "throttled: hw_thermal_slowdown in 1 of 36 turns, at 1,200 to 1,980 MHz"
+
+
+def test_of_a_round_taken_again_only_the_last_attempt_counts(tmp_path):
+    """Half of round 11 was measured before an interruption, when the base took twice as long."""
+    rows = list(rounds(1.0, n=11))
+    rows.append({**rows[-3], "round": 11, "value": 2.0})
+    again = [{**row, "parameters": {"attempt": 1}} for row in rounds(1.0, n=14) if row["round"] >= 11]
+    (row,) = judged(tmp_path, rows + again).to_dict("records")
+    (whole,) = judged(tmp_path / "whole", rows[:-1] + again).to_dict("records")
+    assert row["rounds"] == whole["rounds"] == 14
+    assert row["ratio"] == whole["ratio"] and row["base"] == whole["base"]
+
+
 def test_what_failed_is_invalid_however_good_the_rest_looks(tmp_path):
     rows = [*rounds(0.5), {**next(rounds()), "round": 12, "status": "failed", "error": "exit 1: boom", "value": 1.0}]
     (row,) = judged(tmp_path, rows).to_dict("records")
