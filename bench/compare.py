@@ -32,6 +32,7 @@ from reports.verdicts import Rule, next_look, rounds_needed
 ROUNDS = 12
 WARM_UPS = 3  # at most; one where two in a row agree
 CALLGRIND = ("valgrind", "--tool=callgrind", "--trace-children=yes", "--callgrind-out-file=/dev/null")
+ROUND = "WALLCLOCK_ROUND"  # what tells a process which round it is of, from 0: a training may take it as its seed
 STEADY = 0.1  # share by which two warm-ups in a row may differ
 
 
@@ -161,7 +162,8 @@ class Comparison:
         benchmark, side = self.benchmarks[name], self.sides[arm]
         common = {"benchmark": BENCHMARK, "case": name, "arm": arm, **where}
         try:
-            environment, command = side.environment(), side.commands[name]
+            environment = side.environment() | {ROUND: str(where.get("round", 0))}
+            command = side.commands[name]
             # A warm-up writes bytecode; under Callgrind it would take fifty times as long to do no more.
             counted = self.plan.counts and benchmark.counted == "callgrind" and where.get("phase") != "warm-up"
             if counted:

@@ -273,8 +273,12 @@ class Trainer:
         """All that a step moves."""
         return {**self.model.state_dict(keep_vars=True), **self.optimizers.state(), "loss sum": self._loss_sum}
 
-    def train(self) -> Iterator[Event]:
-        """Trains for the recipe's whole budget, then evaluates; the caller's time between events is off the clock."""
+    def train(self, *, look: bool = True) -> Iterator[Event]:
+        """Trains for the recipe's whole budget, then evaluates; the caller's time between events is off the clock.
+
+        Args:
+            look: evaluate on the way as well, off the clock; without it divergence is found in the end.
+        """
         clocks, recipe = self.clocks, self.recipe
         clocks.start_train_eval()
         if isinstance(self.model, Sprint):
@@ -297,7 +301,7 @@ class Trainer:
                 if self.device.type == "cpu":
                     with clocks.excluded():
                         yield StepDone(step, self.total_steps, step * recipe.batch_size, clocks.train_eval_s)
-                if step % self.evaluation_interval == 0 or step == self.total_steps:
+                if look and (step % self.evaluation_interval == 0 or step == self.total_steps):
                     with clocks.excluded():
                         yield self._evaluated(step)
         images_per_s = step * recipe.batch_size / clocks.train_eval_s
