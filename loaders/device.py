@@ -1,6 +1,6 @@
 """The device-resident pipeline: uint8 images live on the device, and every batch is made there without a host sync."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -136,14 +136,23 @@ class DeviceBatches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
-        epoch, seed = self._epoch, self.epochs.rank_seed
-        order = self.epochs.order_within(epoch, self.device)
-        drawn = {}  # the whole epoch's at once: drawing takes some 300 small operations, however many they draw
+        order = self.epochs.order_within(self._epoch, self.device)
+        for images, labels, _ in self.of(self.epochs.cut(order, self._step)):
+            yield images, labels
+
+    def of(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yields images and labels as `__iter__`, with their indices, of chosen samples of the epoch.
+
+        Args:
+            batches: int64 places among this rank's samples, on the device.
+        """
+        epoch, drawn = self._epoch, {}
+        # The whole epoch's at once: drawing takes some 300 small operations, however many they draw.
         if self.implementation == "eager":
-            places = torch.arange(len(order), device=self.device)
-            drawn = draw(self._augmentation, seed, epoch, places, *self.images_NHWC.shape[1:3])
-        for indices in self.epochs.cut(order, self._step):
-            yield self._images(indices, drawn, epoch), self.labels[indices]
+            places = torch.arange(self.epochs.own, device=self.device)
+            drawn = draw(self._augmentation, self.epochs.rank_seed, epoch, places, *self.images_NHWC.shape[1:3])
+        for indices in batches:
+            yield self._images(indices, drawn, epoch), self.labels[indices], indices
 
     def _images(self, indices: torch.Tensor, drawn: dict[str, torch.Tensor], epoch: int) -> torch.Tensor:
         augmentation = self._augmentation

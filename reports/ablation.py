@@ -98,7 +98,7 @@ def ablation_rows(frame: "pd.DataFrame") -> Rows:
     header = ["case", "variant", "it/s", "step", "x baseline", "x by CPU time", "lever gives"]
     summary = ablation_summary(frame)
     alone = "predicted" in summary
-    header += ["kernel alone", "Amdahl says"] if alone else []
+    header += ["by Amdahl"] if alone else []
     rows = []
     for row in summary.to_dict("records"):
         label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
@@ -112,14 +112,7 @@ def ablation_rows(frame: "pd.DataFrame") -> Rows:
                 _interval(row, "cpu_over_baseline", significant),
                 _interval(row, "lost", _gain),
             ]
-            + (
-                [
-                    _single(row, "kernel_speedup", lambda value: f"{significant(value)}x"),
-                    _single(row, "predicted", _gain),
-                ]
-                if alone
-                else []
-            )
+            + ([_predicted_cell(row)] if alone else [])
         )
     return header, rows
 
@@ -173,9 +166,10 @@ def _interval(row: "Mapping[Hashable, Any]", name: str, written: Any) -> str:
     return f"{written(value)}\n[{written(low)}, {written(high)}]" if np.isfinite(low) else written(value)
 
 
-def _single(row: "Mapping[Hashable, Any]", name: str, written: Any) -> str:
-    value = row.get(name, np.nan)
-    return written(value) if np.isfinite(value) else ""
+def _predicted_cell(row: "Mapping[Hashable, Any]") -> str:
+    if not np.isfinite(row.get("predicted", np.nan)):
+        return ""
+    return f"{_gain(row['predicted'])}\nalone {significant(row['kernel_speedup'])}x"
 
 
 def _gain(ratio: float) -> str:

@@ -19,6 +19,7 @@ from loaders.batches import Batches, Dataset, Split
 from loaders.device import DeviceBatches, resized
 from loaders.pipelines import make_batches, shards_of
 from loaders.pipelines import unavailable as pipeline_unavailable
+from loaders.pruned import EasySamples
 from loaders.shards import Shards
 from models.build import build_model, build_optimizers
 from models.layers import units
@@ -83,6 +84,8 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
         raise ValueError("fp16's scaled loss asks the host in every step; use --set precision=bf16 with a CUDA graph")
     if why_not := pipeline_unavailable(recipe.pipeline):
         raise ValueError(why_not)
+    if recipe.pruning is not None and recipe.pipeline != "device":
+        raise ValueError(f"{recipe.pipeline} does not say which samples it shows; use --set pruning=null")
     why_not = available("triton", device) if recipe.implementations.triton else ""
     if why_not:
         switches = " ".join(f"--set implementations.{name}=eager" for name in recipe.implementations.triton)
@@ -103,6 +106,25 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
             f"{len(split.train)} training images do not fill one batch of {recipe.batch_size}; "
             f"use --set batch_size={len(split.train)} or more data"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One pass of a plan.
+
+    Attributes:
+        number: from 0.
+        size: of the images, pixels; None as they are.
+        prunes: whether it leaves easy samples out.
+        whole_steps: of it, if it is not cut short.
+        steps: that it takes.
+    """
+
+    number: int
+    size: int | None
+    prunes: bool
+    whole_steps: int
+    steps: int
 
 
 class Trainer:
@@ -143,6 +165,8 @@ class Trainer:
             raise ValueError(
                 "a CUDA graph of a step holds no other process; use --set implementations.cuda_graph=false"
             )
+        if self.ranks.world > 1 and recipe.pruning is not None:
+            raise ValueError("losses of all samples lie in one process; use --set pruning=null under torchrun")
         self.recipe, self.device, self.seed, self.clocks = recipe, device, seed, clocks
         # What the other pipelines read stays where it is; only theirs begins with raw data on the device.
         resident = recipe.pipeline == "device"
@@ -168,10 +192,12 @@ class Trainer:
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
         if self._shards:  # each worker drops what fills no batch of its own
             self.steps_per_epoch = len(self.batches())
-        self.total_steps = math.ceil(recipe.epochs * self.steps_per_epoch)
-        # Once an epoch; a run of a single epoch is looked at four times, to see it learn.
-        looks = 1 if recipe.epochs > 1 else 4
-        self.evaluation_interval = math.ceil(min(self.steps_per_epoch, self.total_steps) / looks)
+        self._easy = None
+        if (pruning := recipe.pruning) is not None:
+            count = len(split.train.labels)
+            self._easy = EasySamples(count, easy=pruning.easy, rate=pruning.rate, seed=seed, device=device)
+        self.epochs = self._planned()
+        self.total_steps = sum(epoch.steps for epoch in self.epochs)
         self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
         if implementations.compile:
             self.network = torch.compile(self.model, dynamic=False)
@@ -179,6 +205,19 @@ class Trainer:
         self._graphs = StepGraphs(device, self._state) if implementations.cuda_graph else None
         if self.network is not self.model or device.type == "cuda":
             self._warm_up()
+
+    def _planned(self) -> list[Epoch]:
+        """Every epoch of the run, and how many steps it takes."""
+        pruning, planned, count = self.recipe.pruning, list[Epoch](), math.ceil(self.recipe.epochs)
+        for number in range(count):
+            prunes = pruning is not None and pruning.from_epoch <= number < count - pruning.whole_epochs
+            whole = self.steps_per_epoch
+            if prunes and self._easy is not None:
+                whole = (len(self.split.train.labels) - self._easy.left_out_count) // self.recipe.batch_size
+            size = next((r.size for r in self.recipe.resolutions if number < r.until_epoch), None)
+            steps = math.ceil(min(1.0, self.recipe.epochs - number) * whole)
+            planned.append(Epoch(number=number, size=size, prunes=prunes, whole_steps=whole, steps=steps))
+        return planned
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
@@ -237,26 +276,34 @@ class Trainer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.network(images).float()
 
-    def step(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], step: int, phases: PhaseTimer) -> None:
-        """Takes one optimiser step on the next batch."""
+    def step(self, batches: Iterator[tuple[torch.Tensor, ...]], step: int, phases: PhaseTimer) -> None:
+        """Takes one optimiser step on the next batch: images, labels and, where samples are pruned, their indices."""
         with phases.phase("data"):
-            images, labels = next(batches)
+            images, labels, *indices = next(batches)
         frozen = self.optimizers.set_progress(step / self.total_steps)
         if self._graphs is None:
-            self._update(images, labels, phases)
+            self._update(images, labels, *indices, phases=phases)
             return
 
         def update(static: Inputs) -> torch.Tensor:
-            return self._update(static["images"], static["labels"], PhaseTimer(self.device, enabled=False))
+            return self._update(*static.values(), phases=PhaseTimer(self.device, enabled=False))
 
         with phases.phase("replay"):
-            name = f"images {tuple(images.shape)}, frozen {frozen}"
-            self._graphs.replayed(name, update, {"images": images, "labels": labels})
+            name = f"images {tuple(images.shape)}, frozen {frozen}, pruned {bool(indices)}"
+            inputs = {"images": images, "labels": labels} | ({"indices": indices[0]} if indices else {})
+            self._graphs.replayed(name, update, inputs)
 
-    def _update(self, images: torch.Tensor, labels: torch.Tensor, phases: PhaseTimer) -> torch.Tensor:
+    def _update(
+        self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor | None = None, *, phases: PhaseTimer
+    ) -> torch.Tensor:
         """Takes one optimiser step on given images; returns their mean loss. It draws nothing: a graph can hold it."""
         with phases.phase("forward"):
-            loss = F.cross_entropy(self.forward(images), labels, label_smoothing=self.recipe.label_smoothing)
+            logits, smoothing = self.forward(images), self.recipe.label_smoothing
+            if indices is None or self._easy is None:
+                loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            else:
+                losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+                loss = self._easy.weighted(losses, indices).mean()
         with phases.phase("backward"):
             summed = isinstance(self.recipe.optimizer, MuonSGD)  # its rates are for the summed loss
             self.scaler.scale(loss * len(labels) if summed else loss).backward()
@@ -271,7 +318,18 @@ class Trainer:
 
     def _state(self) -> dict[str, torch.Tensor]:
         """All that a step moves."""
-        return {**self.model.state_dict(keep_vars=True), **self.optimizers.state(), "loss sum": self._loss_sum}
+        own = {"loss sum": self._loss_sum} | ({} if self._easy is None else {"losses": self._easy.losses})
+        return {**self.model.state_dict(keep_vars=True), **self.optimizers.state(), **own}
+
+    def _shown(self, batches: Batches, epoch: Epoch) -> Iterator[tuple[torch.Tensor, ...]]:
+        """An epoch's batches; with their indices where samples are pruned in this epoch or a later one."""
+        batches.set_epoch(epoch.number)
+        if self._easy is None or not isinstance(batches, DeviceBatches):
+            return iter(batches)
+        order = batches.epochs.order_within(epoch.number, self.device)
+        order = self._easy.kept(order, epoch.number) if epoch.prunes else self._easy.all(order)
+        size = self.recipe.batch_size
+        return batches.of(order[start : start + size] for start in range(0, epoch.whole_steps * size, size))
 
     def train(self, *, look: bool = True) -> Iterator[Event]:
         """Trains for the recipe's whole budget, then evaluates; the caller's time between events is off the clock.
@@ -286,36 +344,35 @@ class Trainer:
             images, _ = next(iter(DeviceBatches(sample, len(sample.labels), device=self.device, augmentation=None)))
             self.model.initialise_from(images)
         self.model.train()
-        step, unmeasured = 0, PhaseTimer(self.device, enabled=False)
+        step, seen, unmeasured = 0, 0, PhaseTimer(self.device, enabled=False)
         size, batches = None, None
-        while step < self.total_steps:
-            epoch = step // self.steps_per_epoch
-            wanted = next((r.size for r in recipe.resolutions if epoch < r.until_epoch), None)
-            if batches is None or wanted != size:
-                size, batches = wanted, self.batches(wanted)
-            batches.set_epoch(epoch)
-            iterator = iter(batches)
-            for _ in range(min(self.steps_per_epoch, self.total_steps - step)):
-                self.step(iterator, step, unmeasured)
+        # Once an epoch; a run of a single epoch is looked at four times, to see it learn.
+        interval = math.inf if recipe.epochs > 1 else math.ceil(self.total_steps / 4)
+        for epoch in self.epochs:
+            if batches is None or epoch.size != size:
+                size, batches = epoch.size, self.batches(epoch.size)
+            shown = self._shown(batches, epoch)
+            for done in range(1, epoch.steps + 1):
+                self.step(shown, step, unmeasured)
                 step += 1
                 if self.device.type == "cpu":
                     with clocks.excluded():
                         yield StepDone(step, self.total_steps, step * recipe.batch_size, clocks.train_eval_s)
-                if look and (step % self.evaluation_interval == 0 or step == self.total_steps):
+                if look and (done == epoch.steps or done % interval == 0):
                     with clocks.excluded():
-                        yield self._evaluated(step)
+                        yield self._evaluated(epoch.number + done / epoch.whole_steps, step, step - seen)
+                    seen = step
         images_per_s = step * recipe.batch_size / clocks.train_eval_s
         accuracy = self.accuracy(recipe.tta)
         clocks.stop()
         yield Finished(accuracy, images_per_s, clocks.train_eval_s)
 
-    def _evaluated(self, step: int) -> Evaluated:
+    def _evaluated(self, epoch: float, step: int, steps: int) -> Evaluated:
         """Evaluates on the way; the mean loss since the last look shows divergence without a host sync a step."""
-        steps = (step - 1) % self.evaluation_interval + 1
         loss = self.taken_loss() / steps
         if not math.isfinite(loss):
             raise Diverged(f"the training loss became {loss} by step {step} of {self.total_steps}")
-        return Evaluated(step / self.steps_per_epoch, step, self.accuracy(), loss, self.clocks.train_eval_s)
+        return Evaluated(epoch, step, self.accuracy(), loss, self.clocks.train_eval_s)
 
     def taken_loss(self) -> float:
         """Returns the sum of the losses of all steps since it was last asked, nats; waits for the device."""
@@ -368,10 +425,11 @@ class Trainer:
         """Compiles and captures every shape of the run, then takes all that moved back."""
         unmeasured = PhaseTimer(self.device, enabled=False)
         with put_back(self._state):
-            for size in (*(r.size for r in self.recipe.resolutions), None):
-                batches = self.batches(size)
+            for epoch in {epoch.size: epoch for epoch in self.epochs}.values():
+                batches = self.batches(epoch.size)
                 for index in range(WARMUP_STEPS):
-                    self.step(iter(batches), index * (self.total_steps - 1) // (WARMUP_STEPS - 1), unmeasured)
+                    shown = self._shown(batches, epoch)
+                    self.step(shown, index * (self.total_steps - 1) // (WARMUP_STEPS - 1), unmeasured)
             self.accuracy(self.recipe.tta)
         self.optimizers.set_progress(0.0)
         self.scaler = self._new_scaler()

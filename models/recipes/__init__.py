@@ -7,13 +7,18 @@ from typing import TypeVar
 from models.recipes.cyclegan import CYCLEGAN_RECIPES, CycleGanRecipe
 from models.recipes.darknet import darknet
 from models.recipes.recipe import Recipe
-from models.recipes.sprint import sprint
+from models.recipes.sprint import sprint, sprint_jpeg
 from models.recipes.wgan import WGAN_RECIPES, WganRecipe
 from models.recipes.wrn22 import wrn22
 
 AnyRecipe = TypeVar("AnyRecipe", Recipe, WganRecipe, CycleGanRecipe)
 
-RECIPES: dict[str, Callable[[str], Recipe]] = {"sprint": sprint, "wrn22": wrn22, "darknet": darknet}
+RECIPES: dict[str, Callable[[str], Recipe]] = {
+    "sprint": sprint,
+    "sprint-jpeg": sprint_jpeg,
+    "wrn22": wrn22,
+    "darknet": darknet,
+}
 
 
 def get_recipe(name: str, device_type: str) -> Recipe:

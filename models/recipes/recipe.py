@@ -114,6 +114,28 @@ class Resolution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Leaves some easy samples out of an epoch, and lets the other easy ones count for them; see `loaders.pruned`.
+
+    Attributes:
+        easy: share of the samples that counts as easy: those of the smallest losses when last seen.
+        rate: share of those that an epoch leaves out.
+        from_epoch: first epoch that does; every sample has been seen by then.
+        whole_epochs: last epochs, which leave nothing out.
+    """
+
+    easy: float = 0.5
+    rate: float = 0.5
+    from_epoch: int = 1
+    whole_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        demand(self, "easy rate", lambda v: 0 < v < 1, "a share between 0 and 1")
+        demand(self, "from_epoch", lambda v: v >= 1, "at least 1: losses are not known before")
+        demand(self, "whole_epochs", lambda v: v >= 0, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Implementations:
     """How the recipe's operations are carried out; each switch stands alone, so that each can be ablated.
 
@@ -184,12 +206,13 @@ class Recipe(Levered):
         padding: `reflect` mirrors the image, `zero` is black, `none` leaves padding and crop out.
         flip: `alternating` shows every image in both orientations within two epochs; `random`; `none`.
         resolutions: smaller images for early epochs, in order; full size after the last.
+        pruning: samples that epochs leave out, or None.
         tta: test-time augmentation of the final evaluation, or None.
         pipeline: what makes the training batches; see `loaders.pipelines`.
         implementations: how the operations are carried out.
     """
 
-    PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Implementations)
+    PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Pruning, Implementations)
     LEVERS: ClassVar = PLAIN
     CHANGES: ClassVar = INEXACT
 
@@ -206,6 +229,7 @@ class Recipe(Levered):
     pad: int
     flip: Literal["alternating", "random", "none"]
     resolutions: tuple[Resolution, ...] = ()
+    pruning: Pruning | None = None
     tta: TestTimeAugmentation | None = None
     padding: Padding = "reflect"
     pipeline: Pipeline = "device"

@@ -1,6 +1,8 @@
 """The record recipe: the sprint network, Muon, small images first, test-time augmentation where it can matter."""
 
-from models.recipes.recipe import Implementations, MuonSGD, Recipe, Resolution, TestTimeAugmentation
+from dataclasses import replace
+
+from models.recipes.recipe import Implementations, MuonSGD, Pruning, Recipe, Resolution, TestTimeAugmentation
 from models.schedules import LinearDecay
 
 
@@ -34,4 +36,23 @@ def sprint(device_type: str) -> Recipe:
         implementations=Implementations(
             compile=device_type == "cuda", keep_heap=device_type == "cpu", product_conv=device_type == "cpu"
         ),
+    )
+
+
+def sprint_jpeg(device_type: str) -> Recipe:
+    """Returns the speedrun recipe for `cifar10-jpeg`: 20 pixels, then 24, then all 32, without some easy samples.
+
+    Chosen on the tuning split: 90.4% there at the cost of 8.5 epochs of whole images' steps; `sprint` without both has
+    90.5% at 13.3, single runs each.
+
+    Args:
+        device_type: see `sprint`.
+    """
+    return replace(
+        sprint(device_type),
+        name="sprint-jpeg",
+        summary="sprint for cifar10-jpeg: 20 and 24 pixels first, and some easy samples left out",
+        target=0.907,
+        resolutions=(Resolution(size=20, until_epoch=3), Resolution(size=24, until_epoch=6)),
+        pruning=Pruning(),
     )

@@ -10,13 +10,14 @@ import torch
 
 import reports
 from bench.numerics import numerics
+from bench.ranks import Ranks
 from bench.tasks.cifar import CifarRequest, CifarRun, SeedDiverged, SeedEvent, new_run, resumed_run
-from bench.tasks.training import Evaluated, Finished, StepDone, Trainer
+from bench.tasks.training import Evaluated, Finished, StepDone, Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks
 from loaders.batches import DataError
 from loaders.synthetic import synthetic_split
 from models.recipes import get_recipe
-from models.recipes.recipe import TRITON_OPERATIONS, Implementations, Resolution, TestTimeAugmentation
+from models.recipes.recipe import TRITON_OPERATIONS, Implementations, Pruning, Resolution, TestTimeAugmentation
 from reports.schema import Run
 from reports.store import RECORDS, RunWriter, StoreError, new_run_id, utc_now
 
@@ -142,8 +143,8 @@ def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device, large_tiles
         assert outcome.status == "done"
         assert frame["variant"].unique().tolist() == [recipe.implementations.variant]
         curves[recipe.implementations.variant] = frame.loc[frame["metric"] == "train_loss", "value"].to_list()
-    assert len(curves["eager"]) == 3
-    assert curves[switched.implementations.variant] == pytest.approx(curves["eager"], rel=0.01)
+    plain, ours = (curves[recipe.implementations.variant] for recipe in (eager, switched))
+    assert len(plain) == 3 and ours == pytest.approx(plain, rel=0.01)
 
 
 def test_kernels_that_cannot_run_are_refused_with_the_next_step(small_split, monkeypatch):
@@ -432,16 +433,45 @@ def test_images_too_small_for_a_resolution_are_refused(small_split):
         list(Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU)).train())
 
 
+def test_pruned_epochs_are_shorter_and_the_schedule_knows(small_split):
+    """Of 1,000 samples 250 are left out: seven steps of 100 instead of ten, in all epochs but the first and last."""
+    recipe = tiny_recipe(epochs=4, pruning=Pruning())
+    with numerics(seed=0):
+        trainer = Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+        assert [epoch.steps for epoch in trainer.epochs] == [10, 7, 7, 10]
+        events = list(trainer.train())
+    looks = [event for event in events if isinstance(event, Evaluated)]
+    assert [look.epoch for look in looks] == [1, 2, 3, 4] and [look.step for look in looks] == [10, 17, 24, 34]
+    (last,) = (event for event in events if isinstance(event, Finished))
+    assert last.accuracy > 0.15 and looks[-1].train_loss_nats < looks[0].train_loss_nats
+    assert trainer._easy.losses.isfinite().all()
+    cut = tiny_recipe(epochs=2.5, pruning=Pruning(whole_epochs=0))
+    with numerics(seed=0):
+        trainer = Trainer(cut, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
+    assert [epoch.steps for epoch in trainer.epochs] == [10, 7, 4]
+
+
+def test_pruning_needs_to_know_the_samples(small_split):
+    with pytest.raises(ValueError, match="pruning=null"):
+        check_runnable(tiny_recipe(pruning=Pruning(), pipeline="dataloader"), small_split, CPU)
+    with pytest.raises(ValueError, match="under torchrun"):
+        ranks = Ranks(rank=0, world=2)
+        Trainer(tiny_recipe(pruning=Pruning()), small_split, device=CPU, seed=0, clocks=RunClocks(CPU), ranks=ranks)
+
+
 def losses_of_steps(split, device, *, cuda_graph):
     """Losses of steps of both sizes of image, before and after the whitening bias freezes."""
     chosen = Implementations(cuda_graph=cuda_graph)
-    recipe = tiny_recipe(precision="fp32", epochs=3, implementations=chosen)
+    small = (Resolution(size=24, until_epoch=2),)
+    recipe = tiny_recipe(
+        precision="fp32", epochs=3, resolutions=small, pruning=Pruning(whole_epochs=0), implementations=chosen
+    )
     with numerics(seed=0):
         trainer = Trainer(recipe, split, device=device, seed=0, clocks=RunClocks(device))
         trainer.model.train()
         unmeasured, losses = PhaseTimer(device, enabled=False), []
-        for size, steps in ((24, (0, 1, 12)), (None, (13, 14))):
-            batches = iter(trainer.batches(size))
+        for epoch, steps in zip(trainer.epochs[1:], ((0, 1, 12), (13, 14)), strict=True):
+            batches = trainer._shown(trainer.batches(epoch.size), epoch)
             for step in steps:
                 before = trainer._loss_sum.item()
                 trainer.step(batches, step, unmeasured)

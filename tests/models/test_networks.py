@@ -11,7 +11,7 @@ from models.sprint import Sprint, whitening_filters
 from models.wide_resnet import WideResNet
 
 CPU = torch.device("cpu")
-PARAMETERS = {"sprint": 1_972_792, "wrn22": 9_658_458, "darknet": 31_410_922}
+PARAMETERS = {"sprint": 1_972_792, "sprint-jpeg": 1_972_792, "wrn22": 9_658_458, "darknet": 31_410_922}
 
 
 @pytest.mark.parametrize("name", RECIPES)

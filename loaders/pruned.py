@@ -1,0 +1,62 @@
+"""Which samples an epoch leaves out: some of those whose loss was small when they were last seen."""
+
+import torch
+
+
+class EasySamples:
+    """Keeps every sample's last loss; on the device, without waiting for it.
+
+    How many samples an epoch leaves out is known beforehand, so that a schedule can be laid; which, its losses decide.
+    Those of the easy ones that stay count for those that do not: a batch's gradient is on average that of all samples.
+
+    Args:
+        count: of samples.
+        easy: share of the samples that counts as easy: those of the smallest losses.
+        rate: share of the easy ones that an epoch leaves out, drawn anew for each.
+        seed: of the draws.
+        device: of losses and indices.
+
+    Source: after InfoBatch, Qin et al., https://arxiv.org/abs/2303.04947, which takes the mean loss as the limit and
+        draws each sample by itself
+    """
+
+    def __init__(self, count: int, *, easy: float, rate: float, seed: int, device: torch.device) -> None:
+        self.rate, self._seed = rate, seed
+        self.easy_count = int(easy * count)
+        self.left_out_count = int(rate * self.easy_count)
+        self.losses = torch.full((count,), torch.inf, device=device)
+        self._weights = torch.ones(count, device=device)
+
+    def kept(self, order: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Returns an epoch's order without what it leaves out, and sets the weights of the rest.
+
+        Args:
+            order: int64 [count], each sample once.
+            epoch: from 0.
+
+        Returns:
+            int64 [count - left_out_count].
+        """
+        easy = self.losses.argsort(stable=True)[: self.easy_count]
+        random = torch.Generator(order.device).manual_seed((self._seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
+        drawn = torch.randperm(self.easy_count, generator=random, device=order.device)
+        left_out = easy[drawn[: self.left_out_count]]
+        self._weights.fill_(1).index_fill_(0, easy, self.easy_count / (self.easy_count - self.left_out_count))
+        # Last in a stable order by "left out": a mask would have to wait for the device to count.
+        last = torch.zeros_like(order).index_fill_(0, left_out, 1)[order].argsort(stable=True)
+        return order[last][: len(order) - self.left_out_count]
+
+    def all(self, order: torch.Tensor) -> torch.Tensor:
+        """Returns the order of an epoch that leaves nothing out: itself; every sample counts once."""
+        self._weights.fill_(1)
+        return order
+
+    def weighted(self, losses: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """Remembers the losses of a batch, and returns them weighted; nothing waits.
+
+        Args:
+            losses: [N], with their graph.
+            indices: int64 [N], of the samples.
+        """
+        self.losses.index_copy_(0, indices, losses.detach())
+        return losses * self._weights[indices]
