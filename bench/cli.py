@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` and `report` need no torch."""
 
+import contextlib
 import enum
 import json
 import sys
@@ -28,6 +29,7 @@ from bench.command_line import (
 )
 from bench.compare_commands import bisect, calibrate, compare, gate, history
 from bench.run_commands import run_app
+from bench.tune_commands import tune
 
 if TYPE_CHECKING:
     from bench.registry import Context, Job, Plan
@@ -48,6 +50,7 @@ data_app = typer.Typer(
 app.add_typer(run_app, name="run")
 app.add_typer(data_app, name="data")
 app.command()(ablate)
+app.command()(tune)
 app.command()(compare)
 app.command()(gate)
 app.command()(bisect)
@@ -127,6 +130,23 @@ def report(
 ) -> None:
     """Make tables and pages from stored runs, finished or not."""
     print_report(paths, as_json=json_, html=html, csv=csv, markdown=markdown)
+
+
+@app.command()
+def serve(
+    paths: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold some or will.")],
+    port: Annotated[int, typer.Option(help="On this machine's own address; 0 for any free one.")] = 8710,
+) -> None:
+    """Show the report page of a folder that is being written to, in a browser, refreshed as records arrive."""
+    from bench.serve import LivePage, server
+
+    if missing := [path for path in paths if not path.exists()]:
+        raise ValueError(f"no such path: {missing[0]}; make it, or name a folder that holds runs")
+    with server(LivePage(paths), port) as serving:
+        typer.echo(f"http://{serving.server_address[0]!s}:{serving.server_port}/  (Ctrl-C ends it)")
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            serving.serve_forever()
 
 
 @app.command("list")

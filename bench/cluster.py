@@ -6,19 +6,17 @@ elsewhere, and marked; it is recorded when it is whole, and so never lost and ne
 """
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.ablation import Ablation
-from bench.environment import package_version, provenance
-from bench.interleaving import DIED, Contender, ContenderFailed, Taken, interleaved
+from bench.environment import provenance
+from bench.interleaving import Contender, Taken, interleaved
+from bench.ray_tasks import call_everywhere, connect
 from reports.schema import Run, RunStatus
 from reports.store import RunWriter, new_run_id, utc_now
-
-ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +32,6 @@ class Cell:
     node: str
     place: dict[str, Any]
     taken: tuple[Taken, ...]
-
-
-def unavailable() -> str:
-    """Returns why cells cannot be sent to other machines; empty if they can."""
-    return "" if package_version("ray") else "Ray is not installed; uv sync --extra ray"
 
 
 def measured(contenders: Mapping[str, Contender], device: str, number: int, seed: int) -> Cell:
@@ -68,8 +61,6 @@ class ClusterRun:
     """
 
     def __init__(self, ablation: Ablation, run: Run, out: Path, *, cpus: int) -> None:
-        if why_not := unavailable():
-            raise ValueError(why_not)
         self.ablation, self.run, self.out, self.cpus = ablation, run, out, cpus
         self.writers: dict[str, RunWriter] = {}
 
@@ -84,61 +75,37 @@ class ClusterRun:
             ContenderFailed: if a variant cannot run, or a cell's workers died too often.
             ValueError: if the cluster has no node that could hold a cell.
         """
+        connect(self.ablation.device, self.cpus)
         import ray
 
-        if not ray.is_initialized():
-            ray.init(address="auto" if _cluster_runs() else None, log_to_driver=False, include_dashboard=False)
-        gpus = 1 if self.ablation.device == "cuda" else 0
-        self._check_room(ray, gpus)
-        ablation = self.ablation
+        ablation, numbers = self.ablation, range(self.ablation.rounds)
         contenders: Any = ray.put(
             {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
         )
-        task = ray.remote(max_retries=0, num_gpus=gpus, num_cpus=1 if gpus else self.cpus)(measured)
+
+        def done(number: int, attempt: int, cell: Cell) -> None:
+            self._record(cell, attempt)
+            rate = statistics.median(turn.result.figures[0][2] for turn in cell.taken)
+            observe(f"round {number} on {cell.place['host']}: {len(cell.taken)} variants, median {rate:.3g}")
+
         status: RunStatus = "failed"
-        waiting: dict[Any, tuple[int, int]] = {}  # of each cell under way its round and attempt
-
-        def send(number: int, attempt: int) -> None:
-            waiting[task.remote(contenders, ablation.device, number, ablation.seed)] = number, attempt
-
-        for number in range(ablation.rounds):
-            send(number, 1)
         try:
-            while waiting:
-                (ready,), _ = ray.wait(list(waiting), num_returns=1)
-                number, attempt = waiting.pop(ready)
-                try:
-                    cell: Cell = ray.get(ready)
-                except ray.exceptions.RayError as error:
-                    why = str(error).strip().splitlines()[-1]
-                    raised = isinstance(error, ray.exceptions.RayTaskError)
-                    if raised and DIED not in why:  # what was run, not what ran it
-                        raise ContenderFailed(f"round {number}: {why}") from None
-                    if attempt == ATTEMPTS:
-                        raise ContenderFailed(f"round {number}: a worker died {ATTEMPTS} times; {why}") from None
-                    observe(f"round {number}: {type(error).__name__}, done again elsewhere")
-                    send(number, attempt + 1)
-                    continue
-                self._record(cell, attempt)
-                rate = statistics.median(turn.result.figures[0][2] for turn in cell.taken)
-                observe(f"round {number} on {cell.place['host']}: {len(cell.taken)} variants, median {rate:.3g}")
+            call_everywhere(
+                measured,
+                [(contenders, ablation.device, number, ablation.seed) for number in numbers],
+                device=ablation.device,
+                cpus=self.cpus,
+                done=done,
+                died=lambda number, how: observe(f"round {number}: {how}, done again elsewhere"),
+            )
             status = "done"
         except KeyboardInterrupt:
             status = "interrupted"
             raise
         finally:
-            for waited in waiting:
-                ray.cancel(waited, force=True)
             for writer in self.writers.values():
                 writer.finish(status, None if status == "done" else "the other cells were given up")
         return status
-
-    def _check_room(self, ray: Any, gpus: int) -> None:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        needed = {"GPU": gpus} if gpus else {"CPU": self.cpus}
-        if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
-            told = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
-            raise ValueError(f"no node of the cluster has {told} for a cell; see `ray status`, or give --cpus")
 
     def _record(self, cell: Cell, attempt: int) -> None:
         """Records a cell in the run of its node, which begins with the first."""
@@ -158,8 +125,3 @@ class ClusterRun:
             self.writers[cell.node].add(
                 *(self.ablation.sample_of(turn.name, *figure, **at) for figure in turn.result.figures)
             )
-
-
-def _cluster_runs() -> bool:
-    """Whether this machine belongs to a cluster that has been started; without one, Ray starts a node of its own."""
-    return "RAY_ADDRESS" in os.environ or Path("/tmp/ray/ray_current_cluster").exists()

@@ -66,72 +66,28 @@ def print_report(
     markdown: Path | None = None,
 ) -> None:
     """Prints the tables of what lies at the paths, and writes the files asked for."""
-    import reports
     from reports import tables
-    from reports.ablation import ablation_rows, ablation_summary, flop_rows
-    from reports.calibration import calibration_rows, calibration_summary
-    from reports.comparison import comparison_rows, comparison_summary
-    from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
-    from reports.loaders import loader_failures, loader_summary, loader_tables
-    from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
+    from reports.report import Report
 
     out, progress = consoles()
-    samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
-    for problem in samples.attrs["skipped"]:
+    made = Report(paths)
+    for problem in made.samples.attrs["skipped"]:
         progress.print(f"skipped: {problem}", style="yellow", markup=False)
-    scores = reports.time_to_target(samples)
-    summary = reports.summarise(samples[~samples["metric"].isin(tables.CURVES)])
-    kernels, upsampling = kernel_summary(samples), upsampling_summary(samples)
-    loaders, comparisons = loader_summary(samples), comparison_summary(samples, runs)
-    calibrations = calibration_summary(samples, runs)
-    titled = {
-        "Head against base: ratios of medians of rounds, with intervals": comparison_rows(comparisons),
-        "Verdicts whose truth is known, alone and of 20 at once; power stated": calibration_rows(calibrations),
-        "Time to accuracy": tables.accuracy_rows(scores),
-        "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
-        "Kernels, whole: us hot (95% interval) and cold; MB kept besides the output": kernel_detail_rows(kernels),
-        "Upsampling: forward and backward; which is fastest, and which lays no grid": winner_rows(upsampling),
-        "Upsampling: ms; MB kept for backward": stage_rows(upsampling),
-        "Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training": checkerboard_rows(samples),
-        "Kernels that failed, and are left out above": failed_rows(samples),
-        "Compiled kernels: the worst of n forms, in bytes, and bytes a thread": static_rows(samples),
-        "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
-        "Levers: iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
-        "FLOPs against seconds, fastest first": flop_rows(samples),
-        **loader_tables(loaders),
-        "Loaders that failed, and are left out above": loader_failures(samples),
-        "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
-        "Other metrics": tables.summary_rows(
-            summary[~summary["metric"].isin(tables.TABLED) & ~summary["benchmark"].isin(tables.OF_THEIR_OWN)]
-        ),
-    }
-    titled = {title: rows for title, rows in titled.items() if rows[1]}
     if html is not None:
-        reports.build_page(samples, runs, html, reports.load_pictures(paths, on_damage="skip"))
+        made.page(html)
     if csv is not None:
-        _write(csv, tables.csv(summary))
+        _write(csv, tables.csv(made.summaries["summary"]))
     if markdown is not None:
-        _write(markdown, "\n".join(f"## {title}\n\n{tables.markdown(rows)}" for title, rows in titled.items()))
+        _write(markdown, made.markdown())
     if as_json:
-        columns = ["run_id", "run_status", "error", "notes"]
-        document = {
-            "runs": json.loads(runs[columns].to_json(orient="records")),
-            "time_to_target": json.loads(scores.to_json(orient="records")),
-            "upsampling": json.loads(upsampling.to_json(orient="records")),
-            "kernels": json.loads(kernels.to_json(orient="records")),
-            "levers": json.loads(ablation_summary(samples).to_json(orient="records")),
-            "calibration": json.loads(calibrations.to_json(orient="records")),
-            "comparisons": json.loads(comparisons.to_json(orient="records")),
-            "loaders": json.loads(loaders.to_json(orient="records")),
-            "summary": json.loads(summary.to_json(orient="records")),
-        }
+        document = {name: json.loads(frame.to_json(orient="records")) for name, frame in made.summaries.items()}
         typer.echo(json.dumps(document, indent=2))
         return
-    for title, rows in titled.items():
+    for title, rows in made.tables().items():
         out.print(title, style="bold")
         out.print(tables.terminal(rows))
         out.print()
-    for row in runs[runs["run_status"] != "done"].to_dict("records"):
+    for row in made.runs[made.runs["run_status"] != "done"].to_dict("records"):
         why = "; ".join([*([row["error"]] if row["error"] else []), *row["notes"]])
         out.print(f"{row['run_id']}: {row['run_status']}. {why}".rstrip(". ") + ".", markup=False)
     if html is not None:

@@ -104,7 +104,8 @@ def peer_runs(path: Path, split: Split, device: str, seeds: range) -> Iterator[t
                 source = source.replace(gpu, cpu)
             eagerly: Any = torch
             eagerly.compile = _as_it_is
-            eagerly.cuda.Event, eagerly.cuda.synchronize = _Event, lambda: None
+            for name, stand_in in (("Event", _Event), ("synchronize", lambda: None)):
+                setattr(torch.cuda, name, stand_in)
         program.write_text(source, encoding="utf-8")
         _write_tensors(split.train, Path(place) / "cifar10" / "train.pt")
         _write_tensors(split.test, Path(place) / "cifar10" / "test.pt")

@@ -36,7 +36,7 @@ def scaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def resized(dataset: Dataset, augmentation: Augmentation | None, size: int | None) -> tuple[Dataset, Augmentation]:
-    """Returns the data set scaled down to `size` x `size` pixels, and the augmentation with its padding scaled alike.
+    """Returns the data set scaled down to `size` x `size` pixels, and the augmentation scaled alike.
 
     Args:
         dataset: to scale.
@@ -53,7 +53,7 @@ def resized(dataset: Dataset, augmentation: Augmentation | None, size: int | Non
     if size is not None:
         edge = dataset.images_NHWC.shape[1]
         pad = max(1, round(augmentation.pad * size / edge)) if augmentation.pad else 0
-        augmentation = replace(augmentation, pad=pad)
+        augmentation = replace(augmentation, pad=pad, cutout=round(augmentation.cutout * size / edge))
         dataset = replace(dataset, images_NHWC=scaled(dataset.images_NHWC, size))
     check_padding(augmentation, dataset.images_NHWC.shape[1:3])
     return dataset, augmentation

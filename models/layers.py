@@ -336,7 +336,14 @@ class ConvBNAct(nn.Sequential, Unit):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, act: Act, momentum: float
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        act: Act = "leaky_relu",
+        momentum: float = 0.1,
     ) -> None:
         super().__init__(
             Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2),

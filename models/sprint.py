@@ -37,26 +37,39 @@ def whitening_filters(images: torch.Tensor, eps: float = 5e-4) -> torch.Tensor:
 class SprintGroup(Unit):
     """Conv, 2x2 max-pool, BN, GELU, conv, BN, GELU; the convolutions start as the identity on their first channels.
 
-    Pooling before the norm quarters what the norm and the activation have to read.
+    Pooling before the norm quarters what the norm and the activation have to read. A group of three convolutions adds
+    what its first one gives to what its last one does.
 
     Args:
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output [N, C, H // 2, W // 2].
+        depth: convolutions, 2 or 3.
     """
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, depth: int = 2) -> None:
         super().__init__()
+        if depth not in (2, 3):
+            raise ValueError(f"depth is {depth}; expected 2 or 3 convolutions in a group")
         self.conv1 = Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm_act1 = BatchNormAct(channels_out, act="gelu", momentum=0.4, eps=1e-12, train_scale=False)
         self.conv2 = Conv2d(channels_out, channels_out, 3, padding=1)
         self.norm_act2 = BatchNormAct(channels_out, act="gelu", momentum=0.4, eps=1e-12, train_scale=False)
-        for conv in (self.conv1, self.conv2):
+        convs = [self.conv1, self.conv2]
+        self.deep = depth == 3
+        if self.deep:
+            self.conv3 = Conv2d(channels_out, channels_out, 3, padding=1)
+            self.norm_act3 = BatchNormAct(channels_out, act="gelu", momentum=0.4, eps=1e-12, train_scale=False)
+            convs.append(self.conv3)
+        for conv in convs:
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [N, channels_out, H // 2, W // 2]."""
         pooled = F.max_pool2d(self.conv1(x), 2)
-        return self.norm_act2.after(self.conv2, self.norm_act1.deferred(pooled))
+        if not self.deep:
+            return self.norm_act2.after(self.conv2, self.norm_act1.deferred(pooled))
+        shortcut = self.norm_act1(pooled)
+        return self.norm_act3.after(self.conv3, self.norm_act2.after(self.conv2, shortcut), shortcut)
 
 
 class Sprint(nn.Module):
@@ -67,18 +80,19 @@ class Sprint(nn.Module):
     Args:
         classes: number of outputs.
         widths: output channels of the three groups.
+        depth: convolutions of a group, 2 or 3.
 
     Source: after the airbench94 network, Jordan, https://arxiv.org/abs/2404.00498
     """
 
-    def __init__(self, classes: int, *, widths: Sequence[int] = (64, 256, 256)) -> None:
+    def __init__(self, classes: int, *, widths: Sequence[int] = (64, 256, 256), depth: int = 2) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, WHITEN_CHANNELS, WHITEN_SIZE)
         self.whiten.weight.requires_grad_(False)
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         channels = (WHITEN_CHANNELS, *widths)
         self.groups = nn.Sequential(
-            *(SprintGroup(before, after) for before, after in zip(channels, widths, strict=False))
+            *(SprintGroup(before, after, depth) for before, after in zip(channels, widths, strict=False))
         )
         self.head = nn.Linear(widths[-1], classes, bias=False)
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Records and what is made of them: schema, store, statistics, tables, plots, pages. Imports no torch, and pandas late.
 
-`reports.load(path)` is the public way in.
+`reports.load(path)` is the public way in, `reports.Report(path)` shows what it comes to.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from reports.page import build_page
     from reports.pictures import load_pictures
     from reports.reading import load, load_runs
+    from reports.report import Report
     from reports.schema import Run, Sample
     from reports.stats import summarise, time_to_target
     from reports.store import RunWriter, StoreError
@@ -18,6 +19,7 @@ _HOMES = {
     "load_pictures": "pictures",
     "load_runs": "reading",
     "build_page": "page",
+    "Report": "report",
     "Run": "schema",
     "Sample": "schema",
     "summarise": "stats",
@@ -26,6 +28,7 @@ _HOMES = {
     "StoreError": "store",
 }
 __all__ = [
+    "Report",
     "Run",
     "RunWriter",
     "Sample",

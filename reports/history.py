@@ -50,10 +50,16 @@ def series(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "Iterator[tuple[dic
     place = [name for name in PLACE if name not in _CHANGING]
     keys = [k for k in dict.fromkeys([*KEYS, *place, *parameter_columns(samples)]) if k not in _CHANGING]
     keys = [k for k in [*keys, "metric", "unit", "better"] if k in steady]
-    for key, group in steady.groupby(keys, dropna=False, sort=False, observed=True):
-        points = group.groupby(list(POINT), sort=False, observed=True, dropna=False)["value"].median().reset_index()
-        if len(points) > 1:
-            yield dict(zip(keys, key, strict=True)), points.sort_values("started_utc", ignore_index=True)
+    if steady["run_id"].nunique() < 2:
+        return
+    # Two groupings in all: one for each of thousands of series took 20 s of a page of 80,000 samples.
+    number = steady.groupby(keys, dropna=False, sort=False, observed=True).ngroup().rename("series")
+    firsts = steady[keys].loc[~number.duplicated()].set_axis(number.unique()).to_dict("index")
+    by_run = steady.groupby([number, *POINT], sort=False, observed=True, dropna=False)["value"].median().reset_index()
+    several = by_run[by_run.groupby("series")["run_id"].transform("size") > 1]
+    for which, points in several.groupby("series", sort=False):
+        key = {str(name): value for name, value in firsts[which].items()}
+        yield key, points.drop(columns="series").sort_values("started_utc", ignore_index=True)
 
 
 def changes(values: Array) -> list[int]:

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import io
 import json
 import math
 from datetime import UTC, datetime
@@ -10,12 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import plots
+from reports import cost_plots, plots
 from reports.ablation import ablation_rows, ablation_summary, flop_rows
 from reports.calibration import calibration_rows, calibration_summary
 from reports.comparison import comparison_rows, comparison_summary
 from reports.history import history_rows, history_summary
 from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
+from reports.leaderboard import leaderboard, leaderboard_rows
 from reports.loaders import loader_failures, loader_summary, loader_tables
 from reports.stats import summarise, time_to_target
 from reports.store import StoreError
@@ -29,6 +31,7 @@ from reports.tables import (
     choice_rows,
     distinctions,
     interval_text,
+    operator_rows,
     percent,
     percent_interval,
     present,
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 
 # Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
 MOST_SAMPLES = 20_000
+# All pictures together; where they are more, they are compressed, and then fewer: the page stays under 3 MB.
+PICTURE_BYTES, QUALITIES = 400_000, (90, 80, 65)
 PICTURE_WIDTH = 800  # pixels that a small picture is enlarged to at most
 _WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
@@ -66,6 +71,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
     """
     import jinja2
 
+    kernels = kernel_summary(samples)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -73,13 +79,15 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
         css=_template("page.css"),
         script=_template("page.js"),
         plotly=_packed(_plotly_script()),
-        figures=_figures(samples, runs, comparisons := comparison_summary(samples, runs)),
+        figures=_figures(samples, runs, comparisons := comparison_summary(samples, runs), kernels),
         comparisons=comparison_rows(comparisons),
         calibration=calibration_rows(calibration_summary(samples, runs)),
         flops=flop_rows(samples),
         history=history_rows(history_summary(samples, runs)),
         verdicts=_verdicts(samples),
-        kernels=kernel_cells(kernel_summary(samples)),
+        leaders=leaderboard_rows(leaderboard(samples)),
+        operators=operator_rows(samples),
+        kernels=kernel_cells(kernels),
         failed=failed_rows(samples),
         choices=choice_rows(samples),
         compiled=static_rows(samples),
@@ -126,7 +134,9 @@ def _csv(samples: "pd.DataFrame") -> bytes:
     return filled.to_csv(index=False, float_format="%.10g").encode()
 
 
-def _figures(samples: "pd.DataFrame", runs: "pd.DataFrame", comparisons: "pd.DataFrame") -> dict[str, dict[str, Any]]:
+def _figures(
+    samples: "pd.DataFrame", runs: "pd.DataFrame", comparisons: "pd.DataFrame", kernels: "pd.DataFrame"
+) -> dict[str, dict[str, Any]]:
     """Returns the figures there is data for, each with what a reader has to know beside it."""
     overheads = samples.loc[samples["metric"] == "phase_overhead", "value"].dropna()
     overhead = (
@@ -154,7 +164,8 @@ def _figures(samples: "pd.DataFrame", runs: "pd.DataFrame", comparisons: "pd.Dat
         "accuracy": (
             "Accuracy over time",
             plots.accuracy_over_time(samples),
-            "One line a seed, at each evaluation. The clock stands still during all evaluations but the last.",
+            "One line a seed, at each evaluation; shaded is what lies between the lowest and the highest of three or "
+            "more. The clock stands still during all evaluations but the last.",
         ),
         "target": (
             "Time to target",
@@ -162,6 +173,28 @@ def _figures(samples: "pd.DataFrame", runs: "pd.DataFrame", comparisons: "pd.Dat
             "A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts. The diamond "
             "is the expected time when a miss is followed by another run (all time spent over hits), with its 95% "
             "bootstrap interval.",
+        ),
+        "points": (
+            "What each point of accuracy costs",
+            cost_plots.accuracy_points(samples),
+            "Seconds of the train_eval clock from one whole percent to the next, when each was first reached, on "
+            "straight lines between evaluations; median of the seeds.",
+        ),
+        "flops-seconds": (
+            "Operations and the time they take",
+            cost_plots.flops_against_seconds(ablation_summary(samples)),
+            "A step of each variant: what lies to the left and above takes fewer operations and more time.",
+        ),
+        "roofline": (
+            "Kernels against the speed of a copy",
+            cost_plots.roofline(kernels),
+            "Each variant's time over the bytes that it should move; the line is what a copy takes for as many, "
+            "measured in the same run. What lies below it finds its bytes in a cache.",
+        ),
+        "speedups": (
+            "Kernels: times as fast as eager",
+            cost_plots.speedup_map(kernels),
+            "Hot cache, forward and backward where there is one. Blue is faster than eager PyTorch, orange slower.",
         ),
         "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
         "loaders": (
@@ -268,12 +301,44 @@ def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 def _galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]:
     """Returns the pictures under their titles, small ones enlarged by a whole number so that each pixel is a square."""
     galleries: dict[str, list[dict[str, Any]]] = {}
-    for picture in pictures:
+    for picture, (kind, content) in zip(*_fitting(pictures), strict=True):
         times = max(1, PICTURE_WIDTH // max(1, picture.width))
-        shown = {"caption": picture.caption, "width": times * picture.width}
-        shown["source"] = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}" if picture.png else ""
+        note = "" if kind == "png" else f" Compressed here; whole in pictures/{picture.name}.png of the run."
+        shown = {"caption": picture.caption + note, "width": times * picture.width}
+        shown["source"] = f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if content else ""
         galleries.setdefault(picture.title, []).append(shown)
     return galleries
+
+
+def _fitting(pictures: "Sequence[Picture]") -> "tuple[list[Picture], list[tuple[str, bytes]]]":
+    """Returns pictures and their files such that these fit: as they are, or compressed, or the first and last of many.
+
+    Small ones stay as they are, since a checkerboard does not survive compression; the largest are compressed first.
+    """
+    kept, files = list(pictures), [("png", picture.png) for picture in pictures]
+
+    def size() -> int:
+        return sum(len(content) for _, content in files)
+
+    for quality in QUALITIES:
+        for place in sorted(range(len(kept)), key=lambda place: -len(kept[place].png)):
+            if size() <= PICTURE_BYTES:
+                return kept, files
+            if kept[place].png:
+                files[place] = ("webp", _compressed(kept[place].png, quality))
+    while size() > PICTURE_BYTES and len(kept) > 2:
+        middle = [place for place in range(1, len(kept) - 1) if place % 2]
+        kept, files = ([of[place] for place in range(len(of)) if place not in middle] for of in (kept, files))  # type: ignore[assignment]
+    return kept, files
+
+
+def _compressed(png: bytes, quality: int) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").save(out, "WEBP", quality=quality)
+    return out.getvalue()
 
 
 def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:

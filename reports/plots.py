@@ -1,11 +1,11 @@
-"""Figures as plain Plotly dictionaries, `{"data": [...], "layout": {...}}`. The page colours them for its theme.
-
-Plotly itself is not imported: its import costs more than all else that a report does.
-"""
+"""Figures of trainings, loaders, comparisons and ablations; see `reports.figures`."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from reports.figures import COLOURS, Figure, escaped, json_number, json_numbers, layout_of, nth_colour
 from reports.loaders import loader_labels, loader_summary
 from reports.stats import by_seed, expected_time_to_target
 from reports.tables import CLOCK, PHASES, by_label, phase_parts
@@ -13,7 +13,6 @@ from reports.tables import CLOCK, PHASES, by_label, phase_parts
 if TYPE_CHECKING:
     import pandas as pd
 
-Figure = dict[str, Any]
 LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # tells looks on the way apart
 
 LOSS_CURVES = {
@@ -30,9 +29,6 @@ LOSS_CURVES = {
     "loss_discriminator_b": ("discriminator of A", "longdash"),
 }
 
-# Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
-COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
-
 
 def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
     """Returns accuracy of each seed over the train_eval clock; None without such samples.
@@ -44,13 +40,14 @@ def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
         return None
     clock = _looks(frame, "elapsed_train_eval_s")[[*LOOK, "value"]].rename(columns={"value": "elapsed_s"})
     joined = accuracy.merge(clock, on=LOOK, how="left")
-    traces, groups = [], list(_cases(joined))
+    traces, groups = list[Figure](), list(_cases(joined))
     for position, (label, group) in enumerate(groups):
+        traces += _band(group, position, label)
         for number, (_, line) in enumerate(group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)):
             line = line.sort_values("epoch")
             seed = line["seed"].iloc[0]
             has_time = bool(line["elapsed_s"].notna().all())
-            time, epoch = _numbers(line["elapsed_s"]), _numbers(line["epoch"])
+            time, epoch = json_numbers(line["elapsed_s"]), json_numbers(line["epoch"])
             traces.append(
                 {
                     "type": "scatter",
@@ -59,18 +56,47 @@ def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
                     "legendgroup": label,
                     "showlegend": number == 0,
                     "x": time if has_time else epoch,
-                    "y": _numbers(100 * line["value"]),
+                    "y": json_numbers(100 * line["value"]),
                     "meta": {"time": time if has_time else epoch, "epoch": epoch},
-                    "line": {"color": _colour(position), "width": 1.75},
+                    "line": {"color": nth_colour(position), "width": 1.75},
                     "marker": {"size": 5},
                     "opacity": 0.85,
                     "hovertemplate": f"seed {seed}: %{{y:.2f}} %<extra>{label}</extra>",
                 }
             )
-    layout = _layout("seconds of training (train_eval clock)", "accuracy, %")
+    layout = layout_of("seconds of training (train_eval clock)", "accuracy, %")
     layout["showlegend"] = len(groups) > 1
     layout["shapes"], layout["annotations"] = _target_lines(frame)
     return {"data": traces, "layout": layout}
+
+
+def _band(looks: "pd.DataFrame", position: int, label: str) -> list[Figure]:
+    """Returns the range of three or more seeds at each moment that all have a look before and after; over time only."""
+    lines = [line.sort_values("elapsed_s") for _, line in looks.groupby(["run_id", "seed"], observed=True)]
+    if len(lines) < 3 or looks["elapsed_s"].isna().any():
+        return []
+    times = [line["elapsed_s"].to_numpy(dtype="float64") for line in lines]
+    begin, end = max(time[0] for time in times), min(time[-1] for time in times)
+    if begin >= end:
+        return []
+    moments = np.linspace(begin, end, 50)
+    accuracies = [
+        np.interp(moments, time, 100 * line["value"].to_numpy(dtype="float64"))
+        for time, line in zip(times, lines, strict=True)
+    ]
+    common: Figure = {
+        "type": "scatter",
+        "mode": "lines",
+        "legendgroup": label,
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
+    common |= {"x": [json_number(moment) for moment in moments], "meta": {"epoch": None}}
+    common |= {"line": {"width": 0, "color": nth_colour(position)}, "opacity": 0.3}
+    return [
+        common | {"y": [json_number(value) for value in edge], "fill": fill}
+        for edge, fill in ((np.min(accuracies, 0), "none"), (np.max(accuracies, 0), "tonexty"))
+    ]
 
 
 def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
@@ -86,16 +112,16 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
         for these, symbol, what in ((hit, "circle", "reached after"), (~hit, "x-thin", "missed: at least")):
             if these.any():
                 dots = group[these]
-                marker = {"symbol": symbol, "size": 10, "color": _colour(position), "opacity": 0.75}
+                marker = {"symbol": symbol, "size": 10, "color": nth_colour(position), "opacity": 0.75}
                 traces.append(
                     {
                         "type": "scatter",
                         "mode": "markers",
-                        "x": _numbers(dots["value"]),
+                        "x": json_numbers(dots["value"]),
                         "y": [position] * len(dots),
                         "text": [f"seed {seed}" for seed in dots["seed"]],
                         "marker": marker
-                        | {"line": {"color": _colour(position), "width": 0 if symbol == "circle" else 2.5}},
+                        | {"line": {"color": nth_colour(position), "width": 0 if symbol == "circle" else 2.5}},
                         "hovertemplate": f"%{{text}}, {what} %{{x:.4g}} s<extra></extra>",
                     }
                 )
@@ -105,8 +131,8 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
             high, low = expected.high - expected.value, expected.value - expected.low
             bars = {
                 "type": "data",
-                "array": [_number(high)],
-                "arrayminus": [_number(low)],
+                "array": [json_number(high)],
+                "arrayminus": [json_number(low)],
                 "thickness": 1.5,
                 "width": 5,
             }
@@ -114,7 +140,7 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
                 {
                     "type": "scatter",
                     "mode": "markers",
-                    "x": [_number(expected.value)],
+                    "x": [json_number(expected.value)],
                     "y": [position + 0.3],
                     "meta": "ink",
                     "marker": {"symbol": "diamond", "size": 9, "line": {"width": 0}},
@@ -123,7 +149,7 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
                     "<extra></extra>",
                 }
             )
-    layout = _layout("seconds to target (train_eval clock)", "")
+    layout = layout_of("seconds to target (train_eval clock)", "")
     layout |= {"showlegend": False, "height": 120 + 64 * len(labels)}
     layout["xaxis"]["rangemode"] = "tozero"
     layout["yaxis"] |= {"tickvals": [*range(len(labels))], "ticktext": labels, "range": [len(labels) - 0.4, -0.5]}
@@ -136,9 +162,9 @@ def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
     """Returns where the time of a step and of an evaluation goes, as stacked bars; None without a phase pass."""
     parts: dict[str, dict[str, float]] = {}
     for label, means in phase_parts(frame).items():
-        parts[_text(label)] = {name: means[name] for name in PHASES[:-1] if name in means}
+        parts[escaped(label)] = {name: means[name] for name in PHASES[:-1] if name in means}
         if "evaluation" in means:
-            parts[f"{_text(label)} · evaluation"] = {"evaluation": means["evaluation"]}
+            parts[f"{escaped(label)} · evaluation"] = {"evaluation": means["evaluation"]}
     if not parts:
         return None
     traces = [
@@ -146,7 +172,7 @@ def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
             "type": "bar",
             "orientation": "h",
             "name": name,
-            "x": [_number(bar[name]) for bar in parts.values() if name in bar],
+            "x": [json_number(bar[name]) for bar in parts.values() if name in bar],
             "y": [label for label, bar in parts.items() if name in bar],
             "marker": {"color": COLOURS[position]},
             "hovertemplate": f"{name}: %{{x:.3g}} ms<extra></extra>",
@@ -154,7 +180,7 @@ def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
         for position, name in enumerate(PHASES)
         if any(name in bar for bar in parts.values())
     ]
-    layout = _layout("milliseconds for 1,000 images", "")
+    layout = layout_of("milliseconds for 1,000 images", "")
     layout |= {"barmode": "stack", "bargap": 0.35, "height": 140 + 42 * len(parts)}
     layout["legend"]["traceorder"] = "normal"
     layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": list(parts)}
@@ -174,8 +200,8 @@ def loader_rates(frame: "pd.DataFrame") -> Figure | None:
         "images a second",
         {
             "type": "data",
-            "array": _numbers(alone["high"] - alone["value"]),
-            "arrayminus": _numbers(alone["value"] - alone["low"]),
+            "array": json_numbers(alone["high"] - alone["value"]),
+            "arrayminus": json_numbers(alone["value"] - alone["low"]),
             "thickness": 1.5,
         },
     )
@@ -195,13 +221,13 @@ def loader_stalls(frame: "pd.DataFrame") -> Figure | None:
 def _loader_bars(
     summary: "pd.DataFrame", parts: "list[tuple[str, pd.Series, str]]", title: str, error: Figure | None
 ) -> Figure:
-    labels = [_text(label) for label in loader_labels(summary)]
+    labels = [escaped(label) for label in loader_labels(summary)]
     traces: list[Figure] = [
         {
             "type": "bar",
             "orientation": "h",
             "name": name,
-            "x": _numbers(values),
+            "x": json_numbers(values),
             "y": labels,
             "marker": {"color": colour},
             "hovertemplate": f"%{{y}}: %{{x:.4g}} {title}<extra>{name}</extra>",
@@ -209,7 +235,7 @@ def _loader_bars(
         | ({"error_x": error} if error else {})
         for name, values, colour in parts
     ]
-    layout = _layout(title, "")
+    layout = layout_of(title, "")
     layout |= {"barmode": "stack", "bargap": 0.35, "height": 140 + 30 * len(labels), "showlegend": len(parts) > 1}
     layout["legend"]["traceorder"] = "normal"
     layout["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": labels}
@@ -243,14 +269,14 @@ def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | Non
                     "name": label,
                     "legendgroup": label,
                     "showlegend": number == 0,
-                    "x": [_number(step[part[-1]]) for part in parts],
-                    "y": [_number(value[part].mean()) for part in parts],
-                    "line": {"color": _colour(position), "width": 1.25},
+                    "x": [json_number(step[part[-1]]) for part in parts],
+                    "y": [json_number(value[part].mean()) for part in parts],
+                    "line": {"color": nth_colour(position), "width": 1.25},
                     "opacity": 0.75,
                     "hovertemplate": f"seed {line['seed'].iloc[0]}, step %{{x}}: %{{y:.3f}}<extra>{label}</extra>",
                 }
             )
-    layout = _layout("optimiser step", "training loss, nats")
+    layout = layout_of("optimiser step", "training loss, nats")
     layout |= {"showlegend": len(groups) > 1}
     return {"data": traces, "layout": layout}
 
@@ -264,29 +290,29 @@ def ratios(summary: "pd.DataFrame") -> Figure | None:
     shown = summary[summary["ratio_low"].notna() & (summary["ratio_low"] > 0) & (summary["ratio_high"] < 100)]
     if shown.empty:
         return None
-    labels = [_text(f"{b} · {m}") for b, m in zip(shown["benchmark"], shown["metric"], strict=True)]
+    labels = [escaped(f"{b} · {m}") for b, m in zip(shown["benchmark"], shown["metric"], strict=True)]
     trace: Figure = {
         "type": "scatter",
         "mode": "markers",
-        "x": _numbers(shown["ratio"]),
+        "x": json_numbers(shown["ratio"]),
         "y": labels,
         "error_x": {
             "type": "data",
             "symmetric": False,
-            "array": _numbers(shown["ratio_high"] - shown["ratio"]),
-            "arrayminus": _numbers(shown["ratio"] - shown["ratio_low"]),
+            "array": json_numbers(shown["ratio_high"] - shown["ratio"]),
+            "arrayminus": json_numbers(shown["ratio"] - shown["ratio_low"]),
         },
-        "marker": {"size": 9, "color": _colour(0)},
-        "text": [_text(str(verdict)) for verdict in shown["verdict"]],
+        "marker": {"size": 9, "color": nth_colour(0)},
+        "text": [escaped(str(verdict)) for verdict in shown["verdict"]],
         "hovertemplate": "%{y}: %{x:.4f}, %{text}<extra></extra>",
         "showlegend": False,
     }
     widest = max(shown["tolerance"])
-    layout = _layout("head / base; the band is the tolerance", "")
+    layout = layout_of("head / base; the band is the tolerance", "")
     layout["height"] = 140 + 34 * len(set(labels))
     layout["shapes"] = [
         {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 1 / (1 + widest), "x1": 1 + widest}
-        | {"line": {"width": 0}, "fillcolor": _colour(0), "opacity": 0.12, "layer": "below"},
+        | {"line": {"width": 0}, "fillcolor": nth_colour(0), "opacity": 0.12, "layer": "below"},
         {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1, "line": {"dash": "dash", "width": 1.25}},
     ]
     return {"data": [trace], "layout": layout}
@@ -324,10 +350,10 @@ def waterfall(summary: "pd.DataFrame") -> Figure | None:
         traces.append(
             {
                 "type": "waterfall",
-                "name": _text(str(case)),
+                "name": escaped(str(case)),
                 "measure": ["absolute", *["relative"] * len(steps), "total"],
-                "x": [_text(name) for name in ("plain loop", *(name for name, _ in steps), ALL)],
-                "y": [0, *(_number(gain) for _, gain in steps), 0],
+                "x": [escaped(name) for name in ("plain loop", *(name for name, _ in steps), ALL)],
+                "y": [0, *(json_number(gain) for _, gain in steps), 0],
                 "text": [
                     "1",
                     *(f"x{2**gain:.2f}{more}" for (_, gain), more in zip(steps, predicted, strict=True)),
@@ -336,11 +362,11 @@ def waterfall(summary: "pd.DataFrame") -> Figure | None:
                 "textposition": "outside",
                 "increasing": {"marker": {"color": COLOURS[2]}},
                 "decreasing": {"marker": {"color": COLOURS[1]}},
-                "totals": {"marker": {"color": _colour(position)}},
-                "hovertemplate": f"{_text(str(case))}, %{{x}}: %{{text}}<extra></extra>",
+                "totals": {"marker": {"color": nth_colour(position)}},
+                "hovertemplate": f"{escaped(str(case))}, %{{x}}: %{{text}}<extra></extra>",
             }
         )
-    return {"data": traces, "layout": _layout("", "speed-up, powers of two")} if traces else None
+    return {"data": traces, "layout": layout_of("", "speed-up, powers of two")} if traces else None
 
 
 def trends(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Figure | None:
@@ -358,19 +384,22 @@ def trends(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Figure | None:
         if len(values) < 2 * SHORTEST or not (values > 0).all():
             continue
         label = " · ".join(str(key[k]) for k in ("benchmark", "case", "variant", "metric") if key.get(k))
-        commits = [_text(str(sha)[:10]) for sha in points["git_sha"]]
-        colour = _colour(len(traces) // 2)
-        common = {"type": "scatter", "name": _text(label), "legendgroup": label}
+        commits = [escaped(str(sha)[:10]) for sha in points["git_sha"]]
+        colour = nth_colour(len(traces) // 2)
+        common = {"type": "scatter", "name": escaped(label), "legendgroup": label}
         line: Figure = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"size": 5}}
-        line |= {"x": [str(at) for at in points["started_utc"]], "y": [_number(v / values[0]) for v in values]}
-        line |= {"text": commits, "hovertemplate": "%{text}: %{y:.3f} of the first<extra>" + _text(label) + "</extra>"}
+        line |= {"x": [str(at) for at in points["started_utc"]], "y": [json_number(v / values[0]) for v in values]}
+        line |= {
+            "text": commits,
+            "hovertemplate": "%{text}: %{y:.3f} of the first<extra>" + escaped(label) + "</extra>",
+        }
         at = changes(values)
         marks: Figure = {"mode": "markers", "showlegend": False, "marker": {"size": 12, "symbol": "diamond-open"}}
         marks["marker"]["color"] = colour
         marks |= {"x": [line["x"][i] for i in at], "y": [line["y"][i] for i in at], "text": [commits[i] for i in at]}
-        marks["hovertemplate"] = "changed at %{text}<extra>" + _text(label) + "</extra>"
+        marks["hovertemplate"] = "changed at %{text}<extra>" + escaped(label) + "</extra>"
         traces += [common | line, common | marks]
-    return {"data": traces, "layout": _layout("", "of the first run's")} if traces else None
+    return {"data": traces, "layout": layout_of("", "of the first run's")} if traces else None
 
 
 def loss_curves(
@@ -396,15 +425,15 @@ def loss_curves(
                     "type": "scatter",
                     "mode": "lines+markers" if metric.startswith(("em", "cycle_")) else "lines",
                     "name": f"{name} · {label}",
-                    "x": [_number(step) for step in line["step"].astype("float64")],
-                    "y": [_number(value) for value in line["value"]],
-                    "line": {"color": _colour(position), "width": 1.5, "dash": dash},
+                    "x": [json_number(step) for step in line["step"].astype("float64")],
+                    "y": [json_number(value) for value in line["value"]],
+                    "line": {"color": nth_colour(position), "width": 1.5, "dash": dash},
                     "marker": {"size": 5},
                     "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
                 }
             )
             position += 1
-    return {"data": traces, "layout": _layout(x_title, y_title)} if traces else None
+    return {"data": traces, "layout": layout_of(x_title, y_title)} if traces else None
 
 
 def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
@@ -414,7 +443,7 @@ def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
 
 
 def _cases(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":
-    return ((_text(label), group) for label, group in by_label(frame, more))
+    return ((escaped(label), group) for label, group in by_label(frame, more))
 
 
 def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
@@ -437,34 +466,3 @@ def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
         for t in targets
     ]
     return lines, texts
-
-
-def _layout(x_title: str, y_title: str) -> Figure:
-    axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4, "separatethousands": True}
-    return {
-        "height": 380,
-        "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
-        "hovermode": "closest",
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": {"title": {"text": x_title}, **axis},
-        "yaxis": {"title": {"text": y_title}, **axis},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-    }
-
-
-def _colour(position: int) -> str:
-    return COLOURS[position % len(COLOURS)]
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.7g}") if abs(value) < float("inf") else None  # JSON knows no NaN and no infinity
-
-
-def _numbers(values: "pd.Series") -> list[float | None]:
-    return [_number(v) for v in values.astype("float64")]
-
-
-def _text(label: str) -> str:
-    """Plotly reads some HTML in hover texts; a name is shown as it is."""
-    return label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")

@@ -32,9 +32,21 @@ class Run:
         source_hash: of the five packages' Python sources.
         recipe: resolved, as JSON types.
         recipe_hash: equal only for recipes that compute the same.
+        host: name of the machine.
+        cpu: its model.
         cpu_cores: this process may use.
+        memory_bytes: of the machine.
+        gpu_name: None without a GPU, as all that follows of one.
+        gpu_driver: version.
+        gpu_power_limit_w: that is enforced.
         gpu_clocks_locked: None when unknown.
+        python: version, as of the libraries.
+        torch: None where a run needs none.
+        triton: None where there is none.
+        cuda: that torch was built with.
         environment: flags and numeric settings in force.
+        notes: remarks of the run, in order.
+        schema_version: of this record.
     """
 
     run_id: str
@@ -94,6 +106,9 @@ class Sample:
         censored: whether `value` is only a bound, because the target was not reached.
         status: "ok", or what befell.
         error: in words.
+        sm_clock_mhz: of the GPU when it was measured; None where nothing tells.
+        temperature_c: the same.
+        power_w: the same.
     """
 
     benchmark: str

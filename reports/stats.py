@@ -254,7 +254,7 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
         The columns that make the case, `target` the last of them, then `n` (seeds, see `by_seed`), `repeats` (runs of
         a seed beyond its first), `hits`, `diverged`, `mean_accuracy` with `accuracy_low` and `accuracy_high`
         (bootstrap), `hit_share` with `hit_low` and `hit_high` (Wilson), `p_value` (the mean reaches the target), and
-        for each clock the expected time to target `<clock>`, `<clock>_low`, `<clock>_high`.
+        for each clock the expected time to target `<clock>`, `<clock>_low`, `<clock>_high`; and `run_ids`.
     """
     import pandas as pd
 
@@ -275,7 +275,8 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
         ):
             row |= dict(zip(name, (interval.value, interval.low, interval.high), strict=True))
         row["p_value"] = mean_reaches_p(accuracy, row["target"])
-        own = clocks[clocks["run_id"].isin(group["run_id"].unique())]
+        row["run_ids"] = list(group["run_id"].unique())
+        own = clocks[clocks["run_id"].isin(row["run_ids"])]
         same = ["run_id", "case", "variant", "arm", "seed"]
         for clock, times in own.groupby("metric"):
             timed = by_seed(times.merge(group[same], on=same))

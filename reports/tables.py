@@ -32,7 +32,7 @@ KERNELS = (
     "error",
 )
 UPSAMPLING = ("constant_spread", "phase_share", "spectral_peak", "parameter_count")
-TABLED = (*CURVES, "phase_time", "phase_overhead", "final_accuracy", *KERNELS, *UPSAMPLING)
+TABLED = (*CURVES, "phase_time", "phase_overhead", "operator_time", "final_accuracy", *KERNELS, *UPSAMPLING)
 # Of each benchmark of levers: its rate, what one step takes, and what a turn takes in CPU time.
 ABLATIONS = {
     "cifar ablation": ("steps_per_s", "step_s", "step_cpu_s"),
@@ -42,6 +42,7 @@ ABLATIONS = {
 OF_THEIR_OWN = ("static", "choices", "loaders", "comparison", "calibration", *ABLATIONS)  # benchmarks that have
 # Columns of words, set flush left.
 WORDS = (
+    "operator",
     *("case", "variant", "metric", "unit", "error", "fastest", "failed", "chosen", "form", "pipeline"),
     *("benchmark", "verdict", "noise"),
 )
@@ -50,7 +51,7 @@ PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
 SUMMARY_NAMES = ("benchmark", "case", "variant", "arm", "metric")
 # Columns that vary within one line or bar: parameters of a phase, and what is worked out from its samples.
-WITHIN = ("phase_name", "images", "ms", "elapsed_s")
+WITHIN = ("phase_name", "images", "ms", "elapsed_s", "operator", "calls")
 Rows = tuple[list[str], list[list[str]]]
 
 
@@ -72,12 +73,12 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
         repeats = f"{row['repeats']} repeated" if row["repeats"] else ""
         rows.append(
             [
-                _lines(*(str(name) for name in names if present(name)), *told),
+                stacked(*(str(name) for name in names if present(name)), *told),
                 percent(row["target"]),
-                _lines(f"{row['hits']} of {row['n']}", diverged, repeats),
-                _lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
+                stacked(f"{row['hits']} of {row['n']}", diverged, repeats),
+                stacked(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
                 significant(row["p_value"], 2),
-                _lines(f"{significant(time)} s" if time < math.inf else "unknown", interval),
+                stacked(f"{significant(time)} s" if time < math.inf else "unknown", interval),
             ]
         )
     return header, rows
@@ -98,9 +99,9 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
         failed = f"{row['failed']} failed" if row["failed"] else ""
         rows.append(
             [
-                _lines(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
+                stacked(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
                 f"{row['metric']} {'↓' if row['better'] == 'lower' else '↑'}",
-                _lines(str(row["n"]), missed, failed),
+                stacked(str(row["n"]), missed, failed),
                 significant(row["median"], 4) if row["n"] else "none",
                 interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
                 row["unit"],
@@ -194,6 +195,22 @@ def phase_rows(frame: "pd.DataFrame") -> Rows:
         ]
         for label, means in phase_parts(frame).items()
     ]
+    return header, rows
+
+
+def operator_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of where a profiler found a step's time, by operator.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["operator", "case", "ms a step", "share", "calls a step"]
+    rows = []
+    for label, group in by_label(frame[frame["metric"] == "operator_time"]):
+        by_operator = group.groupby("operator", sort=False, observed=True)[["value", "calls"]].mean()
+        for name, row in by_operator.sort_values("value", ascending=False).iterrows():
+            share = f"{100 * row['value'] / by_operator['value'].sum():.1f}%"
+            rows.append([str(name), label, significant(1e3 * row["value"]), share, f"{row['calls']:g}"])
     return header, rows
 
 
@@ -297,5 +314,6 @@ def interval_text(low: float | None, high: float | None, unit: str = "") -> str:
     return f"[{significant(low, 4)}, {significant(high, 4)}]{unit}"
 
 
-def _lines(*parts: str) -> str:
+def stacked(*parts: str) -> str:
+    """Returns a cell of several lines, without the empty ones."""
     return "\n".join(part for part in parts if part)

@@ -14,7 +14,10 @@ from reports import tables
 from reports.comparison import comparison_rows, comparison_summary
 
 ROOT = Path(__file__).parents[1]
-TEXTS = ("README.md", "docs/ci.md", ".github/workflows/wallclock.yml", "reports/published/README.md")
+TEXTS = (
+    *("README.md", ".github/workflows/wallclock.yml", "reports/published/README.md"),
+    *("docs/ci.md", "docs/recipes.md", "docs/kernels.md", "docs/records.md"),
+)
 
 
 def commands(text):

@@ -14,6 +14,7 @@ from bench.cases.kernels import interpreted
 from bench.choices import Choices, recorded_choices, tried_choices
 from bench.environment import provenance, resolve_device
 from bench.numerics import numerics
+from bench.profiling import operator_times
 from bench.ranks import Ranks
 from bench.resuming import begun_run, check_same_place
 from bench.tasks.training import DTYPES, Diverged, Evaluated, Event, Finished, Trainer, check_runnable
@@ -121,8 +122,8 @@ def load_split(data: str, split: str) -> Split:
     return whole.tune() if split == "tune" else whole
 
 
-class _BudgetSpent(Exception):
-    """The deadline has passed within a seed."""
+class GivenUp(Exception):
+    """The rest of the run is not wanted; its text says why. An observer may raise it."""
 
 
 class CifarRun:
@@ -138,6 +139,9 @@ class CifarRun:
         diverged: whether one of them diverged.
         choices: of units, that the records hold already.
         ranks: that train together; only the first one's records are kept.
+
+    Attributes:
+        stopped: why it ended before its time, or empty.
     """
 
     def __init__(
@@ -159,40 +163,41 @@ class CifarRun:
         self.deadline, self.done, self.diverged = deadline or Deadline(None), done, diverged
         self.device = torch.device(request.device)
         self._slowest_s = estimate_s
+        self.stopped = ""
 
     def execute(self, observe: Observer) -> Outcome:
         """Runs what is left and ends the records.
 
         Args:
-            observe: is shown every event.
+            observe: is shown every event; where it raises `GivenUp`, the run is stopped.
 
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
-        stopped = ""
         with self.writer, Telemetry(self.device.index or 0 if self.device.type == "cuda" else None) as telemetry:
             if self.request.recipe.implementations.conv_bn_act == "auto":
                 self._choose()
             for seed in (s for s in range(self.request.seeds) if s not in self.done):
                 if self.deadline.remaining_s() < self._slowest_s:
-                    stopped = f"stopped before seed {seed}: the budget does not hold another seed"
+                    self.stopped = f"stopped before seed {seed}: the budget does not hold another seed"
                     break
                 clocks, begun_s = RunClocks(self.device), now_s()
                 try:
-                    self._train(seed, clocks, telemetry, observe)
-                except Diverged as error:
-                    self._record_divergence(seed, clocks, str(error))
-                    observe(SeedDiverged(seed, str(error)))
-                    self.diverged = True
-                except _BudgetSpent:
-                    stopped = f"stopped within seed {seed}: the budget is spent"
+                    try:
+                        self._train(seed, clocks, telemetry, observe)
+                    except Diverged as error:
+                        self._record_divergence(seed, clocks, str(error))
+                        self.diverged = True
+                        observe(SeedDiverged(seed, str(error)))
+                except GivenUp as why:
+                    self.stopped = f"stopped within seed {seed}: {why}"
                     break
                 self._slowest_s = max(self._slowest_s, now_s() - begun_s)
-            if stopped:
-                self.writer.note(stopped)
+            if self.stopped:
+                self.writer.note(self.stopped)
             elif self.request.phases and not self.diverged:
                 self._measure_phases()
-            status: RunStatus = "stopped" if stopped else "diverged" if self.diverged else "done"
+            status: RunStatus = "stopped" if self.stopped else "diverged" if self.diverged else "done"
             self.writer.finish(status)
         return Outcome(self.writer.path, status, self.diverged)
 
@@ -250,7 +255,7 @@ class CifarRun:
 
     def _train(self, seed: int, clocks: RunClocks, telemetry: Telemetry, observe: Observer) -> None:
         with self._numerics(seed):
-            trainer = self._trainer(seed, clocks)
+            trainer, begun_j = self._trainer(seed, clocks), telemetry.energy_j()
             for event in trainer.train():
                 if isinstance(event, Evaluated):
                     at = {"seed": seed, "epoch": event.epoch, "step": event.step, **telemetry.read()}
@@ -261,9 +266,12 @@ class CifarRun:
                     )
                 elif isinstance(event, Finished):
                     self._record_result(seed, event, clocks)
+                    ended_j = telemetry.energy_j()
+                    if begun_j is not None and ended_j is not None:
+                        self.writer.add(self._sample("energy_j", "J", ended_j - begun_j, seed=seed))
                 observe(SeedEvent(seed, event))
                 if self.deadline.expired() and not isinstance(event, Finished):
-                    raise _BudgetSpent
+                    raise GivenUp("the budget is spent")
 
     def _record_result(self, seed: int, result: Finished, clocks: RunClocks) -> None:
         reached = result.accuracy >= self.request.target
@@ -306,11 +314,15 @@ class CifarRun:
                     with whole[timed].phase("step"):
                         trainer.step(batches, 0, phases if timed else unmeasured)
                 pair_s = now_s() - begun_s
+            operators = operator_times(lambda: trainer.step(batches, 0, unmeasured), device)
             images, _ = next(iter(trainer.test_batches()))
             for timer in (unmeasured, phases, phases, phases):
                 with timer.phase("evaluation"):
                     trainer.evaluate_batch(images)
-        samples = []
+        samples = [
+            self._sample("operator_time", "s", one.seconds, parameters={"operator": one.name, "calls": one.calls})
+            for one in operators
+        ]
         for name, times in phases.times_s().items():
             parameters = {
                 "phase_name": name,

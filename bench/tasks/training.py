@@ -174,6 +174,7 @@ class Trainer:
         self._augmentation = Augmentation(
             pad=0 if recipe.padding == "none" else recipe.pad,
             flip=recipe.flip,
+            cutout=recipe.cutout,
             padding="zero" if recipe.padding == "zero" else "reflect",
         )
         self._shards: dict[int | None, tuple[Shards, Augmentation]] = {}

@@ -7,7 +7,7 @@ from typing import TypeVar
 from models.recipes.cyclegan import CYCLEGAN_RECIPES, CycleGanRecipe
 from models.recipes.darknet import darknet
 from models.recipes.recipe import Recipe
-from models.recipes.sprint import sprint, sprint_jpeg
+from models.recipes.sprint import sprint, sprint94, sprint95, sprint96, sprint_jpeg
 from models.recipes.wgan import WGAN_RECIPES, WganRecipe
 from models.recipes.wrn22 import wrn22
 
@@ -16,6 +16,9 @@ AnyRecipe = TypeVar("AnyRecipe", Recipe, WganRecipe, CycleGanRecipe)
 RECIPES: dict[str, Callable[[str], Recipe]] = {
     "sprint": sprint,
     "sprint-jpeg": sprint_jpeg,
+    "sprint94": sprint94,
+    "sprint95": sprint95,
+    "sprint96": sprint96,
     "wrn22": wrn22,
     "darknet": darknet,
 }

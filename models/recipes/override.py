@@ -16,7 +16,8 @@ def override(recipe: AnyRecipe, assignment: str) -> AnyRecipe:
 
     Args:
         recipe: to change.
-        assignment: `field=value`, or `part.field=value`; the value as JSON, or as bare text for names.
+        assignment: `field=value`, or `part.field=value`, where `parts.0.field` is of the first of several; the value as
+            JSON, or as bare text for names.
 
     Raises:
         ValueError: if there is no such field (names the nearest), or the field does not take the value.
@@ -35,6 +36,8 @@ def _parsed(text: str) -> Any:
 
 
 def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
+    if isinstance(part, tuple):
+        return _replaced_in(part, path, value, assignment)
     names = [f.name for f in dataclasses.fields(part)]
     name, *rest = path
     if name not in names:
@@ -43,10 +46,18 @@ def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
         raise ValueError(f"--set {assignment}: no field '{name}'; {hint}fields: {', '.join(names)}")
     present = getattr(part, name)
     if rest:
-        if not dataclasses.is_dataclass(present):
+        if not dataclasses.is_dataclass(present) and not isinstance(present, tuple):
             raise ValueError(f"--set {assignment}: '{name}' has no parts; write {name}=value")
         return dataclasses.replace(part, **{name: _replaced(present, rest, value, assignment)})
     return dataclasses.replace(part, **{name: _converted(get_type_hints(type(part))[name], present, value, assignment)})
+
+
+def _replaced_in(parts: tuple[Any, ...], path: list[str], value: Any, assignment: str) -> tuple[Any, ...]:
+    number, *rest = path
+    if number not in map(str, range(len(parts))) or not rest:
+        raise ValueError(f"--set {assignment}: got part '{number}' of {len(parts)}; the first field is 0.field")
+    place = int(number)
+    return (*parts[:place], _replaced(parts[place], rest, value, assignment), *parts[place + 1 :])
 
 
 def _converted(declared: Any, present: Any, value: Any, assignment: str) -> Any:

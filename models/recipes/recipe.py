@@ -205,6 +205,7 @@ class Recipe(Levered):
         pad: padding before the random crop, pixels.
         padding: `reflect` mirrors the image, `zero` is black, `none` leaves padding and crop out.
         flip: `alternating` shows every image in both orientations within two epochs; `random`; `none`.
+        cutout: edge of a square of each training image that is set to the mean colour, pixels; 0 for none.
         resolutions: smaller images for early epochs, in order; full size after the last.
         pruning: samples that epochs leave out, or None.
         tta: test-time augmentation of the final evaluation, or None.
@@ -228,6 +229,7 @@ class Recipe(Levered):
     precision: Precision = "bf16"
     pad: int
     flip: Literal["alternating", "random", "none"]
+    cutout: int = 0
     resolutions: tuple[Resolution, ...] = ()
     pruning: Pruning | None = None
     tta: TestTimeAugmentation | None = None
@@ -240,6 +242,6 @@ class Recipe(Levered):
         demand(self, "batch_size", lambda v: v >= 1, "at least one image a step")
         demand(self, "epochs", lambda v: v > 0, "a positive number of passes over the training set")
         demand(self, "label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1")
-        demand(self, "pad", lambda v: v >= 0, "pixels, 0 for none")
+        demand(self, "pad cutout", lambda v: v >= 0, "pixels, 0 for none")
         demand(self, "padding", lambda v: v in get_args(Padding), f"one of {', '.join(get_args(Padding))}")
         demand(self, "pipeline", lambda v: v in get_args(Pipeline), f"one of {', '.join(get_args(Pipeline))}")

@@ -39,6 +39,53 @@ def sprint(device_type: str) -> Recipe:
     )
 
 
+def sprint94(device_type: str) -> Recipe:
+    """Returns `sprint` by the name of its target on canonical CIFAR-10; see `sprint`."""
+    return replace(sprint(device_type), name="sprint94", summary="sprint, for 94% on canonical CIFAR-10")
+
+
+def sprint95(device_type: str) -> Recipe:
+    """Returns the speedrun recipe for 95% on canonical CIFAR-10: wider, and longer.
+
+    Widths are airbench95's, https://github.com/KellerJordan/cifar10-airbench, and its 15 epochs less what Muon saves.
+
+    Args:
+        device_type: see `sprint`.
+    """
+    return replace(
+        sprint(device_type),
+        name="sprint95",
+        summary="sprint for 95%: 128, 384 and 384 channels, 14 epochs",
+        target=0.95,
+        model_arguments={"widths": [128, 384, 384]},
+        epochs=14,
+        resolutions=(Resolution(size=24, until_epoch=6),),
+    )
+
+
+def sprint96(device_type: str) -> Recipe:
+    """Returns the speedrun recipe for 96% on canonical CIFAR-10: three convolutions a group, cutout, easy samples out.
+
+    Network, epochs, crop and cutout are those of airbench96_faster, https://github.com/KellerJordan/cifar10-airbench,
+    which leaves half of each batch out by a small network's losses; here each sample's last own loss says.
+
+    Args:
+        device_type: see `sprint`.
+    """
+    return replace(
+        sprint(device_type),
+        name="sprint96",
+        summary="sprint for 96%: three convolutions a group, 40 epochs, cutout, easy samples left out",
+        target=0.96,
+        model_arguments={"widths": [128, 384, 512], "depth": 3},
+        epochs=40,
+        pad=4,
+        cutout=12,
+        resolutions=(Resolution(size=24, until_epoch=16),),
+        pruning=Pruning(),
+    )
+
+
 def sprint_jpeg(device_type: str) -> Recipe:
     """Returns the speedrun recipe for `cifar10-jpeg`: 20 pixels, then 24, then all 32, without some easy samples.
 

@@ -42,7 +42,7 @@ async function drawFigures() {
       let { data, layout } = figures[plot.dataset.figure].figure;
       layout = themed(layout);
       if (plot.dataset.figure === "accuracy" && axis === "epoch") {
-        data = data.map((trace) => ({ ...trace, x: trace.meta.epoch }));
+        data = data.filter((trace) => trace.meta.epoch).map((trace) => ({ ...trace, x: trace.meta.epoch })); // bands are over time
         layout.xaxis.title.text = "epoch";
       }
       Plotly.react(plot, inked(data), layout, { responsive: true, displaylogo: false, displayModeBar: false });
@@ -69,15 +69,44 @@ function sortable(table) {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-      const rows = [...table.tBodies[0].rows].sort((a, b) => key(a).localeCompare(key(b), undefined, { numeric: false }));
-      if (head.classList.contains("number")) rows.sort((a, b) => Number(key(a)) - Number(key(b)));
-      table.tBodies[0].append(...(down ? rows.reverse() : rows));
+      const text = (row) => row.cells[column].dataset.value ?? row.cells[column].firstChild?.textContent ?? "";
+      const number = (row) => parseFloat(text(row).replaceAll(",", "").replace("\u2212", "-"));
+      const numbers = head.classList.contains("number");
+      const rows = [...table.tBodies[0].rows].sort((a, b) => (numbers ? number(a) - number(b) : 0) || text(a).localeCompare(text(b)));
+      const known = rows.filter((row) => !numbers || !isNaN(number(row))); // what says "unknown" stays at the end
+      const ordered = [...(down ? known.reverse() : known), ...rows.filter((row) => numbers && isNaN(number(row)))];
+      table.tBodies[0].append(...ordered);
     });
   });
 }
 
+// Each row has an address made of its first cells, so that it can be linked to.
+function linkable(table) {
+  const seen = new Map();
+  for (const row of table.tBodies[0].rows) {
+    const words = [...row.cells].slice(0, 4).map((cell) => cell.textContent).join(" ");
+    const name = `${table.id}:${words.toLowerCase().match(/[a-z0-9]+/g)?.join("-") ?? "row"}`;
+    seen.set(name, (seen.get(name) ?? 0) + 1);
+    row.id = seen.get(name) > 1 ? `${name}-${seen.get(name)}` : name;
+    const link = Object.assign(document.createElement("a"), { href: `#${encodeURIComponent(row.id)}`, className: "link", textContent: "#" });
+    link.setAttribute("aria-label", `Link to the row ${words.replace(/\s+/g, " ").trim().slice(0, 80)}`);
+    row.cells[0].append(" ", link);
+  }
+}
+
+function showLinked() {
+  const row = byId(decodeURIComponent(location.hash.slice(1)));
+  document.querySelectorAll("tr.linked").forEach((other) => other.classList.remove("linked"));
+  if (row?.tagName === "TR") {
+    row.classList.add("linked");
+    row.scrollIntoView({ block: "center" });
+  }
+}
+
 document.querySelectorAll("table.sortable").forEach(sortable);
+document.querySelectorAll("table.sortable").forEach(linkable);
+addEventListener("hashchange", showLinked);
+showLinked();
 document.querySelectorAll("[data-filter]").forEach((input) => {
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/);

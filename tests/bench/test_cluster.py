@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 import reports
-from bench import cluster
+from bench import ray_tasks
 from bench.cluster import ClusterRun
 from bench.tasks.cifar_ablation import AblationRequest, planned
 from models.recipes import get_recipe
@@ -81,6 +81,6 @@ def test_a_cell_that_no_node_holds_is_refused(nodes, tmp_path):
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(cluster, "package_version", lambda name: None)
+    monkeypatch.setattr(ray_tasks, "package_version", lambda name: None)
     with pytest.raises(ValueError, match="uv sync --extra ray"):
-        ClusterRun(*planned_run(), tmp_path, cpus=1)
+        ClusterRun(*planned_run(), tmp_path, cpus=1).execute(print)

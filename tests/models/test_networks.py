@@ -11,7 +11,10 @@ from models.sprint import Sprint, whitening_filters
 from models.wide_resnet import WideResNet
 
 CPU = torch.device("cpu")
-PARAMETERS = {"sprint": 1_972_792, "sprint-jpeg": 1_972_792, "wrn22": 9_658_458, "darknet": 31_410_922}
+PARAMETERS = {
+    **dict.fromkeys(("sprint", "sprint-jpeg", "sprint94"), 1_972_792),
+    **{"sprint95": 4_606_520, "sprint96": 9_918_776, "wrn22": 9_658_458, "darknet": 31_410_922},
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -121,6 +124,16 @@ def test_compiled_sprint_has_the_gradients_of_eager_in_bfloat16():
 @pytest.mark.parametrize("size", [17, 20, 24, 28, 32, 33])
 def test_sprint_accepts_smaller_and_odd_images(size):
     assert Sprint(10, widths=(8, 8, 8))(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+def test_a_deep_group_adds_what_its_first_convolution_gives():
+    group = Sprint(10, widths=(24, 8, 8), depth=3).groups[0].eval()
+    x = torch.randn(2, 24, 8, 8)
+    first = group.norm_act1(nn.functional.max_pool2d(group.conv1(x), 2))
+    nn.init.zeros_(group.conv3.weight)
+    torch.testing.assert_close(group(x), first)  # a branch of zeros leaves the shortcut
+    with pytest.raises(ValueError, match="depth is 4"):
+        Sprint(10, depth=4)
 
 
 def test_sprint_convolutions_start_as_the_identity():

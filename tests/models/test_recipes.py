@@ -104,7 +104,7 @@ def test_impossible_budgets_are_refused(field, value):
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'sprint'"):
         get_recipe("sprnt", "cpu")
-    with pytest.raises(ValueError, match="recipes: sprint, sprint-jpeg, wrn22, darknet"):
+    with pytest.raises(ValueError, match="recipes: sprint, sprint-jpeg, sprint94, sprint95, sprint96, wrn22, darknet"):
         get_recipe("zzz", "cpu")
 
 

@@ -89,13 +89,18 @@ def test_figures_are_what_plotly_accepts(cifar_root: Path, make: Callable[..., p
 
 def test_accuracy_lines_hold_the_samples(cifar_root: Path) -> None:
     figure = plots.accuracy_over_time(load(cifar_root))
-    assert figure is not None and len(figure["data"]) == 5
-    for seed, trace in enumerate(figure["data"]):
+    assert figure is not None
+    least, most = (trace for trace in figure["data"] if trace["meta"]["epoch"] is None)
+    assert (least["x"][0], least["x"][-1]) == (7, 10) == (most["x"][0], most["x"][-1])  # where all five have been
+    assert most["fill"] == "tonexty" and all(a <= b for a, b in zip(least["y"], most["y"], strict=True))
+    lines = [trace for trace in figure["data"] if trace["meta"]["epoch"]]
+    assert len(lines) == 5
+    for seed, trace in enumerate(lines):
         assert trace["x"] == trace["meta"]["time"] == [(10 + seed) / 2, 10 + seed]
         assert trace["meta"]["epoch"] == [1, 2]
         assert trace["y"][0] == 50
     assert [shape["y0"] for shape in figure["layout"]["shapes"]] == [90]
-    assert [trace["showlegend"] for trace in figure["data"]] == [True, False, False, False, False]
+    assert [trace["showlegend"] for trace in lines] == [True, False, False, False, False]
 
 
 def test_of_a_seed_that_was_begun_anew_the_last_attempt_is_drawn(
