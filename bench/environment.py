@@ -198,6 +198,14 @@ class Capability:
     install: str = ""
 
 
+EXTRAS = (
+    ("lmdb", "lmdb", "LSUN's LMDB export"),
+    ("quality", "torch-fidelity", "FID, KID and others"),
+    ("ray", "ray", "rounds and trials on many machines"),
+    ("tune", "optuna", "tuning of recipes"),
+)
+
+
 def capabilities() -> list[Capability]:
     """Returns what this machine can run, what it cannot and why, and what to install."""
     import torch
@@ -235,12 +243,10 @@ def capabilities() -> list[Capability]:
     where = "" if gpu else ", on the CPU only"
     hint = "" if dali else "uv sync --extra dali"
     found.append(Capability("DALI", dali is not None, f"{dali}{where}" if dali else "not installed", hint))
-    lmdb = package_version("lmdb")
-    hint = "" if lmdb else "uv sync --extra lmdb"
-    found.append(Capability("LSUN's LMDB export", lmdb is not None, f"lmdb {lmdb}" if lmdb else "not installed", hint))
-    fidelity = package_version("torch-fidelity")
-    hint = "" if fidelity else "uv sync --extra quality"
-    found.append(Capability("FID, KID and others", fidelity is not None, fidelity or "not installed", hint))
+    for extra, package, what in EXTRAS:
+        version = package_version(package)
+        detail, hint = (f"{package} {version}", "") if version else ("not installed", f"uv sync --extra {extra}")
+        found.append(Capability(what, version is not None, detail, hint))
     with Telemetry() as telemetry:
         answer = telemetry.driver()
         found.append(

@@ -16,6 +16,7 @@ from bench.cli import _run_job, main
 from bench.registry import Context, Job
 from bench.tasks.training import Trainer
 from bench.timing import Deadline, now_s
+from models.recipes import RECIPES
 from reports.store import RECORDS, TRACEBACK
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +252,7 @@ def test_a_job_that_fails_does_not_end_the_plan(tmp_path, capsys):
 
 def test_list_env_and_data_speak_json_too(tmp_path, wallclock):
     listed = json.loads(wallclock("list", "--json")[1])
-    assert set(listed["recipes"]) == {"sprint", "wrn22", "darknet"} and "cifar sprint" in listed["quick"]
+    assert set(listed["recipes"]) == set(RECIPES) and "cifar sprint" in listed["quick"]
     found = {c["name"]: c for c in json.loads(wallclock("env", "--json")[1])["capabilities"]}
     assert all(c["detail"] for c in found.values())
     code, out, _ = wallclock("list")

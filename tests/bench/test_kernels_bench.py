@@ -236,6 +236,7 @@ def test_every_variant_equals_the_reference_at_a_small_case(operation, device):
         "conv_bn_act": (4, 8, 6, 6),
         "residual": (4, 8, 6, 6),
         "augment": (6, 3, 32, 32),
+        "product_conv": (4, 8, 6, 6),
         "upsample_conv": (4, 8, 6, 6),
         "instance_norm_act": (2, 8, 9, 7),
         "rmsprop_clamp": (3, 8, 24, 1),
