@@ -3,6 +3,7 @@
 import contextlib
 import enum
 import json
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -360,6 +361,7 @@ def main() -> None:
     Exit codes: 0 a result (a missed target is one), 2 a request that cannot be met, 3 a run that diverged or failed,
     130 Ctrl-C.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or PyTorch's profiler tells of its stages among the progress
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a locale without arrows and boxes gets question marks
             stream.reconfigure(errors="replace")

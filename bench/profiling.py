@@ -45,7 +45,9 @@ def operator_times(step: Callable[[], None], device: torch.device, steps: int = 
     for event in profiled.key_averages():
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if microseconds > 0:
-            found.append(OperatorTime(event.key, microseconds / 1e6 / steps, event.count / steps))
+            found.append(
+                OperatorTime(event.key.removeprefix("aten::"), microseconds / 1e6 / steps, event.count / steps)
+            )
     found.sort(key=lambda one: -one.seconds)
     rest = found[SHOWN:]
     others = [OperatorTime("all others", sum(o.seconds for o in rest), sum(o.calls for o in rest))] if rest else []

@@ -95,7 +95,7 @@ def test_a_round_has_its_own_seed(peer, monkeypatch):
 
 
 def test_a_recipe_is_trained_whole(wallclock):
-    done = race("sprint", "epochs=0.5", "batch_size=250", "resolutions=[]", "tta=null")
+    done = race("sprint", "epochs=0.1", "batch_size=250", "resolutions=[]", "tta=null")
     assert done.returncode == 0, done.stderr
     time, accuracy = figures(done.stdout)
     assert time["value"] > 0.1 and 0.05 <= accuracy["value"] <= 1

@@ -32,8 +32,8 @@ from models.recipes.search import dimension
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 SMALL = (
-    "--set=batch_size=100", "--set=epochs=0.2", "--set=resolutions=[]", "--set=implementations.keep_heap=false",
-    "--set=implementations.product_conv=false", "--device=cpu",
+    *("--set=batch_size=100", "--set=epochs=0.2", "--set=tta=null", "--set=resolutions=[]"),
+    "--set=implementations.keep_heap=false", "--set=implementations.product_conv=false", "--device=cpu",
 )  # fmt: skip
 
 
