@@ -58,7 +58,10 @@ def ablate(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Measure what each lever of a recipe gives, or each of a field's values: every variant in turns in each round."""
+    """Measure what each lever of a recipe gives.
+
+    Or each of a field's values; every variant has a turn in each round.
+    """
     from importlib import import_module
 
     _, progress = consoles()

@@ -41,7 +41,7 @@ app = typer.Typer(
     name="wallclock",
     help="Benchmark deep-learning training by wall-clock time, not FLOPs.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -61,7 +61,10 @@ app.command()(calibrate)
 
 @app.command()
 def quick(out: Out = RUNS, device: Device = "auto", json_: Json = False) -> None:
-    """Run everything, small, on embedded data: tables, and an HTML report. At most 3 minutes on 2 CPU cores."""
+    """Run everything, small, on embedded data.
+
+    Tables, and an HTML report; at most 3 minutes on 2 CPU cores.
+    """
     from bench.registry import quick_plan
 
     _run_plan(quick_plan(), out, None, device, None, as_json=json_)
@@ -75,7 +78,10 @@ def suite(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Run everything this machine can at real sizes, most informative first, within a time budget."""
+    """Run everything at real sizes, within a time budget.
+
+    Whatever this machine can, most informative first.
+    """
     from bench.registry import suite_plan
 
     _run_plan(suite_plan(), out, None if data is None else str(data), device, seconds(budget), as_json=json_)
@@ -138,7 +144,10 @@ def serve(
     paths: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold some or will.")],
     port: Annotated[int, typer.Option(help="On this machine's own address; 0 for any free one.")] = 8710,
 ) -> None:
-    """Show the report page of a folder that is being written to, in a browser, refreshed as records arrive."""
+    """Show the page of a folder that is being written to.
+
+    In a browser on this machine, refreshed as records arrive.
+    """
     from bench.serve import LivePage, server
 
     if missing := [path for path in paths if not path.exists()]:
@@ -197,7 +206,10 @@ def list_(json_: Json = False) -> None:
 
 @app.command()
 def env(json_: Json = False) -> None:
-    """Say what this machine can run, what it cannot and why, and what to install."""
+    """Say what this machine can run, what not, and why.
+
+    And what to install.
+    """
     from dataclasses import asdict
 
     from bench.environment import capabilities, machine
@@ -239,7 +251,10 @@ def data_convert(
     fraction: Annotated[float, typer.Option(help="Share of the images; the lesson's are 0.1 and 0.2.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes that decode; 0 for this one.")] = 0,
 ) -> None:
-    """Convert LSUN's LMDB once to images of one size; goes on where it was stopped."""
+    """Convert LSUN's LMDB once to images of one size.
+
+    Goes on where it was stopped.
+    """
     from rich.progress import Progress
 
     from loaders.lsun import convert
@@ -267,7 +282,10 @@ def data_fetch(
     to: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
     url: Annotated[str | None, typer.Option(help="Another source of the same archive.")] = None,
 ) -> None:
-    """Fetch CIFAR-10, or CycleGAN's horses and zebras, with resume and checks."""
+    """Fetch CIFAR-10, or CycleGAN's horses and zebras.
+
+    With resume and checks.
+    """
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
     from loaders.download import fetch_cifar10, fetch_horse2zebra
@@ -326,7 +344,10 @@ def judge(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Judge what a trained network makes: FID, KID, precision, recall, coverage, memorisation, collapse."""
+    """Judge what a trained network makes.
+
+    FID, KID, precision, recall, coverage, memorisation, collapse.
+    """
     import torch
 
     from bench.environment import resolve_device

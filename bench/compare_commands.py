@@ -56,7 +56,10 @@ def compare(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Say whether HEAD is slower or faster than BASE: in turns, with an interval, a verdict and its reason."""
+    """Say whether HEAD is slower or faster than BASE.
+
+    In turns, with an interval, a verdict and its reason.
+    """
     rows = _compared(
         base, head, only=only, commands=command, tolerance=tolerance, rounds=rounds, budget=budget, again=again,
         timeout=timeout, repository=repository, out=out, warm_up=warm_up, resume=resume,
@@ -88,7 +91,10 @@ def gate(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Pass or fail a change in CI. Exit code 0 fine, 1 regression, 2 usage, 3 invalid, 4 inconclusive (--strict)."""
+    """Pass or fail a change in CI.
+
+    Exit code 0 fine, 1 regression, 2 usage, 3 invalid, 4 inconclusive (--strict).
+    """
     from bench.gate import exit_code, step_summary
     from bench.gate import junit as junit_xml
     from reports import tables
@@ -283,7 +289,10 @@ def calibrate(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Check the verdicts: comparisons whose truth is known, simulated and on this machine. About 20 minutes."""
+    """Check the verdicts by comparisons whose truth is known.
+
+    Simulated, and on this machine; about 20 minutes.
+    """
     import reports
     from bench.calibration import CalibrationRequest, new_calibration
     from bench.command_line import REPORT_PAGE, print_report
@@ -360,7 +369,10 @@ def history(
     html: Annotated[Path | None, typer.Option(help="Write the HTML page here.")] = None,
     json_: Json = False,
 ) -> None:
-    """Show how figures went from run to run on one machine with one setting, and at which commits they changed."""
+    """Show how figures went from run to run.
+
+    On one machine with one setting, and at which commits they changed.
+    """
     import reports
     from reports import tables
     from reports.history import history_rows, history_summary

@@ -55,7 +55,10 @@ def run_cifar(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Train CIFAR-10 to a target accuracy for a recipe's fixed budget, and score it; under torchrun on many devices."""
+    """Train CIFAR-10 for a recipe's fixed budget, and score it.
+
+    Under torchrun on many devices.
+    """
     from bench.environment import resolve_device
     from bench.ranks import joined
     from bench.tasks import cifar
@@ -214,7 +217,10 @@ def run_kernels(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Time every operation at every shape against its other implementations, eager and compiled ones among them."""
+    """Time every operation at every shape.
+
+    Against its other implementations, eager and compiled ones among them.
+    """
     texts = chosen_texts(only)
     if static:
         if resume is not None or dtype != "bf16" or device != "auto":
@@ -256,7 +262,10 @@ def run_loaders(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Measure every pipeline over every form of a data set: one image, alone, its first batch, and training on it."""
+    """Measure every pipeline over every form of a data set.
+
+    One image, alone, its first batch, and training on it.
+    """
     from bench.cases import loaders
     from bench.cases.loader_request import LoadersRequest
     from bench.environment import resolve_device
@@ -301,7 +310,10 @@ def run_upsampling(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Time transposed convolution against upsampling + convolution at DCGAN's stages; score their checkerboards."""
+    """Time transposed convolution against upsampling + conv.
+
+    At DCGAN's stages, with scores of their checkerboards.
+    """
     from bench.cases import upsampling
     from bench.environment import resolve_device
 

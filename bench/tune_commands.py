@@ -51,7 +51,10 @@ def tune(
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:
-    """Search a recipe's fields with Optuna for the least time that reaches a target, on the tuning split alone."""
+    """Search a recipe's fields for the least time to a target.
+
+    By Optuna, on the tuning split alone: a tenth of the training set, held out.
+    """
     from bench.environment import resolve_device
     from bench.tasks import cifar_tuning
     from models.recipes import get_recipe

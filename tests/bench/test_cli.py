@@ -324,3 +324,14 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path, wallclock):
     code, out, err = wallclock("report", tmp_path / "a", "--html", tmp_path / "page.html")
     assert code == 2 and out == "" and f"{table} is damaged" in err
     assert not (tmp_path / "page.html").exists()
+
+
+def test_help_is_whole_at_80_columns_and_the_shell_completes(monkeypatch, wallclock):
+    for path in ((), ("run",), ("data",)):
+        code, out, _ = wallclock(*path, "--help")
+        assert code == 0 and max(map(len, out.splitlines())) <= 80
+        assert "..." not in out.partition("Commands:")[2]
+    complete = {"_WALLCLOCK_COMPLETE": "complete_bash", "COMP_WORDS": "wallclock run cifar --rec", "COMP_CWORD": "3"}
+    command, environment = Path(sys.executable).with_name("wallclock"), os.environ | complete
+    done = subprocess.run([command], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["--recipe"]
