@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,3 +91,28 @@ def test_the_command_says_where_and_ends_with_ctrl_c(tmp_path):
         assert b"Nothing measured yet" in answer.read()
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=20) == 0 and process.stderr.read() == ""
+
+
+def test_a_page_in_a_browser_takes_in_what_arrives_and_leaves_a_filter_alone(serving, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs Chromium (Debian: apt install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{serving.server_port}/")
+        assert "Nothing measured yet" in page.inner_text("body")
+        writer = begin(tmp_path)
+        writer.add(sample(1.5))
+        page.wait_for_selector("#summary-table >> text=the case")
+        page.fill("[data-filter]", "case")
+        writer.add(Sample(benchmark="b", case="another", metric="m", unit="s", better="lower", value=1.0))
+        page.wait_for_timeout(3000)
+        assert page.locator("text=another").count() == 0 and page.input_value("[data-filter]") == "case"
+        page.fill("[data-filter]", "")
+        page.wait_for_selector("#summary-table >> text=another")
+        serving.shutdown()
+        serving.server_close()
+        page.wait_for_function("document.title.startsWith('[stopped]')")
+        browser.close()
