@@ -8,6 +8,7 @@ class EasySamples:
 
     How many samples an epoch leaves out is known beforehand, so that a schedule can be laid; which, its losses decide.
     Those of the easy ones that stay count for those that do not: a batch's gradient is on average that of all samples.
+    Where none stays, it is that of the others alone.
 
     Args:
         count: of samples.
@@ -41,7 +42,8 @@ class EasySamples:
         random = torch.Generator(order.device).manual_seed((self._seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
         drawn = torch.randperm(self.easy_count, generator=random, device=order.device)
         left_out = easy[drawn[: self.left_out_count]]
-        self._weights.fill_(1).index_fill_(0, easy, self.easy_count / (self.easy_count - self.left_out_count))
+        staying = self.easy_count - self.left_out_count
+        self._weights.fill_(1).index_fill_(0, easy, self.easy_count / staying if staying else 0.0)
         # Last in a stable order by "left out": a mask would have to wait for the device to count.
         last = torch.zeros_like(order).index_fill_(0, left_out, 1)[order].argsort(stable=True)
         return order[last][: len(order) - self.left_out_count]

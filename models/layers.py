@@ -22,12 +22,13 @@ from models.upsampling import CollapsedConv
 if TYPE_CHECKING:  # triton is imported where it is used
     from kernels.conv_bn_act import Deferred
 
-Act = Literal["leaky_relu", "relu", "gelu"]
+Act = Literal["leaky_relu", "relu", "gelu", "silu"]
 LEAKY_SLOPE = 0.1
 ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
     "leaky_relu": lambda slope: nn.LeakyReLU(slope, inplace=True),
     "relu": lambda slope: nn.ReLU(inplace=True),
     "gelu": lambda slope: nn.GELU(),
+    "silu": lambda slope: nn.SiLU(),
 }
 
 

@@ -119,7 +119,7 @@ class Pruning:
 
     Attributes:
         easy: share of the samples that counts as easy: those of the smallest losses when last seen.
-        rate: share of those that an epoch leaves out.
+        rate: share of those that an epoch leaves out; the others count for them, but with 1 none is left to.
         from_epoch: first epoch that does; every sample has been seen by then.
         whole_epochs: last epochs, which leave nothing out.
     """
@@ -130,7 +130,8 @@ class Pruning:
     whole_epochs: int = 1
 
     def __post_init__(self) -> None:
-        demand(self, "easy rate", lambda v: 0 < v < 1, "a share between 0 and 1")
+        demand(self, "easy", lambda v: 0 < v < 1, "a share between 0 and 1")
+        demand(self, "rate", lambda v: 0 < v <= 1, "a share above 0, at most 1")
         demand(self, "from_epoch", lambda v: v >= 1, "at least 1: losses are not known before")
         demand(self, "whole_epochs", lambda v: v >= 0, "0 or more")
 

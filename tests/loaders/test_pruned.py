@@ -52,6 +52,14 @@ def test_a_whole_epoch_counts_every_sample_once(device):
     assert torch.equal(samples.losses, torch.full((100,), 2.0, device=device)) and not samples.losses.requires_grad
 
 
+def test_all_of_the_easy_can_be_left_out_and_nothing_counts_for_them(device):
+    samples = easy_samples(easy=0.3, rate=1.0, device=device)
+    kept = samples.kept(torch.randperm(100, generator=torch.Generator().manual_seed(1)).to(device), 1)
+    assert sorted(kept.tolist()) == list(range(30, 100))
+    ones = torch.ones(len(kept), device=device)
+    assert torch.equal(samples.weighted(ones, kept), ones)
+
+
 def test_what_was_never_seen_is_not_easy(device):
     samples = EasySamples(10, easy=0.5, rate=0.9, seed=0, device=torch.device(device))
     seen = torch.tensor([1, 3, 5, 7, 9], device=device)

@@ -136,6 +136,11 @@ def test_a_deep_group_adds_what_its_first_convolution_gives():
         Sprint(10, depth=4)
 
 
+def test_every_activation_of_sprint_is_the_one_that_is_asked_for():
+    names = {type(layer).__name__ for layer in Sprint(10, act="silu").modules()}
+    assert "SiLU" in names and "GELU" not in names and "GELU" in {type(m).__name__ for m in Sprint(10).modules()}
+
+
 def test_sprint_convolutions_start_as_the_identity():
     group = Sprint(10, widths=(32, 48, 48)).groups[0]
     x = torch.randn(2, 24, 8, 8)
