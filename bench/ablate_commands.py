@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.command_line import RUNS, Device, Json, Out, Resume, consoles, end_run, interruptible, typed_command
+from bench.command_line import (
+    RUNS,
+    Cpus,
+    Device,
+    Json,
+    On,
+    Out,
+    Resume,
+    Set,
+    consoles,
+    end_run,
+    interruptible,
+    typed_command,
+)
 
 
 class Task(enum.StrEnum):
@@ -15,12 +28,6 @@ class Task(enum.StrEnum):
     cifar = "cifar"
     wgan = "wgan"
     cyclegan = "cyclegan"
-
-
-class Engine(enum.StrEnum):
-    """What rounds run on besides this process."""
-
-    ray = "ray"
 
 
 class Study(enum.StrEnum):
@@ -48,12 +55,10 @@ def ablate(
     only_class: Annotated[str, typer.Option("--class", help="Of a WGAN's images.")] = "",
     seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
     rounds: Annotated[int, typer.Option(help="Turns of each variant.")] = 12,
-    on: Annotated[
-        Engine | None, typer.Option(help="ray: a round is a task of a Ray cluster, with a whole GPU or some CPUs.")
-    ] = None,
-    cpus: Annotated[int, typer.Option(help="With --on ray and --device cpu: of each round.")] = 2,
+    on: On = None,
+    cpus: Cpus = 2,
     device: Device = "auto",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
+    set_: Set = None,
     resume: Resume = None,
     out: Out = RUNS,
     json_: Json = False,

@@ -1,6 +1,7 @@
 """What every command shares: its options, what it prints, and how it ends. No torch here."""
 
 import contextlib
+import enum
 import json
 import os
 import shlex
@@ -22,6 +23,18 @@ Out = Annotated[Path, typer.Option(help="Folder that runs are written to, each i
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with this run; no other option but --json applies.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto for the GPU where there is one.")]
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")]
+
+
+class Engine(enum.StrEnum):
+    """What rounds or trials run on besides this process."""
+
+    ray = "ray"
+
+
+On = Annotated[Engine | None, typer.Option(help="ray: each is a task of a Ray cluster, with a whole GPU or some CPUs.")]
+Cpus = Annotated[int, typer.Option(help="With --on ray and --device cpu: of each task.")]
 
 
 def consoles() -> "tuple[Console, Console]":

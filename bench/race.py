@@ -84,7 +84,7 @@ def peer_runs(path: Path, split: Split, device: str, seeds: range) -> Iterator[t
     """Yields time in seconds and accuracy of each run of a program made like airbench94_muon.py.
 
     On a GPU its own text runs, compiled, after a warm-up run on labels of no meaning, as its authors start it. On a CPU
-    it runs eagerly, which is faster there, without that run, and with what `FOR_A_CPU` says.
+    it runs eagerly, without that run, and with what `FOR_A_CPU` says.
 
     Args:
         path: of it; it has `CifarNet`, `main(run, model)` and `print_training_details(variables, is_final_entry)`.

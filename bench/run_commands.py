@@ -14,6 +14,7 @@ from bench.command_line import (
     Json,
     Out,
     Resume,
+    Set,
     consoles,
     end_run,
     interruptible,
@@ -50,7 +51,7 @@ def run_cifar(
     pipeline: Annotated[
         str | None, typer.Option(help="What makes the batches: device, dataloader, dali or webdataset.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field, such as epochs=2.")] = None,
+    set_: Set = None,
     resume: Resume = None,
     out: Out = RUNS,
     json_: Json = False,
@@ -112,9 +113,7 @@ def run_wgan(
     look_every: Annotated[int, typer.Option(help="Generator steps between looks: distance, samples, checkpoint.")] = 25,
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
     device: Device = "auto",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
-    ] = None,
+    set_: Set = None,
     resume: Resume = None,
     out: Out = RUNS,
     json_: Json = False,
@@ -161,9 +160,7 @@ def run_cyclegan(
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Of weights, batches and pools.")] = 0,
     device: Device = "auto",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
-    ] = None,
+    set_: Set = None,
     resume: Resume = None,
     out: Out = RUNS,
     json_: Json = False,

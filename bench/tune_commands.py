@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.ablate_commands import Engine
-from bench.command_line import RUNS, Device, Json, Out, consoles, interruptible, typed_command
+from bench.command_line import RUNS, Cpus, Device, Json, On, Out, Set, consoles, interruptible, typed_command
 
 if TYPE_CHECKING:
     from bench.tasks.cifar import Observer
@@ -40,14 +39,10 @@ def tune(
     study: Annotated[
         Path | None, typer.Option(help="Folder of a study: made, joined, or gone on with; a new one by default.")
     ] = None,
-    on: Annotated[
-        Engine | None, typer.Option(help="ray: a trial is a task of a Ray cluster, with a whole GPU or some CPUs.")
-    ] = None,
-    cpus: Annotated[int, typer.Option(help="With --on ray and --device cpu: of each trial.")] = 2,
+    on: On = None,
+    cpus: Cpus = 2,
     device: Device = "auto",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a recipe field, such as precision=bf16.")
-    ] = None,
+    set_: Set = None,
     out: Out = RUNS,
     json_: Json = False,
 ) -> None:

@@ -82,7 +82,7 @@ class Sprint(nn.Module):
         classes: number of outputs.
         widths: output channels of the three groups.
         depth: convolutions of a group, 2 or 3.
-        act: every activation: "gelu", or "silu", which takes two thirds of its time on a CPU.
+        act: every activation, a name in `models.layers.ACTIVATIONS`.
 
     Source: after the airbench94 network, Jordan, https://arxiv.org/abs/2404.00498
     """

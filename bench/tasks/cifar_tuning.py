@@ -7,7 +7,7 @@ work on one; a trial whose process was killed is done again, and its run goes on
 import itertools
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,26 +209,33 @@ class Watch:
 
     Args:
         trial: told the accuracy at each tenth of its first seed's schedule.
-        request: of the study.
+        seeds: that the trial has.
+        epochs: of each.
         needed: mean accuracy that the trial must reach.
         best_s: time of the fastest trial that does so far; inf if none.
+        finished: accuracies of the seeds that the records of a trial that goes on hold already.
         then: is shown every event, before the decision.
 
     Attributes:
         accuracy: last seen.
     """
 
-    def __init__(self, trial: "Trial", request: TuningRequest, needed: float, best_s: float, then: Observer) -> None:
-        self._trial, self._request, self._needed, self._best_s, self._then = trial, request, needed, best_s, then
+    def __init__(
+        self,
+        trial: "Trial",
+        *,
+        seeds: int,
+        epochs: float,
+        needed: float,
+        best_s: float,
+        finished: Sequence[float] = (),
+        then: Observer = unseen,
+    ) -> None:
+        self._trial, self._seeds, self._epochs, self._then = trial, seeds, epochs, then
+        self._needed, self._best_s = needed, best_s
         self.accuracy = 0.0
-        self._epochs = 1.0
         self._looks: dict[int, list[tuple[float, float]]] = {}
-        self._finished: dict[int, float] = {}
-
-    def of(self, recipe: Recipe) -> "Watch":
-        """Returns itself, watching a run of `recipe`."""
-        self._epochs = recipe.epochs
-        return self
+        self._finished = list(finished)
 
     def __call__(self, seen: SeedEvent | SeedDiverged) -> None:
         """Takes note of an event.
@@ -249,7 +256,7 @@ class Watch:
                 self._report(seen.seed, event)
         elif isinstance(event, Finished):
             self.accuracy = event.accuracy
-            self._finished[seen.seed] = event.accuracy
+            self._finished.append(event.accuracy)
             self._check_hope()
 
     def _report(self, seed: int, event: Evaluated) -> None:
@@ -265,11 +272,11 @@ class Watch:
                     raise GivenUp(f"pruned: {100 - KEPT_PERCENT:g}% of trials are as inaccurate after {tenth}0%")
 
     def _check_hope(self) -> None:
-        left = self._request.seeds - len(self._finished)
+        left = self._seeds - len(self._finished)
         if not left:
             return
-        mean = statistics.fmean(self._finished.values())
-        rest = (self._request.seeds * self._needed - sum(self._finished.values())) / left
+        mean = statistics.fmean(self._finished)
+        rest = (self._seeds * self._needed - sum(self._finished)) / left
         if rest > mean + 3 * ACCURACY_SD:
             raise GivenUp(f"pruned: {100 * mean:.2f}% so far, and {100 * rest:.2f}% is needed of each seed left")
 
@@ -308,9 +315,17 @@ class Objective:
         why, accuracy = "", 0.0
         try:
             recipe = changed(request.recipe, values)
-            watch = Watch(trial, request, needed, best_s, self.then(trial.number))
-            run = self._run(trial, recipe)
-            outcome = run.execute(watch.of(recipe))
+            then, run = self.then(trial.number), self._run(trial, recipe)
+            watch = Watch(
+                trial,
+                seeds=request.seeds,
+                epochs=recipe.epochs,
+                needed=needed,
+                best_s=best_s,
+                finished=_result(run.writer.path)[1] if run.done else (),
+                then=then,
+            )
+            outcome = run.execute(watch)
             accuracy = watch.accuracy
             if outcome.status != "done":
                 why = run.stopped or outcome.verdict

@@ -89,8 +89,7 @@ def sprint96(device_type: str) -> Recipe:
 def sprint_jpeg(device_type: str) -> Recipe:
     """Returns the speedrun recipe for `cifar10-jpeg`: 20 pixels, then 24, then all 32, without some easy samples.
 
-    Chosen on the tuning split: 90.4% there at the cost of 8.5 epochs of whole images' steps; `sprint` without both has
-    90.5% at 13.3, single runs each.
+    Not settled yet: single runs on the tuning split do not tell it from its neighbours.
 
     Args:
         device_type: see `sprint`.

@@ -8,6 +8,7 @@ import torch
 
 from bench.cli import main
 from bench.graphs import WARMUP_STEPS, StepGraphs
+from loaders.synthetic import synthetic_split
 
 
 @pytest.fixture
@@ -59,3 +60,9 @@ def eager_graphs(monkeypatch):
         return lambda: loss.copy_(step()), loss
 
     monkeypatch.setattr(StepGraphs, "_capture", capture)
+
+
+@pytest.fixture(scope="session")
+def small_split():
+    """Embedded images, few."""
+    return synthetic_split(train=1000, test=300)

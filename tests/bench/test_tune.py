@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny_recipe
 
 import reports
 from bench.tasks import cifar_tuning
@@ -27,7 +27,6 @@ from bench.tasks.cifar_tuning import (
 )
 from bench.tasks.training import Evaluated, Finished
 from loaders.batches import Dataset, Split
-from models.recipes import get_recipe
 from models.recipes.search import dimension
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
@@ -44,9 +43,7 @@ def quiet():
 
 
 def small_recipe(**changes):
-    recipe = get_recipe("sprint", "cpu").without("implementations.keep_heap", "implementations.product_conv")
-    shape = {"batch_size": 100, "epochs": 2, "resolutions": (), "model_arguments": {"widths": [16, 32, 32]}}
-    return replace(recipe, **(shape | changes))
+    return tiny_recipe(**changes).without("implementations.keep_heap", "implementations.product_conv")
 
 
 def small_request(**changes):
@@ -71,9 +68,8 @@ def evaluated(epoch, accuracy, seed=0, elapsed=1.0):
     return SeedEvent(seed, Evaluated(epoch, 1, accuracy, 1.0, elapsed))
 
 
-def watch(trial=None, *, seeds=1, needed=0.9, best_s=float("inf"), epochs=10):
-    request = small_request(seeds=seeds)
-    return Watch(trial or FakeTrial(), request, needed, best_s, cifar_tuning.unseen).of(small_recipe(epochs=epochs))
+def watch(trial=None, *, seeds=1, needed=0.9, best_s=float("inf"), epochs=10, **more):
+    return Watch(trial or FakeTrial(), seeds=seeds, epochs=epochs, needed=needed, best_s=best_s, **more)
 
 
 def test_a_trial_reports_its_accuracy_at_each_tenth_of_its_schedule_however_long_it_is():
@@ -109,6 +105,7 @@ def test_what_cannot_win_is_given_up():
     with pytest.raises(GivenUp, match=r"89\.45% so far, and 91\.10% is needed of each seed left"):
         hopeful(SeedEvent(1, Finished(0.89, 1.0, 1.0)))
     watch(seeds=1, needed=0.9)(SeedEvent(0, Finished(0.1, 1.0, 1.0)))  # the last one is a result
+    watch(seeds=2, needed=0.9, finished=[0.1])(SeedEvent(1, Finished(0.1, 1.0, 1.0)))  # of a trial that went on too
 
 
 def test_a_probability_asks_for_a_margin_by_the_spread_of_the_seeds(tmp_path):

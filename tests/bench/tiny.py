@@ -1,0 +1,11 @@
+"""A recipe for tests that train; pytest finds this module by `pythonpath` in pyproject.toml."""
+
+from dataclasses import replace
+
+from models.recipes import get_recipe
+
+
+def tiny_recipe(**changes):
+    """Sprint, narrow enough to learn the embedded set in seconds."""
+    fields = {"model_arguments": {"widths": (16, 32, 32)}, "batch_size": 100, "epochs": 2, "resolutions": ()}
+    return replace(get_recipe("sprint", "cpu"), **(fields | changes))
