@@ -24,6 +24,8 @@ class Resolvable:
                 return fields if value is self else {"type": type(value).__name__, **fields}
             if isinstance(value, list | tuple):
                 return [plain(item) for item in value]
+            if isinstance(value, dict):
+                return {name: plain(item) for name, item in value.items()}
             return value
 
         return plain(self)
