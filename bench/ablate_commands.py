@@ -132,9 +132,7 @@ def _request(module: Any, task: Task, name: str, changes: list[str], device: str
     from models.recipes.override import override
 
     device_type = resolve_device(device)
-    recipe = GETTERS[task.value](name, device_type)
-    for assignment in changes:
-        recipe = override(recipe, assignment)
+    recipe = override(GETTERS[task.value](name, device_type), *changes)
     # A turn takes some seconds on a CPU, and a second on a GPU.
     length = {} if device_type == "cpu" else {"turn_length": 20}
     fields = {"recipe": recipe, "device": device_type, "choice": choice, **length}

@@ -250,6 +250,7 @@ def data_convert(
     size: Annotated[int, typer.Option(help="Edge of an image, pixels.")] = 64,
     fraction: Annotated[float, typer.Option(help="Share of the images; the lesson's are 0.1 and 0.2.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes that decode; 0 for this one.")] = 0,
+    json_: Json = False,
 ) -> None:
     """Convert LSUN's LMDB once to images of one size.
 
@@ -266,7 +267,11 @@ def data_convert(
             source, to, size=size, fraction=fraction, workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
-    typer.echo(f"use it with --data {to}")
+    _tell_use(to, as_json=json_)
+
+
+def _tell_use(data: Path, *, as_json: bool) -> None:
+    typer.echo(json.dumps({"data": str(data)}, indent=2) if as_json else f"use it with --data {data}")
 
 
 class Fetched(enum.StrEnum):
@@ -281,6 +286,7 @@ def data_fetch(
     name: Annotated[Fetched, typer.Argument(help="Which data set.")] = Fetched.cifar10,
     to: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
     url: Annotated[str | None, typer.Option(help="Another source of the same archive.")] = None,
+    json_: Json = False,
 ) -> None:
     """Fetch CIFAR-10, or CycleGAN's horses and zebras.
 
@@ -296,7 +302,7 @@ def data_fetch(
         task = bar.add_task(name.value, total=None)
         given = {} if url is None else {"url": url}
         found = fetch(to, progress=lambda done, total: bar.update(task, completed=done, total=total), **given)
-    typer.echo(f"use it with --data {found}")
+    _tell_use(found, as_json=json_)
 
 
 @app.command()
@@ -307,6 +313,7 @@ def translate(
     direction: Annotated[str, typer.Option(help="a-to-b or b-to-a.")] = "a-to-b",
     size: Annotated[int | None, typer.Option(help="Edge to scale images to; as in training by default.")] = None,
     device: Device = "auto",
+    json_: Json = False,
 ) -> None:
     """Translate images with a trained CycleGAN."""
     import torch
@@ -327,6 +334,9 @@ def translate(
         device=torch.device(resolve_device(device)),
         observe=lambda text: progress.print(text, style="yellow", markup=False, soft_wrap=True),
     )
+    if json_:
+        typer.echo(json.dumps({"images": done, "unreadable": skipped, "folder": str(target)}, indent=2))
+        return
     typer.echo(f"{done} images in {target}" + (f"; {skipped} files could not be read" if skipped else ""))
 
 

@@ -54,9 +54,7 @@ def own_runs(text: str, split: Split, device: str, seeds: range) -> Iterator[tup
         ValueError: if there is no such recipe or field, or it cannot run here.
     """
     name, *changes = text.split()
-    recipe = get_recipe(name, device)
-    for assignment in changes:
-        recipe = override(recipe, assignment)
+    recipe = override(get_recipe(name, device), *changes)
     place = torch.device(device)
     check_runnable(recipe, split, place)
     for seed in seeds:

@@ -1,9 +1,10 @@
 """`wallclock run`: one benchmark each. What a command needs is imported when it runs."""
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 
     from bench.cases.kernels import CaseDone
     from bench.tasks.cifar import CifarRun
+    from reports.store import RunWriter
+
+    class Recorded(Protocol):
+        """A run that is recorded as it goes; `observe` is told what is done."""
+
+        writer: RunWriter
+
+        def execute(self, observe: Callable[[Any], None]) -> str:
+            """Returns how it ended."""
+
 
 run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -70,9 +81,8 @@ def run_cifar(
         _run_cifar(cifar.resumed_run(resume), as_json=json_)
         return
     with joined(device_type := resolve_device(device)) as ranks, TemporaryDirectory() as aside:
-        resolved = get_recipe(recipe, device_type)
-        for assignment in (*([f"pipeline={pipeline}"] if pipeline else ()), *(set_ or ())):
-            resolved = override(resolved, assignment)
+        chosen = [f"pipeline={pipeline}"] if pipeline else []
+        resolved = override(get_recipe(recipe, device_type), *chosen, *(set_ or ()))
         request = cifar.CifarRequest(
             recipe=resolved,
             data=data,
@@ -128,9 +138,7 @@ def run_wgan(
     if resume is not None:
         run = wgan.resumed_run(resume)
     else:
-        resolved = get_wgan_recipe(recipe, device_type := resolve_device(device))
-        for assignment in set_ or ():
-            resolved = override(resolved, assignment)
+        resolved = override(get_wgan_recipe(recipe, device_type := resolve_device(device)), *(set_ or ()))
         request = wgan.WganRequest(
             recipe=resolved,
             data=data,
@@ -142,10 +150,7 @@ def run_wgan(
             window_cycles=20 if device_type == "cuda" else 1,  # some seconds on a CPU, and a second on a GPU
         )
         run = wgan.new_run(request, out, typed_command())
-    path = run.writer.path
-    with interruptible(path, f", go on with `wallclock run wgan --resume {path}`"):
-        status = run.execute(lambda text: progress.print(text, markup=False))
-    end_run(path, status, as_json=json_)
+    _execute(run, "wgan", lambda text: progress.print(text, markup=False), as_json=json_)
 
 
 @run_app.command("cyclegan")
@@ -175,9 +180,7 @@ def run_cyclegan(
     if resume is not None:
         run = cyclegan.resumed_run(resume)
     else:
-        resolved = get_cyclegan_recipe(recipe, device_type := resolve_device(device))
-        for assignment in set_ or ():
-            resolved = override(resolved, assignment)
+        resolved = override(get_cyclegan_recipe(recipe, device_type := resolve_device(device)), *(set_ or ()))
         request = cyclegan.CycleGanRequest(
             recipe=resolved,
             data=data,
@@ -188,10 +191,7 @@ def run_cyclegan(
             window_iterations=20 if device_type == "cuda" else 1,  # some seconds on a CPU, and a second on a GPU
         )
         run = cyclegan.new_run(request, out, typed_command())
-    path = run.writer.path
-    with interruptible(path, f", go on with `wallclock run cyclegan --resume {path}`"):
-        status = run.execute(lambda text: progress.print(text, markup=False))
-    end_run(path, status, as_json=json_)
+    _execute(run, "cyclegan", lambda text: progress.print(text, markup=False), as_json=json_)
 
 
 @run_app.command("kernels")
@@ -237,11 +237,7 @@ def run_kernels(
             dtype=dtype, device=resolve_device(device), only=texts, sample_budget_s=sample_budget
         )
         run = kernels.new_run(request, out, typed_command())
-    path = run.writer.path
-
-    with interruptible(path, f", go on with `wallclock run kernels --resume {path}`"):
-        status = run.execute(lambda done: _print_case(progress, done))
-    end_run(path, status, as_json=json_)
+    _execute(run, "kernels", lambda done: _print_case(progress, done), as_json=json_)
 
 
 @run_app.command("loaders")
@@ -281,15 +277,12 @@ def run_loaders(
             steps=steps,
         )
         run = loaders.new_run(request, out, typed_command())
-    path = run.writer.path
 
     def show(done: loaders.PipelineDone) -> None:
         style = "yellow" if done.why_not else ""
         progress.print(f"{done.case}, {done.pipeline}, {done.regime}: {done.told()}", style=style, markup=False)
 
-    with interruptible(path, f", go on with `wallclock run loaders --resume {path}`"):
-        status = run.execute(show)
-    end_run(path, status, as_json=json_)
+    _execute(run, "loaders", show, as_json=json_)
 
 
 @run_app.command("upsampling")
@@ -322,10 +315,18 @@ def run_upsampling(
             device=resolve_device(device), data=data, seeds=seeds, only=chosen_texts(only)
         )
         run = upsampling.new_run(request, out, typed_command())
+    page = run.writer.path / REPORT_PAGE
+    _execute(run, "upsampling", lambda done: _print_case(progress, done), as_json=json_, html=page)
+
+
+def _execute(
+    run: "Recorded", benchmark: str, observe: Callable[[Any], None], *, as_json: bool, html: Path | None = None
+) -> None:
+    """Runs it, tells on Ctrl-C how to go on, prints its tables, and exits by how it ended."""
     path = run.writer.path
-    with interruptible(path, f", go on with `wallclock run upsampling --resume {path}`"):
-        status = run.execute(lambda done: _print_case(progress, done))
-    end_run(path, status, as_json=json_, html=path / REPORT_PAGE)
+    with interruptible(path, f", go on with `wallclock run {benchmark} --resume {path}`"):
+        status = run.execute(observe)
+    end_run(path, status, as_json=as_json, html=html)
 
 
 def _print_case(progress: "Console", done: "CaseDone") -> None:

@@ -61,9 +61,7 @@ def tune(
         raise ValueError(f"--trials is {trials}; expected at least 1")
     if why_not := cifar_tuning.unavailable():
         raise ValueError(why_not)
-    resolved = get_recipe(recipe, device_type := resolve_device(device))
-    for assignment in set_ or ():
-        resolved = override(resolved, assignment)
+    resolved = override(get_recipe(recipe, device_type := resolve_device(device)), *(set_ or ()))
     request = cifar_tuning.TuningRequest(
         recipe=resolved,
         data=data,

@@ -75,9 +75,7 @@ def _grid(recipe: Any, grid: tuple[str, ...]) -> dict[str, Any]:
         axes.append([f"{field.strip()}={value.strip()}" for value in values.split(",")])
     variants = {}
     for assignments in itertools.product(*axes):
-        changed = recipe
-        for assignment in assignments:
-            changed = override(changed, assignment)
+        changed = override(recipe, *assignments)
         if changed.hash() != recipe.hash():  # the recipe as it is, is measured already
             variants[", ".join(assignments)] = changed
     if not variants:

@@ -35,8 +35,8 @@ A status other than `ok` ($befell) says why a value is missing, infinite, or onl
 
 ## Documents
 
-Every command that prints tables prints JSON with `--json`. Missing numbers are `null`. Columns may be added; those that
-are there keep their names and units.
+With `--json` every command but `serve` prints JSON and nothing else to standard output. Missing numbers are `null`.
+Columns may be added; those that are there keep their names and units.
 
 $documents
 """
@@ -74,6 +74,12 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "train_hash": "sha256 of shape, pixels and labels",
         "test_hash": "the same",
         "classes": "their names, in the order of the labels",
+    },
+    "data fetch, data convert": {"data": "what `--data` takes"},
+    "translate": {
+        "images": "how many were translated",
+        "unreadable": "files that could not be read",
+        "folder": "where they are",
     },
     "tune": {
         "study": "its folder",

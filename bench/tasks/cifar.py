@@ -12,11 +12,10 @@ import torch
 
 from bench.cases.kernels import interpreted
 from bench.choices import Choices, recorded_choices, tried_choices
-from bench.environment import provenance, resolve_device
 from bench.numerics import numerics
 from bench.profiling import operator_times
 from bench.ranks import Ranks
-from bench.resuming import begun_run, check_same_place
+from bench.recipe_runs import begun, new_record
 from bench.tasks.training import DTYPES, Diverged, Evaluated, Event, Finished, Trainer, check_runnable
 from bench.telemetry import Telemetry
 from bench.timing import Deadline, PhaseTimer, RunClocks, now_s
@@ -27,8 +26,8 @@ from loaders.synthetic import synthetic_split
 from models.build import build_model
 from models.recipes.recipe import Recipe
 from reports.reading import load
-from reports.schema import Run, RunStatus, Sample
-from reports.store import RunWriter, StoreError, new_run_id, utc_now
+from reports.schema import RunStatus, Sample
+from reports.store import RunWriter, StoreError
 
 SYNTHETIC = "synthetic"
 PHASE_STEPS = 12
@@ -364,26 +363,8 @@ def new_run(
     """
     split = load_split(request.data, request.split)
     check_runnable(request.recipe, split, torch.device(request.device))
-    run = Run(
-        run_id=new_run_id(request.recipe.name),
-        started_utc=utc_now(),
-        command=command,
-        request={**request.stored(), "content_hash": split.content_hash},
-        recipe=request.recipe.resolved(),
-        recipe_hash=request.recipe.hash(),
-        **provenance_of(request.recipe, request.device),
-    )
-    writer = RunWriter.create(out, run)
+    writer = RunWriter.create(out, new_record(request.recipe.name, request.recipe, request.stored(), split, command))
     return CifarRun(request, split, writer, deadline=deadline, estimate_s=estimate_s, ranks=ranks)
-
-
-def provenance_of(recipe: Recipe, device: str) -> dict[str, Any]:
-    """Returns the fields of `reports.Run` that say where and how a recipe is run."""
-    fields = provenance(torch.device(device).type)
-    with numerics(seed=0, keep_heap=recipe.implementations.keep_heap) as settings:
-        fields["environment"] |= settings
-    del fields["environment"]["seed"]  # each sample names its own
-    return fields
 
 
 def resumed_run(path: Path) -> CifarRun:
@@ -395,22 +376,18 @@ def resumed_run(path: Path) -> CifarRun:
         path: the run's directory.
 
     Raises:
-        StoreError: if the run is finished, being written, or was begun with another recipe or version, on other data or
-            another machine: one run is one measurement.
-        ValueError: if its device is not there.
+        StoreError: see `bench.recipe_runs.begun`.
+        ValueError: the same.
     """
-    run = begun_run(path, "cifar")
-    recipe = Recipe.from_resolved(run.recipe)
-    if recipe.hash() != run.recipe_hash:
-        raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
+
+    def load_stored(recipe: Recipe, stored: dict[str, Any]) -> Split:
+        data = stored["data"]
+        if data != SYNTHETIC and not Path(data).exists():
+            raise StoreError(f"{path} needs its data at {data}, seen from where it was begun; go on from there")
+        return load_split(data, stored["split"])
+
+    run, recipe, split = begun(path, "cifar", Recipe, load_stored)
     request = CifarRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
-    resolve_device(request.device)
-    if request.data != SYNTHETIC and not Path(request.data).exists():
-        raise StoreError(f"{path} needs its data at {request.data}, seen from where it was begun; go on from there")
-    split = load_split(request.data, request.split)
-    if split.content_hash != run.request["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
-    check_same_place(run, provenance_of(request.recipe, request.device), path)
     writer = RunWriter.resume(path)
     samples = load(path)
     finals = samples[samples["metric"] == "final_accuracy"]

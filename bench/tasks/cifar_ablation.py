@@ -12,17 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
 from bench.alone import Stand, kernels_alone
-from bench.environment import resolve_device
 from bench.numerics import numerics
-from bench.resuming import begun_run, check_same_place
-from bench.tasks.cifar import load_split, provenance_of
+from bench.recipe_runs import begun, new_record
+from bench.tasks.cifar import load_split
 from bench.tasks.training import Trainer, check_runnable
 from bench.timing import Deadline, PhaseTimer, RunClocks, cpu_s, now_s, synchronize
 from loaders.batches import Split
 from models.build import build_model
 from models.recipes.recipe import Recipe
 from reports.schema import Run, Sample
-from reports.store import RunWriter, StoreError, new_run_id, utc_now
+from reports.store import RunWriter
 
 IMAGES = 5000  # that a turn's batches are drawn from; each process holds them
 
@@ -191,16 +190,8 @@ def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
     split = load_split(request.data, "test")
     for recipe in request.variants().values():
         check_runnable(recipe, split, torch.device(request.device))
-    run = Run(
-        run_id=new_run_id(f"ablation-{request.recipe.name}"),
-        started_utc=utc_now(),
-        command=command,
-        request={**request.stored(), "content_hash": split.content_hash},
-        recipe=request.recipe.resolved(),
-        recipe_hash=request.recipe.hash(),
-        **provenance_of(request.recipe, request.device),
-    )
-    return _ablation(request, split), run
+    name = f"ablation-{request.recipe.name}"
+    return _ablation(request, split), new_record(name, request.recipe, request.stored(), split, command)
 
 
 def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
@@ -216,18 +207,12 @@ def resumed_run(path: Path) -> AblationRun:
         path: the run's directory.
 
     Raises:
-        StoreError: see `bench.tasks.cifar.resumed_run`.
-        ValueError: if its device is not there.
+        StoreError: see `bench.recipe_runs.begun`.
+        ValueError: the same.
     """
-    run = begun_run(path, AblationRequest.BENCHMARK)
-    recipe = Recipe.from_resolved(run.recipe)
-    if recipe.hash() != run.recipe_hash:
-        raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
+    run, recipe, split = begun(
+        path, AblationRequest.BENCHMARK, Recipe, lambda _, stored: load_split(stored["data"], "test")
+    )
     request = AblationRequest.from_stored(recipe, run.request)
-    resolve_device(request.device)
-    split = load_split(request.data, "test")
-    if split.content_hash != run.request["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
-    check_same_place(run, provenance_of(recipe, request.device), path)
     ablation, writer = _ablation(request, split), RunWriter.resume(path)
     return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "step_s"))

@@ -13,10 +13,9 @@ import numpy.typing as npt
 import torch
 
 from bench.checkpoint import CHECKPOINT, load_checkpoint, read_position, save_checkpoint
-from bench.environment import provenance, resolve_device
 from bench.numerics import numerics
 from bench.quality.cycles import cycle_error, hidden_error
-from bench.resuming import begun_run, check_same_place
+from bench.recipe_runs import begun, change_notes, new_record
 from bench.tasks.cyclegan_steps import LOSSES
 from bench.tasks.cyclegan_training import CycleGanTrainer, Position, check_runnable
 from bench.telemetry import Telemetry
@@ -25,7 +24,7 @@ from loaders.unpaired import Unpaired, load_unpaired
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.pictures import write_picture
 from reports.schema import Run, RunStatus, Sample
-from reports.store import RunWriter, StoreError, new_run_id, utc_now
+from reports.store import RunWriter, StoreError
 
 PICTURED = 4  # test images of each domain
 FULL_ITERATIONS = 200 * 1334  # the published training on horses and zebras, whose longer domain has 1,334 images
@@ -323,47 +322,19 @@ def new_run(request: CycleGanRequest, out: Path, command: str, *, deadline: Dead
     data = load_data(request.data, recipe.load_size, recipe.image_size)
     check_runnable(recipe, data, torch.device(request.device))
     return CycleGanRun(
-        request, data, RunWriter.create(out, new_record(recipe, request.stored(), data, command)), deadline=deadline
+        request, data, RunWriter.create(out, record_of(recipe, request.stored(), data, command)), deadline=deadline
     )
 
 
-def new_record(recipe: CycleGanRecipe, stored: dict[str, Any], data: Unpaired, command: str) -> Run:
-    """Returns what is known of a new run before it is begun: what was asked, of which recipe, where."""
-    notes = [f"this changes what is computed: {change}" for change in recipe.changes()]
-    notes += [f"skipped: {why}" for why in data.skipped]
-    return Run(
-        run_id=new_run_id(f"cyclegan-{recipe.name}"),
-        started_utc=utc_now(),
-        command=command,
-        request={**stored, "content_hash": data.content_hash},
-        recipe=recipe.resolved(),
-        recipe_hash=recipe.hash(),
-        notes=tuple(notes),
-        **_provenance(recipe, stored["device"]),
-    )
+def record_of(recipe: CycleGanRecipe, stored: dict[str, Any], data: Unpaired, command: str) -> Run:
+    """Returns what is known of a new run, or ablation; see `bench.recipe_runs.new_record`."""
+    notes = (*change_notes(recipe), *(f"skipped: {why}" for why in data.skipped))
+    return new_record(f"cyclegan-{recipe.name}", recipe, stored, data, command, *notes)
 
 
-def _provenance(recipe: CycleGanRecipe, device: str) -> dict[str, Any]:
-    fields = provenance(torch.device(device).type)
-    with numerics(seed=0, keep_heap=recipe.implementations.keep_heap) as settings:
-        fields["environment"] |= settings
-    del fields["environment"]["seed"]  # each sample names its own
-    return fields
-
-
-def begun(path: Path, benchmark: str) -> tuple[dict[str, Any], CycleGanRecipe, Unpaired]:
-    """Returns what an unfinished run was asked for, its recipe, and its images; see `bench.tasks.wgan.begun`."""
-    run = begun_run(path, benchmark)
-    recipe = CycleGanRecipe.from_resolved(run.recipe)
-    if recipe.hash() != run.recipe_hash:
-        raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
-    stored = run.request
-    resolve_device(stored["device"])
-    data = load_data(stored["data"], recipe.load_size, recipe.image_size)
-    if data.content_hash != stored["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {stored['data']} holds now; start a new run")
-    check_same_place(run, _provenance(recipe, stored["device"]), path)
-    return stored, recipe, data
+def load_stored(recipe: CycleGanRecipe, stored: dict[str, Any]) -> Unpaired:
+    """Returns the domains of a stored request; see `load_data`."""
+    return load_data(stored["data"], recipe.load_size, recipe.image_size)
 
 
 def resumed_run(path: Path) -> CycleGanRun:
@@ -373,9 +344,9 @@ def resumed_run(path: Path) -> CycleGanRun:
         path: the run's directory.
 
     Raises:
-        StoreError: if the run is finished, being written, or was begun elsewhere or on other data.
-        ValueError: if its device is not there.
+        StoreError: see `bench.recipe_runs.begun`.
+        ValueError: the same.
     """
-    stored, recipe, data = begun(path, "cyclegan")
-    request = CycleGanRequest(recipe=recipe, **{key: stored[key] for key in REQUEST_KEYS})
+    run, recipe, data = begun(path, "cyclegan", CycleGanRecipe, load_stored)
+    request = CycleGanRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
     return CycleGanRun(request, data, RunWriter.resume(path), resumed=True)

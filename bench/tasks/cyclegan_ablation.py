@@ -13,7 +13,8 @@ from torch import nn
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
 from bench.alone import Stand, kernels_alone
 from bench.numerics import numerics
-from bench.tasks.cyclegan import begun, load_data, new_record, new_sample
+from bench.recipe_runs import begun
+from bench.tasks.cyclegan import load_data, load_stored, new_sample, record_of
 from bench.tasks.cyclegan_plain import plain_loop
 from bench.tasks.cyclegan_steps import Losses
 from bench.tasks.cyclegan_training import DTYPES, CycleGanTrainer, check_runnable
@@ -160,7 +161,7 @@ def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
     data = load_data(request.data, request.recipe.load_size, request.recipe.image_size)
     for recipe in request.variants().values():
         check_runnable(recipe, data, torch.device(request.device))
-    return _ablation(request, data), new_record(request.recipe, request.stored(), data, command)
+    return _ablation(request, data), record_of(request.recipe, request.stored(), data, command)
 
 
 def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
@@ -176,10 +177,10 @@ def resumed_run(path: Path) -> AblationRun:
         path: the run's directory.
 
     Raises:
-        StoreError: see `bench.tasks.cyclegan.begun`.
+        StoreError: see `bench.recipe_runs.begun`.
         ValueError: the same.
     """
-    stored, recipe, data = begun(path, AblationRequest.BENCHMARK)
-    request = AblationRequest.from_stored(recipe, stored)
+    run, recipe, data = begun(path, AblationRequest.BENCHMARK, CycleGanRecipe, load_stored)
+    request = AblationRequest.from_stored(recipe, run.request)
     ablation, writer = _ablation(request, data), RunWriter.resume(path)
     return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "iteration_s"))

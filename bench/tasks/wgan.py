@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from bench.checkpoint import CHECKPOINT
-from bench.environment import provenance, resolve_device
 from bench.numerics import numerics
-from bench.resuming import begun_run, check_same_place
+from bench.recipe_runs import begun, change_notes, new_record
 from bench.tasks.wgan_checkpoint import load, save
 from bench.tasks.wgan_training import WganTrainer, check_runnable
 from bench.telemetry import Telemetry
@@ -22,7 +21,7 @@ from loaders.images import load_images
 from models.recipes.wgan import WganRecipe
 from reports.pictures import write_picture
 from reports.schema import Run, RunStatus, Sample
-from reports.store import RunWriter, StoreError, new_run_id, utc_now
+from reports.store import RunWriter
 
 GALLERY_EDGE = 8  # images along each side
 REQUEST_KEYS = ("data", "only_class", "device", "seed", "generator_iterations", "look_every", "window_cycles")
@@ -336,56 +335,19 @@ def new_run(request: WganRequest, out: Path, command: str, *, deadline: Deadline
     return WganRun(
         request,
         split,
-        RunWriter.create(out, new_record(request.recipe, request.stored(), split, command)),
+        RunWriter.create(out, record_of(request.recipe, request.stored(), split, command)),
         deadline=deadline,
     )
 
 
-def new_record(recipe: WganRecipe, stored: dict[str, Any], split: Split, command: str) -> Run:
-    """Returns what is known of a new run before it is begun: what was asked, of which recipe, where."""
-    return Run(
-        run_id=new_run_id(f"wgan-{recipe.name}"),
-        started_utc=utc_now(),
-        command=command,
-        request={**stored, "content_hash": split.content_hash},
-        recipe=recipe.resolved(),
-        recipe_hash=recipe.hash(),
-        notes=tuple(f"this changes what is computed: {change}" for change in recipe.changes()),
-        **_provenance(recipe, stored["device"]),
-    )
+def record_of(recipe: WganRecipe, stored: dict[str, Any], split: Split, command: str) -> Run:
+    """Returns what is known of a new run, or ablation; see `bench.recipe_runs.new_record`."""
+    return new_record(f"wgan-{recipe.name}", recipe, stored, split, command, *change_notes(recipe))
 
 
-def _provenance(recipe: WganRecipe, device: str) -> dict[str, Any]:
-    fields = provenance(torch.device(device).type)
-    with numerics(seed=0, keep_heap=recipe.implementations.keep_heap) as settings:
-        fields["environment"] |= settings
-    del fields["environment"]["seed"]  # each sample names its own
-    return fields
-
-
-def begun(path: Path, benchmark: str) -> tuple[dict[str, Any], WganRecipe, Split]:
-    """Returns what an unfinished run was asked for, its recipe, and its images.
-
-    Args:
-        path: the run's directory.
-        benchmark: "wgan", or "wgan ablation".
-
-    Raises:
-        StoreError: if the run is finished, being written, or was begun with another recipe or version, on other data or
-            another machine: one run is one measurement.
-        ValueError: if its device is not there.
-    """
-    run = begun_run(path, benchmark)
-    recipe = WganRecipe.from_resolved(run.recipe)
-    if recipe.hash() != run.recipe_hash:
-        raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
-    stored = run.request
-    resolve_device(stored["device"])
-    split = load_split(stored["data"], recipe.image_size, stored["only_class"])
-    if split.content_hash != stored["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {stored['data']} holds now; start a new run")
-    check_same_place(run, _provenance(recipe, stored["device"]), path)
-    return stored, recipe, split
+def load_stored(recipe: WganRecipe, stored: dict[str, Any]) -> Split:
+    """Returns the images of a stored request; see `load_split`."""
+    return load_split(stored["data"], recipe.image_size, stored["only_class"])
 
 
 def resumed_run(path: Path) -> WganRun:
@@ -397,9 +359,9 @@ def resumed_run(path: Path) -> WganRun:
         path: the run's directory.
 
     Raises:
-        StoreError: see `begun`.
-        ValueError: see `begun`.
+        StoreError: see `bench.recipe_runs.begun`.
+        ValueError: the same.
     """
-    stored, recipe, split = begun(path, "wgan")
-    request = WganRequest(recipe=recipe, **{key: stored[key] for key in REQUEST_KEYS})
+    run, recipe, split = begun(path, "wgan", WganRecipe, load_stored)
+    request = WganRequest(recipe=recipe, **{key: run.request[key] for key in REQUEST_KEYS})
     return WganRun(request, split, RunWriter.resume(path), resumed=True)

@@ -15,7 +15,8 @@ from torch import nn
 from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
 from bench.alone import Stand, kernels_alone
 from bench.numerics import numerics
-from bench.tasks.wgan import begun, load_split, new_record, new_sample
+from bench.recipe_runs import begun
+from bench.tasks.wgan import load_split, load_stored, new_sample, record_of
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_steps import Step
 from bench.tasks.wgan_training import DTYPES, WganTrainer, check_runnable
@@ -180,7 +181,7 @@ def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
     split = load_split(request.data, request.recipe.image_size, request.only_class)
     for recipe in request.variants().values():
         check_runnable(recipe, split, torch.device(request.device))
-    return _ablation(request, split), new_record(request.recipe, request.stored(), split, command)
+    return _ablation(request, split), record_of(request.recipe, request.stored(), split, command)
 
 
 def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
@@ -208,10 +209,10 @@ def resumed_run(path: Path) -> AblationRun:
         path: the run's directory.
 
     Raises:
-        StoreError: see `bench.tasks.wgan.begun`.
+        StoreError: see `bench.recipe_runs.begun`.
         ValueError: the same.
     """
-    stored, recipe, split = begun(path, AblationRequest.BENCHMARK)
-    request = AblationRequest.from_stored(recipe, stored)
+    run, recipe, split = begun(path, AblationRequest.BENCHMARK, WganRecipe, load_stored)
+    request = AblationRequest.from_stored(recipe, run.request)
     ablation, writer = _ablation(request, split), RunWriter.resume(path)
     return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "critic_step_s"))

@@ -11,21 +11,25 @@ from models.recipes.resolving import Resolvable
 AnyRecipe = TypeVar("AnyRecipe", bound=Resolvable)
 
 
-def override(recipe: AnyRecipe, assignment: str) -> AnyRecipe:
-    """Returns the recipe with one field changed.
+def override(recipe: AnyRecipe, *assignments: str) -> AnyRecipe:
+    """Returns the recipe with fields changed, one after the other.
 
     Args:
         recipe: to change.
-        assignment: `field=value`, or `part.field=value`, where `parts.0.field` is of the first of several; the value as
-            JSON, or as bare text for names.
+        assignments: each `field=value`, or `part.field=value`, where `parts.0.field` is of the first of several; the
+            value as JSON, or as bare text for names.
 
     Raises:
         ValueError: if there is no such field (names the nearest), or the field does not take the value.
     """
-    key, equals, text = assignment.partition("=")
-    if not equals:
-        raise ValueError(f"--set {assignment}: expected field=value, such as epochs=2 or implementations.compile=true")
-    return _replaced(recipe, key.strip().split("."), _parsed(text.strip()), assignment)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--set {assignment}: expected field=value, such as epochs=2 or implementations.compile=true"
+            )
+        recipe = _replaced(recipe, key.strip().split("."), _parsed(text.strip()), assignment)
+    return recipe
 
 
 def _parsed(text: str) -> Any:

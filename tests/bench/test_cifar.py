@@ -99,7 +99,7 @@ SMALL = {
 )
 def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device, large_tiles):
     batch_size = 8  # the interpreter is slow
-    split = synthetic_split(train=5 * batch_size, test=batch_size)
+    split = synthetic_split(train=3 * batch_size, test=batch_size)
     eager = replace(
         get_recipe(name, "cpu"),
         model_arguments=SMALL[name],

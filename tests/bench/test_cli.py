@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from rich.console import Console
 
 import reports
-from bench.cli import _run_job, main
+from bench.cli import _run_job, app, main
 from bench.registry import Context, Job
 from bench.tasks.training import Trainer
 from bench.timing import Deadline, now_s
@@ -324,6 +325,16 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path, wallclock):
     code, out, err = wallclock("report", tmp_path / "a", "--html", tmp_path / "page.html")
     assert code == 2 and out == "" and f"{table} is damaged" in err
     assert not (tmp_path / "page.html").exists()
+
+
+def test_every_command_but_serve_takes_json():
+    def commands(group, path=()):
+        for name, command in group.commands.items():
+            yield from commands(command, (*path, name)) if hasattr(command, "commands") else [((*path, name), command)]
+
+    found = dict(commands(typer.main.get_command(app)))
+    without = {path for path, command in found.items() if "--json" not in {o for p in command.params for o in p.opts}}
+    assert without == {("serve",)} and ("data", "fetch") in found
 
 
 def test_help_is_whole_at_80_columns_and_the_shell_completes(monkeypatch, wallclock):

@@ -171,7 +171,8 @@ def test_a_trained_generator_translates_a_folder(done, tmp_path, wallclock):
     made = np.asarray(Image.open(tmp_path / "out" / "deeper" / "one.png"))
     assert made.shape == (32, 32, 3) and made.std() > 0
     one = (done / CHECKPOINT, source / "one.jpg", tmp_path / "back")
-    code, _, _ = wallclock("translate", *one, "--direction", "b-to-a", "--size", "48", "--device", "cpu")
+    code, out, _ = wallclock("translate", *one, "--direction", "b-to-a", "--size", "48", "--device", "cpu", "--json")
+    assert json.loads(out) == {"images": 1, "unreadable": 0, "folder": str(tmp_path / "back")}
     assert code == 0 and Image.open(tmp_path / "back" / "one.png").size == (48, 48)
 
 

@@ -44,7 +44,7 @@ RECIPE = (
     "--set",
     "resolutions=[]",
     "--seeds",
-    "2",
+    "1",
 )
 
 
