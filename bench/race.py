@@ -26,9 +26,11 @@ from bench.numerics import numerics
 from bench.tasks.cifar import load_split
 from bench.tasks.training import Finished, Trainer, check_runnable
 from bench.timing import RunClocks, now_s
-from loaders.batches import Dataset, Split
+from loaders.batches import Split
 from models.recipes import get_recipe
 from models.recipes.override import override
+
+WARM_UP_IMAGES = 4000  # two of airbench's batches
 
 # What a program for a GPU says where a CPU is meant, and what it says then: bfloat16, which CPUs multiply, for half.
 FOR_A_CPU = {
@@ -78,17 +80,20 @@ class _Event:
         return 1e3 * (later._at_s - self._at_s)
 
 
-def peer_runs(path: Path, split: Split, device: str, seeds: range) -> Iterator[tuple[float, float]]:
+def peer_runs(
+    path: Path, split: Split, device: str, seeds: range, *, compiled: bool = False
+) -> Iterator[tuple[float, float]]:
     """Yields time in seconds and accuracy of each run of a program made like airbench94_muon.py.
 
     On a GPU its own text runs, compiled, after a warm-up run on labels of no meaning, as its authors start it. On a CPU
-    it runs eagerly, without that run, and with what `FOR_A_CPU` says.
+    it runs with what `FOR_A_CPU` says: eagerly and without that run, or compiled, after one on few images.
 
     Args:
         path: of it; it has `CifarNet`, `main(run, model)` and `print_training_details(variables, is_final_entry)`.
         split: data, which it finds where it looks for it.
         device: "cpu" or "cuda".
         seeds: one for each run.
+        compiled: on a CPU too.
 
     Raises:
         ValueError: if the program is not made so.
@@ -100,13 +105,14 @@ def peer_runs(path: Path, split: Split, device: str, seeds: range) -> Iterator[t
         if device == "cpu":
             for gpu, cpu in FOR_A_CPU.items():
                 source = source.replace(gpu, cpu)
-            eagerly: Any = torch
-            eagerly.compile = _as_it_is
+            if not compiled:
+                eagerly: Any = torch
+                eagerly.compile = _as_it_is
             for name, stand_in in (("Event", _Event), ("synchronize", lambda: None)):
                 setattr(torch.cuda, name, stand_in)
         program.write_text(source, encoding="utf-8")
-        _write_tensors(split.train, Path(place) / "cifar10" / "train.pt")
-        _write_tensors(split.test, Path(place) / "cifar10" / "test.pt")
+        images = Path(place) / "cifar10"
+        _write_tensors(split, images)
         os.chdir(place)
         sys.argv = [str(program)]  # which it reads, to log its own text
         made = runpy.run_path(str(program), run_name="peer")
@@ -124,6 +130,12 @@ def peer_runs(path: Path, split: Split, device: str, seeds: range) -> Iterator[t
         if device == "cuda":
             model.compile(mode="max-autotune")
             main("warmup", model)
+        elif compiled:  # every shape of the run, in few batches
+            model.compile()
+            few = Split(split.train.subset(slice(0, WARM_UP_IMAGES)), split.test.subset(slice(0, WARM_UP_IMAGES // 2)))
+            _write_tensors(few, images)
+            main("warmup", model)
+            _write_tensors(split, images)
         for seed in seeds:
             torch.manual_seed(seed)
             told.clear()
@@ -135,10 +147,11 @@ def _as_it_is(function: Callable[..., Any] | None = None, **options: Any) -> Any
     return function if function is not None else _as_it_is
 
 
-def _write_tensors(dataset: Dataset, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    kept = {"images": dataset.images_NHWC.cpu(), "labels": dataset.labels.cpu(), "classes": list(dataset.classes)}
-    torch.save(kept, path)
+def _write_tensors(split: Split, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, part in (("train", split.train), ("test", split.test)):
+        kept = {"images": part.images_NHWC.cpu(), "labels": part.labels.cpu(), "classes": list(part.classes)}
+        torch.save(kept, folder / f"{name}.pt")
 
 
 def main() -> None:
@@ -147,12 +160,13 @@ def main() -> None:
     parser.add_argument("side", nargs="+", help="a recipe and fields to set, or the path of a program")
     parser.add_argument("--data", required=True, help="as `wallclock run cifar` takes it")
     parser.add_argument("--runs", type=int, default=1, help="in this process; on a GPU more share one compilation")
+    parser.add_argument("--compile", action="store_true", help="a program on a CPU too; on a GPU it always is")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
     device = resolve_device(asked.device)
     split, first = load_split(asked.data, "test"), asked.runs * int(os.environ.get(ROUND, "0"))
     path, seeds = Path(asked.side[0]), range(first, first + asked.runs)
-    runs = peer_runs(path, split, device, seeds) if path.suffix == ".py" else None
+    runs = peer_runs(path, split, device, seeds, compiled=asked.compile) if path.suffix == ".py" else None
     for seconds, accuracy in runs or own_runs(" ".join(asked.side), split, device, seeds):
         print(json.dumps({"metric": "train_eval_s", "value": seconds, "unit": "s"}))
         accuracy_line = {"metric": "final_accuracy", "value": accuracy, "unit": "fraction", "better": "higher"}

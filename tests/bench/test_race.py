@@ -84,6 +84,15 @@ def test_a_program_runs_on_a_cpu_with_its_data_its_clock_and_its_accuracy(peer):
     assert peer.read_text() == PEER
 
 
+@pytest.mark.slow
+def test_a_program_is_compiled_on_a_cpu_after_a_run_on_few_images(peer):
+    peer.write_text(PEER.replace("def main(run, model):", "def main(run, model):\n    print('run', run)"))
+    done = race(peer, "--compile")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("run warmup") < done.stdout.index("run 0")
+    assert [figure["metric"] for figure in figures(done.stdout)] == ["train_eval_s", "final_accuracy"]
+
+
 def test_a_round_has_its_own_seed(peer, monkeypatch):
     import os
 
