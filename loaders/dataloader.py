@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms.v2 import functional as F
 
 from kernels.augment import Augmentation, augment, draw
 from loaders.batches import DataError, Dataset
@@ -31,6 +30,9 @@ class _Samples(TorchDataset[Any]):
     def __init__(self, data: Dataset | StoredImages, augmentation: Augmentation, damaged: Damaged) -> None:
         self.data, self.damaged, self.pad = data, damaged, augmentation.pad
         self.mode = "reflect" if augmentation.padding == "reflect" else "constant"
+        from torchvision.transforms.v2 import functional  # 2 s, which only this pipeline should take
+
+        self._functional = functional
 
     def __getitem__(self, batch: list[Drawn]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         images, kept, left_out = [], [], []
@@ -52,9 +54,9 @@ class _Samples(TorchDataset[Any]):
     def _transformed(self, image_CHW: torch.Tensor, row: int, column: int, flip: bool) -> torch.Tensor:
         if self.pad:
             height, width = image_CHW.shape[1:]
-            image_CHW = F.pad(image_CHW, [self.pad], padding_mode=self.mode)
-            image_CHW = F.crop(image_CHW, self.pad + row, self.pad + column, height, width)
-        return F.horizontal_flip(image_CHW) if flip else image_CHW
+            image_CHW = self._functional.pad(image_CHW, [self.pad], padding_mode=self.mode)
+            image_CHW = self._functional.crop(image_CHW, self.pad + row, self.pad + column, height, width)
+        return self._functional.horizontal_flip(image_CHW) if flip else image_CHW
 
 
 class _Batches:

@@ -7,6 +7,7 @@ small convolutional network passes 94%.
 Shape legend: N images, H = W = 32.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,29 +16,46 @@ import torch
 
 from loaders.batches import Dataset, Split
 
-CLASSES = ("disc", "ring", "square", "frame", "triangle", "plus", "saltire", "bars", "crescent", "diamond")
-SIZE = 32
 Floats = npt.NDArray[Any]  # float32 throughout
 
 
-def _shapes(u: Floats, v: Floats) -> list[npt.NDArray[np.bool_]]:
-    """Says for every class which points of the shape's own coordinates, -1 to 1 across its size, are inside it."""
-    au, av = np.abs(u), np.abs(v)
-    radius2, largest = u * u + v * v, np.maximum(au, av)
-    cut = (u - 0.45) ** 2 + v * v
-    slope, other = np.abs(u - v), np.abs(u + v)
-    return [
-        radius2 < 0.81,
-        (radius2 < 1.0) & (radius2 > 0.3),
-        largest < 0.8,
-        (largest < 0.9) & (largest > 0.5),
-        (v < 0.75) & (au < (v + 1.0) * 0.6),
-        (largest < 1.0) & ((au < 0.3) | (av < 0.3)),
-        (largest < 0.85) & ((slope < 0.42) | (other < 0.42)),
-        (largest < 0.9) & (av > 0.3),
-        (radius2 < 1.0) & (cut > 0.5),
-        au + av < 1.05,
-    ]
+def _largest(u: Floats, v: Floats) -> Floats:
+    return np.maximum(np.abs(u), np.abs(v))
+
+
+def _diagonals(u: Floats, v: Floats) -> npt.NDArray[np.bool_]:
+    return (np.abs(u - v) < 0.42) | (np.abs(u + v) < 0.42)
+
+
+# By class, which points are inside its shape.
+CLASSES: dict[str, Callable[[Floats, Floats], npt.NDArray[np.bool_]]] = {
+    "disc": lambda u, v: u * u + v * v < 0.81,
+    "ring": lambda u, v: (u * u + v * v < 1.0) & (u * u + v * v > 0.3),
+    "square": lambda u, v: _largest(u, v) < 0.8,
+    "frame": lambda u, v: (_largest(u, v) < 0.9) & (_largest(u, v) > 0.5),
+    "triangle": lambda u, v: (v < 0.75) & (np.abs(u) < (v + 1.0) * 0.6),
+    "plus": lambda u, v: (_largest(u, v) < 1.0) & ((np.abs(u) < 0.3) | (np.abs(v) < 0.3)),
+    "saltire": lambda u, v: (_largest(u, v) < 0.85) & _diagonals(u, v),
+    "bars": lambda u, v: (_largest(u, v) < 0.9) & (np.abs(v) > 0.3),
+    "crescent": lambda u, v: (u * u + v * v < 1.0) & ((u - 0.45) ** 2 + v * v > 0.5),
+    "diamond": lambda u, v: np.abs(u) + np.abs(v) < 1.05,
+}
+SIZE = 32
+
+
+def _masks(classes: npt.NDArray[np.int64], u: Floats, v: Floats) -> npt.NDArray[np.bool_]:
+    """Says which points of each image its class's shape covers, [N, 32, 32].
+
+    Args:
+        classes: [N].
+        u: [N, 32, 32], the shape's own coordinates, -1 to 1 across its size.
+        v: the other ones.
+    """
+    masks = np.empty(u.shape, np.bool_)
+    for number, shape in enumerate(CLASSES.values()):
+        of_class = classes == number
+        masks[of_class] = shape(u[of_class], v[of_class])
+    return masks
 
 
 def _mixed(low: Floats, high: Floats, weight: Floats) -> Floats:
@@ -71,19 +89,22 @@ def _images(labels: npt.NDArray[np.int64], random: np.random.Generator) -> npt.N
     ramp = (rows * uniform(0, 1, 1, 1) + columns * uniform(0, 1, 1, 1)) / np.float32(2 * SIZE)
     image = _mixed(first, second, ramp[..., None])
     for _ in range(3):
-        masks = _shapes(*own_coordinates(1.5, 3.5))
-        chosen = random.integers(0, len(CLASSES), count)
-        mask = np.select([(chosen == c)[:, None, None] for c in range(len(CLASSES))], masks)
-        image = np.where(mask[..., None] != 0, uniform(0, 255, 1, 1, 3), image)
+        u, v = own_coordinates(1.5, 3.5)
+        mask = _masks(random.integers(0, len(CLASSES), count), u, v)
+        np.copyto(image, uniform(0, 255, 1, 1, 3), where=mask[..., None])
     # The shape: any colour that differs from the mean of the background by a contrast with a lower limit.
-    masks = _shapes(*own_coordinates(4.5, 9.5))
-    mask = np.select([(labels == c)[:, None, None] for c in range(len(CLASSES))], masks)
+    mask = _masks(labels, *own_coordinates(4.5, 9.5))
     sign = np.where(random.random((count, 1, 1, 3)) < 0.5, np.float32(-1), np.float32(1))
     colour = (first + second) / 2 + sign * uniform(12, 90, 1, 1, 3)
-    image = np.where(mask[..., None] != 0, colour, image)
-    noise = random.random((4, count, SIZE, SIZE, 3), dtype=np.float32).sum(axis=0) - np.float32(2)
-    image = image + noise * uniform(10, 60, 1, 1, 1)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    np.copyto(image, colour, where=mask[..., None])
+    noise, more = (np.empty_like(image) for _ in range(2))
+    random.random(dtype=np.float32, out=noise)
+    for _ in range(3):
+        noise += random.random(dtype=np.float32, out=more)
+    noise -= np.float32(2)
+    noise *= uniform(10, 60, 1, 1, 1)
+    image += noise
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
 def synthetic_split(seed: int = 0, *, train: int = 5000, test: int = 2000) -> Split:
@@ -99,5 +120,5 @@ def synthetic_split(seed: int = 0, *, train: int = 5000, test: int = 2000) -> Sp
         random = np.random.Generator(np.random.PCG64([seed, index]))
         labels = np.arange(count, dtype=np.int64) % len(CLASSES)
         images = _images(labels, random)
-        parts.append(Dataset.create("synthetic", torch.from_numpy(images), torch.from_numpy(labels), CLASSES))
+        parts.append(Dataset.create("synthetic", torch.from_numpy(images), torch.from_numpy(labels), tuple(CLASSES)))
     return Split(*parts)

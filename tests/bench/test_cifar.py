@@ -188,7 +188,7 @@ class BudgetOfOneSeed(Deadline):
 
 def test_a_divergence_outlives_stopping_and_resuming(tmp_path):
     optimizer = replace(tiny_recipe().optimizer, head_lr=1e38)
-    recipe = tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=1, optimizer=optimizer)
+    recipe = tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=1, optimizer=optimizer)
     deadline = BudgetOfOneSeed()
     stopped = new_run(request(recipe, seeds=2), tmp_path, "test", deadline=deadline).execute(deadline)
     assert (stopped.status, stopped.verdict) == ("stopped", "diverged")
@@ -221,7 +221,7 @@ class Spent(Deadline):
 
 @pytest.mark.slow
 def test_a_seed_that_overruns_the_budget_is_given_up_and_can_be_resumed(tmp_path):
-    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=3), seeds=2)
+    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=3), seeds=2)
     deadline = Spent()
     outcome = new_run(asked, tmp_path, "test", deadline=deadline).execute(deadline)
     assert outcome.status == "stopped"
@@ -245,7 +245,7 @@ class Interrupt:
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path):
-    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=1), seeds=2)
+    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=1), seeds=2)
     whole = reports.load(new_run(asked, tmp_path / "whole", "test").execute(lambda seen: None).path)
     broken = new_run(asked, tmp_path / "broken", "test")
     with pytest.raises(KeyboardInterrupt):
@@ -275,7 +275,7 @@ def test_resuming_on_other_data_is_refused_and_leaves_the_run_resumable(tmp_path
 @pytest.fixture
 def begun(tmp_path):
     """A run that was interrupted in its first seed."""
-    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=500, epochs=1))
+    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=1))
     run = new_run(asked, tmp_path, "test")
     with pytest.raises(KeyboardInterrupt):
         run.execute(Interrupt(seed=0))

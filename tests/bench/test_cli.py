@@ -21,7 +21,7 @@ from models.recipes import RECIPES
 from reports.store import RECORDS, TRACEBACK
 
 ROOT = Path(__file__).parents[2]
-TINY = ("--set", 'model_arguments={"widths":[8,8,8]}', "--set", "batch_size=500", "--set", "resolutions=[]")
+TINY = ("--set", 'model_arguments={"widths":[8,8,8]}', "--set", "batch_size=100", "--set", "resolutions=[]")
 # Enough epochs to be caught in the middle; each takes well under a second.
 LONG = (*TINY, "--set", "epochs=300")
 

@@ -78,7 +78,8 @@ def test_ctrl_c_names_the_run_and_what_was_compiled_is_in_it(tmp_path, monkeypat
     assert set(frame["metric"]) == set(static.FIGURES) and set(frame["launched_by"]) == {"op case"}
 
 
-PLANTED = """
+PLANTED = r"""
+import re
 import sys
 from pathlib import Path
 
@@ -131,6 +132,16 @@ static.SPECS = {
     )
     for name, variant in planted.items()
 }
+counted = static._instructions
+
+
+def as_disassembled(cubin):
+    told = static.dumped(cubin, "-sass")
+    assert counted(cubin) == len(re.findall(r"/\*[0-9a-f]{4,}\*/ +(?!NOP)[@A-Z]", told)) > 10
+    return counted(cubin)
+
+
+static._instructions = as_disassembled
 for name in planted:
     status, wrong, _ = static.new_run(Path(sys.argv[1]), "test", only=(name,)).execute()
     found = [text.split(": ")[1] for text in wrong if "not in the baseline" not in text]
