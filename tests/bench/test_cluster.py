@@ -12,7 +12,7 @@ from bench.tasks.cifar_ablation import AblationRequest, planned
 from models.recipes import get_recipe
 from reports.ablation import ablation_summary
 
-ROUNDS = 4
+ROUNDS = 3
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def planned_run():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_node_that_is_killed_loses_no_round_and_none_counts_twice(nodes, tmp_path):
     import ray
 
