@@ -30,7 +30,7 @@ class _Samples(TorchDataset[Any]):
     def __init__(self, data: Dataset | StoredImages, augmentation: Augmentation, damaged: Damaged) -> None:
         self.data, self.damaged, self.pad = data, damaged, augmentation.pad
         self.mode = "reflect" if augmentation.padding == "reflect" else "constant"
-        from torchvision.transforms.v2 import functional  # 2 s, which only this pipeline should take
+        from torchvision.transforms.v2 import functional  # here, because no other pipeline needs it
 
         self._functional = functional
 

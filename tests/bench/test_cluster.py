@@ -42,7 +42,6 @@ def planned_run():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_node_that_is_killed_loses_no_round_and_none_counts_twice(nodes, tmp_path):
     import ray
 

@@ -1,5 +1,6 @@
 """The timer against durations that are known: other processes share these cores, so medians and best cases count."""
 
+import itertools
 import math
 import statistics
 import time
@@ -208,25 +209,33 @@ def test_a_known_duration_is_measured(seconds: float) -> None:
     assert not measured.cold and not measured.graph
 
 
-def test_a_microsecond_shares_its_window_and_is_still_measured() -> None:
-    one_microsecond = spinning(1e-6)
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], None]]:
+    """Makes calls that take known times, on a clock that only they move: a shared machine's is not so steady."""
+    at_s = [0.0]
+    monkeypatch.setattr("bench.timing.now_s", lambda: at_s[0])
 
-    def by_hand() -> float:
-        start = now_s()
-        for _ in range(10_000):
-            one_microsecond()
-        return (now_s() - start) / 10_000
+    def taking(*seconds: float) -> Callable[[], None]:
+        turns = itertools.cycle(seconds)
 
-    before = [by_hand() for _ in range(5)]
-    measured = measure(one_microsecond, device=CPU, max_count=200)
-    rounds = [*before, *(by_hand() for _ in range(5))]  # a shared machine may change its speed meanwhile
+        def call() -> None:
+            at_s[0] += next(turns)
+
+        return call
+
+    return taking
+
+
+def test_a_microsecond_shares_its_window_and_is_still_measured(ticking: Callable[..., Callable[[], None]]) -> None:
+    measured = measure(ticking(1.5e-6), device=CPU, max_count=200)
     assert 10 <= measured.launches_per_sample <= 50
-    assert 0.85 * min(rounds) < measured.median_s < 1.15 * max(rounds)
+    assert measured.median_s == pytest.approx(1.5e-6, rel=0.01)
 
 
-def test_a_narrow_interval_ends_the_sampling() -> None:
-    measured = measure(spinning(3e-4), device=CPU, relative_ci=0.1, min_count=12)
-    assert measured.stopped_by == "ci" and len(measured.samples_s) >= 12
+def test_a_narrow_interval_ends_the_sampling(ticking: Callable[..., Callable[[], None]]) -> None:
+    measured = measure(ticking(2.5e-4, 3e-4, 3.5e-4), device=CPU, relative_ci=0.1, min_count=12)
+    assert measured.stopped_by == "ci"
+    assert 12 <= len(measured.samples_s) < 100
 
 
 def test_the_count_ends_the_sampling() -> None:
