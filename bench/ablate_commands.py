@@ -34,6 +34,7 @@ class Study(enum.StrEnum):
     """A choice of variants that has a name."""
 
     wide_resnet = "wide-resnet"
+    devices = "devices"
 
 
 def ablate(
@@ -49,7 +50,11 @@ def ablate(
         list[str] | None, typer.Option(help="The recipe as it is, and with each of a field's values: field=a,b.")
     ] = None,
     study: Annotated[
-        Study | None, typer.Option(help="wide-resnet: the lesson's widths, kernels and depths, FLOPs against seconds.")
+        Study | None,
+        typer.Option(
+            help="wide-resnet: the lesson's widths, kernels and depths, FLOPs against seconds. devices: what 2, 4 and "
+            "8 would make of a step, a projection."
+        ),
     ] = None,
     data: Annotated[str, typer.Option(help="As `wallclock run` takes it.")] = "synthetic",
     only_class: Annotated[str, typer.Option("--class", help="Of a WGAN's images.")] = "",
@@ -72,7 +77,7 @@ def ablate(
     _, progress = consoles()
     module: Any = import_module(f"bench.tasks.{task.value}_ablation")
     if resume is not None:
-        run = module.resumed_run(resume)
+        run = module.TASK.resumed_run(resume)
     else:
         choice = _choice(leave_one_out=leave_one_out, add_one_in=add_one_in, grid=grid or [], study=study)
         if study is not None and task != Task.cifar:
@@ -84,7 +89,7 @@ def ablate(
         if on is not None:
             _on_ray(module, request(**asked), out, cpus, as_json=json_)
             return
-        run = module.new_run(request(**asked), out, typed_command())
+        run = module.TASK.new_run(request(**asked), out, typed_command())
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock ablate {task.value} --resume {path}`"):
         status = run.execute(lambda text: progress.print(text, markup=False))
@@ -98,7 +103,7 @@ def _on_ray(module: Any, request: Any, out: Path, cpus: int, *, as_json: bool) -
 
     _, progress = consoles()
     folder = out / new_run_id("cluster")
-    ablation, template = module.planned(request, typed_command())
+    ablation, template = module.TASK.planned(request, typed_command())
     run = ClusterRun(ablation, template, folder, cpus=cpus)
     with interruptible(folder):
         status = run.execute(lambda text: progress.print(text, markup=False))

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -98,6 +98,7 @@ class TurnsRequest:
         return recipe
 
 
+Counted = Sequence[tuple[str, str, Mapping[str, float]]]  # metric, unit, and of each variant its value
 Turns = Callable[[str, Any], Contender]  # of a variant's name and recipe; the turns return `TurnDone`
 
 
@@ -114,7 +115,7 @@ class Ablation:
         rounds: in which each has one turn, besides a warm-up.
         alone: what times a kernel's part of a step with it and without, by the variant that shows what the kernel
             gives; a turn returns `bench.alone.Alone`.
-        step_flop: floating-point operations of a step of each variant, where they are known.
+        counted: what is known of each variant without running it.
     """
 
     variants: Mapping[str, Any]
@@ -124,7 +125,7 @@ class Ablation:
     seed: int
     rounds: int
     alone: Mapping[str, Contender] = field(default_factory=dict)
-    step_flop: Mapping[str, float] = field(default_factory=dict)
+    counted: Counted = ()
 
     def sample_of(self, name: str, metric: str, unit: str, value: float, **more: Any) -> Sample:
         """Returns a sample of a variant, by its name."""
@@ -133,9 +134,13 @@ class Ablation:
         parameters |= more.pop("parameters", {})
         return self.sample(recipe, metric, unit, value, variant=name, seed=self.seed, parameters=parameters, **more)
 
-    def flop_samples(self) -> list[Sample]:
-        """Returns the operations of each variant's step, where they were counted."""
-        return [self.sample_of(name, "step_flop", "FLOP", flop) for name, flop in self.step_flop.items()]
+    def counted_samples(self) -> list[Sample]:
+        """Returns what is counted of each variant."""
+        return [
+            self.sample_of(name, metric, unit, value)
+            for metric, unit, values in self.counted
+            for name, value in values.items()
+        ]
 
 
 class AblationRun:
@@ -171,7 +176,7 @@ class AblationRun:
         contenders = {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
         with self.writer, Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
             if not self.rounds_done:
-                self.writer.add(*ablation.flop_samples())
+                self.writer.add(*ablation.counted_samples())
             first_losses: dict[str, float] = {}
             shares: list[float] = []
             rounds = ablation.rounds + 1 + bool(self.rounds_done)  # each start has a warm-up of its own

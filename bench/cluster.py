@@ -118,7 +118,7 @@ class ClusterRun:
                 **cell.place,
             )
             self.writers[cell.node] = RunWriter.create(self.out, run)
-            self.writers[cell.node].add(*self.ablation.flop_samples())
+            self.writers[cell.node].add(*self.ablation.counted_samples())
         marks = {"parameters": {"attempt": attempt}} if attempt > 1 else {}
         for turn in cell.taken:
             at: dict[str, Any] = {"round": turn.round, "slot": turn.slot, **marks}

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+import re
 from datetime import UTC, datetime
 from importlib import resources
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from reports.history import history_rows, history_summary
 from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
 from reports.leaderboard import leaderboard, leaderboard_rows
 from reports.loaders import loader_failures, loader_summary, loader_tables
+from reports.scaling import scaling_rows
 from reports.stats import summarise, time_to_target
 from reports.store import StoreError
 from reports.tables import (
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
+    from markupsafe import Markup
 
     from reports.pictures import Picture
 
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 20_000
 # All pictures together; where they are more, they are compressed, and then fewer: the page stays under 3 MB.
 PICTURE_BYTES, QUALITIES = 400_000, (90, 80, 65)
-PICTURE_WIDTH = 800  # pixels that a small picture is enlarged to at most
+PICTURE_WIDTH, WIDE_WIDTH = 520, 1060  # pixels that a small picture is enlarged to at most: half a row, a whole one
 _WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
@@ -75,6 +78,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breakable"] = _breakable
     html = environment.get_template("page.html.j2").render(
         css=_template("page.css"),
         script=_template("page.js"),
@@ -83,6 +87,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
         comparisons=comparison_rows(comparisons),
         calibration=calibration_rows(calibration_summary(samples, runs)),
         flops=flop_rows(samples),
+        scaling=scaling_rows(samples),
         history=history_rows(history_summary(samples, runs)),
         verdicts=_verdicts(samples),
         leaders=leaderboard_rows(leaderboard(samples)),
@@ -111,6 +116,13 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error.strerror}; choose another file") from None
     return out
+
+
+def _breakable(value: object) -> "Markup":
+    """Returns a cell's text, escaped, that paper may break after the _, + and = in its words; a screen does not."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<=\w)[_+=](?=\w)", r"\g<0><wbr>", str(escape(value))))
 
 
 def _template(name: str) -> str:
@@ -302,9 +314,10 @@ def _galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]
     """Returns the pictures under their titles, small ones enlarged by a whole number so that each pixel is a square."""
     galleries: dict[str, list[dict[str, Any]]] = {}
     for picture, (kind, content) in zip(*_fitting(pictures), strict=True):
-        times = max(1, PICTURE_WIDTH // max(1, picture.width))
+        wide = picture.width > 1.6 * picture.height
+        times = max(1, (WIDE_WIDTH if wide else PICTURE_WIDTH) // max(1, picture.width))
         note = "" if kind == "png" else f" Compressed here; whole in pictures/{picture.name}.png of the run."
-        shown = {"caption": picture.caption + note, "width": times * picture.width}
+        shown = {"caption": picture.caption + note, "width": times * picture.width, "wide": wide}
         shown["source"] = f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if content else ""
         galleries.setdefault(picture.title, []).append(shown)
     return galleries

@@ -15,6 +15,7 @@ from reports.leaderboard import leaderboard
 from reports.loaders import loader_failures, loader_summary, loader_tables
 from reports.pictures import load_pictures
 from reports.reading import load, load_runs
+from reports.scaling import scaling_rows
 from reports.stats import summarise, time_to_target
 from reports.tables import Rows
 from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
@@ -80,6 +81,7 @@ class Report:
             "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
             "Levers: iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
             "FLOPs against seconds, fastest first": flop_rows(samples),
+            "More devices: a projection from one, with its link's speed": scaling_rows(samples),
             **loader_tables(of["loaders"]),
             "Loaders that failed, and are left out above": loader_failures(samples),
             "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),

@@ -57,4 +57,4 @@ def test_the_verdict_that_is_explained_is_a_stored_one():
     console = Console(width=80, file=io.StringIO())
     console.print(tables.terminal(comparison_rows(summary)))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines() if "──" not in line]
-    assert len(lines) == 4 and "\n".join(lines) in (ROOT / "docs" / "ci.md").read_text()
+    assert len(lines) == 4 and "\n".join(lines) in (ROOT / "README.md").read_text()

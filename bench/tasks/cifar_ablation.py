@@ -4,24 +4,22 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
+from bench.ablated import AblatedTask
+from bench.ablation import Ablation, Counted, TurnDone, Turns, TurnsRequest
 from bench.alone import Stand, kernels_alone
 from bench.numerics import numerics
-from bench.recipe_runs import begun, new_record
 from bench.tasks.cifar import load_split
 from bench.tasks.training import Trainer, check_runnable
-from bench.timing import Deadline, PhaseTimer, RunClocks, cpu_s, now_s, synchronize
+from bench.timing import PhaseTimer, RunClocks, cpu_s, now_s, synchronize
 from loaders.batches import Split
 from models.build import build_model
 from models.recipes.recipe import Recipe
-from reports.schema import Run, Sample
-from reports.store import RunWriter
+from reports.schema import Sample
 
 IMAGES = 5000  # that a turn's batches are drawn from; each process holds them
 
@@ -165,8 +163,19 @@ def _ablation(request: AblationRequest, split: Split) -> Ablation:
             device=request.device,
             seed=request.seed,
         ),
-        step_flop={name: step_flop(recipe, split) for name, recipe in request.variants().items()},
+        counted=(_exchanged if request.choice.grid == ("devices",) else _operations)(request, split),
     )
+
+
+def _operations(request: AblationRequest, split: Split) -> Counted:
+    return (("step_flop", "FLOP", {name: step_flop(recipe, split) for name, recipe in request.variants().items()}),)
+
+
+def _exchanged(request: AblationRequest, split: Split) -> Counted:
+    """The gradients that devices would add up after each step."""
+    model = build_model(request.recipe, len(split.train.classes), torch.device("meta"))
+    size = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
+    return (("gradient_bytes", "B", dict.fromkeys(request.variants(), size)),)
 
 
 def step_flop(recipe: Recipe, split: Split) -> float:
@@ -185,34 +194,12 @@ def step_flop(recipe: Recipe, split: Split) -> float:
     return float(counter.get_total_flops())
 
 
-def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
-    """Returns a request's ablation, and what is known of its run; see `bench.tasks.cifar.new_run`."""
-    split = load_split(request.data, "test")
-    for recipe in request.variants().values():
-        check_runnable(recipe, split, torch.device(request.device))
-    name = f"ablation-{request.recipe.name}"
-    return _ablation(request, split), new_record(name, request.recipe, request.stored(), split, command)
-
-
-def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
-    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cifar.new_run`."""
-    ablation, run = planned(request, command)
-    return AblationRun(ablation, RunWriter.create(out, run), deadline=deadline)
-
-
-def resumed_run(path: Path) -> AblationRun:
-    """Returns an ablation that was interrupted, stopped or killed, ready to go on with the round that was begun.
-
-    Args:
-        path: the run's directory.
-
-    Raises:
-        StoreError: see `bench.recipe_runs.begun`.
-        ValueError: the same.
-    """
-    run, recipe, split = begun(
-        path, AblationRequest.BENCHMARK, Recipe, lambda _, stored: load_split(stored["data"], "test")
-    )
-    request = AblationRequest.from_stored(recipe, run.request)
-    ablation, writer = _ablation(request, split), RunWriter.resume(path)
-    return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "step_s"))
+TASK = AblatedTask(
+    request=AblationRequest,
+    recipe=Recipe,
+    load=lambda _, stored: load_split(stored["data"], "test"),
+    check=check_runnable,
+    ablation=_ablation,
+    metric="step_s",
+    notes=lambda recipe, _: (),
+)

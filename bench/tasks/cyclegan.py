@@ -23,7 +23,7 @@ from bench.timing import Deadline, now_s, synchronize
 from loaders.unpaired import Unpaired, load_unpaired
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.pictures import write_picture
-from reports.schema import Run, RunStatus, Sample
+from reports.schema import RunStatus, Sample
 from reports.store import RunWriter, StoreError
 
 PICTURED = 4  # test images of each domain
@@ -321,15 +321,14 @@ def new_run(request: CycleGanRequest, out: Path, command: str, *, deadline: Dead
     recipe = request.recipe
     data = load_data(request.data, recipe.load_size, recipe.image_size)
     check_runnable(recipe, data, torch.device(request.device))
-    return CycleGanRun(
-        request, data, RunWriter.create(out, record_of(recipe, request.stored(), data, command)), deadline=deadline
-    )
+    notes = run_notes(recipe, data)
+    run = new_record(f"cyclegan-{recipe.name}", recipe, request.stored(), data, command, *notes)
+    return CycleGanRun(request, data, RunWriter.create(out, run), deadline=deadline)
 
 
-def record_of(recipe: CycleGanRecipe, stored: dict[str, Any], data: Unpaired, command: str) -> Run:
-    """Returns what is known of a new run, or ablation; see `bench.recipe_runs.new_record`."""
-    notes = (*change_notes(recipe), *(f"skipped: {why}" for why in data.skipped))
-    return new_record(f"cyclegan-{recipe.name}", recipe, stored, data, command, *notes)
+def run_notes(recipe: CycleGanRecipe, data: Unpaired) -> tuple[str, ...]:
+    """Returns what a record says of a recipe and its data beforehand."""
+    return (*change_notes(recipe), *(f"skipped: {why}" for why in data.skipped))
 
 
 def load_stored(recipe: CycleGanRecipe, stored: dict[str, Any]) -> Unpaired:

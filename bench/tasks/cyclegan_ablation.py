@@ -4,26 +4,24 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
+from bench.ablated import AblatedTask
+from bench.ablation import Ablation, TurnDone, Turns, TurnsRequest
 from bench.alone import Stand, kernels_alone
 from bench.numerics import numerics
-from bench.recipe_runs import begun
-from bench.tasks.cyclegan import load_data, load_stored, new_sample, record_of
+from bench.tasks.cyclegan import load_data, load_stored, new_sample, run_notes
 from bench.tasks.cyclegan_plain import plain_loop
 from bench.tasks.cyclegan_steps import Losses
 from bench.tasks.cyclegan_training import DTYPES, CycleGanTrainer, check_runnable
-from bench.timing import Deadline, cpu_s, now_s, synchronize
+from bench.timing import cpu_s, now_s, synchronize
 from loaders.unpaired import Unpaired
 from models.recipes.cyclegan import CycleGanRecipe
 from reports.ablation import BASELINE
-from reports.schema import Run, Sample
-from reports.store import RunWriter
+from reports.schema import Sample
 
 IMAGES = 64  # of each domain; each process holds them
 
@@ -156,31 +154,12 @@ def _ablation(request: AblationRequest, data: Unpaired) -> Ablation:
     )
 
 
-def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
-    """Returns a request's ablation, and what is known of its run; see `bench.tasks.cyclegan.new_run`."""
-    data = load_data(request.data, request.recipe.load_size, request.recipe.image_size)
-    for recipe in request.variants().values():
-        check_runnable(recipe, data, torch.device(request.device))
-    return _ablation(request, data), record_of(request.recipe, request.stored(), data, command)
-
-
-def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
-    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.cyclegan.new_run`."""
-    ablation, run = planned(request, command)
-    return AblationRun(ablation, RunWriter.create(out, run), deadline=deadline)
-
-
-def resumed_run(path: Path) -> AblationRun:
-    """Returns an ablation that was interrupted, stopped or killed, ready to go on with the round that was begun.
-
-    Args:
-        path: the run's directory.
-
-    Raises:
-        StoreError: see `bench.recipe_runs.begun`.
-        ValueError: the same.
-    """
-    run, recipe, data = begun(path, AblationRequest.BENCHMARK, CycleGanRecipe, load_stored)
-    request = AblationRequest.from_stored(recipe, run.request)
-    ablation, writer = _ablation(request, data), RunWriter.resume(path)
-    return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "iteration_s"))
+TASK = AblatedTask(
+    request=AblationRequest,
+    recipe=CycleGanRecipe,
+    load=load_stored,
+    check=check_runnable,
+    ablation=_ablation,
+    metric="iteration_s",
+    notes=run_notes,
+)

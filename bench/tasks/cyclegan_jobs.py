@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from bench.registry import Context, Job
 from bench.tasks.cyclegan import CycleGanRequest, new_run
-from bench.tasks.cyclegan_ablation import AblationRequest
-from bench.tasks.cyclegan_ablation import new_run as new_ablation
+from bench.tasks.cyclegan_ablation import TASK, AblationRequest
 from loaders.unpaired import SYNTHETIC
 from models.recipes import get_cyclegan_recipe
 from models.recipes.cyclegan import CycleGanRecipe
@@ -47,7 +46,7 @@ def _run_levers(context: Context) -> str:
         rounds=CPU_ROUNDS if cpu else GPU_ROUNDS,
         turn_length=1 if cpu else 20,
     )
-    run = new_ablation(request, context.out, context.command, deadline=context.deadline)
+    run = TASK.new_run(request, context.out, context.command, deadline=context.deadline)
     return run.execute(lambda text: _said(context, text))
 
 

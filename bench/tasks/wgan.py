@@ -20,7 +20,7 @@ from loaders.batches import Split
 from loaders.images import load_images
 from models.recipes.wgan import WganRecipe
 from reports.pictures import write_picture
-from reports.schema import Run, RunStatus, Sample
+from reports.schema import RunStatus, Sample
 from reports.store import RunWriter
 
 GALLERY_EDGE = 8  # images along each side
@@ -330,19 +330,11 @@ def new_run(request: WganRequest, out: Path, command: str, *, deadline: Deadline
         StoreError: if `out` cannot be written.
         ValueError: if the recipe cannot run on this device.
     """
-    split = load_split(request.data, request.recipe.image_size, request.only_class)
-    check_runnable(request.recipe, split, torch.device(request.device))
-    return WganRun(
-        request,
-        split,
-        RunWriter.create(out, record_of(request.recipe, request.stored(), split, command)),
-        deadline=deadline,
-    )
-
-
-def record_of(recipe: WganRecipe, stored: dict[str, Any], split: Split, command: str) -> Run:
-    """Returns what is known of a new run, or ablation; see `bench.recipe_runs.new_record`."""
-    return new_record(f"wgan-{recipe.name}", recipe, stored, split, command, *change_notes(recipe))
+    recipe = request.recipe
+    split = load_split(request.data, recipe.image_size, request.only_class)
+    check_runnable(recipe, split, torch.device(request.device))
+    run = new_record(f"wgan-{recipe.name}", recipe, request.stored(), split, command, *change_notes(recipe))
+    return WganRun(request, split, RunWriter.create(out, run), deadline=deadline)
 
 
 def load_stored(recipe: WganRecipe, stored: dict[str, Any]) -> Split:

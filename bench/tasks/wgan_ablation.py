@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,20 +11,20 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bench.ablation import Ablation, AblationRun, TurnDone, Turns, TurnsRequest, rounds_done
+from bench.ablated import AblatedTask
+from bench.ablation import Ablation, TurnDone, Turns, TurnsRequest
 from bench.alone import Stand, kernels_alone
 from bench.numerics import numerics
-from bench.recipe_runs import begun
-from bench.tasks.wgan import load_split, load_stored, new_sample, record_of
+from bench.recipe_runs import change_notes
+from bench.tasks.wgan import load_split, load_stored, new_sample
 from bench.tasks.wgan_plain import plain_loop
 from bench.tasks.wgan_steps import Step
 from bench.tasks.wgan_training import DTYPES, WganTrainer, check_runnable
-from bench.timing import Deadline, cpu_s, now_s, synchronize
+from bench.timing import cpu_s, now_s, synchronize
 from loaders.batches import Dataset, Split
 from models.recipes.wgan import CriticSteps, Stage, WganRecipe
 from reports.ablation import BASELINE
-from reports.schema import Run, Sample
-from reports.store import RunWriter
+from reports.schema import Sample
 
 IMAGES = 4096  # that a turn's batches are drawn from; each process holds them
 
@@ -176,20 +175,6 @@ def _ablation(request: AblationRequest, split: Split) -> Ablation:
     )
 
 
-def planned(request: AblationRequest, command: str) -> tuple[Ablation, Run]:
-    """Returns a request's ablation, and what is known of its run; see `bench.tasks.wgan.new_run`."""
-    split = load_split(request.data, request.recipe.image_size, request.only_class)
-    for recipe in request.variants().values():
-        check_runnable(recipe, split, torch.device(request.device))
-    return _ablation(request, split), record_of(request.recipe, request.stored(), split, command)
-
-
-def new_run(request: AblationRequest, out: Path, command: str, *, deadline: Deadline | None = None) -> AblationRun:
-    """Returns a request as a new run under `out`, ready to be executed; see `bench.tasks.wgan.new_run`."""
-    ablation, run = planned(request, command)
-    return AblationRun(ablation, RunWriter.create(out, run), deadline=deadline)
-
-
 def _images(request: AblationRequest, split: Split) -> npt.NDArray[np.uint8]:
     """The images of a turn's batches: whole cycles, so that no epoch ends within one."""
     cycle = request.recipe.critic_steps.usual * request.recipe.batch_size
@@ -202,17 +187,12 @@ def _images(request: AblationRequest, split: Split) -> npt.NDArray[np.uint8]:
     return split.train.images_NHWC[:count].numpy()
 
 
-def resumed_run(path: Path) -> AblationRun:
-    """Returns an ablation that was interrupted, stopped or killed, ready to go on with the round that was begun.
-
-    Args:
-        path: the run's directory.
-
-    Raises:
-        StoreError: see `bench.recipe_runs.begun`.
-        ValueError: the same.
-    """
-    run, recipe, split = begun(path, AblationRequest.BENCHMARK, WganRecipe, load_stored)
-    request = AblationRequest.from_stored(recipe, run.request)
-    ablation, writer = _ablation(request, split), RunWriter.resume(path)
-    return AblationRun(ablation, writer, rounds_done=rounds_done(writer, ablation, "critic_step_s"))
+TASK = AblatedTask(
+    request=AblationRequest,
+    recipe=WganRecipe,
+    load=load_stored,
+    check=check_runnable,
+    ablation=_ablation,
+    metric="critic_step_s",
+    notes=lambda recipe, _: change_notes(recipe),
+)

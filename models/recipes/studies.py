@@ -38,4 +38,21 @@ def wide_resnet(recipe: Recipe) -> dict[str, Recipe]:
     }
 
 
-STUDIES: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {"wide-resnet": wide_resnet}
+def devices(recipe: Recipe) -> dict[str, Recipe]:
+    """Returns what each of 2, 4 and 8 devices does of a recipe's step: its part of the batch.
+
+    Args:
+        recipe: of which the batch can be shared.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if recipe.batch_size % 8:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} cannot be shared by 8 devices; use --set batch_size="
+            f"{max(8, recipe.batch_size // 8 * 8)}"
+        )
+    return {f"part of {n} devices": replace(recipe, batch_size=recipe.batch_size // n) for n in (2, 4, 8)}
+
+
+STUDIES: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {"wide-resnet": wide_resnet, "devices": devices}

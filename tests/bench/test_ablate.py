@@ -10,13 +10,15 @@ import reports
 from bench import ablation
 from bench.alone import calls_in
 from bench.interleaving import Taken
-from bench.tasks.cifar_ablation import AblationRequest, new_run, resumed_run, step_flop, turns
+from bench.tasks.cifar_ablation import TASK, AblationRequest, step_flop, turns
 from bench.variants import Variants
 from loaders.synthetic import synthetic_split
+from models.build import build_model
 from models.recipes import get_recipe
 from models.recipes.studies import STUDIES
 from models.sprint import Sprint
 from reports.ablation import ALL, ALONE, AS_IS, BASELINE, ablation_summary, flop_rows
+from reports.scaling import scaling_summary
 
 SMALL = {"batch_size": 8, "resolutions": (), "model_arguments": {"widths": [4, 8, 8]}, "precision": "fp32"}
 
@@ -108,11 +110,11 @@ def test_turns_are_recorded_and_gone_on_with(here, tmp_path):
         if len(lines) == 6:
             raise KeyboardInterrupt
 
-    run = new_run(request, tmp_path, "test")
+    run = TASK.new_run(request, tmp_path, "test")
     path = run.writer.path
     with pytest.raises(KeyboardInterrupt):
         run.execute(stop)
-    assert resumed_run(path).execute(lambda text: None) == "done"
+    assert TASK.resumed_run(path).execute(lambda text: None) == "done"
     summary = ablation_summary(reports.load(path)).set_index("variant")
     assert set(summary.index) == {
         BASELINE,
@@ -130,7 +132,7 @@ def test_a_kernel_is_timed_alone_in_every_round(how, here, tmp_path):
     request = AblationRequest(
         recipe=small(), data="synthetic", device="cpu", rounds=2, turn_length=1, choice=Variants(how=how)
     )
-    run = new_run(request, tmp_path, "test")
+    run = TASK.new_run(request, tmp_path, "test")
     assert run.execute(lambda text: None) == "done"
     found = reports.load(run.writer.path).query(f"metric in {ALONE} and phase == 'steady'")
     (variant,) = found["variant"].unique()
@@ -168,7 +170,7 @@ def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monke
         "of",
         lambda self, base: {AS_IS: base, "wider": replace(base, model_arguments={"blocks": 1, "widen": 2})},
     )
-    run = new_run(
+    run = TASK.new_run(
         AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=3, turn_length=1),
         tmp_path,
         "test",
@@ -178,6 +180,20 @@ def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monke
     frame.loc[(frame["metric"] == "step_s") & (frame["variant"] == "wider"), "value"] = 1e-6
     _, rows = flop_rows(frame)
     assert [row[1] for row in rows] == ["wider", AS_IS] and rows[1][-1] == "wider" and float(rows[0][3]) > 2
+
+
+def test_more_devices_are_projected_from_one(here, tmp_path, wallclock):
+    changes = ["--set", "batch_size=16", "--set", 'model_arguments={"blocks": 1, "widen": 1}']
+    code, out, _ = wallclock(
+        *("ablate", "cifar", "--study", "devices", "--rounds", "2", "--device", "cpu", *changes, "--out", tmp_path)
+    )
+    assert code == 0 and "More devices: a projection from one" in out
+    summary = scaling_summary(reports.load(tmp_path)).set_index("devices")
+    assert summary["part"].to_dict() == {2: 8, 4: 4, 8: 2}
+    recipe = small("wrn22", model_arguments={"blocks": 1, "widen": 1})
+    weights = sum(p.numel() for p in build_model(recipe, 10, torch.device("cpu")).parameters())
+    assert set(summary["gradient_bytes"]) == {4 * weights}
+    assert (summary["at_10"] < summary["at_100"]).all() and (summary["at_100"] < summary["at_most"]).all()
 
 
 def test_a_recipe_takes_its_turns_outside_an_ablation_too():
@@ -198,6 +214,7 @@ def test_a_recipe_takes_its_turns_outside_an_ablation_too():
         (["cifar", "--recipe", "sprnt"], "did you mean 'sprint'"),
         (["wgan", "--study", "wide-resnet"], "is of cifar"),
         (["cifar", "--study", "wide-resnet", "--recipe", "sprint"], "use wrn22"),
+        (["cifar", "--study", "devices", "--recipe", "sprint"], "use --set batch_size=496"),
         (["cyclegan", "--class", "cat"], "is of wgan"),
         (["cifar", "--set", "implementations.cuda_graph=true", "--device", "cpu"], "CUDA graphs need a GPU"),
         (["wgan", "--resume", "nowhere"], "holds no run"),

@@ -8,7 +8,7 @@ import pytest
 import reports
 from bench import ray_tasks
 from bench.cluster import ClusterRun
-from bench.tasks.cifar_ablation import AblationRequest, planned
+from bench.tasks.cifar_ablation import TASK, AblationRequest
 from models.recipes import get_recipe
 from reports.ablation import ablation_summary
 
@@ -38,7 +38,9 @@ def planned_run():
         precision="fp32",
     )
     recipe = recipe.without(*recipe.levers()[1:])  # two variants: a cell is a process for each turn of each
-    return planned(AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=ROUNDS, turn_length=1), "test")
+    return TASK.planned(
+        AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=ROUNDS, turn_length=1), "test"
+    )
 
 
 @pytest.mark.slow

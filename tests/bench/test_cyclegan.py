@@ -149,7 +149,7 @@ def test_levers_take_turns_and_the_command_tables_them(tmp_path):
     ]  # fmt: skip
     one = recipe.without(*(f"implementations.{name}" for name in names[1:]))
     asked = cyclegan_ablation.AblationRequest(recipe=one, data="synthetic", device="cpu", rounds=2)
-    run = cyclegan_ablation.new_run(asked, tmp_path, "test")
+    run = cyclegan_ablation.TASK.new_run(asked, tmp_path, "test")
     assert run.execute(lambda text: None) == "done"
     frame = reports.load(run.writer.path)
     summary = ablation_summary(frame).set_index("variant")

@@ -9,7 +9,7 @@ import torch
 import reports
 from bench import ablation
 from bench.interleaving import Taken
-from bench.tasks.wgan_ablation import AblationRequest, new_run, resumed_run
+from bench.tasks.wgan_ablation import TASK, AblationRequest
 from models.recipes import get_wgan_recipe
 from models.recipes.wgan import Stage
 from reports.ablation import ALL, BASELINE, ablation_rows, ablation_summary
@@ -75,7 +75,7 @@ def in_this_process(contenders, rounds, *, first=0, seed=0):
 
 @pytest.mark.slow
 def test_turns_in_processes_of_their_own(tmp_path):
-    run = new_run(request(), tmp_path, "test")
+    run = TASK.new_run(request(), tmp_path, "test")
     assert run.execute(lambda text: None) == "done"
     summary = ablation_summary(reports.load(run.writer.path))
     assert summary["rounds"].tolist() == [2, 2, 2] and (summary["it_per_s"] > 0).all()
@@ -83,7 +83,7 @@ def test_turns_in_processes_of_their_own(tmp_path):
 
 def test_turns_are_recorded_compared_and_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "interleaved", in_this_process)
-    run = new_run(request(), tmp_path, "test")
+    run = TASK.new_run(request(), tmp_path, "test")
     with pytest.raises(KeyboardInterrupt):
         run.execute(Stop(8))  # three variants: in the third round, the second after warm-up
     path = run.writer.path
@@ -92,7 +92,7 @@ def test_turns_are_recorded_compared_and_gone_on_with(tmp_path, monkeypatch):
     assert turns["round"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     errors = begun[begun["metric"] == "first_loss_error"].set_index("variant")["value"]
     assert errors[BASELINE] == 0 and errors[ALL] < 1e-3 and errors[f"{ALL}, bf16"] < 0.5
-    again = resumed_run(path)
+    again = TASK.resumed_run(path)
     assert again.rounds_done == 2
     said = []
     assert again.execute(said.append) == "done"
@@ -113,7 +113,7 @@ def test_turns_are_recorded_compared_and_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_a_variant_that_computes_otherwise_is_not_timed_further(tmp_path):
-    run = new_run(request(), tmp_path, "test")
+    run = TASK.new_run(request(), tmp_path, "test")
     right = dict.fromkeys(run.ablation.variants, -0.01) | {f"{ALL}, bf16": -0.0103}
     with run.writer:
         assert run._compared(right) == ""
@@ -137,5 +137,7 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path, changes, says):
     batch = changes.pop("batch", None)
     with pytest.raises(ValueError, match=says):
         asked = request(**changes)
-        new_run(replace(asked, recipe=replace(asked.recipe, batch_size=batch)) if batch else asked, tmp_path, "test")
+        TASK.new_run(
+            replace(asked, recipe=replace(asked.recipe, batch_size=batch)) if batch else asked, tmp_path, "test"
+        )
     assert list(tmp_path.iterdir()) == []

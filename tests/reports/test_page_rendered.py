@@ -123,6 +123,25 @@ def test_tables_sort_and_filter_and_rows_can_be_linked_to(browser: Any, tmp_path
     )
 
 
+@pytest.mark.parametrize("name", [SMALLEST, "2026-11-26-xeon-2-cores"])  # the widest table, and the most pictures
+def test_nothing_is_wider_than_the_paper_and_few_pictures_fill_a_page(browser: Any, tmp_path: Path, name: str) -> None:
+    paper = Shown(browser, published_page(name, tmp_path / "page.html")).page
+    paper.set_viewport_size({"width": 718, "height": 1047})  # A4 at 96 dots an inch, less margins of a centimetre
+    across = "(thing.closest('#kernels-table') ? 1047 : 718)"  # which lies on its side
+    paper.emulate_media(media="print")
+    right = "Math.ceil(thing.getBoundingClientRect().right)"
+    wide = paper.eval_on_selector_all(
+        "main table, main table :is(th, td), main img, .card",
+        f"all => all.filter((thing) => {right} > {across}).map((thing) => [thing.closest('table')?.id, {right}])",
+    )
+    assert wide == []
+    # Chromium repeats the words of a header on each page of a table, and leaves its controls blank.
+    boxes = paper.eval_on_selector_all("th button", "all => all.map((thing) => getComputedStyle(thing).display)")
+    assert boxes and set(boxes) == {"contents"}
+    widths = paper.eval_on_selector_all(".picture:not(.wide) img", "all => all.map((thing) => thing.clientWidth)")
+    assert all(width <= 240 for width in widths) and bool(widths) == (name != SMALLEST)
+
+
 def test_the_axis_switches_to_epochs_and_the_samples_download(browser: Any, cifar_page: Path, tmp_path: Path) -> None:
     import pandas as pd
 
