@@ -215,8 +215,8 @@ def test_pictures_stand_under_their_titles_within_the_page(
     with RunWriter.create(tmp_path / "runs", make_run()) as writer:
         writer.add(make_sample())
         pixels = np.arange(20 * 100 * 3, dtype=np.uint8).reshape(20, 100, 3)
-        for name, title in (("1", "Grids"), ("2", HOSTILE), ("3", "Grids")):
-            write_picture(writer.path, name, pixels, title=title, caption=HOSTILE + name)
+        for name, title, shape in (("1", "Grids", pixels), ("2", HOSTILE, pixels), ("3", "Grids", pixels[:, :20])):
+            write_picture(writer.path, name, shape, title=title, caption=HOSTILE + name)
     pictures = load_pictures(tmp_path / "runs")
     build_page(load(tmp_path / "runs"), load_runs(tmp_path / "runs"), tmp_path / "page.html", pictures)
     found = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
@@ -225,7 +225,7 @@ def test_pictures_stand_under_their_titles_within_the_page(
     assert [base64.b64decode((a["src"] or "").removeprefix("data:image/png;base64,")) for a in shown] == [
         pictures[place].png for place in (0, 2, 1)
     ]
-    assert {a["width"] for a in shown} == {"800"}
+    assert [a["width"] for a in shown] == ["1000", "520", "1000"]  # a wide one has a row of its own
     assert found.text.count("Grids") == 1 and HOSTILE in found.text
     assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
 
