@@ -1,6 +1,7 @@
 """Summaries as tables: for the terminal within 80 columns, as CSV, and as Markdown; and how figures are written."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,19 +88,27 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
 def summary_rows(summary: "pd.DataFrame") -> Rows:
     """Returns the header and the cells of the table of any metric; of the rest, what tells rows apart.
 
+    A case is named in its first row.
+
     Args:
         summary: from `reports.summarise`.
     """
     header = ["case", "metric", "n", "median", "95% interval", "unit"]
     distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)
-    rows = []
+    several = summary["benchmark"].nunique() > 1
+    rows: list[list[str]] = []
+    above = ""
     for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
-        names = [row["case"] or row["benchmark"], row.get("variant"), row.get("arm")]
+        names = [
+            row["benchmark"] if several or not row["case"] else "",
+            *(row.get(k) for k in ("case", "variant", "arm")),
+        ]
         missed = f"{row['censored']} missed" if row["censored"] else ""
         failed = f"{row['failed']} failed" if row["failed"] else ""
+        case = stacked(" ".join(str(name) for name in names if present(name)), ", ".join(told))
         rows.append(
             [
-                stacked(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
+                "" if case == above else case,
                 f"{row['metric']} {'↓' if row['better'] == 'lower' else '↑'}",
                 stacked(str(row["n"]), missed, failed),
                 significant(row["median"], 4) if row["n"] else "none",
@@ -107,6 +116,7 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
                 row["unit"],
             ]
         )
+        above = case
     return header, rows
 
 
@@ -248,14 +258,35 @@ def terminal(rows: Rows) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    class Cell(Text):
+        def wrap(self, console: Any, width: int, **options: Any) -> Any:
+            return Text(broken(self.plain, width)).wrap(console, width, **options)
+
     header, cells = rows
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in header:
         numeric = name not in WORDS
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name in ("n", "median"))
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(Cell, row))
     return table
+
+
+def broken(text: str, width: int) -> str:
+    """Returns text in which words that a column does not hold go on in the next line, after a _, + or = if they can.
+
+    Args:
+        text: of a cell.
+        width: characters that the column holds, at least 1.
+    """
+
+    def lines(word: str) -> str:
+        if len(word) <= width:
+            return word
+        at = 1 + max(word.rfind(mark, 0, width) for mark in "_+=") or width
+        return f"{word[:at]}\n{lines(word[at:])}"
+
+    return re.sub(r"\S+", lambda word: lines(word[0]), text)
 
 
 def markdown(rows: Rows) -> str:

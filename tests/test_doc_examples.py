@@ -31,6 +31,7 @@ def copied(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_operation_that_is_added_step_by_step_works(copied):
     """As docs/kernels.md prints it: its tests pass, and `run kernels` finds it right and times it."""
     files = {name: text for name, text in programs("docs/kernels.md") if name.endswith(".py")}

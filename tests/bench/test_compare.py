@@ -313,6 +313,7 @@ def test_another_comparison_is_not_gone_on_with(tmp_path, wallclock):
     assert code == 2 and "--resume" in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_counts_tell_apart_what_a_clock_of_a_shared_runner_cannot(tmp_path, commit, wallclock):
     place, loop = tmp_path / "project", "sum(range({}))\n"

@@ -93,6 +93,7 @@ def test_a_program_is_compiled_on_a_cpu_after_a_run_on_few_images(peer):
     assert [figure["metric"] for figure in figures(done.stdout)] == ["train_eval_s", "final_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_round_has_its_own_seed(peer, monkeypatch):
     import os
 

@@ -238,6 +238,7 @@ def test_without_optuna_it_says_what_to_install(wallclock, monkeypatch, tmp_path
     assert code == 2 and "uv sync --extra tune" in err
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_study_with_its_plots_and_goes_on(wallclock, tmp_path):
     asked = ("tune", "cifar", "--study", tmp_path / "s", "--search", "epochs=0.1:0.3", "--target", "0.05", *SMALL)
     code, out, _ = wallclock(*asked, "--trials", "2")

@@ -94,7 +94,11 @@ def test_it_equals_its_reference_at_any_shape_and_padding(data, device):
 
 @pytest.mark.parametrize(
     ("act", "pads", "shape"),
-    [("none", (1, 1), (1, 1, 2, 2)), ("relu", (2, None), (1, 1, 3, 3)), ("leaky_relu", (0, 0), (2, 1, 2, 1))],
+    [
+        pytest.param("none", (1, 1), (1, 1, 2, 2), marks=pytest.mark.slow),
+        pytest.param("relu", (2, None), (1, 1, 3, 3), marks=pytest.mark.slow),
+        ("leaky_relu", (0, 0), (2, 1, 2, 1)),
+    ],
 )
 def test_gradients_agree_with_finite_differences(act, pads, shape, device):
     tensors = made(shape, device, residual_pad=pads[1])

@@ -156,3 +156,29 @@ def test_phases_are_for_a_thousand_images(cifar_root):
     assert header == ["case", "data", "forward", "backward", "optimiser", "evaluation", "overhead"]
     assert rows == [["sprint", "2.00", "20.0", "40.0", "4.00", "40.0", "+2.0%"]]
     assert tables.phase_rows(load(cifar_root).query("metric != 'phase_time'"))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("critic_iterations_per_s ↑", 15, ["critic_", "iterations_per_", "s ↑"]),
+        ("lesson channels_last+keep_heap", 14, ["lesson channels_last+", "keep_heap"]),
+        ("abcdefgh", 3, ["abc", "def", "gh"]),
+        ("[0.3274,  0.3547]", 30, ["[0.3274,  0.3547]"]),
+        ("___", 1, ["_", "_", "_"]),
+    ],
+)
+def test_words_that_do_not_fit_break_where_names_do(text: str, width: int, lines: list[str]) -> None:
+    assert tables.broken(text, width).splitlines() == lines
+
+
+def test_a_long_name_is_broken_in_the_table_and_whole_where_there_is_room() -> None:
+    rows = (["case", "metric", "median"], [["channels_last+keep_heap", "generator_iterations_per_s", "1.0"]])
+    for width, whole in ((40, False), (120, True)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(tables.terminal(rows))
+        text = console.file.getvalue()
+        assert ("generator_iterations_per_s" in text) == whole
+        assert max(map(len, text.splitlines())) <= width
+        cells = [line.split() for line in text.splitlines()[2:]]
+        assert whole or cells == [["channels_last+", "generator_", "1.0"], ["keep_heap", "iterations_"], ["per_s"]]
