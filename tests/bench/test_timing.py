@@ -344,12 +344,15 @@ def test_impossible_counts_are_refused(least: int, most: int) -> None:
 
 
 class SimulatedGPU:
-    """A queue that works in real time beside the host: what `measure` sees of a GPU, for machines that have none."""
+    """A queue that works beside the host: what `measure` sees of a GPU, for machines that have none.
 
-    KERNEL_S, LAUNCH_S = 20e-6, 200e-6
+    Its clock is its own, and moves with each reading: a host that others use launches now faster, now slower.
+    """
+
+    KERNEL_S, LAUNCH_S, READING_S = 20e-6, 200e-6, 50e-9
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.free_s = 0.0
+        self.host_s = self.free_s = 0.0
         self.holds: list[float] = []
         gpu = self
 
@@ -361,7 +364,7 @@ class SimulatedGPU:
                 self.at_s = gpu.queue(0.0)
 
             def query(self) -> bool:
-                return now_s() >= self.at_s
+                return gpu.now_s() >= self.at_s
 
             def elapsed_time(self, other: "Event") -> float:
                 return 1e3 * (other.at_s - self.at_s)
@@ -370,20 +373,25 @@ class SimulatedGPU:
             self.holds.append(cycles)
             self.queue(cycles / 2e9)
 
+        monkeypatch.setattr("bench.timing.now_s", self.now_s)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "_sleep", hold)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.wait())
 
     def queue(self, seconds: float) -> float:
         """Queues work and returns when it will be done."""
-        self.free_s = max(now_s(), self.free_s) + seconds
+        self.free_s = max(self.now_s(), self.free_s) + seconds
         return self.free_s
 
+    def now_s(self) -> float:
+        self.host_s += self.READING_S
+        return self.host_s
+
     def wait(self) -> None:
-        spin(self.free_s - now_s())
+        self.host_s = max(self.host_s, self.free_s)
 
     def launch(self) -> None:
-        spin(self.LAUNCH_S)
+        self.host_s += self.LAUNCH_S
         self.queue(self.KERNEL_S)
 
 
