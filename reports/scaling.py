@@ -11,7 +11,7 @@ from reports.tables import Rows, interval_text, significant
 if TYPE_CHECKING:
     import pandas as pd
 
-LINKS_GB_PER_S = 100, 10  # each device's: about what NVLink and PCIe leave an all-reduce
+LINKS_GB_PER_S = 100, 10  # of each device: assumed, not measured
 
 
 def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -87,7 +87,7 @@ def sprint96(device_type: str) -> Recipe:
 
 
 def sprint_jpeg(device_type: str) -> Recipe:
-    """Returns `sprint` with its target on `cifar10-jpeg`: what airbench94 (Muon) reaches there on average.
+    """Returns `sprint` with the target on `cifar10-jpeg` that it races airbench94 (Muon) to; see docs/records.md.
 
     Args:
         device_type: see `sprint`.
@@ -95,6 +95,6 @@ def sprint_jpeg(device_type: str) -> Recipe:
     return replace(
         sprint(device_type),
         name="sprint-jpeg",
-        summary="sprint, for 90.7% on cifar10-jpeg, the mean of airbench94 (Muon) there",
+        summary="sprint, for 90.7% on cifar10-jpeg",
         target=0.907,
     )
