@@ -78,6 +78,8 @@ def _log2(ratio: float) -> float | None:
 def roofline(kernels: "pd.DataFrame") -> Figure | None:
     """Returns each variant's time over the bytes that it should move, and the line that a copy's speed draws; or None.
 
+    A whisker reaches from there to the bytes that were counted at its operators.
+
     Args:
         kernels: from `reports.kernels.kernel_summary`.
     """
@@ -101,7 +103,10 @@ def roofline(kernels: "pd.DataFrame") -> Figure | None:
                     for row in group.to_dict("records")
                 ],
                 "marker": {"color": nth_colour(position), "size": 7, "opacity": 0.8},
-                "hovertemplate": "%{text}, %{x:.3g} MB, %{y:.4g} us<extra>%{fullData.name}</extra>",
+                "error_x": _whiskers(1e-6 * (group["operand_bytes"] - group["predicted_bytes"]).fillna(0)),
+                "customdata": [f"{size / 1e6:.3g}" if size == size else "not" for size in group["operand_bytes"]],
+                "hovertemplate": "%{text}, %{x:.3g} MB predicted, %{customdata} MB counted, %{y:.4g} us"
+                "<extra>%{fullData.name}</extra>",
             }
         )
     for _, group in shown.groupby(["gpu_name", "cpu", "host"], dropna=False, observed=True):
@@ -121,6 +126,12 @@ def roofline(kernels: "pd.DataFrame") -> Figure | None:
     layout = layout_of("predicted bytes, MB", "microseconds")
     layout["xaxis"]["type"] = layout["yaxis"]["type"] = "log"
     return {"data": traces, "layout": layout}
+
+
+def _whiskers(lengths: "pd.Series") -> Figure:
+    parts = {"array": lengths.clip(lower=0), "arrayminus": -lengths.clip(upper=0)}
+    drawn = {name: json_numbers(part) for name, part in parts.items()}
+    return {"type": "data", "symmetric": False, "thickness": 1, "width": 0, **drawn}
 
 
 def flops_against_seconds(levers: "pd.DataFrame") -> Figure | None:

@@ -34,6 +34,7 @@ def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.Dat
     Returns:
         Columns `operation`, `case`, `variant`, `dtype`, `direction`, `cache`, those of `PLACE`, `n`, `latency_us` with
         `latency_low_us` and `latency_high_us`, `issue_us` (what the host took to queue a call; GPU only),
+        `operand_bytes` (counted: what the variant's operators were given and gave back; not of compiled code),
         `predicted_bytes`, `predicted_us` (what they take at the speed of the copy measured in the same run), `gb_per_s`
         and `share_of_copy` (predicted bytes over the latency, and against that copy), `operations`, `tflop_per_s`,
         `saved_mb`, `beyond_output_mb` (of that, what is not the result itself), `peak_mb`, `error`, and for each other
@@ -68,6 +69,7 @@ def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.Dat
         table[name] = factor * of_metric["value"].agg(how).reindex(wanted).to_numpy()
 
     add("issue_us", "issue", GROUP, "median", 1e6)
+    add("operand_bytes", "operand_bytes", GROUP, "max")
     add("predicted_bytes", "predicted_bytes", GROUP, "max")
     table["predicted_us"] = 1e-3 * table["predicted_bytes"] / table["copy"]
     table["gb_per_s"] = table["predicted_bytes"] / table["latency_us"] / 1e3
@@ -192,6 +194,7 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
                 **{f"x {name}": _or_nothing(row[f"x_{name}"]) for name in others},
                 "95% interval of us": interval if row["n"] > 1 else "",
                 "MB predicted": _or_nothing(row["predicted_bytes"] / 1e6),
+                "MB of operands": _or_nothing(row["operand_bytes"] / 1e6),
                 "GB/s": _or_nothing(row["gb_per_s"]),
                 "TFLOP/s": _or_nothing(row["tflop_per_s"] if arithmetic else math.nan),
                 "us to queue": _or_nothing(row["issue_us"]),

@@ -201,7 +201,8 @@ def _figures(
             "Kernels against the speed of a copy",
             cost_plots.roofline(kernels),
             "Each variant's time over the bytes that it should move; the line is what a copy takes for as many, "
-            "measured in the same run. What lies below it finds its bytes in a cache.",
+            "measured in the same run. What lies below it finds its bytes in a cache. A whisker reaches to the bytes "
+            "counted at its operators.",
         ),
         "speedups": (
             "Kernels: times as fast as eager",

@@ -46,7 +46,7 @@ REPORT = {
     "runs": "a row a run: `run_id`, `run_status`, `error`, `notes`",
     "time_to_target": "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy",
     "upsampling": "a row a stage and way: times, memory, checkerboards",
-    "kernels": "a row a case and variant: latencies, bytes predicted and kept, error, share of a copy's speed",
+    "kernels": "a row a case and variant: latencies, bytes predicted, counted and kept, error, share of a copy's speed",
     "levers": "a row a variant of an ablation: rates, ratios with intervals, what Amdahl's law predicts",
     "calibration": "a row a kind of noise: how many verdicts were false, power stated and true",
     "comparisons": "a row a comparison, as `compare` prints it",

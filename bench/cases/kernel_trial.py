@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bench.operands import Operands
 from bench.telemetry import Telemetry
 from bench.timing import Measurement, measure
 from kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec
@@ -199,7 +200,7 @@ class Trial:
                         )
                         self._record_times(variant, found, writer, where | telemetry.read())
                         if turn == 0:
-                            self._record_costs(variant, direction, writer, parameters)
+                            self._record_costs(variant, direction, calls[variant], writer, parameters)
                         if not cold:
                             latencies[variant][direction] = found.median_s
         return latencies, failed
@@ -222,7 +223,12 @@ class Trial:
             writer.add(self.sample(variant, "issue", "s", found.issue_median_s, **where))
 
     def _record_costs(
-        self, variant: str, direction: Direction, writer: RunWriter, parameters: dict[str, ParameterValue]
+        self,
+        variant: str,
+        direction: Direction,
+        call: Callable[[], object],
+        writer: RunWriter,
+        parameters: dict[str, ParameterValue],
     ) -> None:
         predicted = self.spec.bytes_moved(self.case, variant, direction, DTYPES[self.dtype].itemsize)
         operations = self.spec.operations(self.case, direction)
@@ -230,6 +236,10 @@ class Trial:
             self.sample(variant, "predicted_bytes", "B", predicted, parameters=parameters),
             self.sample(variant, "operations", "FLOP", operations, parameters=parameters),
         )
+        if variant != "compile":  # whose operators are inside its graph
+            with Operands() as operands:
+                call()
+            writer.add(self.sample(variant, "operand_bytes", "B", operands.bytes, parameters=parameters))
 
     def _record_memory(self, variant: str, writer: RunWriter) -> None:
         if not self.spec.differentiated:

@@ -59,6 +59,8 @@ def test_samples_and_table_of_a_case(tiny, tmp_path):
     both = summary.loc[("eager", "both", "hot")]
     elements = 4 * 8 * 6 * 6
     assert both["predicted_bytes"] == 13 * 4 * elements
+    # Norm 2 and activation 2 on the way there, 3 and 3 on the way back; statistics and factors on top.
+    assert both["operand_bytes"] == pytest.approx(10 * 4 * elements, rel=0.05)
     assert both["gb_per_s"] == pytest.approx(13 * 4 * elements / both["latency_us"] / 1e3)
     other = summary.loc[("eager_nchw", "both", "hot")]
     assert other["x_eager"] == pytest.approx(both["latency_us"] / other["latency_us"])

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch._library.custom_ops import OPDEFS
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
 from bench.cases.kernel_trial import DTYPES, Trial
+from bench.operands import Operands
 from kernels import batch_norm_act
 from kernels.cases import SPECS
 from kernels.cases import batch_norm_act as norm_cases
@@ -162,48 +161,15 @@ def test_augment(place, monkeypatch):
     assert (0.85 + 2) / 3 < found < (0.9 + 2) / 3
 
 
-class Selected(TorchDispatchMode):
-    """Counts the bytes of maps that operators read and write; of a selection, what is selected, on both sides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
-            self.bytes += 2 * (result if function is torch.ops.aten.index.Tensor else args[2]).nbytes
-        elif not function.is_view and "empty" not in str(function):
-            self.bytes += sum(t.nbytes for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor))
-        return result
-
-
 def test_augmentation_by_masks():
     spec = SPECS["augment"]
     case = replace(spec.cases[0], shape=(200, 3, 32, 32))
     trial = Trial(replace(spec, cases=(case,)), case, "bf16", torch.device("cpu"))
     trial.prepare()
     call = trial.call("masks", "forward")
-    with Selected() as selected:
+    with Operands() as selected:
         call()
     assert selected.bytes / spec.bytes_moved(case, "masks", "forward", 2) == pytest.approx(1, abs=0.02)
-
-
-class Operands(TorchDispatchMode):
-    """Counts the bytes of what each operator of PyTorch reads and writes; views cost nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
-            self.bytes += sum(t.nbytes for t in tensors)
-            if function is torch.ops.aten.convolution_backward.default:
-                self.bytes += args[0].nbytes  # two convolutions in one operator, and each reads dy
-        return result
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
@@ -220,34 +186,21 @@ def test_upsample_conv(shape, variant, direction):
     assert counted_operands.bytes == spec.bytes_moved(case, variant, direction, 2)
 
 
-class Traffic(TorchDispatchMode):
-    """Counts the same where operators overwrite, those within our own too; `only` by name, or all.
-
-    An operand of two roles counts once, what is overwritten once more.
-    """
+class Within(Operands):
+    """Counts operators within our own too; `only` by name, or all."""
 
     def __init__(self, *only: str) -> None:
         super().__init__()
-        self.bytes, self.only = 0, only
+        self.only = only
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        own = OPDEFS.get(str(function).removesuffix(".default").replace(".", "::", 1))
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        own = OPDEFS.get(str(func).removesuffix(".default").replace(".", "::", 1))
         if own is not None:
             with self:
                 return own._init_fn(*args, **(kwargs or {}))
-        result = function(*args, **(kwargs or {}))
-        name = function._schema.name.removeprefix("aten::")
-        if (self.only and name not in self.only) or function.is_view or "empty" in name:
-            return result
-
-        def tensors(tree):
-            return {t.data_ptr(): t.nbytes for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
-
-        given = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | (kwargs or {})
-        written = [given[a.name] for a in function._schema.arguments if a.alias_info and a.alias_info.is_write]
-        read = tensors(args[1:] if name == "copy_" else args)
-        self.bytes += sum(read.values()) + sum((tensors(written) | tensors(result)).values())
-        return result
+        if self.only and func._schema.name.removeprefix("aten::") not in self.only:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 IN_PLACE = {"rmsprop_clamp": [(3, 8, 24, 1), (12, 16, 8, 3)], "muon": [(24, 40, 48), (3, 24, 24)]}
@@ -261,11 +214,11 @@ def test_optimizer_steps(name, shape, monkeypatch):
     trial.prepare()
     call = trial.call("triton", "forward")
     call()  # makes its table
-    with counted(monkeypatch) as found, Traffic("bmm", "baddbmm", "cat", "add") as products:
+    with counted(monkeypatch) as found, Within("bmm", "baddbmm", "cat", "add") as products:
         call()
     assert sum(found) + (products.bytes if name == "muon" else 0) == spec.bytes_moved(case, "triton", "forward", 4)
     call = trial.call("eager", "forward")
-    with Traffic() as operands:
+    with Within() as operands:
         call()
     # beside the maps there are the norms and their factors, a number or two a filter
     assert operands.bytes / spec.bytes_moved(case, "eager", "forward", 4) == pytest.approx(1, abs=0.002)
