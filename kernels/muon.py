@@ -344,7 +344,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for convolution filters, with each filter bank rescaled to the norm sqrt(O) before its step.
 
     Args:
-        params: filters OIHW (or matrices), float32.
+        params: filters OIHW (or matrices), float32; or groups of them, as torch's optimisers take.
         lr: step size relative to a bank of norm sqrt(O): a number, or a tensor of one element on the device.
         momentum: of the gradient average, Nesterov form.
         steps: Newton-Schulz iterations.
@@ -358,7 +358,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[torch.Tensor],
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
         *,
         lr: float | torch.Tensor,
         momentum: float = 0.6,

@@ -80,7 +80,11 @@ class ScheduledOptimizers:
                 parameter.requires_grad_(lr != 0.0)
                 if lr == 0.0:
                     parameter.grad = None
-        return tuple(setting.lr_factor == 0.0 for _, _, setting in settings)
+        return self.frozen_at(progress)
+
+    def frozen_at(self, progress: float) -> tuple[bool, ...]:
+        """Returns for each group whether `set_progress` freezes it."""
+        return tuple(schedule.at(progress).lr_factor == 0.0 for _, _, schedule in self._groups)
 
     def zero_grad(self, *, keep_memory: bool = False) -> None:
         """Drops the gradients, or sets them to zero where they lie."""
@@ -128,10 +132,16 @@ def _build_muon_sgd(
 ) -> ScheduledOptimizers:
     if not isinstance(model, Sprint):
         raise ValueError(f"MuonSGD splits the parameters of the sprint network, got {type(model).__name__}; use SGD")
-    trained = [p for p in model.groups.parameters() if p.requires_grad]
+    first = len(rule.first_schedules)
+    if first > len(model.groups):
+        raise ValueError(f"first_schedules has {first} schedules; {recipe.model} has {len(model.groups)} groups")
+    parts = [*zip(model.groups, rule.first_schedules, strict=False), (model.groups[first:], rule.schedule)]
+    staged = [([p for p in part.parameters() if p.requires_grad], schedule) for part, schedule in parts]
+    staged = [(parameters, schedule) for parameters, schedule in staged if parameters]
+    schedules = [schedule for _, schedule in staged]
     decay = rule.weight_decay * recipe.batch_size  # SGD multiplies it by the rate again, hence the quotients below
     muon = Muon(
-        [p for p in trained if p.ndim == 4],
+        [{"params": [p for p in trained if p.ndim == 4], "lr": rate(rule.filter_lr)} for trained, _ in staged],
         lr=rate(rule.filter_lr),
         momentum=rule.filter_momentum,
         implementation=recipe.implementations.optimizer,
@@ -141,7 +151,7 @@ def _build_muon_sgd(
             {"params": parameters, "lr": rate(lr), "weight_decay": decay / lr}
             for parameters, lr in (
                 ([model.whiten.bias], rule.bias_lr),
-                ([p for p in trained if p.ndim == 1], rule.bias_lr),
+                *(([p for p in trained if p.ndim == 1], rule.bias_lr) for trained, _ in staged),
                 ([model.head.weight], rule.head_lr),
             )
         ],
@@ -149,6 +159,4 @@ def _build_muon_sgd(
         nesterov=True,
         fused=fused,
     )
-    return ScheduledOptimizers(
-        [(muon, [rule.schedule]), (sgd, [rule.whiten_bias_schedule, rule.schedule, rule.schedule])]
-    )
+    return ScheduledOptimizers([(muon, schedules), (sgd, [rule.whiten_bias_schedule, *schedules, rule.schedule])])

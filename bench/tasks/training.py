@@ -425,12 +425,15 @@ class Trainer:
     def _warm_up(self) -> None:
         """Compiles and captures every shape of the run, then takes all that moved back."""
         unmeasured = PhaseTimer(self.device, enabled=False)
+        kinds: dict[tuple[int | None, tuple[bool, ...]], tuple[Epoch, int]] = {}
+        whole = [epoch for epoch in self.epochs for _ in range(epoch.steps)]
+        for step, epoch in enumerate(whole):
+            kinds.setdefault((epoch.size, self.optimizers.frozen_at(step / self.total_steps)), (epoch, step))
         with put_back(self._state):
-            for epoch in {epoch.size: epoch for epoch in self.epochs}.values():
+            for epoch, step in kinds.values():
                 batches = self.batches(epoch.size)
-                for index in range(WARMUP_STEPS):
-                    shown = self._shown(batches, epoch)
-                    self.step(shown, index * (self.total_steps - 1) // (WARMUP_STEPS - 1), unmeasured)
+                for _ in range(WARMUP_STEPS):
+                    self.step(self._shown(batches, epoch), step, unmeasured)
             self.accuracy(self.recipe.tta)
         self.optimizers.set_progress(0.0)
         self.scaler = self._new_scaler()

@@ -63,6 +63,9 @@ class MuonSGD:
         schedule: of all learning rates but the whitening bias's.
         whiten_bias_schedule: of that one; where it is zero the bias is frozen, which saves the first
             convolution's input gradient.
+        first_schedules: of the network's first groups, in order, instead of `schedule`; where one is zero its group is
+            frozen, which saves its backward once all before it are frozen too.
+            Source: FreezeOut, https://arxiv.org/abs/1706.04983
     """
 
     filter_lr: float
@@ -73,6 +76,7 @@ class MuonSGD:
     weight_decay: float
     schedule: Schedule = field(default_factory=LinearDecay)
     whiten_bias_schedule: LinearDecay = field(default_factory=LinearDecay)
+    first_schedules: tuple[LinearDecay, ...] = ()
 
     def __post_init__(self) -> None:
         _demand_rates(self, "filter_lr bias_lr head_lr", "filter_momentum momentum")

@@ -1,5 +1,7 @@
 """Parameter counts, shapes, learning and the lesson's bug, for every network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,8 @@ from torch import nn
 from models.build import build_model, build_optimizers
 from models.darknet import Darknet
 from models.recipes import RECIPES
+from models.recipes.override import override
+from models.schedules import LinearDecay
 from models.sprint import Sprint, whitening_filters
 from models.wide_resnet import WideResNet
 
@@ -156,3 +160,35 @@ def test_a_frozen_group_asks_for_no_gradient():
     optimizers.set_progress(0.6)
     assert not model.whiten.bias.requires_grad
     assert model.head.weight.requires_grad
+
+
+def test_first_groups_are_frozen_one_after_the_other():
+    recipe = override(RECIPES["sprint-jpeg"]("cpu"), "optimizer.first_schedules.0.until=0.5")
+    model = build_model(recipe, 10, CPU)
+    optimizers = build_optimizers(recipe, model)
+    grouped = [p for o in optimizers.optimizers for group in o.param_groups for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == sum(p.requires_grad for p in model.parameters())
+    for progress, trained in ((0.0, 3), (0.49, 3), (0.5, 2), (0.84, 2), (0.85, 1), (0.999, 1)):
+        optimizers.set_progress(progress)
+        of_groups = [{p.requires_grad for p in group.parameters() if p.ndim == 4} for group in model.groups]
+        assert of_groups == [{place >= 3 - trained} for place in range(3)], progress
+        assert model.head.weight.requires_grad
+
+
+def test_rates_of_groups_follow_their_own_schedules():
+    recipe = RECIPES["sprint-jpeg"]("cpu")
+    optimizers = build_optimizers(recipe, build_model(recipe, 10, CPU))
+    optimizers.set_progress(0.3)
+    muon, sgd = optimizers.optimizers
+    rule = recipe.optimizer
+    halves = [0.5, 1 - 0.3 / 0.85, 0.7]
+    assert [group["lr"] for group in muon.param_groups] == pytest.approx([rule.filter_lr * half for half in halves])
+    biases = [0.0, *(rule.bias_lr * half for half in halves), 0.7 * rule.head_lr]
+    assert [group["lr"] for group in sgd.param_groups] == pytest.approx(biases)
+
+
+def test_more_schedules_than_groups_are_refused():
+    recipe = RECIPES["sprint"]("cpu")
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, first_schedules=(LinearDecay(),) * 4))
+    with pytest.raises(ValueError, match="has 4 schedules; sprint has 3 groups"):
+        build_optimizers(recipe, build_model(recipe, 10, CPU))
