@@ -35,6 +35,7 @@ class Study(enum.StrEnum):
 
     wide_resnet = "wide-resnet"
     devices = "devices"
+    schedule = "schedule"
 
 
 def ablate(
@@ -53,7 +54,7 @@ def ablate(
         Study | None,
         typer.Option(
             help="wide-resnet: the lesson's widths, kernels and depths, FLOPs against seconds. devices: what 2, 4 and "
-            "8 would make of a step, a projection."
+            "8 would make of a step, a projection. schedule: a run's steps, small images and frozen groups among them."
         ),
     ] = None,
     data: Annotated[str, typer.Option(help="As `wallclock run` takes it.")] = "synthetic",
@@ -113,7 +114,7 @@ def _on_ray(module: Any, request: Any, out: Path, cpus: int, *, as_json: bool) -
 def _usual(task: Task, study: Study | None) -> str:
     if task != Task.cifar:
         return "lesson"
-    return "sprint" if study is None else "wrn22"
+    return "sprint" if study in (None, Study.schedule) else "wrn22"
 
 
 def _choice(*, leave_one_out: bool, add_one_in: bool, grid: list[str], study: Study | None) -> Any:

@@ -1,6 +1,7 @@
 """A CIFAR-10 recipe's levers in turns; see `bench.ablation`."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,11 +27,19 @@ IMAGES = 5000  # that a turn's batches are drawn from; each process holds them
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRequest(TurnsRequest):
-    """As `TurnsRequest`; a turn is so many optimiser steps at full resolution."""
+    """As `TurnsRequest`; a turn is so many optimiser steps at full resolution.
+
+    In a study of the schedule it is two of each epoch instead, as they come in a run.
+    """
 
     BENCHMARK: ClassVar = "cifar ablation"
 
     turn_length: int = 3
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether turns go through the schedule."""
+        return self.choice.grid == ("schedule",)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class CifarContender:
         device: "cpu" or "cuda".
         seed: as the other contenders'.
         steps: of a turn.
+        scheduled: whether they are spread over the recipe's schedule, and its sizes; else all are at its beginning, at
+            full resolution.
     """
 
     recipe: Recipe
@@ -50,6 +61,7 @@ class CifarContender:
     device: str
     seed: int
     steps: int
+    scheduled: bool = False
 
     def __call__(self, stack: ExitStack) -> Callable[[], TurnDone]:
         """Gets ready: the network on the device, compiled where it is."""
@@ -57,17 +69,30 @@ class CifarContender:
         stack.enter_context(numerics(seed=self.seed, keep_heap=self.recipe.implementations.keep_heap))
         trainer = Trainer(self.recipe, self.split, device=device, seed=self.seed, clocks=RunClocks(device))
         trainer.model.train()
-        return functools.partial(self._turn, trainer, trainer.endless_batches(), device)
+        batches = {size: trainer.endless_batches(size) for size in {None, *(epoch.size for epoch in trainer.epochs)}}
+        return functools.partial(self._turn, trainer, batches, device)
+
+    def _at(self, trainer: Trainer, place: int) -> tuple[int | None, int]:
+        """The size of the images of a turn's step, and which step of the run it is."""
+        if not self.scheduled:
+            return None, 0
+        step = int((place + 0.5) / self.steps * trainer.total_steps)
+        sizes = [epoch.size for epoch in trainer.epochs for _ in range(epoch.steps)]
+        return sizes[step], step
 
     def _turn(
-        self, trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+        self,
+        trainer: Trainer,
+        batches: dict[int | None, Iterator[tuple[torch.Tensor, torch.Tensor]]],
+        device: torch.device,
     ) -> TurnDone:
         unmeasured, first_loss = PhaseTimer(device, enabled=False), 0.0
         synchronize(device)
         begun_s, begun_cpu_s = now_s(), cpu_s()
-        for step in range(self.steps):
-            trainer.step(batches, 0, unmeasured)
-            if step == 0:
+        for place in range(self.steps):
+            size, step = self._at(trainer, place)
+            trainer.step(batches[size], step, unmeasured)
+            if place == 0:
                 first_loss = trainer.taken_loss()
         synchronize(device)
         seconds, took_cpu_s = now_s() - begun_s, cpu_s() - begun_cpu_s
@@ -120,7 +145,8 @@ def turns(request: AblationRequest, split: Split | None = None) -> Turns:
     part = _part(split or load_split(request.data, "test"))
 
     def contender(name: str, recipe: Recipe) -> CifarContender:
-        return CifarContender(recipe, part, request.device, request.seed, request.turn_length)
+        steps = 2 * math.ceil(request.recipe.epochs) if request.scheduled else request.turn_length
+        return CifarContender(recipe, part, request.device, request.seed, steps, request.scheduled)
 
     return contender
 

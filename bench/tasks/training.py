@@ -258,9 +258,9 @@ class Trainer:
             drop_last=False,
         )
 
-    def endless_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields training batches at full resolution, epoch after epoch."""
-        batches = self.batches()
+    def endless_batches(self, size: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields training batches, epoch after epoch; see `batches`."""
+        batches = self.batches(size)
         for epoch in itertools.count():
             batches.set_epoch(epoch)
             yield from batches

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from models.recipes.recipe import Recipe
+from models.recipes.recipe import MuonSGD, Recipe
 
 
 def wide_resnet(recipe: Recipe) -> dict[str, Recipe]:
@@ -55,4 +56,32 @@ def devices(recipe: Recipe) -> dict[str, Recipe]:
     return {f"part of {n} devices": replace(recipe, batch_size=recipe.batch_size // n) for n in (2, 4, 8)}
 
 
-STUDIES: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {"wide-resnet": wide_resnet, "devices": devices}
+def schedule(recipe: Recipe) -> dict[str, Recipe]:
+    """Returns a recipe without each of the levers that a whole run shows, for turns that go through its schedule.
+
+    Args:
+        recipe: of which some steps are smaller than others.
+
+    Raises:
+        ValueError: if they are all alike.
+    """
+    removed: dict[str, dict[str, Any]] = {}
+    if recipe.resolutions:
+        removed["images at full size"] = {"resolutions": ()}
+    if isinstance(rule := recipe.optimizer, MuonSGD) and rule.first_schedules:
+        removed["no group ends first"] = {"optimizer": replace(rule, first_schedules=())}
+    if not removed:
+        raise ValueError(f"every step of {recipe.name} is like the others; use --recipe sprint, or --leave-one-out")
+    if recipe.model_arguments.get("act", "gelu") != "gelu":
+        removed["GELU"] = {"model_arguments": {**recipe.model_arguments, "act": "gelu"}}
+    for name in ("keep_heap", "product_conv"):
+        if getattr(recipe.implementations, name):
+            removed[f"no {name}"] = {"implementations": replace(recipe.implementations, **{name: False})}
+    return {name: replace(recipe, **change) for name, change in removed.items()}
+
+
+STUDIES: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {
+    "wide-resnet": wide_resnet,
+    "devices": devices,
+    "schedule": schedule,
+}

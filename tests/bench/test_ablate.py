@@ -11,10 +11,12 @@ from bench import ablation
 from bench.alone import calls_in
 from bench.interleaving import Taken
 from bench.tasks.cifar_ablation import TASK, AblationRequest, step_flop, turns
+from bench.tasks.training import Trainer
 from bench.variants import Variants
 from loaders.synthetic import synthetic_split
 from models.build import build_model
 from models.recipes import get_recipe
+from models.recipes.override import override
 from models.recipes.studies import STUDIES
 from models.sprint import Sprint
 from reports.ablation import ALL, ALONE, AS_IS, BASELINE, ablation_summary, flop_rows
@@ -196,6 +198,28 @@ def test_more_devices_are_projected_from_one(here, tmp_path, wallclock):
     assert (summary["at_10"] < summary["at_100"]).all() and (summary["at_100"] < summary["at_most"]).all()
 
 
+def test_a_turn_of_the_schedule_is_two_steps_of_each_epoch(monkeypatch):
+    chosen = Variants(how="study", grid=("schedule",))
+    changes = ("batch_size=8", "precision=fp32", 'model_arguments={"act":"silu","widths":[4,8,8]}')
+    recipe = override(get_recipe("sprint-jpeg", "cpu"), *changes)
+    variants = chosen.of(recipe)
+    lacking = ["images at full size", "no group ends first", "GELU", "no keep_heap", "no product_conv"]
+    assert list(variants) == [AS_IS, *lacking] and len({one.hash() for one in variants.values()}) == 6
+    seen, forward = [], Trainer.forward
+
+    def watched(self, images):
+        trained = [any(p.requires_grad for p in group.parameters()) for group in self.model.groups]
+        seen.append((images.shape[-1], sum(trained)))
+        return forward(self, images)
+
+    monkeypatch.setattr(Trainer, "forward", watched)
+    request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", choice=chosen)
+    with ExitStack() as stack:
+        done = turns(request)(AS_IS, recipe)(stack)()
+    assert seen == [(20, 3)] * 4 + [(24, 3)] * 4 + [(32, 3)] * 3 + [(32, 2)] * 4 + [(32, 1)] * 3
+    assert dict((metric, value) for metric, _, value in done.figures)["step_s"] == pytest.approx(done.seconds / 18)
+
+
 def test_a_recipe_takes_its_turns_outside_an_ablation_too():
     recipe = small()
     request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", turn_length=1)
@@ -215,6 +239,7 @@ def test_a_recipe_takes_its_turns_outside_an_ablation_too():
         (["wgan", "--study", "wide-resnet"], "is of cifar"),
         (["cifar", "--study", "wide-resnet", "--recipe", "sprint"], "use wrn22"),
         (["cifar", "--study", "devices", "--recipe", "sprint"], "use --set batch_size=496"),
+        (["cifar", "--study", "schedule", "--recipe", "darknet"], "every step of darknet is like the others"),
         (["cyclegan", "--class", "cat"], "is of wgan"),
         (["cifar", "--set", "implementations.cuda_graph=true", "--device", "cpu"], "CUDA graphs need a GPU"),
         (["wgan", "--resume", "nowhere"], "holds no run"),
