@@ -11,7 +11,7 @@ from rich.console import Console
 import reports
 from bench.cli import app
 from reports import tables
-from reports.comparison import BASE, BENCHMARK, HEAD, comparison_rows, comparison_summary
+from reports.comparison import comparison_rows, comparison_summary
 
 ROOT = Path(__file__).parents[1]
 TEXTS = (
@@ -49,22 +49,6 @@ def test_every_command_is_in_the_readme():
         name for name in typer.main.get_command(app).commands if not re.search(rf"(wallclock|`) ?{name}\b", readme)
     ]
     assert not missing
-
-
-def test_the_race_is_a_stored_one():
-    """Each round of docs/records.md: time and accuracy of either side, and the ratio of the times."""
-    samples = reports.load(ROOT / "reports" / "published" / "2026-11-30-xeon-2-cores")
-    of_race = samples[(samples["benchmark"] == BENCHMARK) & samples["metric"].isin(["train_eval_s", "final_accuracy"])]
-    race = of_race.pivot(index="round", columns=["arm", "metric"], values="value")
-
-    def row(name, times, accuracies):
-        sides = [f"{times[arm]:,.0f} s, {100 * accuracies[arm]:.2f}%" for arm in (BASE, HEAD)]
-        return " | ".join([f"| {name}", *sides, f"{times[HEAD] / times[BASE]:.2f} |"])
-
-    times, accuracies = (race.xs(metric, axis=1, level="metric") for metric in ("train_eval_s", "final_accuracy"))
-    rows = [row(number + 1, times.loc[number], accuracies.loc[number]) for number in race.index]
-    rows.append(row("mean", times.mean(), accuracies.mean()))
-    assert len(rows) >= 4 and "\n".join(rows) in (ROOT / "docs" / "records.md").read_text()
 
 
 def test_the_verdict_that_is_explained_is_a_stored_one():

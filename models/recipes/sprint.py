@@ -100,13 +100,12 @@ def sprint_jpeg(device_type: str) -> Recipe:
     return replace(
         sprint(device_type),
         name="sprint-jpeg",
-        summary="sprint for 90.7% on cifar10-jpeg: SiLU, 20-pixel images first, first groups frozen early",
+        summary="sprint for 90.7% on cifar10-jpeg: SiLU, and first groups end first",
         target=0.907,
         model_arguments={"act": "silu"},
         optimizer=replace(
             RULE,
             whiten_bias_schedule=LinearDecay(until=1 / 40),
-            first_schedules=(LinearDecay(until=0.6), LinearDecay(until=0.85)),
+            first_schedules=(LinearDecay(until=0.75), LinearDecay(until=0.9)),
         ),
-        resolutions=(Resolution(size=20, until_epoch=2), Resolution(size=24, until_epoch=4)),
     )

@@ -76,7 +76,8 @@ def schedule(recipe: Recipe) -> dict[str, Recipe]:
         removed["GELU"] = {"model_arguments": {**recipe.model_arguments, "act": "gelu"}}
     for name in ("keep_heap", "product_conv"):
         if getattr(recipe.implementations, name):
-            removed[f"no {name}"] = {"implementations": replace(recipe.implementations, **{name: False})}
+            lacking: dict[str, Any] = {name: False}
+            removed[f"no {name}"] = {"implementations": replace(recipe.implementations, **lacking)}
     return {name: replace(recipe, **change) for name, change in removed.items()}
 
 

@@ -216,7 +216,7 @@ def test_a_turn_of_the_schedule_is_two_steps_of_each_epoch(monkeypatch):
     request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", choice=chosen)
     with ExitStack() as stack:
         done = turns(request)(AS_IS, recipe)(stack)()
-    assert seen == [(20, 3)] * 4 + [(24, 3)] * 4 + [(32, 3)] * 3 + [(32, 2)] * 4 + [(32, 1)] * 3
+    assert seen == [(24, 3)] * 8 + [(32, 3)] * 6 + [(32, 2)] * 2 + [(32, 1)] * 2
     assert dict((metric, value) for metric, _, value in done.figures)["step_s"] == pytest.approx(done.seconds / 18)
 
 

@@ -168,7 +168,7 @@ def test_first_groups_are_frozen_one_after_the_other():
     optimizers = build_optimizers(recipe, model)
     grouped = [p for o in optimizers.optimizers for group in o.param_groups for p in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == sum(p.requires_grad for p in model.parameters())
-    for progress, trained in ((0.0, 3), (0.49, 3), (0.5, 2), (0.84, 2), (0.85, 1), (0.999, 1)):
+    for progress, trained in ((0.0, 3), (0.49, 3), (0.5, 2), (0.89, 2), (0.9, 1), (0.999, 1)):
         optimizers.set_progress(progress)
         of_groups = [{p.requires_grad for p in group.parameters() if p.ndim == 4} for group in model.groups]
         assert of_groups == [{place >= 3 - trained} for place in range(3)], progress
@@ -181,7 +181,7 @@ def test_rates_of_groups_follow_their_own_schedules():
     optimizers.set_progress(0.3)
     muon, sgd = optimizers.optimizers
     rule = recipe.optimizer
-    halves = [0.5, 1 - 0.3 / 0.85, 0.7]
+    halves = [0.6, 1 - 0.3 / 0.9, 0.7]
     assert [group["lr"] for group in muon.param_groups] == pytest.approx([rule.filter_lr * half for half in halves])
     biases = [0.0, *(rule.bias_lr * half for half in halves), 0.7 * rule.head_lr]
     assert [group["lr"] for group in sgd.param_groups] == pytest.approx(biases)
