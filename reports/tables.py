@@ -27,6 +27,7 @@ KERNELS = (
     "issue",
     "predicted_bytes",
     "operations",
+    "operand_bytes",
     "saved_bytes",
     "saved_beyond_output_bytes",
     "peak_bytes",
