@@ -80,10 +80,10 @@ class ScheduledOptimizers:
                 parameter.requires_grad_(lr != 0.0)
                 if lr == 0.0:
                     parameter.grad = None
-        return self.frozen_at(progress)
+        return tuple(setting.lr_factor == 0.0 for _, _, setting in settings)
 
     def frozen_at(self, progress: float) -> tuple[bool, ...]:
-        """Returns for each group whether `set_progress` freezes it."""
+        """Returns what `set_progress` returns, and sets nothing."""
         return tuple(schedule.at(progress).lr_factor == 0.0 for _, _, schedule in self._groups)
 
     def zero_grad(self, *, keep_memory: bool = False) -> None:

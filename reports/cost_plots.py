@@ -104,8 +104,8 @@ def roofline(kernels: "pd.DataFrame") -> Figure | None:
                 ],
                 "marker": {"color": nth_colour(position), "size": 7, "opacity": 0.8},
                 "error_x": _whiskers(1e-6 * (group["operand_bytes"] - group["predicted_bytes"]).fillna(0)),
-                "customdata": [f"{size / 1e6:.3g}" if size == size else "not" for size in group["operand_bytes"]],
-                "hovertemplate": "%{text}, %{x:.3g} MB predicted, %{customdata} MB counted, %{y:.4g} us"
+                "customdata": [f"{size / 1e6:.3g} MB" if size == size else "not" for size in group["operand_bytes"]],
+                "hovertemplate": "%{text}, %{x:.3g} MB predicted, %{customdata} counted, %{y:.4g} us"
                 "<extra>%{fullData.name}</extra>",
             }
         )

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CASE = ("case", "dtype", *PLACE)
-GROUP = ("case", "dtype", "direction", "cache", *PLACE)
+WAY = ("case", "dtype", "direction", *PLACE)
+GROUP = (*WAY, "cache")
 # Operations for each byte moved from which on arithmetic may be what limits a kernel: 990 TFLOP/s to 3.35 TB/s of an
 # H100 come to 300, a CPU's 1 TFLOP/s to 30 GB/s to 30.
 ARITHMETIC_FLOP_PER_BYTE = 10
@@ -69,12 +70,12 @@ def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.Dat
         table[name] = factor * of_metric["value"].agg(how).reindex(wanted).to_numpy()
 
     add("issue_us", "issue", GROUP, "median", 1e6)
-    add("operand_bytes", "operand_bytes", GROUP, "max")
-    add("predicted_bytes", "predicted_bytes", GROUP, "max")
+    add("operand_bytes", "operand_bytes", WAY, "max")
+    add("predicted_bytes", "predicted_bytes", WAY, "max")
     table["predicted_us"] = 1e-3 * table["predicted_bytes"] / table["copy"]
     table["gb_per_s"] = table["predicted_bytes"] / table["latency_us"] / 1e3
     table["share_of_copy"] = table["predicted_us"] / table["latency_us"]
-    add("operations", "operations", GROUP, "max")
+    add("operations", "operations", WAY, "max")
     table["tflop_per_s"] = table["operations"] / table["latency_us"] / 1e6
     add("saved_mb", "saved_bytes", CASE, "max", 1e-6)
     add("beyond_output_mb", "saved_beyond_output_bytes", CASE, "max", 1e-6)

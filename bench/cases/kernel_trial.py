@@ -199,10 +199,11 @@ class Trial:
                             min_count=5,
                         )
                         self._record_times(variant, found, writer, where | telemetry.read())
-                        if turn == 0:
-                            self._record_costs(variant, direction, calls[variant], writer, parameters)
                         if not cold:
                             latencies[variant][direction] = found.median_s
+            for variant in going(variants):
+                with self._noting(variant, failed):
+                    self._record_costs(variant, direction, calls[variant], writer)
         return latencies, failed
 
     @contextlib.contextmanager
@@ -222,14 +223,8 @@ class Trial:
         if found.queued:
             writer.add(self.sample(variant, "issue", "s", found.issue_median_s, **where))
 
-    def _record_costs(
-        self,
-        variant: str,
-        direction: Direction,
-        call: Callable[[], object],
-        writer: RunWriter,
-        parameters: dict[str, ParameterValue],
-    ) -> None:
+    def _record_costs(self, variant: str, direction: Direction, call: Callable[[], object], writer: RunWriter) -> None:
+        parameters: dict[str, ParameterValue] = {"direction": direction}
         predicted = self.spec.bytes_moved(self.case, variant, direction, DTYPES[self.dtype].itemsize)
         operations = self.spec.operations(self.case, direction)
         writer.add(

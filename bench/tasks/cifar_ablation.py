@@ -69,29 +69,25 @@ class CifarContender:
         stack.enter_context(numerics(seed=self.seed, keep_heap=self.recipe.implementations.keep_heap))
         trainer = Trainer(self.recipe, self.split, device=device, seed=self.seed, clocks=RunClocks(device))
         trainer.model.train()
-        batches = {size: trainer.endless_batches(size) for size in {None, *(epoch.size for epoch in trainer.epochs)}}
-        return functools.partial(self._turn, trainer, batches, device)
-
-    def _at(self, trainer: Trainer, place: int) -> tuple[int | None, int]:
-        """The size of the images of a turn's step, and which step of the run it is."""
-        if not self.scheduled:
-            return None, 0
-        step = int((place + 0.5) / self.steps * trainer.total_steps)
-        sizes = [epoch.size for epoch in trainer.epochs for _ in range(epoch.steps)]
-        return sizes[step], step
+        steps: list[tuple[int | None, int]] = [(None, 0)] * self.steps  # size of the images, and which one of the run
+        if self.scheduled:
+            epochs = trainer.epoch_of_each_step()
+            places = (int((place + 0.5) / self.steps * len(epochs)) for place in range(self.steps))
+            steps = [(epochs[place].size, place) for place in places]
+        batches = {size: trainer.endless_batches(size) for size, _ in steps}
+        return functools.partial(self._turn, trainer, [(batches[size], step) for size, step in steps], device)
 
     def _turn(
         self,
         trainer: Trainer,
-        batches: dict[int | None, Iterator[tuple[torch.Tensor, torch.Tensor]]],
+        steps: list[tuple[Iterator[tuple[torch.Tensor, torch.Tensor]], int]],
         device: torch.device,
     ) -> TurnDone:
         unmeasured, first_loss = PhaseTimer(device, enabled=False), 0.0
         synchronize(device)
         begun_s, begun_cpu_s = now_s(), cpu_s()
-        for place in range(self.steps):
-            size, step = self._at(trainer, place)
-            trainer.step(batches[size], step, unmeasured)
+        for place, (batches, step) in enumerate(steps):
+            trainer.step(batches, step, unmeasured)
             if place == 0:
                 first_loss = trainer.taken_loss()
         synchronize(device)

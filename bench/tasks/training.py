@@ -220,6 +220,10 @@ class Trainer:
             planned.append(Epoch(number=number, size=size, prunes=prunes, whole_steps=whole, steps=steps))
         return planned
 
+    def epoch_of_each_step(self) -> list[Epoch]:
+        """Returns the epoch that each step of the whole run belongs to."""
+        return [epoch for epoch in self.epochs for _ in range(epoch.steps)]
+
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
 
@@ -426,8 +430,7 @@ class Trainer:
         """Compiles and captures every shape of the run, then takes all that moved back."""
         unmeasured = PhaseTimer(self.device, enabled=False)
         kinds: dict[tuple[int | None, tuple[bool, ...]], tuple[Epoch, int]] = {}
-        whole = [epoch for epoch in self.epochs for _ in range(epoch.steps)]
-        for step, epoch in enumerate(whole):
+        for step, epoch in enumerate(self.epoch_of_each_step()):
             kinds.setdefault((epoch.size, self.optimizers.frozen_at(step / self.total_steps)), (epoch, step))
         with put_back(self._state):
             for epoch, step in kinds.values():

@@ -17,7 +17,8 @@ from kernels.spec import Case, available
 from models.build import build_model
 from models.layers import BatchNormAct
 from models.recipes import get_recipe
-from reports.kernels import failed_rows, kernel_rows, kernel_summary
+from reports.cost_plots import roofline
+from reports.kernels import failed_rows, kernel_cells, kernel_rows, kernel_summary
 from reports.store import StoreError
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +63,18 @@ def test_samples_and_table_of_a_case(tiny, tmp_path):
     # Norm 2 and activation 2 on the way there, 3 and 3 on the way back; statistics and factors on top.
     assert both["operand_bytes"] == pytest.approx(10 * 4 * elements, rel=0.05)
     assert both["gb_per_s"] == pytest.approx(13 * 4 * elements / both["latency_us"] / 1e3)
+    counted = frame[(frame["metric"] == "operand_bytes") & (frame["variant"] == "eager")]
+    assert sorted(counted["direction"]) == ["backward", "both", "forward"]
     other = summary.loc[("eager_nchw", "both", "hot")]
     assert other["x_eager"] == pytest.approx(both["latency_us"] / other["latency_us"])
-    assert len(kernel_rows(summary.reset_index())[1]) == 2
+    summary = summary.reset_index()
+    assert len(kernel_rows(summary)[1]) == 2
+    assert kernel_cells(summary)[0]["MB of operands"]
+    traces = {trace["name"]: trace for trace in roofline(summary)["data"]}
+    (row,) = [i for i, text in enumerate(traces["eager"]["text"]) if "both, hot" in text]
+    beyond, short = (traces["eager"]["error_x"][name][row] for name in ("array", "arrayminus"))
+    assert beyond - short == pytest.approx(1e-6 * (both["operand_bytes"] - both["predicted_bytes"])) and short > 0
+    assert traces["eager"]["customdata"][row] == f"{both['operand_bytes'] / 1e6:.3g} MB"
 
 
 def test_what_is_wrong_is_recorded_and_not_timed(tiny, tmp_path, monkeypatch):
