@@ -89,14 +89,13 @@ def _ratio(name: str, rates: "pd.DataFrame", over: str, under: str) -> dict[str,
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def ablation_rows(frame: "pd.DataFrame") -> Rows:
+def ablation_rows(summary: "pd.DataFrame") -> Rows:
     """Returns the header and the cells of the table of levers.
 
     Args:
-        frame: from `reports.load`.
+        summary: from `ablation_summary`.
     """
     header = ["case", "variant", "it/s", "step", "x baseline", "x by CPU time", "lever gives"]
-    summary = ablation_summary(frame)
     alone = "predicted" in summary
     header += ["by Amdahl"] if alone else []
     rows = []
@@ -117,16 +116,16 @@ def ablation_rows(frame: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def flop_rows(frame: "pd.DataFrame") -> Rows:
+def flop_rows(frame: "pd.DataFrame", summary: "pd.DataFrame") -> Rows:
     """Returns the header and the cells of the table that sets FLOPs beside seconds.
 
     Named are the variants that take fewer operations than another and yet more time, in at least 19 of 20 rounds.
 
     Args:
         frame: from `reports.load`.
+        summary: of it, from `ablation_summary`.
     """
     header = ["case", "variant", "GFLOP", "x", "ms", "x time", "TFLOP/s", "fewer FLOPs, and slower than"]
-    summary = ablation_summary(frame)
     rows: list[list[str]] = []
     if "step_flop" not in summary:
         return header, rows

@@ -125,10 +125,13 @@ def _costs_by_seed(samples: "pd.DataFrame", target: float | None = None) -> list
     """Returns for each seed of each run the seconds of each whole point of accuracy, or of the one below a target."""
     found = []
     curves = samples[samples["metric"].isin(CURVE)]
-    for _, line in curves.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True):
-        # The final evaluation, augmented where the recipe says so, is the last look.
-        wide = line.assign(step=line["step"].fillna(np.iinfo(np.int64).max), metric=line["metric"].replace(FINAL))
-        wide = wide.pivot_table(index="step", columns="metric", values="value").dropna()
+    line = curves.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True).ngroup()
+    # The final evaluation, augmented where the recipe says so, is the last look.
+    step, metric = curves["step"].fillna(np.iinfo(np.int64).max), curves["metric"].replace(FINAL)
+    looks = curves.assign(line=line, step=step, metric=metric).pivot_table(
+        index=["line", "step"], columns="metric", values="value"
+    )
+    for _, wide in looks.reindex(columns=[*FINAL.values()]).dropna().groupby("line"):
         if len(wide) > 1:
             seconds, accuracy = (wide[name].to_numpy() for name in ("elapsed_train_eval_s", "accuracy"))
             found.append(_point_costs(seconds, 100 * accuracy, None if target is None else 100 * target))

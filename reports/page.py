@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import resources
 from importlib.util import find_spec
@@ -13,23 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports import cost_plots, plots
-from reports.ablation import ablation_rows, ablation_summary, flop_rows
-from reports.calibration import calibration_rows, calibration_summary
-from reports.comparison import comparison_rows, comparison_summary
+from reports.ablation import ablation_rows, flop_rows
+from reports.calibration import calibration_rows
+from reports.comparison import comparison_rows
 from reports.history import history_rows, history_summary
-from reports.kernels import failed_rows, kernel_cells, kernel_summary, static_rows
-from reports.leaderboard import leaderboard, leaderboard_rows
-from reports.loaders import loader_failures, loader_summary, loader_tables
+from reports.kernels import failed_rows, kernel_cells, static_rows
+from reports.leaderboard import leaderboard_rows
+from reports.loaders import loader_failures, loader_tables
 from reports.scaling import scaling_rows
-from reports.stats import summarise, time_to_target
 from reports.store import StoreError
+from reports.summaries import other_metrics, summaries
 from reports.tables import (
     CLOCK,
     CYCLEGAN_LOSSES,
     NAMES,
-    OF_THEIR_OWN,
     SUMMARY_NAMES,
-    TABLED,
     choice_rows,
     distinctions,
     interval_text,
@@ -39,7 +38,7 @@ from reports.tables import (
     present,
     significant,
 )
-from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
+from reports.upsampling import checkerboard_rows, stage_rows, winner_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +56,14 @@ PICTURE_WIDTH, WIDE_WIDTH = 520, 1060  # pixels that a small picture is enlarged
 _WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
-def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, pictures: "Sequence[Picture]" = ()) -> Path:
+def build_page(
+    samples: "pd.DataFrame",
+    runs: "pd.DataFrame",
+    out: Path,
+    pictures: "Sequence[Picture]" = (),
+    *,
+    summed: "dict[str, pd.DataFrame] | None" = None,
+) -> Path:
     """Writes the report page.
 
     Args:
@@ -65,6 +71,7 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
         runs: from `reports.load_runs`, of the same paths.
         out: the file to write; its directory is made.
         pictures: from `reports.load_pictures`, of the same paths.
+        summed: from `reports.summaries`, of the same frames, where they are at hand; made here by default.
 
     Returns:
         `out`.
@@ -74,7 +81,9 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
     """
     import jinja2
 
-    kernels = kernel_summary(samples)
+    packer = ThreadPoolExecutor(1)  # zlib leaves the interpreter to the figures meanwhile
+    plotly = packer.submit(lambda: _packed(_plotly_script()))
+    of = summaries(samples, runs) if summed is None else summed
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -82,32 +91,32 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
     html = environment.get_template("page.html.j2").render(
         css=_template("page.css"),
         script=_template("page.js"),
-        plotly=_packed(_plotly_script()),
-        figures=_figures(samples, runs, comparisons := comparison_summary(samples, runs), kernels),
-        comparisons=comparison_rows(comparisons),
-        calibration=calibration_rows(calibration_summary(samples, runs)),
-        flops=flop_rows(samples),
+        figures=_figures(samples, runs, of),
+        comparisons=comparison_rows(of["comparisons"]),
+        calibration=calibration_rows(of["calibration"]),
+        flops=flop_rows(samples, of["levers"]),
         scaling=scaling_rows(samples),
         history=history_rows(history_summary(samples, runs)),
-        verdicts=_verdicts(samples),
-        leaders=leaderboard_rows(leaderboard(samples)),
+        verdicts=_verdicts(of["time_to_target"]),
+        leaders=leaderboard_rows(of["time_to_target"]),
         operators=operator_rows(samples),
-        kernels=kernel_cells(kernels),
+        kernels=kernel_cells(of["kernels"]),
         failed=failed_rows(samples),
         choices=choice_rows(samples),
         compiled=static_rows(samples),
-        levers=ablation_rows(samples),
+        levers=ablation_rows(of["levers"]),
         galleries=_galleries(pictures),
-        winners=winner_rows(upsampling := upsampling_summary(samples)),
-        stages=stage_rows(upsampling),
+        winners=winner_rows(of["upsampling"]),
+        stages=stage_rows(of["upsampling"]),
         checkerboards=checkerboard_rows(samples),
-        loaders=loader_tables(loader_summary(samples)),
+        loaders=loader_tables(of["loaders"]),
         failed_loaders=loader_failures(samples),
-        summary=_summary(samples),
+        summary=_summary(other_metrics(of["summary"])),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),
         n_samples=len(samples),
         samples_csv=_packed(_csv(samples)) if 0 < len(samples) <= MOST_SAMPLES else None,
+        plotly=plotly.result(),
         made_utc=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     try:
@@ -146,9 +155,7 @@ def _csv(samples: "pd.DataFrame") -> bytes:
     return filled.to_csv(index=False, float_format="%.10g").encode()
 
 
-def _figures(
-    samples: "pd.DataFrame", runs: "pd.DataFrame", comparisons: "pd.DataFrame", kernels: "pd.DataFrame"
-) -> dict[str, dict[str, Any]]:
+def _figures(samples: "pd.DataFrame", runs: "pd.DataFrame", of: "dict[str, pd.DataFrame]") -> dict[str, dict[str, Any]]:
     """Returns the figures there is data for, each with what a reader has to know beside it."""
     overheads = samples.loc[samples["metric"] == "phase_overhead", "value"].dropna()
     overhead = (
@@ -159,7 +166,7 @@ def _figures(
     made = {
         "ratios": (
             "Head against base",
-            plots.ratios(comparisons),
+            plots.ratios(of["comparisons"]),
             "The unit is the round: each side once, in fresh processes, in a drawn order. An interval that touches the "
             "band is no proof of a change beyond the tolerance.",
         ),
@@ -170,7 +177,7 @@ def _figures(
         ),
         "waterfall": (
             "From the plain loop to all levers",
-            plots.waterfall(ablation_summary(samples)),
+            plots.waterfall(of["levers"]),
             "What leaving each lever out costs, as factors of the rate; together is what they do to each other.",
         ),
         "accuracy": (
@@ -194,19 +201,19 @@ def _figures(
         ),
         "flops-seconds": (
             "Operations and the time they take",
-            cost_plots.flops_against_seconds(ablation_summary(samples)),
+            cost_plots.flops_against_seconds(of["levers"]),
             "A step of each variant: what lies to the left and above takes fewer operations and more time.",
         ),
         "roofline": (
             "Kernels against the speed of a copy",
-            cost_plots.roofline(kernels),
+            cost_plots.roofline(of["kernels"]),
             "Each variant's time over the bytes that it should move; the line is what a copy takes for as many, "
             "measured in the same run. What lies below it finds its bytes in a cache. A whisker reaches to the bytes "
             "counted at its operators.",
         ),
         "speedups": (
             "Kernels: times as fast as eager",
-            cost_plots.speedup_map(kernels),
+            cost_plots.speedup_map(of["kernels"]),
             "Hot cache, forward and backward where there is one. Blue is faster than eager PyTorch, orange slower.",
         ),
         "phases": ("Where a step's time goes", plots.phase_breakdown(samples), overhead),
@@ -261,10 +268,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":"), default=float)
 
 
-def _verdicts(samples: "pd.DataFrame") -> list[dict[str, Any]]:
+def _verdicts(scores: "pd.DataFrame") -> list[dict[str, Any]]:
     """Returns a card for each recipe and target, in words and figures that the statistics back."""
     cards = []
-    scores = time_to_target(samples)
     distinguished = distinctions(scores.loc[:, :"target"], [*NAMES, "target"])
     for row, told in zip(scores.to_dict("records"), distinguished, strict=True):
         target, n, hits = row["target"], row["n"], row["hits"]
@@ -355,8 +361,7 @@ def _compressed(png: bytes, quality: int) -> bytes:
     return out.getvalue()
 
 
-def _summary(samples: "pd.DataFrame") -> list[dict[str, Any]]:
-    rows = summarise(samples[~samples["metric"].isin(TABLED) & ~samples["benchmark"].isin(OF_THEIR_OWN)])
+def _summary(rows: "pd.DataFrame") -> list[dict[str, Any]]:
     distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
         {

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports import tables
-from reports.ablation import ablation_rows, ablation_summary, flop_rows
-from reports.calibration import calibration_rows, calibration_summary
-from reports.comparison import comparison_rows, comparison_summary
-from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, kernel_summary, static_rows
-from reports.leaderboard import leaderboard
-from reports.loaders import loader_failures, loader_summary, loader_tables
+from reports.ablation import ablation_rows, flop_rows
+from reports.calibration import calibration_rows
+from reports.comparison import comparison_rows
+from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, static_rows
+from reports.loaders import loader_failures, loader_tables
 from reports.pictures import load_pictures
 from reports.reading import load, load_runs
 from reports.scaling import scaling_rows
-from reports.stats import summarise, time_to_target
+from reports.summaries import other_metrics, summaries
 from reports.tables import Rows
-from reports.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
+from reports.upsampling import checkerboard_rows, stage_rows, winner_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,30 +45,16 @@ class Report:
     @functools.cached_property
     def summaries(self) -> "dict[str, pd.DataFrame]":
         """What `--json` prints, as frames by the same names; see docs/schema.md."""
-        samples, runs = self.samples, self.runs
-        return {
-            "runs": runs[["run_id", "run_status", "error", "notes"]],
-            "time_to_target": leaderboard(samples),
-            "upsampling": upsampling_summary(samples),
-            "kernels": kernel_summary(samples),
-            "levers": ablation_summary(samples),
-            "calibration": calibration_summary(samples, runs),
-            "comparisons": comparison_summary(samples, runs),
-            "loaders": loader_summary(samples),
-            "summary": summarise(samples[~samples["metric"].isin(tables.CURVES)]),
-        }
+        return summaries(self.samples, self.runs)
 
     def tables(self) -> dict[str, Rows]:
         """Returns header and cells of every table that has a row, by title."""
         samples, of = self.samples, self.summaries
-        kernels = of["kernels"]
-        rest = of["summary"]
-        rest = rest[~rest["metric"].isin(tables.TABLED) & ~rest["benchmark"].isin(tables.OF_THEIR_OWN)]
         titled: dict[str, Rows] = {
             "Head against base: ratios of medians of rounds, with intervals": comparison_rows(of["comparisons"]),
             "Verdicts whose truth is known, alone and of 20 at once; power stated": calibration_rows(of["calibration"]),
-            "Time to accuracy": tables.accuracy_rows(time_to_target(samples)),
-            "Kernels: us, hot cache; MB kept for backward": kernel_rows(kernels),
+            "Time to accuracy": tables.accuracy_rows(of["time_to_target"]),
+            "Kernels: us, hot cache; MB kept for backward": kernel_rows(of["kernels"]),
             "Kernels, whole: us hot (95% interval) and cold; MB kept besides the output": kernel_detail_rows(
                 of["kernels"]
             ),
@@ -79,14 +64,14 @@ class Report:
             "Kernels that failed, and are left out above": failed_rows(samples),
             "Compiled kernels: the worst of n forms, in bytes, and bytes a thread": static_rows(samples),
             "Convolutions, forward and backward, measured to choose what carries them out": tables.choice_rows(samples),
-            "Levers: iterations/s by variant, in turns; * computes other numbers": ablation_rows(samples),
-            "FLOPs against seconds, fastest first": flop_rows(samples),
+            "Levers: iterations/s by variant, in turns; * computes other numbers": ablation_rows(of["levers"]),
+            "FLOPs against seconds, fastest first": flop_rows(samples, of["levers"]),
             "More devices: a projection from one, with its link's speed": scaling_rows(samples),
             **loader_tables(of["loaders"]),
             "Loaders that failed, and are left out above": loader_failures(samples),
             "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
             "Where a step's time goes, by operator": tables.operator_rows(samples),
-            "Other metrics": tables.summary_rows(rest),
+            "Other metrics": tables.summary_rows(other_metrics(of["summary"])),
         }
         return {title: rows for title, rows in titled.items() if rows[1]}
 
@@ -98,7 +83,9 @@ class Report:
         """Writes the HTML page; see `reports.build_page`."""
         from reports.page import build_page
 
-        return build_page(self.samples, self.runs, out, load_pictures(self.paths, on_damage="skip"))
+        return build_page(
+            self.samples, self.runs, out, load_pictures(self.paths, on_damage="skip"), summed=self.summaries
+        )
 
     def __repr__(self) -> str:
         return f"<Report of {len(self.runs)} runs, {len(self.samples):,} samples: {', '.join(self.tables())}>"

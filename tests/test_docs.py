@@ -11,7 +11,8 @@ from rich.console import Console
 import reports
 from bench.cli import app
 from reports import tables
-from reports.comparison import comparison_rows, comparison_summary
+from reports.ablation import AS_IS, ablation_summary
+from reports.comparison import BASE, BENCHMARK, HEAD, comparison_rows, comparison_summary
 
 ROOT = Path(__file__).parents[1]
 TEXTS = (
@@ -58,3 +59,34 @@ def test_the_verdict_that_is_explained_is_a_stored_one():
     console.print(tables.terminal(comparison_rows(summary)))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines() if "──" not in line]
     assert len(lines) == 4 and "\n".join(lines) in (ROOT / "README.md").read_text()
+
+
+RACED = ROOT / "reports" / "published" / "2026-11-30-xeon-2-cores"
+
+
+def test_the_race_is_a_stored_one():
+    """Each round of docs/records.md: time and accuracy of either side, and the ratio of the times."""
+    samples = reports.load(RACED)
+    of_race = samples[(samples["benchmark"] == BENCHMARK) & samples["metric"].isin(["train_eval_s", "final_accuracy"])]
+    race = of_race.pivot(index="round", columns=["arm", "metric"], values="value")
+
+    def row(name, times, accuracies):
+        sides = [f"{times[arm]:,.0f} s, {100 * accuracies[arm]:.2f}%" for arm in (BASE, HEAD)]
+        return " | ".join([f"| {name}", *sides, f"{times[HEAD] / times[BASE]:.2f} |"])
+
+    times, accuracies = (race.xs(metric, axis=1, level="metric") for metric in ("train_eval_s", "final_accuracy"))
+    rows = [row(number + 1, times.loc[number], accuracies.loc[number]) for number in race.index]
+    rows.append(row("mean", times.mean(), accuracies.mean()))
+    assert len(rows) >= 4 and "\n".join(rows) in (ROOT / "docs" / "records.md").read_text()
+
+
+def test_what_each_lever_gives_is_stored():
+    """Each row of docs/records.md, in the order of the rates."""
+    levers = ablation_summary(reports.load(RACED)).sort_values("over_baseline")
+    levers = levers[levers["variant"] != AS_IS]
+    records = (ROOT / "docs" / "records.md").read_text()
+    shown = re.findall(r"^\| ([^|]+) \| [^|]+ \| (\d\.\d\d) \| (\d\.\d\d to \d\.\d\d) \|$", records, re.MULTILINE)
+    assert len(shown) == len(levers) >= 5
+    for (name, rate, interval), row in zip(shown, levers.to_dict("records"), strict=True):
+        assert (name, rate) == (row["variant"], f"{row['over_baseline']:.2f}")
+        assert interval == f"{row['over_baseline_low']:.2f} to {row['over_baseline_high']:.2f}"

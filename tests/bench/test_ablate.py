@@ -180,7 +180,7 @@ def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monke
     assert run.execute(lambda text: None) == "done"
     frame = reports.load(tmp_path)
     frame.loc[(frame["metric"] == "step_s") & (frame["variant"] == "wider"), "value"] = 1e-6
-    _, rows = flop_rows(frame)
+    _, rows = flop_rows(frame, ablation_summary(frame))
     assert [row[1] for row in rows] == ["wider", AS_IS] and rows[1][-1] == "wider" and float(rows[0][3]) > 2
 
 

@@ -109,7 +109,7 @@ def test_turns_are_recorded_compared_and_gone_on_with(tmp_path, monkeypatch):
     whole = 5 * steps["critic_step_s"] + steps["generator_step_s"]
     assert steps["critic_iterations_per_s"].tolist() == pytest.approx((5 / whole).tolist())
     assert steps["images_per_s"].tolist() == pytest.approx((16 * 5 / whole).tolist())
-    assert len(ablation_rows(frame)[1]) == 3
+    assert len(ablation_rows(ablation_summary(frame))[1]) == 3
 
 
 def test_a_variant_that_computes_otherwise_is_not_timed_further(tmp_path):

@@ -344,7 +344,8 @@ def test_persistent_programs_wait_for_each_other(shape, pads):
 
 
 @pytest.mark.parametrize(
-    ("n", "m", "c"), itertools.product((1, 2, 16, 3000), (2, 127, 961, 4096, 65_536), (1, 3, 24, 64, 123, 256, 512))
+    ("n", "m", "c"),
+    list(itertools.product((1, 2, 16, 3000), (2, 127, 961, 4096, 65_536), (1, 3, 24, 64, 123, 256, 512))),
 )
 def test_plans_cover_every_row_once(n, m, c):
     assert not plan(n, m, c, resident_programs=None).persistent

@@ -61,12 +61,12 @@ def test_ratios_within_rounds_find_what_the_machines_swings_hide(turns):
 
 
 def test_the_table_says_what_a_lever_gives_and_marks_other_mathematics(turns):
-    header, rows = ablation_rows(turns)
+    header, rows = ablation_rows(ablation_summary(turns))
     cells = {row[1]: dict(zip(header, row, strict=True)) for row in rows}
     assert set(cells) == {"baseline", "all levers", "all levers, bf16 *", "without products"}
     assert cells["without products"]["lever gives"].startswith(("+24", "+25", "+26"))
     assert cells["baseline"]["x baseline"] == "1.00" and cells["all levers"]["lever gives"] == ""
-    assert ablation_rows(turns[turns["phase"] == "warm-up"]) == (header, [])
+    assert ablation_rows(ablation_summary(turns[turns["phase"] == "warm-up"])) == (header, [])
 
 
 def test_amdahl_predicts_from_the_kernel_alone_in_the_same_rounds(turns):
@@ -79,7 +79,7 @@ def test_amdahl_predicts_from_the_kernel_alone_in_the_same_rounds(turns):
     frame = pd.concat([turns, *alone], ignore_index=True)
     row = ablation_summary(frame).set_index("variant").loc["without products"]
     assert row["kernel_speedup"] == pytest.approx(3) and row["predicted"] == pytest.approx(1 / 0.8)
-    header, rows = ablation_rows(frame)
+    header, rows = ablation_rows(ablation_summary(frame))
     cells = {cell[1]: dict(zip(header, cell, strict=True)) for cell in rows}
     assert cells["without products"]["by Amdahl"] == "+25.0%\nalone 3.00x" and cells["baseline"]["by Amdahl"] == ""
     (trace,) = plots.waterfall(ablation_summary(frame))["data"]

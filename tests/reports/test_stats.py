@@ -38,11 +38,17 @@ def test_bca_is_unbounded_where_values_do_not_vary_and_repeats_itself() -> None:
     assert bootstrap_interval([1.0, 2.0, 4.0], seed=3) == bootstrap_interval([1.0, 2.0, 4.0], seed=3)
 
 
-def test_p_value_agrees_with_scipy() -> None:
-    accuracy = np.random.default_rng(0).normal(0.9405, 0.0013, 25)
-    for target in (0.94, 0.9405, 0.941):
-        theirs = scipy.stats.ttest_1samp(accuracy, target, alternative="greater").pvalue
-        assert mean_reaches_p(accuracy, target) == pytest.approx(theirs, rel=1e-9)
+@pytest.mark.parametrize("n", [2, 3, 4, 10, 20, 200, 2000])
+def test_p_value_agrees_with_scipy(n: int) -> None:
+    accuracy = np.random.default_rng(n).normal(0.9405, 0.0013, n)
+    error = accuracy.std(ddof=1) / math.sqrt(n)
+    for t in (0.0, 1e-200, 1e-9, 0.01, 0.5, 1.7, 2.999, 3.0, 3.001, 7.0, 30.0):
+        for target in (accuracy.mean() - t * error, accuracy.mean() + t * error):
+            theirs = scipy.stats.ttest_1samp(accuracy, target, alternative="greater").pvalue
+            assert mean_reaches_p(accuracy, target) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_p_value_of_what_does_not_vary_is_unknown() -> None:
     assert math.isnan(mean_reaches_p([0.95], 0.94)) and math.isnan(mean_reaches_p([0.95, 0.95], 0.94))
 
 
