@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # they share the cores, and more thre
     torch.set_num_threads(1)
 
 REAL_IMAGES = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10-jpeg"
+
+
+def pytest_configure() -> None:
+    """A job in the background ignores Ctrl-C, and so would the processes that tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

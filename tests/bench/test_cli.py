@@ -31,7 +31,6 @@ def start(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "bench.cli", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         **options,
     )  # fmt: skip
 
