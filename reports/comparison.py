@@ -268,17 +268,20 @@ def comparison_rows(summary: "pd.DataFrame") -> Rows:
     """
     header = ["benchmark", "base", "head", "head / base", "finds", "verdict"]
     rows = []
-    for row in summary.to_dict("records"):
+    # Comparisons of commands have their figures' names in common; the last part of a run's name tells them apart.
+    shared = summary.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in summary)
+    for row, of_several in zip(summary.to_dict("records"), shared, strict=True):
         unit = row["unit"] if present(row["unit"]) else ""
         arrow = {"lower": "↓", "higher": "↑"}.get(row["better"], "")
         figures = [f"{significant(row[side])}" if present(row[side]) else "" for side in (BASE, HEAD)]
         ratio = f"{row['ratio']:.3f}" if present(row["ratio"]) else ""
         detectable = row["detectable"]
         rounds = f"\n{row['rounds']:g} rounds" if present(row["rounds"]) else ""
+        which = f"\nrun {row['run_id'][-8:]}" if of_several else ""
         reason, _, detail = str(row["reason"]).partition(": ")
         rows.append(
             [
-                f"{row['benchmark']}\n{row['metric']} {arrow}, {unit}",
+                f"{row['benchmark']}\n{row['metric']} {arrow}, {unit}{which}",
                 *figures,
                 "\n".join(part for part in (ratio, interval_text(row["ratio_low"], row["ratio_high"])) if part),
                 (f"{100 * detectable:.1f}%" if present(detectable) and math.isfinite(detectable) else "") + rounds,

@@ -27,7 +27,8 @@ def series(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "Iterator[tuple[dic
     """Yields each series with what it is, as one row a run, oldest first.
 
     A series has one benchmark, case, variant, metric, machine and all settings; another GPU, driver, torch or flag is
-    another series. A comparison's points are its head's, at the commit that the head was.
+    another series, and so is another command that was compared, or a study's turn. A comparison's points are its
+    head's, at the commit that the head was.
 
     Args:
         samples: from `reports.load`.
@@ -36,20 +37,23 @@ def series(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "Iterator[tuple[dic
     Yields:
         What is the same in all of it, and a frame of `POINT` and `value`, the median of each run.
     """
+    requests = dict(zip(runs["run_id"], runs["request"], strict=True))
     heads = {
         run_id: request["head"].get("revision")
-        for run_id, request in zip(runs["run_id"], runs["request"], strict=True)
+        for run_id, request in requests.items()
         if request.get("benchmark") == COMPARISON
     }
+    subjects = {run_id: _subject(request) for run_id, request in requests.items()}
     steady = samples[(samples["phase"] == "steady") & ~samples["metric"].isin(CURVES)]
     steady = steady[np.isfinite(steady["value"].to_numpy())]
     compared = steady["benchmark"] == COMPARISON
     steady = steady[~compared | (steady["arm"] == HEAD)].astype({"git_sha": "str"})
     at_head = steady["run_id"].astype("str").map(heads)
-    steady = steady.assign(git_sha=at_head.where(at_head.notna(), steady["git_sha"]))
+    subject = steady["run_id"].astype("str").map(subjects)
+    steady = steady.assign(git_sha=at_head.where(at_head.notna(), steady["git_sha"]), subject=subject)
     place = [name for name in PLACE if name not in _CHANGING]
     keys = [k for k in dict.fromkeys([*KEYS, *place, *parameter_columns(samples)]) if k not in _CHANGING]
-    keys = [k for k in [*keys, "metric", "unit", "better"] if k in steady]
+    keys = [k for k in [*keys, "subject", "metric", "unit", "better"] if k in steady]
     if steady["run_id"].nunique() < 2:
         return
     # Two groupings in all: one for each of thousands of series took 20 s of a page of 80,000 samples.
@@ -60,6 +64,14 @@ def series(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "Iterator[tuple[dic
     for which, points in several.groupby("series", sort=False):
         key = {str(name): value for name, value in firsts[which].items()}
         yield key, points.drop(columns="series").sort_values("started_utc", ignore_index=True)
+
+
+def _subject(request: "dict[str, Any]") -> str:
+    """Returns what a run's request alone tells of what it measured: the command that was the head, or the study."""
+    if request.get("benchmark") == COMPARISON:
+        return "" if request["head"].get("revision") else request["head"].get("text", "")
+    variants = request.get("variants")
+    return variants["grid"][0] if isinstance(variants, dict) and variants.get("how") == "study" else ""
 
 
 def changes(values: Array) -> list[int]:

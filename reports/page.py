@@ -175,6 +175,12 @@ def _figures(samples: "pd.DataFrame", runs: "pd.DataFrame", of: "dict[str, pd.Da
             plots.trends(samples, runs),
             "One line a series of one machine and setting, relative to its first run; diamonds are where it changed.",
         ),
+        "variants": (
+            "Variants against the first",
+            plots.variant_rates(of["levers"]),
+            "Rates within the same rounds over those of the recipe as it is, or of the plain loop: median with its 95% "
+            "bootstrap interval.",
+        ),
         "waterfall": (
             "From the plain loop to all levers",
             plots.waterfall(of["levers"]),

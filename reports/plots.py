@@ -290,30 +290,55 @@ def ratios(summary: "pd.DataFrame") -> Figure | None:
     shown = summary[summary["ratio_low"].notna() & (summary["ratio_low"] > 0) & (summary["ratio_high"] < 100)]
     if shown.empty:
         return None
-    labels = [escaped(f"{b} · {m}") for b, m in zip(shown["benchmark"], shown["metric"], strict=True)]
+    figure = _ratio_dots(shown, "ratio", ("benchmark", "metric"), "verdict", "head / base; the band is the tolerance")
+    widest = max(shown["tolerance"])
+    figure["layout"]["shapes"].insert(
+        0,
+        {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 1 / (1 + widest), "x1": 1 + widest}
+        | {"line": {"width": 0}, "fillcolor": nth_colour(0), "opacity": 0.12, "layer": "below"},
+    )
+    return figure
+
+
+def variant_rates(summary: "pd.DataFrame") -> Figure | None:
+    """Returns the rate of each variant over the first's, with its interval; None where none was compared.
+
+    Args:
+        summary: from `reports.ablation.ablation_summary`.
+    """
+    if "over_baseline_low" not in summary:
+        return None
+    shown = summary[summary["over_baseline_low"] > 0]  # the first has no interval against itself
+    if shown.empty:
+        return None
+    return _ratio_dots(shown, "over_baseline", ("case", "variant"), "run_id", "x the first")
+
+
+def _ratio_dots(shown: "pd.DataFrame", value: str, names: tuple[str, str], told: str, axis: str) -> Figure:
+    """A dot a row with the interval `<value>_low` to `<value>_high`, under both names, and a line at 1."""
+    pairs = zip(*(shown[name] for name in names), strict=True)
+    labels = [escaped(f"{a} · {b}").replace(", ", ",<br>") for a, b in pairs]
     trace: Figure = {
         "type": "scatter",
         "mode": "markers",
-        "x": json_numbers(shown["ratio"]),
+        "x": json_numbers(shown[value]),
         "y": labels,
         "error_x": {
             "type": "data",
             "symmetric": False,
-            "array": json_numbers(shown["ratio_high"] - shown["ratio"]),
-            "arrayminus": json_numbers(shown["ratio"] - shown["ratio_low"]),
+            "array": json_numbers(shown[f"{value}_high"] - shown[value]),
+            "arrayminus": json_numbers(shown[value] - shown[f"{value}_low"]),
         },
         "marker": {"size": 9, "color": nth_colour(0)},
-        "text": [escaped(str(verdict)) for verdict in shown["verdict"]],
+        "text": [escaped(str(text)) for text in shown[told]],
         "hovertemplate": "%{y}: %{x:.4f}, %{text}<extra></extra>",
         "showlegend": False,
     }
-    widest = max(shown["tolerance"])
-    layout = layout_of("head / base; the band is the tolerance", "")
+    layout = layout_of(axis, "")
     layout["height"] = 140 + 34 * len(set(labels))
+    layout["yaxis"]["autorange"] = "reversed"  # from above, as in the table
     layout["shapes"] = [
-        {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 1 / (1 + widest), "x1": 1 + widest}
-        | {"line": {"width": 0}, "fillcolor": nth_colour(0), "opacity": 0.12, "layer": "below"},
-        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1, "line": {"dash": "dash", "width": 1.25}},
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1, "line": {"dash": "dash", "width": 1.25}}
     ]
     return {"data": [trace], "layout": layout}
 

@@ -49,7 +49,6 @@ async function drawFigures() {
     }
   };
   draw();
-  document.documentElement.dataset.ready = "yes";
   for (const button of document.querySelectorAll("[data-axis]")) {
     button.addEventListener("click", () => {
       axis = button.dataset.axis;
@@ -120,8 +119,9 @@ byId("download")?.addEventListener("click", async () => {
   const blob = new Blob([await inflate("samples-csv")], { type: "text/csv" });
   Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: "samples.csv" }).click();
 });
-if (byId("figure-data")) {
-  drawFigures().catch(() => {
+const drawn = byId("figure-data") ? drawFigures() : Promise.resolve();
+drawn
+  .then(() => (document.documentElement.dataset.ready = "yes"))
+  .catch(() => {
     for (const plot of document.querySelectorAll(".plot")) plot.textContent = "This browser cannot unpack the figures; a current one can.";
   });
-}

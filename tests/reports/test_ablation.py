@@ -86,6 +86,18 @@ def test_amdahl_predicts_from_the_kernel_alone_in_the_same_rounds(turns):
     assert trace["text"][1].endswith("Amdahl x1.25") and "Amdahl" not in trace["text"][2]
 
 
+def test_every_variant_is_drawn_against_the_first(turns):
+    summary = ablation_summary(turns)
+    (dots,) = plots.variant_rates(summary)["data"]
+    compared = summary.set_index("variant").drop(index="baseline")
+    assert [label.replace("<br>", " ") for label in dots["y"]] == [f"lesson · {name}" for name in compared.index]
+    assert dots["x"] == pytest.approx(compared["over_baseline"].tolist())
+    ends = [x + beyond for x, beyond in zip(dots["x"], dots["error_x"]["array"], strict=True)]
+    assert ends == pytest.approx(compared["over_baseline_high"].tolist())
+    assert plots.variant_rates(summary[summary["variant"] == "baseline"]) is None
+    assert plots.variant_rates(ablation_summary(turns[turns["phase"] == "warm-up"])) is None
+
+
 def test_a_turn_taken_again_counts_once(turns):
     import pandas as pd
 

@@ -166,6 +166,17 @@ def test_pytest_benchmarks_files_are_both_ends_of_a_comparison(tmp_path):
     assert row["verdict"] == "regressed" and row["ratio"] == pytest.approx(1.2, rel=0.01)
 
 
+def test_comparisons_of_the_same_figures_are_told_apart(tmp_path):
+    request = {"benchmark": "comparison", "rule": {}}
+    for name in ("first-0", "second-1"):
+        store(tmp_path, name, rounds(n=3), request=request)
+    _, both = comparison_rows(comparison_summary(reports.load(tmp_path), reports.load_runs(tmp_path)))
+    assert [row[0].splitlines()[2] for row in both] == ["run first-0", "run second-1"]
+    one = tmp_path / "first-0"
+    ((name, *_),) = comparison_rows(comparison_summary(reports.load(one), reports.load_runs(one)))[1]
+    assert len(name.splitlines()) == 2
+
+
 def test_the_table_fits_into_80_columns(tmp_path, capsys):
     from rich.console import Console
 

@@ -84,6 +84,25 @@ def test_a_comparisons_points_are_its_heads(tmp_path):
     assert list(points["git_sha"]) == [f"{n:040x}" for n in range(3)]
 
 
+def test_other_commands_and_other_turns_are_other_series(tmp_path):
+    compared = [{"benchmark": "comparison", "rule": {}, "base": {}, "head": {"text": text}} for text in ("a", "b", "a")]
+    taken = [{"variants": {"how": how, "grid": [name]}} for how, name in (("study", "schedule"), ("grid", "epochs=1"))]
+    for number, request in enumerate([*compared, *taken]):
+        run = reports.Run(
+            run_id=f"r{number}", started_utc=f"2026-01-0{number + 1}T00:00:00Z", command="", request=request, **PLACE
+        )
+        name = "comparison" if number < len(compared) else "cifar ablation"
+        with reports.RunWriter.create(tmp_path, run) as writer:
+            writer.add(
+                reports.Sample(benchmark=name, case="work", arm="head", round=0, metric="step_s", unit="s",
+                               better="lower", value=1.0 + number)
+            )  # fmt: skip
+    from reports.history import series
+
+    ((key, points),) = series(reports.load(tmp_path), reports.load_runs(tmp_path))
+    assert key["subject"] == "a" and list(points["value"]) == [1, 3]
+
+
 def test_the_page_draws_it(tmp_path):
     store(tmp_path / "runs", [1.0] * 8 + [1.1] * 6)
     page = reports.build_page(

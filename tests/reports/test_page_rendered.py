@@ -169,6 +169,16 @@ def test_a_branch_called_script_is_text(
     shown.check_quiet()
 
 
+def test_a_page_without_a_figure_gets_ready_too(
+    browser: Any, tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    with RunWriter.create(tmp_path / "runs", make_run()) as writer:
+        writer.add(make_sample(metric="latency_s", value=0.5))
+    page = build_page(load(tmp_path), load_runs(tmp_path), tmp_path / "page.html")
+    assert 'class="plot"' not in page.read_text()
+    Shown(browser, page).check_quiet()
+
+
 @pytest.mark.slow
 @pytest.mark.timed
 def test_a_page_of_100_000_samples_is_built_in_10_s_and_painted_in_1_s(
