@@ -71,7 +71,7 @@ def build_page(
         runs: from `reports.load_runs`, of the same paths.
         out: the file to write; its directory is made.
         pictures: from `reports.load_pictures`, of the same paths.
-        summed: from `reports.summaries`, of the same frames, where they are at hand; made here by default.
+        summed: from `reports.summaries.summaries`, of the same frames, where they are at hand; made here by default.
 
     Returns:
         `out`.

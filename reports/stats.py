@@ -120,7 +120,7 @@ def mean_reaches_p(values: npt.ArrayLike, target: float) -> float:
 
 
 def _student_tail(t: float, freedom: int) -> float:
-    """P(T > t) of Student's t; scipy.special has it too, but its import is a sixth of what a report of seeds takes.
+    """P(T > t) of Student's t, as scipy.special has it, whose import alone would hold every report of seeds up.
 
     Source: the incomplete beta function as a series of positive terms, DLMF 8.17.8.
     """
