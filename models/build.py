@@ -57,12 +57,14 @@ class ScheduledOptimizers:
             for optimizer, schedules in scheduled_groups
             for group, schedule in zip(optimizer.param_groups, schedules, strict=True)
         ]
+        self._put_aside: dict[torch.Tensor, torch.Tensor] = {}
         self.moves_momentum = any(schedule.at(0.0).momentum is not None for _, _, schedule in self._groups)
 
     def set_progress(self, progress: float) -> tuple[bool, ...]:
         """Sets every group to its schedule at `progress`, from 0 at the first step to 1 after the last.
 
         A group whose learning rate is zero is frozen: its parameters have no gradient, and backward skips the work.
+        Gradients that were kept in place are put aside meanwhile: graphs of other steps go on using their memory.
 
         Returns:
             For each group whether it is frozen.
@@ -78,8 +80,10 @@ class ScheduledOptimizers:
                 group["momentum"] = setting.momentum
             for parameter in group["params"]:
                 parameter.requires_grad_(lr != 0.0)
-                if lr == 0.0:
-                    parameter.grad = None
+                if lr != 0.0:
+                    parameter.grad = self._put_aside.pop(parameter, parameter.grad)
+                elif parameter.grad is not None:
+                    self._put_aside[parameter], parameter.grad = parameter.grad, None
         return tuple(setting.lr_factor == 0.0 for _, _, setting in settings)
 
     def frozen_at(self, progress: float) -> tuple[bool, ...]:

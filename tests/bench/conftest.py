@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from recorded_graph import Recording
 
 from bench.cli import main
 from bench.graphs import WARMUP_STEPS, StepGraphs
@@ -50,14 +51,15 @@ def commit():
 
 
 @pytest.fixture
-def eager_graphs(monkeypatch):
-    """Does to a trainer what captures do, where there is no GPU: steps that move it, and replays of one step."""
+def recorded_graphs(monkeypatch):
+    """Graphs where there is no GPU: steps that warm up, and replays of one step's operations on the memory it used."""
 
     def capture(graphs, step):
-        for _ in range(WARMUP_STEPS + 1):
+        for _ in range(WARMUP_STEPS):
+            step()
+        with Recording() as recording:
             loss = step()
-        loss = loss.clone()
-        return lambda: loss.copy_(step()), loss
+        return recording.replay, loss
 
     monkeypatch.setattr(StepGraphs, "_capture", capture)
 

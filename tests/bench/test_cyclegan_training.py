@@ -74,7 +74,7 @@ def test_bfloat16_is_told_to_change_the_numbers_and_stays_close(data):
     torch.testing.assert_close(got, plainly(tiny(lr=1e-6), data, 5), rtol=0.1, atol=0.02)
 
 
-def test_graphs_give_the_losses_of_the_steps_that_they_hold(data, monkeypatch, eager_graphs):
+def test_graphs_give_the_losses_of_the_steps_that_they_hold(data, monkeypatch, recorded_graphs):
     monkeypatch.setattr(cyclegan_training, "check_runnable", lambda *arguments: None)
     recipe = switched(tiny(pool_size=3, lr=1e-6), fused_adam=True)
     got, expected = trained(switched(recipe, cuda_graph=True), data), trained(recipe, data)

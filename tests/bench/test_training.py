@@ -1,6 +1,7 @@
 """The trainer of a recipe: schedule, sizes, pruned epochs, predictions, graphs; its records are test_cifar.py's."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bench.tasks.training import Evaluated, Finished, StepDone, Trainer, check_r
 from bench.timing import PhaseTimer, RunClocks
 from loaders.batches import DataError
 from models.recipes.recipe import Implementations, Pruning, Resolution, TestTimeAugmentation
+from models.schedules import LinearDecay
 
 CPU = torch.device("cpu")
 
@@ -138,30 +140,44 @@ def test_pruning_needs_to_know_the_samples(small_split):
         Trainer(tiny_recipe(pruning=Pruning()), small_split, device=CPU, seed=0, clocks=RunClocks(CPU), ranks=ranks)
 
 
-def losses_of_steps(split, device, *, cuda_graph):
-    """Losses of steps of both sizes of image, before and after the whitening bias freezes."""
-    chosen = Implementations(cuda_graph=cuda_graph)
-    small = (Resolution(size=24, until_epoch=2),)
+def losses_of_steps(split, device, *, cuda_graph, **implementations):
+    """Losses of steps of both sizes of image, before and after the whitening bias and the first group freeze."""
     recipe = tiny_recipe(
-        precision="fp32", epochs=3, resolutions=small, pruning=Pruning(whole_epochs=0), implementations=chosen
+        precision="fp32",
+        epochs=3,
+        model_arguments={"widths": (8, 16, 16)},
+        resolutions=(Resolution(size=24, until_epoch=2),),
+        pruning=Pruning(whole_epochs=0),
+        implementations=Implementations(cuda_graph=cuda_graph, **implementations),
     )
+    rule = recipe.optimizer  # its rate divided, so that rounding, of rates in float32 too, does not grow
+    rule = replace(rule, filter_lr=0.1 * rule.filter_lr, first_schedules=(LinearDecay(until=0.5),))
+    recipe = replace(recipe, optimizer=rule)
     with numerics(seed=0):
         trainer = Trainer(recipe, split, device=device, seed=0, clocks=RunClocks(device))
+        if cuda_graph and device.type == "cpu":  # as on a GPU: every kind of step is captured before the first is taken
+            trainer._warm_up()
         trainer.model.train()
         unmeasured, losses = PhaseTimer(device, enabled=False), []
-        for epoch, steps in zip(trainer.epochs[1:], ((0, 1, 12), (13, 14)), strict=True):
+        for epoch, steps in zip(trainer.epochs[1:], ((0, 1, 9, 12), (13, 14)), strict=True):
             batches = trainer._shown(trainer.batches(epoch.size), epoch)
             for step in steps:
                 before = trainer._loss_sum.item()
                 trainer.step(batches, step, unmeasured)
                 losses.append(trainer._loss_sum.item() - before)
-        assert trainer.model.whiten.bias.grad is None and not trainer.model.whiten.bias.requires_grad
+        for frozen in (trainer.model.whiten.bias, *trainer.model.groups[0].parameters()):
+            assert frozen.grad is None and not frozen.requires_grad
     return losses
 
 
-def test_whole_steps_as_graphs_train_the_same(small_split, monkeypatch, eager_graphs):
+@pytest.mark.parametrize("optimizer", ["eager", "triton"])
+def test_whole_steps_as_graphs_train_the_same(optimizer, small_split, monkeypatch, recorded_graphs):
     monkeypatch.setattr("bench.tasks.training.check_runnable", lambda *arguments: None)
-    plain, captured = (losses_of_steps(small_split, CPU, cuda_graph=graph) for graph in (False, True))
+    sgd = torch.optim.SGD  # on a GPU it is fused, and reads its rate on the device
+    monkeypatch.setattr(torch.optim, "SGD", lambda *groups, **fields: sgd(*groups, **(fields | {"fused": True})))
+    plain, captured = (
+        losses_of_steps(small_split, CPU, cuda_graph=graph, optimizer=optimizer) for graph in (False, True)
+    )
     assert captured == pytest.approx(plain, rel=1e-5)
 
 

@@ -389,7 +389,7 @@ def test_no_step_waits_for_the_device(name, images):
 
 
 @pytest.mark.parametrize("name", ["lesson", "paper"])
-def test_warming_up_a_capture_leaves_no_trace(name, images, float64, monkeypatch, eager_graphs):
+def test_warming_up_a_capture_leaves_no_trace(name, images, float64, monkeypatch, recorded_graphs):
     """Weights, batch norms' buffers, optimisers and noise are put back: losses go on as without graphs."""
     monkeypatch.setattr(wgan_training, "check_runnable", lambda *arguments: None)
     recipe = tiny(name, clamp=0.1)
