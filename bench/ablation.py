@@ -174,7 +174,7 @@ class AblationRun:
         """
         ablation, device = self.ablation, torch.device(self.ablation.device)
         contenders = {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
-        with self.writer, Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry:
+        with self.writer, Telemetry.of(device, self.writer.note) as telemetry:
             if not self.rounds_done:
                 self.writer.add(*ablation.counted_samples())
             first_losses: dict[str, float] = {}

@@ -74,7 +74,8 @@ class StepGraphs:
                 step()
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Pipelines gather into pinned memory in threads of their own, which a "global" capture would not survive.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss = step()
         self._pool = graph.pool()  # the graphs never run at once, and share their memory
         return graph.replay, loss

@@ -2,11 +2,17 @@
 
 import statistics
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from reports.schema import SLOWED
+
+if TYPE_CHECKING:
+    import torch
 
 # NVML's names of the reasons for which a GPU slows down that are no part of a load it is made for, and their bits.
-SLOWED = {"hw_slowdown": 0x8, "sw_thermal_slowdown": 0x20, "hw_thermal_slowdown": 0x40, "hw_power_brake": 0x80}
+REASONS = {"hw_slowdown": 0x8, "sw_thermal_slowdown": 0x20, "hw_thermal_slowdown": 0x40, "hw_power_brake": 0x80}
 PERIOD_S = 0.1  # between two readings while something runs
 
 
@@ -24,10 +30,12 @@ class Telemetry:
 
     Args:
         index: of the GPU, as torch counts; None asks none, for a run on the CPU of a machine that has one.
+        remark: is told, once for each reason, that a reading found the GPU slowed down.
     """
 
-    def __init__(self, index: int | None = 0) -> None:
+    def __init__(self, index: int | None = 0, *, remark: Callable[[str], None] | None = None) -> None:
         self._nvml: Any = None
+        self._remark, self._told = remark, set[str]()
         self.unavailable = ""
         if index is None:
             self.unavailable = "not asked"
@@ -43,6 +51,16 @@ class Telemetry:
         except pynvml.NVMLError as error:
             self.unavailable = str(error)
 
+    @classmethod
+    def of(cls, device: "torch.device", remark: Callable[[str], None]) -> "Telemetry":
+        """Returns that of the device that a run is measured on.
+
+        Args:
+            device: "cpu" or a CUDA device.
+            remark: see the class; such as `RunWriter.note`.
+        """
+        return cls(device.index or 0 if device.type == "cuda" else None, remark=remark)
+
     def _query(self, function: str, *arguments: int) -> Any:
         if self._nvml is None:
             return None
@@ -55,6 +73,10 @@ class Telemetry:
         """Returns `sm_clock_mhz`, `temperature_c` and `power_w`."""
         clock, temperature = self._query("nvmlDeviceGetClockInfo", 1), self._query("nvmlDeviceGetTemperature", 0)
         milliwatts = self._query("nvmlDeviceGetPowerUsage")
+        if self._remark is not None:
+            for reason in (name for name in self.throttled() if name not in self._told):
+                self._told.add(reason)
+                self._remark(f"{SLOWED}: {reason}, first seen at {clock} MHz and {temperature} C")
         return {
             "sm_clock_mhz": None if clock is None else float(clock),
             "temperature_c": None if temperature is None else float(temperature),
@@ -62,9 +84,9 @@ class Telemetry:
         }
 
     def throttled(self) -> tuple[str, ...]:
-        """Returns why the GPU is slowed down now, beside the power cap of any heavy load: names in `SLOWED`."""
+        """Returns why the GPU is slowed down now, beside the power cap of any heavy load: names in `REASONS`."""
         mask = self._query("nvmlDeviceGetCurrentClocksThrottleReasons")
-        return tuple(name for name, bit in SLOWED.items() if mask is not None and mask & bit)
+        return tuple(name for name, bit in REASONS.items() if mask is not None and mask & bit)
 
     def energy_j(self) -> float | None:
         """Returns what the GPU has used since its driver was loaded; a difference is what something took."""

@@ -99,11 +99,16 @@ def ablation_rows(summary: "pd.DataFrame") -> Rows:
     alone = "predicted" in summary
     header += ["by Amdahl"] if alone else []
     rows = []
+    runs_of: dict[tuple[Any, Any], set[Any]] = {}
+    for row in summary.to_dict("records"):
+        runs_of.setdefault((row["benchmark"], row["case"]), set()).add(row["run_id"])
     for row in summary.to_dict("records"):
         label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
+        case = f"{str(row['benchmark']).removesuffix(' ablation')} {row['case']}"
+        case += f"\nrun {row['run_id'][-8:]}" if len(runs_of[row["benchmark"], row["case"]]) > 1 else ""
         rows.append(
             [
-                f"{str(row['benchmark']).removesuffix(' ablation')} {row['case']}",
+                case,
                 label,
                 f"{significant(row['it_per_s'])}\n{interval_text(row['it_per_s_low'], row['it_per_s_high'])}",
                 f"{1e3 * row['step_s']:,.0f} ms",

@@ -168,7 +168,6 @@ def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], li
         for variant, group in case.groupby("variant", sort=False):
             found = dict(zip(group[by], group.to_dict("records"), strict=True))
             rows.append([name, _folded(str(variant)), *cells(found)])
-            name = ""
     return rows
 
 
@@ -232,7 +231,7 @@ def static_rows(frame: "pd.DataFrame") -> Rows:
     Args:
         frame: from `reports.load`.
     """
-    header = ["case", "sm", "n", "regs", "spill", "instr", "shared", "load", "store", "warps"]
+    header = ["kernel", "sm", "n", "regs", "spill", "instr", "shared", "load", "store", "warps"]
     static = frame[frame["benchmark"] == "static"]
     rows: list[list[str]] = []
     if static.empty:  # no column "architecture" then

@@ -21,6 +21,7 @@ from reports.history import history_rows, history_summary
 from reports.kernels import failed_rows, kernel_cells, static_rows
 from reports.leaderboard import leaderboard_rows
 from reports.loaders import loader_failures, loader_tables
+from reports.places import place_rows
 from reports.scaling import scaling_rows
 from reports.store import StoreError
 from reports.summaries import other_metrics, summaries
@@ -112,6 +113,7 @@ def build_page(
         loaders=loader_tables(of["loaders"]),
         failed_loaders=loader_failures(samples),
         summary=_summary(other_metrics(of["summary"])),
+        places=place_rows(samples, runs),
         runs=_runs(runs),
         skipped=list(samples.attrs.get("skipped", ())),
         n_samples=len(samples),

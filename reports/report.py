@@ -13,6 +13,7 @@ from reports.comparison import comparison_rows
 from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, static_rows
 from reports.loaders import loader_failures, loader_tables
 from reports.pictures import load_pictures
+from reports.places import place_rows
 from reports.reading import load, load_runs
 from reports.scaling import scaling_rows
 from reports.summaries import other_metrics, summaries
@@ -72,6 +73,7 @@ class Report:
             "Phases of a step, and evaluation, in ms for 1,000 images": tables.phase_rows(samples),
             "Where a step's time goes, by operator": tables.operator_rows(samples),
             "Other metrics": tables.summary_rows(other_metrics(of["summary"])),
+            "Where and with what": place_rows(samples, self.runs),
         }
         return {title: rows for title, rows in titled.items() if rows[1]}
 
@@ -98,7 +100,7 @@ class Report:
             return "<tr>" + "".join(style + html.escape(cell) for cell in cells) + "</tr>"
 
         parts = []
-        for title, (header, rows) in self.tables().items():
-            body = "".join(line("td", cells) for cells in rows)
-            parts.append(f"<h3>{html.escape(title)}</h3><table>{line('th', header)}{body}</table>")
+        for title, rows in self.tables().items():
+            body = "".join(line("td", cells) for cells in tables.named_once(rows))
+            parts.append(f"<h3>{html.escape(title)}</h3><table>{line('th', rows[0])}{body}</table>")
         return "".join(parts)

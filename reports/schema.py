@@ -15,6 +15,7 @@ RunStatus = Literal["done", "stopped", "interrupted", "diverged", "failed", "run
 RESUMABLE: tuple[RunStatus, ...] = ("running", "unfinished", "interrupted", "stopped")
 # Where and with what a run was measured: samples of two such places are never one measurement.
 PLACE = ("host", "cpu", "cpu_cores", "gpu_name", "gpu_driver", "gpu_power_limit_w", "torch", "source_hash")
+SLOWED = "the GPU was slowed down"  # how a note begins that tells of it
 ParameterValue = str | int | float | bool
 
 

@@ -45,8 +45,9 @@ OF_THEIR_OWN = ("static", "choices", "loaders", "comparison", "calibration", *AB
 # Columns of words, set flush left.
 WORDS = (
     "operator",
-    *("case", "variant", "metric", "unit", "error", "fastest", "failed", "chosen", "form", "pipeline"),
+    *("case", "variant", "metric", "unit", "error", "kernel", "fastest", "failed", "chosen", "form", "pipeline"),
     *("benchmark", "verdict", "noise"),
+    *("machine", "software", "while measured", "runs"),
 )
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 # What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
@@ -89,8 +90,6 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
 def summary_rows(summary: "pd.DataFrame") -> Rows:
     """Returns the header and the cells of the table of any metric; of the rest, what tells rows apart.
 
-    A case is named in its first row.
-
     Args:
         summary: from `reports.summarise`.
     """
@@ -98,7 +97,6 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
     distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)
     several = summary["benchmark"].nunique() > 1
     rows: list[list[str]] = []
-    above = ""
     for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
         names = [
             row["benchmark"] if several or not row["case"] else "",
@@ -106,10 +104,9 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
         ]
         missed = f"{row['censored']} missed" if row["censored"] else ""
         failed = f"{row['failed']} failed" if row["failed"] else ""
-        case = stacked(" ".join(str(name) for name in names if present(name)), ", ".join(told))
         rows.append(
             [
-                "" if case == above else case,
+                stacked(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
                 f"{row['metric']} {'↓' if row['better'] == 'lower' else '↑'}",
                 stacked(str(row["n"]), missed, failed),
                 significant(row["median"], 4) if row["n"] else "none",
@@ -117,7 +114,6 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
                 row["unit"],
             ]
         )
-        above = case
     return header, rows
 
 
@@ -253,6 +249,15 @@ def choice_rows(frame: "pd.DataFrame") -> Rows:
     return header, rows
 
 
+def named_once(rows: Rows) -> list[list[str]]:
+    """Returns the cells as they are read from above: a case or a stage is named in the first of its rows."""
+    header, cells = rows
+    if header[0] not in ("case", "stage"):
+        return cells
+    names = ["", *(row[0] for row in cells)]
+    return [["" if row[0] == above else row[0], *row[1:]] for above, row in zip(names, cells, strict=False)]
+
+
 def terminal(rows: Rows) -> "Table":
     """Returns the table for `rich.print`; names are shown as they are, never read as markup."""
     from rich.box import SIMPLE_HEAD
@@ -263,7 +268,7 @@ def terminal(rows: Rows) -> "Table":
         def wrap(self, console: Any, width: int, **options: Any) -> Any:
             return Text(broken(self.plain, width)).wrap(console, width, **options)
 
-    header, cells = rows
+    header, cells = rows[0], named_once(rows)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in header:
         numeric = name not in WORDS
@@ -298,7 +303,7 @@ def markdown(rows: Rows) -> str:
         escaped = (html.escape(c, quote=False).replace("\\", "\\\\").replace("|", "\\|") for c in cells)
         return "| " + " | ".join(c.replace("\n", "<br>") for c in escaped) + " |"
 
-    header, cells = rows
+    header, cells = rows[0], named_once(rows)
     return "\n".join([line(header), "|" + " --- |" * len(header), *map(line, cells)]) + "\n"
 
 

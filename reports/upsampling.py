@@ -117,14 +117,12 @@ def stage_rows(summary: "pd.DataFrame") -> Rows:
         summary: from `upsampling_summary`.
     """
     header = ["stage", "kind", "forward", "backward", "both", "x nearest", "saved", "weights"]
-    rows, before = [], None
+    rows = []
     for row in summary.to_dict("records"):
-        name = _name(row)
         figures = [row.get(f"{way}_us", math.nan) / 1e3 for way in ("forward", "backward", "both")]
         weights = "" if math.isnan(row["weights"]) else f"{row['weights'] / 1e3:,.0f}k"
         cells = [_or_nothing(value) for value in (*figures, row["x_nearest"], row["saved_mb"])]
-        rows.append([name if name != before else "", str(row["kind"]), *cells, weights])
-        before = name
+        rows.append([_name(row), str(row["kind"]), *cells, weights])
     return header, rows
 
 

@@ -2,45 +2,46 @@
 
 from pathlib import Path
 
+import pytest
+
 import reports
-from reports import tables
 from reports.ablation import ALL, AS_IS, BASELINE, ablation_summary
 from reports.calibration import calibration_summary
-from reports.kernels import kernel_rows, kernel_summary
+from reports.doc_tables import refreshed, summary
 
 ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "reports" / "published"
+FOLDERS = sorted(path for path in PUBLISHED.iterdir() if path.is_dir())
 NO_SCORES = {"2026-11-25-interpreter"}  # of forty images: a loss curve, which tests/reports/test_published.py looks at
 
 
-def test_the_tables_are_those_that_the_published_records_give() -> None:
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_the_marked_tables_are_those_that_the_published_records_give(path: Path) -> None:
+    """What `python -m reports.doc_tables` writes."""
+    text = path.read_text()
+    assert refreshed(text, ROOT) == text
+    if path.name == "README.md":
+        assert text.count("<!-- table: ") == text.count("| case |") >= 4  # each table of figures has its mark
+
+
+def test_every_score_that_is_published_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    folders = (path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir())
-    published = sorted(path for path in folders if path.name not in NO_SCORES)
-    assert published
-    scored = 0
-    for folder in published:
-        rows = tables.markdown(tables.accuracy_rows(reports.time_to_target(reports.load(folder)))).splitlines()
-        if len(rows) <= 2:
-            continue
-        scored += 1
-        missing = [row for row in rows if row not in readme]
-        assert not missing, f"README.md lacks or rounds otherwise, from {folder.name}: {missing}"
-    assert scored >= 2
+    scored = [
+        folder.name
+        for folder in FOLDERS
+        if folder.name not in NO_SCORES and len(reports.time_to_target(reports.load(folder)))
+    ]
+    assert len(scored) >= 2
+    for name in scored:
+        assert f"<!-- table: reports/published/{name}; Time to accuracy -->" in readme
 
 
-def test_the_kernel_table_holds_rows_of_the_published_records() -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    recorded: list[str] = []
-    for folder in (path for path in (ROOT / "reports" / "published").iterdir() if path.is_dir()):
-        header, rows = kernel_rows(kernel_summary(reports.load(folder)))
-        recorded += tables.markdown((header, rows)).splitlines()
-    starts = [place for place, line in enumerate(lines) if line == recorded[0]]
-    assert len(starts) == 2  # of a GPU, and of a CPU
-    for start in starts:
-        shown = lines[start + 2 : lines.index("", start)]
-        assert len(shown) >= 3
-        missing = [row for row in shown if row not in recorded]
-        assert not missing, f"README.md rounds or names otherwise: {missing}"
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_each_published_summary_is_what_its_records_give(folder: Path) -> None:
+    assert (folder / "summary.md").read_text() == summary(folder)
 
 
 def test_the_sentences_hold_the_figures_of_the_published_records() -> None:

@@ -115,11 +115,7 @@ class KernelsRun:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
         device = torch.device(self.request.device)
-        with (
-            self.writer as writer,
-            measured_under(),
-            Telemetry(device.index or 0 if device.type == "cuda" else None) as telemetry,
-        ):
+        with self.writer as writer, measured_under(), Telemetry.of(device, self.writer.note) as telemetry:
             for variant, why_not in self.skipped.items():
                 observe(CaseDone("every case", variant, {}, why_not))
             writer.add(copy_bandwidth(device, self.request.sample_budget_s, "kernels"))

@@ -107,11 +107,10 @@ class LoadersRun:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
         self._observe, self._deadline = observe, deadline or Deadline(None)
-        index = self.device.index or 0 if self.device.type == "cuda" else None
         with (
             self.writer as writer,
             measured_under(),
-            Telemetry(index) as self._telemetry,
+            Telemetry.of(self.device, self.writer.note) as self._telemetry,
             tempfile.TemporaryDirectory(prefix="wallclock-shards-") as scratch,
         ):
             for pipeline, why_not in self.skipped.items():

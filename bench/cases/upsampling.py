@@ -128,8 +128,7 @@ class UpsamplingRun:
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
-        index = self.device.index or 0 if self.device.type == "cuda" else None
-        with self.writer as writer, measured_under(), Telemetry(index) as telemetry:
+        with self.writer as writer, measured_under(), Telemetry.of(self.device, self.writer.note) as telemetry:
             stopped, longest_s = "", 0.0
             for name, part in self._parts(observe, telemetry):
                 if deadline is not None and deadline.remaining_s() <= longest_s:

@@ -173,7 +173,7 @@ class CifarRun:
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
         """
-        with self.writer, Telemetry(self.device.index or 0 if self.device.type == "cuda" else None) as telemetry:
+        with self.writer, Telemetry.of(self.device, self.writer.note) as telemetry:
             if self.request.recipe.implementations.conv_bn_act == "auto":
                 self._choose()
             for seed in (s for s in range(self.request.seeds) if s not in self.done):

@@ -166,7 +166,7 @@ class WganRun:
         """
         request, recipe = self.request, self.request.recipe
         kept = numerics(seed=request.seed, keep_heap=recipe.implementations.keep_heap)
-        with self.writer, kept, Telemetry(self.device.index or 0 if self.device.type == "cuda" else None) as telemetry:
+        with self.writer, kept, Telemetry.of(self.device, self.writer.note) as telemetry:
             trainer = WganTrainer(recipe, self.split.train, device=self.device, seed=request.seed)
             checkpoint = self.writer.path / CHECKPOINT
             if self.resumed and checkpoint.exists():

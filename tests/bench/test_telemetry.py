@@ -142,6 +142,28 @@ def test_idling_and_the_power_cap_are_no_throttling(
         assert telemetry.energy_j() == 1.5
 
 
+def test_a_slowed_gpu_is_told_of_once_for_each_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, remarks = dict(ANSWERS), list[str]()
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(answers))
+    with Telemetry.of(torch.device("cuda", 0), remarks.append) as telemetry:
+        telemetry.read()
+        assert remarks == []
+        for mask in (0x4, 0x40, 0x40, 0x40 | 0x80):  # the power cap of any heavy load is none
+            answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = mask
+            telemetry.read()
+    assert remarks == [
+        "the GPU was slowed down: hw_thermal_slowdown, first seen at 1755 MHz and 61 C",
+        "the GPU was slowed down: hw_power_brake, first seen at 1755 MHz and 61 C",
+    ]
+
+
+def test_a_run_on_the_cpu_asks_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml := FakeNvml(ANSWERS))
+    with Telemetry.of(torch.device("cpu"), print) as telemetry:
+        assert telemetry.read()["sm_clock_mhz"] is None
+    assert nvml.calls == []
+
+
 def wait_for(watch: ClockWatch, readings: int) -> None:
     for _ in range(1000):
         if len(watch._readings) >= readings:
