@@ -276,8 +276,12 @@ def augment_fused(
         raise ValueError(
             f"pad is {augmentation.pad}; an image of {_described(images_MHWC)} has too few pixels to reflect"
         )
-    fields = dataclasses.astuple(augmentation)
-    return torch.ops.wallclock.augment(images_MHWC, indices, seed, epoch, *fields, dtype)
+    chosen = augmentation  # field by field: torch 2.11 compiles no `dataclasses.astuple`
+    return torch.ops.wallclock.augment(
+        *(images_MHWC, indices, seed, epoch),
+        *(chosen.pad, chosen.flip, chosen.cutout, chosen.brightness, chosen.contrast, chosen.padding),
+        dtype,
+    )
 
 
 def _described(tensor: torch.Tensor) -> str:
