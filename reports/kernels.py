@@ -162,12 +162,16 @@ def kernel_detail_rows(summary: "pd.DataFrame") -> Rows:
 
 def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
     """Returns a row for each variant of each case: names, and what `cells` makes of its rows by direction or cache."""
+    found: dict[int, dict[str, ByKind]] = {}
+    places = summary.groupby(list(CASE), dropna=False, sort=False).ngroup()
+    for place, row in zip(places, summary.to_dict("records"), strict=True):
+        found.setdefault(place, {}).setdefault(str(row["variant"]), {})[row[by]] = row
     rows = []
-    for key, case in summary.groupby(list(CASE), dropna=False, sort=False):
-        name = "\n".join(textwrap.wrap(f"{key[0]} {key[1]}", 18))
-        for variant, group in case.groupby("variant", sort=False):
-            found = dict(zip(group[by], group.to_dict("records"), strict=True))
-            rows.append([name, _folded(str(variant)), *cells(found)])
+    for variants in found.values():
+        for variant, by_kind in variants.items():
+            one = next(iter(by_kind.values()))
+            name = "\n".join(textwrap.wrap(f"{one['case']} {one['dtype']}", 18))
+            rows.append([name, _folded(variant), *cells(by_kind)])
     return rows
 
 

@@ -231,11 +231,11 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
     censored = steady["censored"].fillna(False).to_numpy(dtype=bool)
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
+    names = steady[keys].iloc[order[starts]].astype(object).to_dict("records")
     rows = []
-    for group in np.split(order, starts[1:]) if len(order) else []:
+    for name, group in zip(names, np.split(order, starts[1:]) if len(order) else [], strict=True):
         finite = values[group][np.isfinite(values[group])]
-        row = dict(zip(keys, steady[keys].iloc[group[0]], strict=True))
-        row |= {"n": len(finite), "failed": len(group) - len(finite), "censored": int(censored[group].sum())}
+        row: dict[Any, Any] = {**name, "n": len(finite), "failed": len(group) - len(finite), "censored": int(censored[group].sum())}
         if len(finite):
             middle = median_interval(finite)
             row |= {"median": middle.value, "ci_low": middle.low, "ci_high": middle.high}
