@@ -235,7 +235,12 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
     rows = []
     for name, group in zip(names, np.split(order, starts[1:]) if len(order) else [], strict=True):
         finite = values[group][np.isfinite(values[group])]
-        row: dict[Any, Any] = {**name, "n": len(finite), "failed": len(group) - len(finite), "censored": int(censored[group].sum())}
+        row: dict[Any, Any] = {
+            **name,
+            "n": len(finite),
+            "failed": len(group) - len(finite),
+            "censored": int(censored[group].sum()),
+        }
         if len(finite):
             middle = median_interval(finite)
             row |= {"median": middle.value, "ci_low": middle.low, "ci_high": middle.high}

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import reports
@@ -67,6 +68,15 @@ def test_the_table_says_what_a_lever_gives_and_marks_other_mathematics(turns):
     assert cells["without products"]["lever gives"].startswith(("+24", "+25", "+26"))
     assert cells["baseline"]["x baseline"] == "1.00" and cells["all levers"]["lever gives"] == ""
     assert ablation_rows(ablation_summary(turns[turns["phase"] == "warm-up"])) == (header, [])
+
+
+def test_levers_of_two_runs_say_which_run_they_are_of(turns):
+    summary = ablation_summary(turns)
+    assert {row[0] for row in ablation_rows(summary)[1]} == {"wgan lesson"}
+    both = pd.concat([summary, summary.assign(run_id="20261130T151418Z-ablation-2238bbae")], ignore_index=True)
+    named = [row[0] for row in ablation_rows(both)[1]]
+    assert named == ["wgan lesson\nrun ablation"] * 4 + ["wgan lesson\nrun 2238bbae"] * 4
+    assert ablation_rows(pd.concat([summary, both[4:].assign(case="paper")]))[1][4][0] == "wgan paper"
 
 
 def test_amdahl_predicts_from_the_kernel_alone_in_the_same_rounds(turns):

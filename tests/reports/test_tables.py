@@ -125,6 +125,14 @@ def test_what_differs_is_never_one_row_and_says_in_what(
     assert sorted(label for label, _ in tables.by_label(frame)) == sorted(f"sprint · {text}" for text in told)
 
 
+def test_a_case_is_named_in_the_first_of_its_rows_where_it_is_read_from_above() -> None:
+    rows = (["case", "variant"], [["a", "x"], ["a", "y"], ["b", "y"], ["a", "x"]])
+    assert tables.named_once(rows) == [["a", "x"], ["", "y"], ["b", "y"], ["a", "x"]]
+    assert tables.markdown(rows).splitlines()[3] == "|  | y |"
+    others = (["kernel", "sm"], [["a", "80"], ["a", "90"]])
+    assert tables.named_once(others) == others[1]
+
+
 def test_no_scores_make_an_empty_table(cifar_root: Path) -> None:
     assert tables.accuracy_rows(time_to_target(load(cifar_root).query("metric == 'train_loss'")))[1] == []
 
