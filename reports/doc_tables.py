@@ -12,7 +12,6 @@ from pathlib import Path
 from reports.report import Report
 from reports.tables import Rows, markdown
 
-PUBLISHED = Path("reports", "published")
 SUMMARY = "summary.md"
 MARK = re.compile(r"<!-- table: (?P<wanted>[^>]+) -->\n\n(?:\|.*\n)*")
 
@@ -62,10 +61,11 @@ def summary(folder: Path) -> str:
 
 
 def main() -> None:
-    """Writes the tables anew, from the root of a checkout."""
-    for path in (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
-        path.write_text(refreshed(path.read_text("utf-8"), Path()), "utf-8")
-    for folder in sorted(path for path in PUBLISHED.iterdir() if path.is_dir()):
+    """Writes the tables of this checkout anew."""
+    root = Path(__file__).parents[1]
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        path.write_text(refreshed(path.read_text("utf-8"), root), "utf-8")
+    for folder in sorted(path for path in (root / "reports" / "published").iterdir() if path.is_dir()):
         (folder / SUMMARY).write_text(summary(folder), "utf-8")
 
 
