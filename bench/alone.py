@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.compiling import compiled
 from bench.interleaving import Contender
 from bench.numerics import numerics
 from bench.timing import measure
@@ -260,7 +261,7 @@ def _step(call: Call, implementations: Implementations, dtype: torch.dtype) -> C
     wanted = [t for t in tensors if isinstance(t, torch.Tensor) and t.requires_grad]
     overwrites = isinstance(layer, ActBatchNorm)  # its input, which is then no leaf
     if implementations.compile:
-        layer = torch.compile(layer, dynamic=False)
+        layer = compiled(layer)
     dy: list[torch.Tensor] = []
 
     def step() -> object:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bench.cases.kernel_trial import failures, in_a_line, relative_error
+from bench.compiling import compiled
 from bench.timing import Measurement, measure
 from kernels.spec import TOLERANCES
 from models.layers import Unit, choose, units
@@ -162,8 +163,7 @@ def _tried(alike: _Alike, dtype: torch.dtype, implementations: Implementations) 
         choose(unit, implementations)
         unit.choose(choices)
         if implementations.compile:
-            torch._dynamo.reset()
-            unit = torch.compile(unit, dynamic=False)
+            unit = compiled(unit)
         calls[choices] = _step(unit, alike.x, dtype)
         try:
             errors[choices] = relative_error(calls[choices](), exact)

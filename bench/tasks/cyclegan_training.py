@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bench.compiling import compiled
 from bench.graphs import Inputs, StepGraphs
 from bench.tasks.cyclegan_steps import Losses, Networks, PoolDraw, new_networks, pool_draws, take_lr
 from kernels.spec import available
@@ -117,7 +118,7 @@ class CycleGanTrainer:
         self.discriminator_optimizer = self._optimizer(self.nets.d_a, self.nets.d_b)
         self.networks: Mapping[str, Any] = self.nets.named()
         if chosen.compile:
-            self.networks = {name: torch.compile(net, dynamic=False) for name, net in self.nets.named().items()}
+            self.networks = {name: compiled(net) for name, net in self.nets.named().items()}
         self._graphs = StepGraphs(device, self.state) if chosen.cuda_graph else None
 
     def _optimizer(self, *nets: nn.Module) -> torch.optim.Adam:

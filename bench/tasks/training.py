@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.choices import Choices
+from bench.compiling import compiled
 from bench.environment import cpu_cores
 from bench.graphs import Inputs, StepGraphs, put_back
 from bench.ranks import Ranks
@@ -201,7 +202,7 @@ class Trainer:
         self.total_steps = sum(epoch.steps for epoch in self.epochs)
         self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
         if implementations.compile:
-            self.network = torch.compile(self.model, dynamic=False)
+            self.network = compiled(self.model)
         self._loss_sum = torch.zeros((), device=device)
         self._graphs = StepGraphs(device, self._state) if implementations.cuda_graph else None
         if self.network is not self.model or device.type == "cuda":

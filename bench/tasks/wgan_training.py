@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.compiling import compiled
 from bench.tasks.wgan_capture import Captured
 from bench.tasks.wgan_steps import Step, new_networks, noise_generator, stopped_at
 from kernels.rmsprop_clamp import RMSpropClamp
@@ -106,7 +107,7 @@ class WganTrainer:
         self.generate: Any = self.generator
         self.score: Any = self.critic
         if chosen.compile:
-            self.generate, self.score = (torch.compile(net, dynamic=False) for net in (self.generator, self.critic))
+            self.generate, self.score = (compiled(net) for net in (self.generator, self.critic))
         self._captured = Captured(self) if chosen.cuda_graph else None
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,25 @@
+"""Networks compiled by `torch.compile`, however many graphs their code comes to."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+GRAPHS = 1 << 16
+
+
+def compiled(network: nn.Module) -> Any:
+    """Returns a network that compiles a graph for each shape, type and set of frozen parameters that it meets.
+
+    By default Dynamo stops compiling a function at its ninth graph, and with no more than a warning goes on eagerly.
+    Variants and trials that take turns in one process share their networks' code, so that the later ones would be
+    timed as what they are not. Here there is no limit that a run could come to.
+
+    Args:
+        network: anywhere.
+    """
+    from torch._dynamo import config
+
+    config.recompile_limit = config.accumulated_recompile_limit = GRAPHS
+    config.fail_on_recompile_limit_hit = True
+    return torch.compile(network, dynamic=False)
