@@ -52,7 +52,8 @@ def _gpu(run: "pd.Series[Any]") -> list[str]:
     told = [str(run["gpu_name"])]
     told += [f"driver {run['gpu_driver']}"] if present(run["gpu_driver"]) else []
     told += [f"limit {run['gpu_power_limit_w']:,.0f} W"] if present(run["gpu_power_limit_w"]) else []
-    return [*told, "clocks locked" if run["gpu_clocks_locked"] is True else "clocks not known to be locked"]
+    locked = present(run["gpu_clocks_locked"]) and bool(run["gpu_clocks_locked"])
+    return [*told, "clocks locked" if locked else "clocks not known to be locked"]
 
 
 def _range(readings: "pd.Series[float]", unit: str) -> str:

@@ -52,6 +52,11 @@ def test_a_gpu_that_was_slowed_down_is_not_passed_over(tmp_path, make_run, make_
     assert measured == f"1,200 MHz\n60 C\n412 W\n{told}"
 
 
+def test_locked_clocks_are_told(tmp_path, make_run, make_sample):
+    _, ((machine, *_),) = rows_of(tmp_path, make_run, make_sample, (H200 | {"gpu_clocks_locked": True}, (1755.0,), ()))
+    assert "\nclocks locked\n" in machine
+
+
 def test_a_cpu_has_no_clocks_and_other_versions_are_another_row(tmp_path, make_run, make_sample):
     cpu = {"cpu": "EPYC", "cpu_cores": 2}
     _, rows = rows_of(
