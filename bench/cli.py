@@ -5,6 +5,7 @@ import enum
 import json
 import os
 import sys
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -113,15 +114,18 @@ def _plan_folder(name: str) -> str:
 
 def _run_job(job: "Job", context: "Context") -> str:
     """Runs one job of a plan, whatever becomes of it; returns how it ended, with the reason if it did not run."""
+    from bench.timing import Deadline
+
     why_not = job.unavailable(context)
-    if not why_not and context.deadline.remaining_s() < max(job.at_least_s, 1.0):
-        why_not = f"the budget has {max(0.0, context.deadline.remaining_s()):.0f} s left"
+    left_s = context.deadline.remaining_s()
+    if not why_not and left_s < job.begins_with_s(context.device):
+        why_not = f"the budget has {max(0.0, left_s):.0f} s left"
     if why_not:
         context.console.print(f"{job.name}: skipped, {why_not}", style="yellow", markup=False)
         return f"skipped, {why_not}"
     context.console.print(f"{job.name}: {job.summary}", style="bold", markup=False)
     try:
-        return job.run(context)
+        return job.run(replace(context, deadline=Deadline(job.share * left_s)))
     except (RuntimeError, MemoryError) as error:  # out of memory, a compiler's or a driver's error: the others go on
         context.console.print(f"{job.name}: failed, {type(error).__name__}: {error}", style="red", markup=False)
         return "failed"

@@ -40,6 +40,8 @@ class Job:
         unavailable: why it cannot run in a context; empty when it can.
         run: does it; returns how it ended, "done", "stopped" or "diverged".
         at_least_s: what it takes before it has measured anything; with less left of the budget it is not begun.
+        gpu_at_least_s: the same on a GPU, where that is less.
+        share: of what is left of the budget that it may take; one of many cases would leave nothing to those after it.
     """
 
     name: str
@@ -47,6 +49,14 @@ class Job:
     unavailable: Callable[[Context], str]
     run: Callable[[Context], str]
     at_least_s: float = 0.0
+    gpu_at_least_s: float | None = None
+    share: float = 1.0
+
+    def begins_with_s(self, device: str) -> float:
+        """Returns how much of a budget it is begun with on a device at the least."""
+        if device == "cuda" and self.gpu_at_least_s is not None:
+            return self.gpu_at_least_s
+        return max(self.at_least_s, 1.0)
 
 
 @dataclass(frozen=True)

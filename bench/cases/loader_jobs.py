@@ -50,4 +50,4 @@ def suite() -> tuple[Job, ...]:
     def unavailable(context: Context) -> str:
         return "" if context.data else "needs real images: --data PATH (wallclock data fetch gets them)"
 
-    return (Job("loaders", summary, unavailable, _suite, at_least_s=60),)
+    return (Job("loaders", summary, unavailable, _suite, at_least_s=60, share=0.5),)

@@ -46,6 +46,7 @@ def suite() -> tuple[Job, ...]:
             lambda context: "",
             lambda context: _run(context, "speed", sample_budget_s=0.3),
             at_least_s=30,
+            share=0.4,
         ),
         Job(
             "upsampling checkerboards",

@@ -66,5 +66,6 @@ def suite() -> tuple[Job, ...]:
             lambda context: "",
             _run_levers,
             at_least_s=240,
+            gpu_at_least_s=60,
         ),
     )

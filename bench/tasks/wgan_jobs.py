@@ -86,6 +86,7 @@ def suite() -> tuple[Job, ...]:
             lambda context: "",
             _run_throughput,
             at_least_s=90,
+            gpu_at_least_s=30,
         ),
         Job(
             "wgan lesson levers",
@@ -93,5 +94,6 @@ def suite() -> tuple[Job, ...]:
             lambda context: "",
             _run_levers,
             at_least_s=240,
+            gpu_at_least_s=60,
         ),
     )

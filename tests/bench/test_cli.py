@@ -1,10 +1,12 @@
 """The command line as a user meets it: a process, its exit code, what it prints, and what it leaves on the disk."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,25 @@ def test_a_job_that_fails_does_not_end_the_plan(tmp_path, capsys):
     assert _run_job(Job("third", "cannot", lambda c: "no GPU", fails), context) == "skipped, no GPU"
     told = capsys.readouterr().err
     assert "first: failed, OutOfMemoryError: CUDA out of memory" in told and "third: skipped, no GPU" in told
+
+
+def test_a_job_of_many_cases_leaves_time_to_those_after_it(tmp_path):
+    left = []
+
+    def run(context):
+        left.append(context.deadline.remaining_s())
+        return "done"
+
+    def run_with(job, device="cpu", budget_s=100.0):
+        return _run_job(job, Context(tmp_path, None, device, Deadline(budget_s), Console(quiet=True), ""))
+
+    part = Job("part", "", lambda c: "", run, at_least_s=90, gpu_at_least_s=30, share=0.4)
+    assert run_with(part) == run_with(replace(part, share=1.0)) == "done"
+    assert left == [pytest.approx(40, abs=1), pytest.approx(100, abs=1)]
+    assert run_with(part, budget_s=None) == "done" and left[-1] == math.inf
+    assert run_with(part, budget_s=80.0) == "skipped, the budget has 80 s left"
+    assert run_with(part, "cuda", 80.0) == "done"
+    assert run_with(part, "cuda", 20.0) == "skipped, the budget has 20 s left"
 
 
 def test_list_env_and_data_speak_json_too(tmp_path, wallclock):
