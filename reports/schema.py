@@ -46,7 +46,7 @@ class Run:
         triton: None where there is none.
         cuda: that torch was built with.
         environment: flags and numeric settings in force.
-        notes: remarks of the run, in order.
+        notes: remarks of the run, in order; that its GPU was throttled, too.
         schema_version: of this record.
     """
 
