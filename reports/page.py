@@ -21,7 +21,7 @@ from reports.history import history_rows, history_summary
 from reports.kernels import failed_rows, kernel_cells, static_rows
 from reports.leaderboard import leaderboard_rows
 from reports.loaders import loader_failures, loader_tables
-from reports.places import place_rows
+from reports.places import SOFTWARE, place_rows
 from reports.scaling import scaling_rows
 from reports.store import StoreError
 from reports.summaries import other_metrics, summaries
@@ -396,7 +396,7 @@ def _runs(runs: "pd.DataFrame") -> list[dict[str, Any]]:
     first = ("run_id", "run_status", "started_utc", "host")
     table = []
     for row in runs.to_dict("records"):
-        software = [f"{k} {row[k]}" for k in ("python", "torch", "triton", "cuda") if present(row.get(k))]
+        software = [f"{k} {row[k]}" for k in SOFTWARE if present(row.get(k))]
         sha = str(row["git_sha"])[:10] if present(row.get("git_sha")) else "not from a checkout"
         rest = {k: v for k, v in row.items() if k not in first and present(v) and v not in ({}, (), [])}
         table.append(
