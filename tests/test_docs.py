@@ -92,6 +92,15 @@ def test_the_peer_compiled_is_a_stored_figure():
     )
 
 
+def test_the_faster_report_is_a_stored_verdict():
+    """The ratio and the interval that CHANGELOG.md gives."""
+    folder = RACED / "20261130T202009Z-comparison-29cce701"
+    row = comparison_summary(reports.load(folder), reports.load_runs(folder)).iloc[0]
+    assert row["verdict"] == "improved"
+    told = f"takes {row['ratio']:.3f} times as long [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+    assert told in " ".join((ROOT / "CHANGELOG.md").read_text().split())
+
+
 def test_what_each_lever_gives_is_stored():
     """The rows of docs/records.md are the variants of both ablations, each with its rate and interval."""
     levers = ablation_summary(reports.load(RACED))
