@@ -80,10 +80,10 @@ class ScheduledOptimizers:
                 group["momentum"] = setting.momentum
             for parameter in group["params"]:
                 parameter.requires_grad_(lr != 0.0)
-                if lr != 0.0:
-                    parameter.grad = self._put_aside.pop(parameter, parameter.grad)
-                elif parameter.grad is not None:
+                if lr == 0.0 and parameter.grad is not None:
                     self._put_aside[parameter], parameter.grad = parameter.grad, None
+                elif lr != 0.0 and self._put_aside:  # mostly there is nothing: this runs in every step
+                    parameter.grad = self._put_aside.pop(parameter, parameter.grad)
         return tuple(setting.lr_factor == 0.0 for _, _, setting in settings)
 
     def frozen_at(self, progress: float) -> tuple[bool, ...]:
