@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-from kernels.philox import philox_ref
+from wallclock.kernels.philox import philox_ref
 
 Flip = Literal["alternating", "random", "none"]
 Padding = Literal["reflect", "zero"]
@@ -304,7 +304,7 @@ def _augment(
 ) -> torch.Tensor:
     import triton
 
-    from kernels.jit.augment import augment_kernel
+    from wallclock.kernels.jit.augment import augment_kernel
 
     _, height, width, channels = images.shape
     out = _output(images, indices, dtype)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from kernels.jit import batch_norm_act as jit
+from wallclock.kernels.jit import batch_norm_act as jit
 
 Act = Literal["none", "relu", "leaky_relu", "silu", "gelu"]
 Save = Literal["input", "output", "byte"]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 import triton
 
-from kernels.batch_norm_act import accumulator
-from kernels.jit import conv as jit
+from wallclock.kernels.batch_norm_act import accumulator
+from wallclock.kernels.jit import conv as jit
 
 PIXELS = 64  # that a filter's gradient takes at a time, of 16 bits each
 PROGRAMS = 264  # that a filter's gradient is split into: two to each multiprocessor of the largest GPUs, and fixed

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from kernels import conv_bn_operators  # noqa: F401  registers the operators
-from kernels.batch_norm_act import Act, Save, batch_norm_act, batch_norm_act_ref, check_norm, dense
-from kernels.conv import output_size
+from wallclock.kernels import conv_bn_operators  # noqa: F401  registers the operators
+from wallclock.kernels.batch_norm_act import Act, Save, batch_norm_act, batch_norm_act_ref, check_norm, dense
+from wallclock.kernels.conv import output_size
 
 
 def conv_bn_act_ref(

@@ -7,18 +7,10 @@ tensors in channels-last memory.
 import torch
 import triton
 
-from kernels.batch_norm_act import accumulator, dense, plan
-from kernels.conv import (
-    Norm,
-    conv,
-    conv_affine_act,
-    conv_transposed,
-    filter_gradient,
-    new_map,
-    output_size,
-)
-from kernels.jit import batch_norm_act as norm_jit
-from kernels.jit import conv_bn_act as jit
+from wallclock.kernels.batch_norm_act import accumulator, dense, plan
+from wallclock.kernels.conv import Norm, conv, conv_affine_act, conv_transposed, filter_gradient, new_map, output_size
+from wallclock.kernels.jit import batch_norm_act as norm_jit
+from wallclock.kernels.jit import conv_bn_act as jit
 
 GROUP = 64  # tiles that are merged at once; more than one group is merged in two launches
 

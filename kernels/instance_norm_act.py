@@ -10,9 +10,9 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from kernels import batch_norm_act as norm
-from kernels.instance_norm import instance_norm
-from kernels.jit import instance_norm_act as jit
+from wallclock.kernels import batch_norm_act as norm
+from wallclock.kernels.instance_norm import instance_norm
+from wallclock.kernels.jit import instance_norm_act as jit
 
 Act = Literal["none", "relu", "leaky_relu"]
 ACTS: tuple[Act, ...] = ("none", "relu", "leaky_relu")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from kernels.multi_tensor import aligned, lying_as, memory_order, table
+from wallclock.kernels.multi_tensor import aligned, lying_as, memory_order, table
 
 # Quintic coefficients chosen for the steepest slope at zero: singular values land in about [0.7, 1.2], not at one,
 # which costs no accuracy (Keller Jordan, https://kellerjordan.github.io/posts/muon/).
@@ -300,7 +300,7 @@ def _in_place(
     momentum: float,
     steps: int,
 ) -> None:
-    from kernels.jit.muon import average_kernel, normalise_kernel, update_kernel
+    from wallclock.kernels.jit.muon import average_kernel, normalise_kernel, update_kernel
 
     if not params:
         return

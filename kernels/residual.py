@@ -73,7 +73,7 @@ def _memory_format(branch: torch.Tensor) -> torch.memory_format:
 
 def _launch(branch: torch.Tensor, x: torch.Tensor, out: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
     """Writes the sum to `out`; returns the bits of the branch's side of zero in the order of its memory, if needed."""
-    from kernels.jit.residual import residual_kernel
+    from wallclock.kernels.jit.residual import residual_kernel
 
     bits = _bits(branch, slope)
     if branch.numel():
@@ -152,7 +152,7 @@ def _accumulator(x: torch.Tensor) -> Any:
 @torch.library.custom_op("wallclock::residual_backward", mutates_args=())
 def _backward(dy: torch.Tensor, bits: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
     """Returns the gradient of the branch; dy lies in memory as the branch did."""
-    from kernels.jit.residual import residual_backward_kernel
+    from wallclock.kernels.jit.residual import residual_backward_kernel
 
     dbranch = torch.empty_like(dy)
     if dy.numel():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from kernels.multi_tensor import aligned, lying_as, memory_order, table
+from wallclock.kernels.multi_tensor import aligned, lying_as, memory_order, table
 
 BLOCK = (
     1024  # elements of a program: four accesses of 16 bytes a thread would be 2048, and leave small tensors half empty
@@ -149,7 +149,7 @@ def _in_place(
     eps: float,
     clamp: float | None,
 ) -> None:
-    from kernels.jit.rmsprop_clamp import rmsprop_clamp_kernel
+    from wallclock.kernels.jit.rmsprop_clamp import rmsprop_clamp_kernel
 
     if not sum(p.numel() for p in params):
         return

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
-from kernels.batch_norm_act import dense
-from kernels.conv import conv, conv_transposed, filter_gradient, new_map
+from wallclock.kernels.batch_norm_act import dense
+from wallclock.kernels.conv import conv, conv_transposed, filter_gradient, new_map
 
 Implementation = Literal["eager", "triton"]
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from kernels.augment import Augmentation
+from wallclock.kernels.augment import Augmentation
 
 
 class DataError(ValueError):

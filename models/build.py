@@ -6,13 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kernels.muon import Muon
-from models.darknet import Darknet
-from models.layers import choose
-from models.recipes.recipe import SGD, MuonSGD, Recipe
-from models.schedules import Schedule
-from models.sprint import Sprint
-from models.wide_resnet import wrn_22
+from wallclock.kernels.muon import Muon
+from wallclock.models.layers import choose
+from wallclock.models.networks.darknet import Darknet
+from wallclock.models.networks.sprint import Sprint
+from wallclock.models.networks.wide_resnet import wrn_22
+from wallclock.models.recipes.recipe import SGD, MuonSGD, Recipe
+from wallclock.models.recipes.schedules import Schedule
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"darknet": Darknet, "wrn_22": wrn_22, "sprint": Sprint}
 

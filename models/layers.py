@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernels.instance_norm import instance_norm
-from kernels.product_conv import product_conv, worth_it
-from models.autocast import autocast_to
-from models.recipes.recipe import Implementation, Implementations, Save
-from models.upsampling import CollapsedConv
+from wallclock.kernels.instance_norm import instance_norm
+from wallclock.kernels.product_conv import product_conv, worth_it
+from wallclock.models.autocast import autocast_to
+from wallclock.models.recipes.recipe import Implementation, Implementations, Save
+from wallclock.models.upsampling import CollapsedConv
 
 if TYPE_CHECKING:  # triton is imported where it is used
-    from kernels.conv_bn_act import Deferred
+    from wallclock.kernels.conv_bn_act import Deferred
 
 Act = Literal["leaky_relu", "relu", "gelu", "silu"]
 LEAKY_SLOPE = 0.1
@@ -65,7 +65,7 @@ def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
     """Returns `conv(x)`, [N, K, P, Q], of a map or of one whose norm and activation are left to the convolution."""
     if isinstance(x, torch.Tensor):
         return conv(x)
-    from kernels.conv_bn_act import convolved
+    from wallclock.kernels.conv_bn_act import convolved
 
     return convolved(_autocast(x), conv.weight, stride=conv.stride[0], padding=int(conv.padding[0]))[0]
 
@@ -114,7 +114,7 @@ class ResidualSum(nn.Module):
     def forward(self, shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
         """Returns the sum, [N, C, H, W]; with Triton in the branch's memory, which nobody may have saved."""
         if self.implementations.residual == "triton":
-            from kernels.residual import residual_
+            from wallclock.kernels.residual import residual_
 
             return residual_(branch, shortcut, alpha=self.alpha)
         return torch.add(shortcut, branch, alpha=self.alpha)
@@ -158,13 +158,13 @@ class BatchNormAct(nn.Sequential):
         if residual is None:
             return activate(z)
         if chosen.residual == "triton" and self.act in ("relu", "leaky_relu"):
-            from kernels.residual import residual_
+            from wallclock.kernels.residual import residual_
 
             return residual_(z, residual, act=self.act, negative_slope=self.negative_slope)
         return residual + activate(z)
 
     def _fused(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        from kernels.batch_norm_act import batch_norm_act
+        from wallclock.kernels.batch_norm_act import batch_norm_act
 
         norm = self._counted()
         fused = residual if self.implementations.residual == "triton" else None
@@ -179,7 +179,7 @@ class BatchNormAct(nn.Sequential):
         """Returns `act(norm(x))` for a convolution that may apply it while it reads x."""
         if self.implementations.conv_bn_act != "triton" or not self.training:
             return self(x)
-        from kernels.conv_bn_act import deferred
+        from wallclock.kernels.conv_bn_act import deferred
 
         norm = self._counted()
         return deferred(
@@ -218,7 +218,7 @@ class BatchNormAct(nn.Sequential):
         """
         if self.implementations.conv_bn_act != "triton":
             return self(convolved(conv, x), residual)
-        from kernels.conv_bn_act import conv_bn_act
+        from wallclock.kernels.conv_bn_act import conv_bn_act
 
         norm = self._counted()
         fused = residual if self.implementations.residual == "triton" else None
@@ -256,7 +256,7 @@ class ActBatchNorm(nn.Sequential):
         z = activate(x)
         if self.implementations.batch_norm_act != "triton":
             return norm(z)
-        from kernels.batch_norm_act import batch_norm_act
+        from wallclock.kernels.batch_norm_act import batch_norm_act
 
         assert isinstance(norm, nn.BatchNorm2d) and norm.momentum is not None
         if self.training and norm.num_batches_tracked is not None:
@@ -309,7 +309,7 @@ class InstanceNormAct(nn.Module):
             residual_pad: pixels that the residual is padded by.
         """
         if self.implementations.instance_norm_act == "triton":
-            from kernels.instance_norm_act import instance_norm_act
+            from wallclock.kernels.instance_norm_act import instance_norm_act
 
             return instance_norm_act(
                 x, self.weight, self.bias, eps=self.eps, act=self.act, negative_slope=self.negative_slope,

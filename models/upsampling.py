@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernels.upsample_conv import upsample_conv
-from models.autocast import autocast_to
-from models.recipes.recipe import Implementations
+from wallclock.kernels.upsample_conv import upsample_conv
+from wallclock.models.autocast import autocast_to
+from wallclock.models.recipes.recipe import Implementations
 
 UPSAMPLINGS = ("deconv", "nearest", "bilinear", "collapsed", "pixelshuffle")
 

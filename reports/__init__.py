@@ -6,26 +6,26 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reports.page import build_page
-    from reports.pictures import load_pictures
-    from reports.reading import load, load_runs
-    from reports.report import Report
-    from reports.schema import Run, Sample
-    from reports.stats import summarise, time_to_target
-    from reports.store import RunWriter, StoreError
+    from wallclock.reports.page.build import build_page
+    from wallclock.reports.report import Report
+    from wallclock.reports.stats.intervals import summarise, time_to_target
+    from wallclock.reports.store.pictures import load_pictures
+    from wallclock.reports.store.read import load, load_runs
+    from wallclock.reports.store.schema import Run, Sample
+    from wallclock.reports.store.write import RunWriter, StoreError
 
 _HOMES = {
-    "load": "reading",
-    "load_pictures": "pictures",
-    "load_runs": "reading",
-    "build_page": "page",
+    "load": "store.read",
+    "load_pictures": "store.pictures",
+    "load_runs": "store.read",
+    "build_page": "page.build",
     "Report": "report",
-    "Run": "schema",
-    "Sample": "schema",
-    "summarise": "stats",
-    "time_to_target": "stats",
-    "RunWriter": "store",
-    "StoreError": "store",
+    "Run": "store.schema",
+    "Sample": "store.schema",
+    "summarise": "stats.intervals",
+    "time_to_target": "stats.intervals",
+    "RunWriter": "store.write",
+    "StoreError": "store.write",
 }
 __all__ = [
     "Report",
@@ -44,9 +44,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'reports' has no attribute '{name}'")
+        raise AttributeError(f"module 'wallclock.reports' has no attribute '{name}'")
     from importlib import import_module
 
-    value = getattr(import_module(f"reports.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"wallclock.reports.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

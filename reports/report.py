@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reports import tables
-from reports.ablation import ablation_rows, flop_rows
-from reports.calibration import calibration_rows
-from reports.comparison import comparison_rows
-from reports.kernels import failed_rows, kernel_detail_rows, kernel_rows, static_rows
-from reports.loaders import loader_failures, loader_tables
-from reports.pictures import load_pictures
-from reports.places import place_rows
-from reports.reading import load, load_runs
-from reports.scaling import scaling_rows
-from reports.summaries import other_metrics, summaries
-from reports.tables import Rows
-from reports.upsampling import checkerboard_rows, stage_rows, winner_rows
+from wallclock.reports.format import text as tables
+from wallclock.reports.format.text import Rows
+from wallclock.reports.store.pictures import load_pictures
+from wallclock.reports.store.read import load, load_runs
+from wallclock.reports.views.ablation import ablation_rows, flop_rows
+from wallclock.reports.views.calibration import calibration_rows
+from wallclock.reports.views.comparison import comparison_rows
+from wallclock.reports.views.kernels import failed_rows, kernel_detail_rows, kernel_rows, static_rows
+from wallclock.reports.views.loaders import loader_failures, loader_tables
+from wallclock.reports.views.machines import place_rows
+from wallclock.reports.views.scaling import scaling_rows
+from wallclock.reports.views.summaries import other_metrics, summaries
+from wallclock.reports.views.upsampling import checkerboard_rows, stage_rows, winner_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ class Report:
 
     def page(self, out: Path) -> Path:
         """Writes the HTML page; see `reports.build_page`."""
-        from reports.page import build_page
+        from wallclock.reports.page.build import build_page
 
         return build_page(
             self.samples, self.runs, out, load_pictures(self.paths, on_damage="skip"), summed=self.summaries

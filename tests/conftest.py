@@ -55,7 +55,7 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole networks in the interpreter, whose time goes by tiles, not by what is in them."""
     if torch.cuda.is_available():
         return
-    from kernels import conv
+    from wallclock.kernels import conv
 
     def few(rows: int, columns: int, inner: int, element_bytes: int) -> conv.Tiles:
         return conv.Tiles(conv._block(rows, 4096), conv._block(columns, 128), conv._block(inner, 128), 4, 3)

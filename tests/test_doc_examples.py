@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import reports
+from wallclock import reports
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kernels", "models", "loaders", "bench", "reports", "tests")
@@ -40,7 +40,7 @@ def test_the_operation_that_is_added_step_by_step_works(copied):
         (copied / name).write_text(text, encoding="utf-8")
     specs = copied / "kernels" / "cases" / "__init__.py"
     text = specs.read_text(encoding="utf-8").replace("        MUON,\n", "        MUON,\n        SQUARED_RELU,\n")
-    specs.write_text("from kernels.cases.squared_relu import SQUARED_RELU\n" + text, encoding="utf-8")
+    specs.write_text("from wallclock.kernels.cases.squared_relu import SQUARED_RELU\n" + text, encoding="utf-8")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
     def run(*words):
@@ -51,7 +51,7 @@ def test_the_operation_that_is_added_step_by_step_works(copied):
     tested = run("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/kernels/test_squared_relu.py")
     assert tested.returncode == 0, tested.stdout + tested.stderr
     chosen = ("--only", "squared_relu", "--device", "cpu", "--dtype", "fp32", "--out", "runs", "--json")
-    measured = run("bench.cli", "run", "kernels", *chosen)
+    measured = run("wallclock", "run", "kernels", *chosen)
     assert measured.returncode == 0, measured.stdout + measured.stderr
     samples = reports.load(copied / "runs")
     assert set(samples["status"]) == {"ok"}

@@ -8,11 +8,11 @@ import pytest
 import typer
 from rich.console import Console
 
-import reports
-from bench.cli import app
-from reports import tables
-from reports.ablation import AS_IS, ablation_summary
-from reports.comparison import BASE, HEAD, comparison_rows, comparison_summary
+from wallclock import reports
+from wallclock.bench.cli.app import app
+from wallclock.reports.format import text as tables
+from wallclock.reports.views.ablation import AS_IS, ablation_summary
+from wallclock.reports.views.comparison import BASE, HEAD, comparison_rows, comparison_summary
 
 ROOT = Path(__file__).parents[1]
 TEXTS = (

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import reports
-from reports.ablation import ALL, AS_IS, BASELINE, ablation_summary
-from reports.calibration import calibration_summary
-from reports.doc_tables import refreshed, summary
+from wallclock import reports
+from wallclock.reports.docs.doc_tables import refreshed, summary
+from wallclock.reports.views.ablation import ALL, AS_IS, BASELINE, ablation_summary
+from wallclock.reports.views.calibration import calibration_summary
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "reports" / "published"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.numerics import numerics
-from bench.tasks.training import Trainer
-from bench.timing import RunClocks
-from kernels.augment import MEAN, STD
-from loaders.batches import DataError, Split
-from models.recipes import get_recipe
-from models.sprint import Sprint
+from wallclock.bench.measure.numerics import numerics
+from wallclock.bench.measure.timing import RunClocks
+from wallclock.bench.tasks.cifar.trainer import Trainer
+from wallclock.kernels.augment import MEAN, STD
+from wallclock.loaders.batches import DataError, Split
+from wallclock.models.networks.sprint import Sprint
+from wallclock.models.recipes import get_recipe
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -58,7 +58,9 @@ def _sprint_extractor() -> "type[FeatureExtractorBase]":
         ) -> None:
             super().__init__(name, features_list)
             if feature_extractor_weights_path is None:
-                raise ValueError(f"{SPRINT} needs weights; make them with bench.quality.features.train_network")
+                raise ValueError(
+                    f"{SPRINT} needs weights; make them with wallclock.bench.quality.features.train_network"
+                )
             self.network = _load_network(Path(feature_extractor_weights_path))
 
         @staticmethod
@@ -133,7 +135,7 @@ def _load_network(path: Path) -> Sprint:
         network.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise DataError(
-            f"{path} holds no sprint network ({error}); make one with bench.quality.features.train_network"
+            f"{path} holds no sprint network ({error}); make one with wallclock.bench.quality.features.train_network"
         ) from None
     return network.eval()
 

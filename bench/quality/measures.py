@@ -5,7 +5,7 @@ Shape legend: N images, H, W height and width, D features.
 
 import torch
 
-from bench.quality.features import Features, extracted, fidelity
+from wallclock.bench.quality.features import Features, extracted, fidelity
 
 NEIGHBOURS = 5  # k of density and coverage, as their authors advise; 3 of precision and recall, as theirs do
 KID_SUBSETS, KID_SUBSET_SIZE = 20, 1000

@@ -1,14 +1,14 @@
 """The operations with their variants and the shapes that the networks of this suite give them, a file each."""
 
-from kernels.cases.augment import AUGMENT
-from kernels.cases.batch_norm_act import BATCH_NORM_ACT
-from kernels.cases.conv_bn_act import CONV_BN_ACT
-from kernels.cases.instance_norm_act import INSTANCE_NORM_ACT
-from kernels.cases.muon import MUON
-from kernels.cases.product_conv import PRODUCT_CONV
-from kernels.cases.residual import RESIDUAL
-from kernels.cases.rmsprop_clamp import RMSPROP_CLAMP
-from kernels.cases.upsample_conv import UPSAMPLE_CONV
+from wallclock.kernels.cases.augment import AUGMENT
+from wallclock.kernels.cases.batch_norm_act import BATCH_NORM_ACT
+from wallclock.kernels.cases.conv_bn_act import CONV_BN_ACT
+from wallclock.kernels.cases.instance_norm_act import INSTANCE_NORM_ACT
+from wallclock.kernels.cases.muon import MUON
+from wallclock.kernels.cases.product_conv import PRODUCT_CONV
+from wallclock.kernels.cases.residual import RESIDUAL
+from wallclock.kernels.cases.rmsprop_clamp import RMSPROP_CLAMP
+from wallclock.kernels.cases.upsample_conv import UPSAMPLE_CONV
 
 SPECS = {
     spec.name: spec

@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from kernels.augment import Augmentation, augment, augment_fused, augment_ref, draw
-from kernels.cases.inputs import compiled_variant
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.augment import Augmentation, augment, augment_fused, augment_ref, draw
+from wallclock.kernels.cases.inputs import compiled_variant
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 IMAGES = 50_000  # of CIFAR-10's training set: a batch is gathered from all of it
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from kernels.batch_norm_act import Plan, batch_norm_act, batch_norm_act_ref, plan
-from kernels.cases.inputs import SLOPE, compiled_variant, normal
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.batch_norm_act import Plan, batch_norm_act, batch_norm_act_ref, plan
+from wallclock.kernels.cases.inputs import SLOPE, compiled_variant, normal
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 
 def _norm_case(network: str, n: int, c: int, edge: int, act: str, *flags: str) -> Case:

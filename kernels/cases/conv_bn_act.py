@@ -9,11 +9,11 @@ import re
 import torch
 from torch.nn import functional as F
 
-from kernels.cases.batch_norm_act import IN_PLACE, OUT_OF_PLACE, norm_plan
-from kernels.cases.inputs import SLOPE, compiled_variant, normal
-from kernels.conv import output_size
-from kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.cases.batch_norm_act import IN_PLACE, OUT_OF_PLACE, norm_plan
+from wallclock.kernels.cases.inputs import SLOPE, compiled_variant, normal
+from wallclock.kernels.conv import output_size
+from wallclock.kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 
 def _case(network: str, n: int, c: int, edge: int, form: str, act: str) -> Case:

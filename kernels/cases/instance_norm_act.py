@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from kernels.batch_norm_act import Plan
-from kernels.cases.inputs import compiled_variant, normal
-from kernels.instance_norm import instance_norm
-from kernels.instance_norm_act import instance_norm_act, instance_norm_act_ref, interior, plan
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.batch_norm_act import Plan
+from wallclock.kernels.cases.inputs import compiled_variant, normal
+from wallclock.kernels.instance_norm import instance_norm
+from wallclock.kernels.instance_norm_act import instance_norm_act, instance_norm_act_ref, interior, plan
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 DISCRIMINATOR_SLOPE = 0.2
 

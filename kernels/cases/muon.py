@@ -7,9 +7,9 @@ import itertools
 
 import torch
 
-from kernels.cases.inputs import compiled_variant, in_place, normal
-from kernels.muon import BLOCK, gram_is_less, muon_eager_, muon_ref, muon_triton_
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.cases.inputs import compiled_variant, in_place, normal
+from wallclock.kernels.muon import BLOCK, gram_is_less, muon_eager_, muon_ref, muon_triton_
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 STEPS = 3
 LISTS = ("param", "grad", "momentum_buffer")

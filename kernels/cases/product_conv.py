@@ -8,10 +8,10 @@ import re
 
 import torch
 
-from kernels.cases.inputs import normal
-from kernels.conv import output_size
-from kernels.product_conv import product_conv, product_conv_ref
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.cases.inputs import normal
+from wallclock.kernels.conv import output_size
+from wallclock.kernels.product_conv import product_conv, product_conv_ref
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 CASES = tuple(
     Case(network=network, shape=(n, c, edge, edge), options={"form": form})

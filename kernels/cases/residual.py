@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from kernels.cases.batch_norm_act import DARKNET_SUMS
-from kernels.cases.inputs import SLOPE, compiled_variant, normal
-from kernels.residual import residual_, residual_ref
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.cases.batch_norm_act import DARKNET_SUMS
+from wallclock.kernels.cases.inputs import SLOPE, compiled_variant, normal
+from wallclock.kernels.residual import residual_, residual_ref
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 RESIDUAL_CASES = (
     *(

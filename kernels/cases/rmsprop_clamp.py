@@ -7,9 +7,9 @@ import functools
 
 import torch
 
-from kernels.cases.inputs import compiled_variant, in_place, normal
-from kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
-from kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.cases.inputs import compiled_variant, in_place, normal
+from wallclock.kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 OPTIONS = {"lr": 5e-5, "clamp": 0.01}  # of the paper
 ROW_BYTES = 32  # of a chunk's row in the table that a program reads: three addresses and a count

@@ -5,9 +5,9 @@ import functools
 import torch
 from torch.nn import functional as F
 
-from kernels.cases.inputs import compiled_variant, normal
-from kernels.spec import Case, Direction, Inputs, KernelSpec
-from kernels.upsample_conv import upsample_conv, upsample_conv_ref
+from wallclock.kernels.cases.inputs import compiled_variant, normal
+from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.upsample_conv import upsample_conv, upsample_conv_ref
 
 OUT_CHANNELS = {1024: 512, 512: 256, 256: 128, 128: 64, 64: 3}  # of a stage by its input channels, ngf = 64
 STAGES_OF_64 = ((512, 4), (256, 8), (128, 16), (64, 32))

@@ -8,7 +8,7 @@ and the inner dimension runs over filter places and channels of what is read.
 import triton
 import triton.language as tl
 
-from kernels.jit.batch_norm_act import _activate, _through_activation
+from wallclock.kernels.jit.batch_norm_act import _activate, _through_activation
 
 # A norm's vectors lie in a table of float32 [5, C], one row each; see `kernels.conv.Table`.
 SCALE, SHIFT, MEAN, RSTD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)

@@ -6,8 +6,8 @@ Shape legend: a channels-last map is a matrix [M, C]; S tiles of rows, each of w
 import triton
 import triton.language as tl
 
-from kernels.jit.batch_norm_act import _affine, _merged_splits, _summed_splits, _tile
-from kernels.jit.conv import MEAN, RSTD, SCALE, _vector
+from wallclock.kernels.jit.batch_norm_act import _affine, _merged_splits, _summed_splits, _tile
+from wallclock.kernels.jit.conv import MEAN, RSTD, SCALE, _vector
 
 
 @triton.jit

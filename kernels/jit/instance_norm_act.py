@@ -8,7 +8,7 @@ Image n is program 2 of the grid.
 import triton
 import triton.language as tl
 
-from kernels.jit.batch_norm_act import (
+from wallclock.kernels.jit.batch_norm_act import (
     _activate,
     _affine,
     _grid_barrier,

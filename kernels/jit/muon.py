@@ -7,7 +7,7 @@ row, its rows, its output channels.
 import triton
 import triton.language as tl
 
-from kernels.jit.multi_tensor import address
+from wallclock.kernels.jit.multi_tensor import address
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.jit.multi_tensor import address
+from wallclock.kernels.jit.multi_tensor import address
 
 
 @triton.jit

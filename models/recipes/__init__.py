@@ -4,12 +4,12 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from models.recipes.cyclegan import CYCLEGAN_RECIPES, CycleGanRecipe
-from models.recipes.darknet import darknet
-from models.recipes.recipe import Recipe
-from models.recipes.sprint import sprint, sprint94, sprint95, sprint96, sprint_jpeg
-from models.recipes.wgan import WGAN_RECIPES, WganRecipe
-from models.recipes.wrn22 import wrn22
+from wallclock.models.recipes.cyclegan import CYCLEGAN_RECIPES, CycleGanRecipe
+from wallclock.models.recipes.darknet import darknet
+from wallclock.models.recipes.recipe import Recipe
+from wallclock.models.recipes.sprint import sprint, sprint94, sprint95, sprint96, sprint_jpeg
+from wallclock.models.recipes.wgan import WGAN_RECIPES, WganRecipe
+from wallclock.models.recipes.wrn22 import wrn22
 
 AnyRecipe = TypeVar("AnyRecipe", Recipe, WganRecipe, CycleGanRecipe)
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from models.recipes.levers import Levered
-from models.recipes.recipe import Implementations
-from models.recipes.wgan import Adam
-from models.schedules import demand
+from wallclock.models.recipes.levers import Levered
+from wallclock.models.recipes.recipe import Implementations
+from wallclock.models.recipes.schedules import demand
+from wallclock.models.recipes.wgan import Adam
 
 # What an operation of `Implementations` would carry out in a network or pipeline that a CycleGAN has not.
 ABSENT = ("conv_bn_act", "batch_norm_act", "residual", "augment", "upsample_conv", "optimizer", "product_conv")

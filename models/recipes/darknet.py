@@ -1,6 +1,6 @@
 """The lesson's Darknet recipe."""
 
-from models.recipes.recipe import SGD, Implementations, Recipe
+from wallclock.models.recipes.recipe import SGD, Implementations, Recipe
 
 
 def darknet(device_type: str) -> Recipe:

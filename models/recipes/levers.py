@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from models.recipes.resolving import Resolvable
+from wallclock.models.recipes.resolving import Resolvable
 
 
 class Levered(Resolvable):

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from models.recipes.resolving import Resolvable
+from wallclock.models.recipes.resolving import Resolvable
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Resolvable)
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from models.recipes.levers import Levered
-from models.schedules import LinearDecay, OneCycle, Schedule, demand
+from wallclock.models.recipes.levers import Levered
+from wallclock.models.recipes.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Implementation = Literal["eager", "triton"]
@@ -119,7 +119,9 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """Leaves some easy samples out of an epoch, and lets the other easy ones count for them; see `loaders.pruned`.
+    """Leaves some easy samples out of an epoch, and lets the other easy ones count for them.
+
+    `loaders.pipelines.pruned` does it.
 
     Attributes:
         easy: share of the samples that counts as easy: those of the smallest losses when last seen.
@@ -214,7 +216,7 @@ class Recipe(Levered):
         resolutions: smaller images for early epochs, in order; full size after the last.
         pruning: samples that epochs leave out, or None.
         tta: test-time augmentation of the final evaluation, or None.
-        pipeline: what makes the training batches; see `loaders.pipelines`.
+        pipeline: what makes the training batches; see `loaders.pipelines.choose`.
         implementations: how the operations are carried out.
     """
 

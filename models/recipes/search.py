@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from models.recipes.override import override
-from models.recipes.recipe import MuonSGD, Recipe
+from wallclock.models.recipes.override import override
+from wallclock.models.recipes.recipe import MuonSGD, Recipe
 
 Value = bool | int | float | str
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from models.recipes.recipe import Implementations, MuonSGD, Pruning, Recipe, Resolution, TestTimeAugmentation
-from models.schedules import LinearDecay
+from wallclock.models.recipes.recipe import Implementations, MuonSGD, Pruning, Recipe, Resolution, TestTimeAugmentation
+from wallclock.models.recipes.schedules import LinearDecay
 
 RULE = MuonSGD(
     filter_lr=0.12,

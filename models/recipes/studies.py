@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from models.recipes.recipe import MuonSGD, Recipe
+from wallclock.models.recipes.recipe import MuonSGD, Recipe
 
 
 def wide_resnet(recipe: Recipe) -> dict[str, Recipe]:

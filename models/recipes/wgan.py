@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from models.recipes.levers import Levered
-from models.recipes.recipe import Implementations
-from models.schedules import demand
+from wallclock.models.recipes.levers import Levered
+from wallclock.models.recipes.recipe import Implementations
+from wallclock.models.recipes.schedules import demand
 
 # What an operation of `Implementations` would carry out in a network or pipeline that a WGAN has not.
 ABSENT = ("residual", "augment", "instance_norm_act", "product_conv")

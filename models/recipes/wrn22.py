@@ -1,6 +1,6 @@
 """The recipe of fast.ai's DAWNBench entry."""
 
-from models.recipes.recipe import SGD, Implementations, Recipe
+from wallclock.models.recipes.recipe import SGD, Implementations, Recipe
 
 
 def wrn22(device_type: str) -> Recipe:

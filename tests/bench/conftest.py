@@ -7,9 +7,9 @@ import pytest
 import torch
 from recorded_graph import Recording
 
-from bench.cli import main
-from bench.graphs import WARMUP_STEPS, StepGraphs
-from loaders.synthetic import synthetic_split
+from wallclock.bench.cli.app import main
+from wallclock.bench.engine.cuda_graphs import WARMUP_STEPS, StepGraphs
+from wallclock.loaders.data.synthetic import synthetic_split
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import PACKAGES
-from bench.timing import now_s
+from wallclock import PACKAGES
+from wallclock.bench.measure.timing import now_s
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -51,7 +51,7 @@ def clock_reads(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     reached = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(imported(path))
     return {name for name in reached if name in CLOCKS or name.endswith((".synchronize", ".elapsed_time"))} - {
-        "bench.timing.synchronize"
+        "wallclock.bench.measure.timing.synchronize"
     }
 
 
@@ -127,7 +127,7 @@ def test_the_own_packages_are_accepted_behind_others(tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    done = python("-X", "importtime", "-m", "bench.cli", "--help", cwd=ROOT)
+    done = python("-X", "importtime", "-m", "wallclock", "--help", cwd=ROOT)
     assert done.returncode == 0 and "Usage" in done.stdout
     modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in modules
@@ -141,6 +141,6 @@ def test_help_takes_less_than_0_3_s() -> None:
     taken = []
     for _ in range(5):
         start = now_s()
-        assert python("-m", "bench.cli", "--help", cwd=ROOT).returncode == 0
+        assert python("-m", "wallclock", "--help", cwd=ROOT).returncode == 0
         taken.append(now_s() - start)
     assert min(taken) < 0.3

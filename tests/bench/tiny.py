@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from models.recipes import get_recipe
+from wallclock.models.recipes import get_recipe
 
 
 def tiny_recipe(**changes):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.augment import GREY, MEAN, STD, Augmentation, augment, augment_fused, augment_ref, draw
-from kernels.cases.augment import augment_masks
+from wallclock.kernels.augment import GREY, MEAN, STD, Augmentation, augment, augment_fused, augment_ref, draw
+from wallclock.kernels.cases.augment import augment_masks
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-6}  # float32 rounding of values up to 2.2
 

@@ -13,8 +13,8 @@ import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.batch_norm_act import ACTS, batch_norm_act, batch_norm_act_ref, plan
-from kernels.jit.batch_norm_act import _tile
+from wallclock.kernels.batch_norm_act import ACTS, batch_norm_act, batch_norm_act_ref, plan
+from wallclock.kernels.jit.batch_norm_act import _tile
 
 SLOPE = 0.1
 NO_FIXTURE_RESET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -155,7 +155,7 @@ def test_nan_and_infinity_stay_within_their_channel(act, device):
 def test_a_split_of_several_tiles_is_reduced_whole(training, device, monkeypatch):
     """As at most of the networks' maps, which have more tiles than programs."""
     tensors = made((9, 64, 8, 9), device, residual=True)
-    monkeypatch.setattr("kernels.batch_norm_act.PROGRAMS", 3)
+    monkeypatch.setattr("wallclock.kernels.batch_norm_act.PROGRAMS", 3)
     cut = plan(9 * 8 * 9, 64, resident_programs=None)
     assert cut.splits > 1 and cut.split_rows >= 3 * cut.block_m and (9 * 8 * 9) % cut.split_rows
     options = {"act": "leaky_relu", "training": training}
@@ -365,8 +365,8 @@ def test_offsets_beyond_two_to_the_31_do_not_wrap(device):
 
 COMPILED_OFFSETS = """
 import re
-from bench.cases import static
-from kernels.cases import SPECS
+from wallclock.bench.cases import static
+from wallclock.kernels.cases import SPECS
 
 def narrow_map_offsets(ttir):
     # Addresses in maps, which have elements of 8 or 16 bits, that no 64-bit offset has entered; filters are no maps.

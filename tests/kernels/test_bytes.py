@@ -10,14 +10,14 @@ import torch
 from torch._library.custom_ops import OPDEFS
 from triton.runtime import interpreter
 
-from bench.cases.kernel_trial import DTYPES, Trial
-from bench.operands import Operands
-from kernels import batch_norm_act
-from kernels.cases import SPECS
-from kernels.cases import batch_norm_act as norm_cases
-from kernels.cases.batch_norm_act import norm_plan
-from kernels.cases.conv_bn_act import maps_of
-from kernels.instance_norm_act import plan
+from wallclock.bench.cases.kernels.trial import DTYPES, Trial
+from wallclock.bench.measure.operator_bytes import Operands
+from wallclock.kernels import batch_norm_act
+from wallclock.kernels.cases import SPECS
+from wallclock.kernels.cases import batch_norm_act as norm_cases
+from wallclock.kernels.cases.batch_norm_act import norm_plan
+from wallclock.kernels.cases.conv_bn_act import maps_of
+from wallclock.kernels.instance_norm_act import plan
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off"),
@@ -96,7 +96,7 @@ def test_a_batch_norm_is_predicted_persistent_up_to_132_programs():
 @pytest.mark.parametrize("shape", [(2, 64, 8, 16), (1, 32, 40, 36)], ids=["persistent", "two-phase"])
 def test_instance_norm_act(shape, place, direction, monkeypatch):
     spec = SPECS["instance_norm_act"]
-    monkeypatch.setattr("kernels.cases.instance_norm_act.instance_plan", lambda shape: plan_here(shape))
+    monkeypatch.setattr("wallclock.kernels.cases.instance_norm_act.instance_plan", lambda shape: plan_here(shape))
     case = replace(spec.cases[place], shape=shape)
     assert 1 <= ratio(monkeypatch, spec, case, "triton", direction) <= 1 + VECTORS
 
@@ -282,8 +282,10 @@ def test_norm_and_activation_of_a_convolution(form, most, monkeypatch):
     case = replace(spec.cases[0], shape=(2, 16, 16, 16), options={"form": form, "act": "leaky_relu"})
     trial = Trial(replace(spec, cases=(case,), static_cases=()), case, "bf16", torch.device("cpu"))
     trial.prepare()
-    monkeypatch.setattr("kernels.conv.PROGRAMS", 1)  # splits of a filter's gradient are not a map
-    monkeypatch.setattr("kernels.batch_norm_act.PERSISTENT_TILE", 256)  # the norm after the last one in two phases
+    monkeypatch.setattr("wallclock.kernels.conv.PROGRAMS", 1)  # splits of a filter's gradient are not a map
+    monkeypatch.setattr(
+        "wallclock.kernels.batch_norm_act.PERSISTENT_TILE", 256
+    )  # the norm after the last one in two phases
     monkeypatch.setattr(norm_cases, "MULTIPROCESSORS", 0)
     sizes = {2 * elements for before, after, _ in maps_of(case) for elements in (before, after)}
     counted_bytes = {}
@@ -308,7 +310,7 @@ def test_the_maps_of_an_upsampling_convolution(direction, monkeypatch):
     case = replace(spec.cases[0], shape=(4, 8, 8, 8))
     trial = Trial(replace(spec, cases=(case,), static_cases=()), case, "bf16", torch.device("cpu"))
     trial.prepare()
-    monkeypatch.setattr("kernels.conv.PROGRAMS", 1)
+    monkeypatch.setattr("wallclock.kernels.conv.PROGRAMS", 1)
     x, y = 2 * case.elements, 2 * 4 * case.elements
     call = trial.call("triton", direction)
     with maps_touched(monkeypatch, {x, y}) as found:

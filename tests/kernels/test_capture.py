@@ -7,10 +7,10 @@ import torch
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.cases.kernel_trial import Trial
-from kernels.batch_norm_act import batch_norm_act
-from kernels.cases import SPECS
-from kernels.residual import residual_
+from wallclock.bench.cases.kernels.trial import Trial
+from wallclock.kernels.batch_norm_act import batch_norm_act
+from wallclock.kernels.cases import SPECS
+from wallclock.kernels.residual import residual_
 
 SHAPES = {name: (4, 24, 6, 6) for name in SPECS} | {
     "augment": (6, 3, 32, 32),

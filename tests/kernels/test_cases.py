@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernels.cases import SPECS
-from kernels.cases.rmsprop_clamp import dcgan_shapes
+from wallclock.kernels.cases import SPECS
+from wallclock.kernels.cases.rmsprop_clamp import dcgan_shapes
 
 NGF, NOISE, BATCH = 64, 100, 64
 

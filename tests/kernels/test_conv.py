@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels import conv
-from kernels.batch_norm_act import dense
+from wallclock.kernels import conv
+from wallclock.kernels.batch_norm_act import dense
 
 # n, c, h, w, k, r, s, stride, padding
 SHAPES = [

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernels import conv
-from kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref, convolved, deferred
+from wallclock.kernels import conv
+from wallclock.kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref, convolved, deferred
 
 SLOPE = 0.1
 NAMES = ("x", "filters", "weight", "bias", "residual")
@@ -133,7 +133,7 @@ def test_without_gradients_evaluation_is_one_product(device, monkeypatch):
     running = [torch.full((8,), 0.5, dtype=x.dtype, device=device), torch.full((8,), 2.0, dtype=x.dtype, device=device)]
     options = {"training": False, "act": "leaky_relu", "negative_slope": SLOPE, "residual": residual, "padding": 1}
     expected = conv_bn_act_ref(x, filters, weight, bias, *running, **options)
-    monkeypatch.setattr("kernels.conv_bn_act.batch_norm_act", None)  # what would follow the product otherwise
+    monkeypatch.setattr("wallclock.kernels.conv_bn_act.batch_norm_act", None)  # what would follow the product otherwise
     with torch.no_grad():
         found = conv_bn_act(x, filters, weight, bias, *running, **options)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels import conv_bn_operators  # noqa: F401  registers the operators
+from wallclock.kernels import conv_bn_operators  # noqa: F401  registers the operators
 
 SLOPE = 0.1
 

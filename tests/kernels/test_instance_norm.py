@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels.instance_norm import instance_norm
+from wallclock.kernels.instance_norm import instance_norm
 
 
 @pytest.mark.parametrize("affine", [False, True])

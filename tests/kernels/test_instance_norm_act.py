@@ -13,10 +13,10 @@ import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import kernels.instance_norm_act as module
-from kernels import batch_norm_act as norm
-from kernels.instance_norm_act import ACTS, instance_norm_act, instance_norm_act_ref, interior, plan
-from kernels.jit import instance_norm_act as jit
+import wallclock.kernels.instance_norm_act as module
+from wallclock.kernels import batch_norm_act as norm
+from wallclock.kernels.instance_norm_act import ACTS, instance_norm_act, instance_norm_act_ref, interior, plan
+from wallclock.kernels.jit import instance_norm_act as jit
 
 SLOPE = 0.2
 PADS = [(0, None), (1, None), (0, 0), (2, 0), (0, 1), (2, 2)]  # of the output; of the residual, None for none
@@ -392,8 +392,8 @@ def test_offsets_beyond_two_to_the_31_do_not_wrap(device):
 COMPILED = """
 import re
 from dataclasses import replace
-from bench.cases import static
-from kernels.cases import SPECS
+from wallclock.bench.cases import static
+from wallclock.kernels.cases import SPECS
 static.TARGETS = (90,)
 spec = SPECS["instance_norm_act"]
 # Two-phase; a block's sum; and shapes of which Triton makes constants: one channel, one column, one row.

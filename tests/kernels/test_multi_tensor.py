@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.multi_tensor import lying_as, memory_order, table, table_rows
+from wallclock.kernels.multi_tensor import lying_as, memory_order, table, table_rows
 
 BLOCK = 64
 

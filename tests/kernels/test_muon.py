@@ -8,8 +8,8 @@ from torch import nn
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import muon
-from kernels.muon import (
+from wallclock.kernels import muon
+from wallclock.kernels.muon import (
     NEWTON_SCHULZ_COEFFICIENTS,
     Muon,
     gram_is_less,

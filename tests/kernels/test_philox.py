@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.philox import philox_ref
+from wallclock.kernels.philox import philox_ref
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels.cases import SPECS
-from kernels.product_conv import product_conv, unfolded, worth_it
+from wallclock.kernels.cases import SPECS
+from wallclock.kernels.product_conv import product_conv, unfolded, worth_it
 
 SHAPES = [  # N, C, H, W, K, R, S, stride, padding
     (2, 3, 5, 7, 4, 3, 3, 1, 1),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from kernels.residual import residual_, residual_ref
+from wallclock.kernels.residual import residual_, residual_ref
 
 ACTS = [("none", 1.0), ("none", 0.2), ("relu", 1.0), ("leaky_relu", 0.7)]
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.rmsprop_clamp import BLOCK, RMSpropClamp, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
+from wallclock.kernels.rmsprop_clamp import (
+    BLOCK,
+    RMSpropClamp,
+    rmsprop_clamp_,
+    rmsprop_clamp_foreach_,
+    rmsprop_clamp_ref,
+)
 
 EPS = torch.finfo(torch.float32).eps
 SHAPES = [(1,), (5,), (123,), (3 * BLOCK,), (2 * BLOCK + 1,), (), (8, 5, 3, 3), (24, 16, 4, 4), (0, 4), (7, 1, 1, 1)]

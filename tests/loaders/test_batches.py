@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.augment import Augmentation
-from loaders.batches import DataError, Dataset, Split
+from wallclock.kernels.augment import Augmentation
+from wallclock.loaders.batches import DataError, Dataset, Split
 
 CLASSES = ("cat", "dog", "ship")
 

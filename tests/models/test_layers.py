@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.darknet import Darknet
-from models.layers import BatchNormAct, Chain, ConvBNAct, InstanceNormAct, Residual, choose
-from models.recipes.recipe import Implementations
-from models.sprint import Sprint
-from models.wide_resnet import WideResNet
+from wallclock.models.layers import BatchNormAct, Chain, ConvBNAct, InstanceNormAct, Residual, choose
+from wallclock.models.networks.darknet import Darknet
+from wallclock.models.networks.sprint import Sprint
+from wallclock.models.networks.wide_resnet import WideResNet
+from wallclock.models.recipes.recipe import Implementations
 
 SWITCHES = {
     "product": Implementations(product_conv=True),

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.layers import choose
-from models.recipes.recipe import Implementations
-from models.upsampling import UPSAMPLINGS, icnr_, upsample2x
+from wallclock.models.layers import choose
+from wallclock.models.recipes.recipe import Implementations
+from wallclock.models.upsampling import UPSAMPLINGS, icnr_, upsample2x
 
 SHAPES = [(2, 3, 5, 4, 6), (1, 5, 1, 1, 1), (3, 24, 7, 3, 2)]  # N, I, O, H, W
 WEIGHTS = {"deconv": 16, "nearest": 9, "bilinear": 9, "collapsed": 9, "pixelshuffle": 36}

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cases.kernels import measured_under
-from bench.environment import cpu_name, source_hash
+from wallclock.bench.cases.kernels.run import measured_under
+from wallclock.bench.measure.environment import cpu_name, source_hash
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:

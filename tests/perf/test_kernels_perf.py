@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bench.cases.kernel_trial import Trial
-from bench.cases.kernels import interpreted
-from bench.timing import now_s, synchronize
-from kernels.cases import SPECS
-from kernels.spec import available
+from wallclock.bench.cases.kernels.run import interpreted
+from wallclock.bench.cases.kernels.trial import Trial
+from wallclock.bench.measure.timing import now_s, synchronize
+from wallclock.kernels.cases import SPECS
+from wallclock.kernels.spec import available
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = [

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from reports import Run, RunWriter, Sample
-from reports.store import new_run_id
+from wallclock.reports import Run, RunWriter, Sample
+from wallclock.reports.store.write import new_run_id
 
 
 def _run(**fields: Any) -> Run:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import reports
+from wallclock import reports
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.timing import now_s
-from reports import Run, RunWriter, Sample
-from reports.store import SAMPLE_TABLE
+from wallclock.bench.measure.timing import now_s
+from wallclock.reports import Run, RunWriter, Sample
+from wallclock.reports.store.write import SAMPLE_TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,279 @@
+"""A kernel alone: the layers of a step that it carries out, forward and backward, with it and without, in turns.
+
+What it saves there is what Amdahl's law predicts of a whole step: all else takes as long as before.
+"""
+
+import copy
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from wallclock.bench.engine.compile import compiled
+from wallclock.bench.measure.numerics import numerics
+from wallclock.bench.measure.timing import measure
+from wallclock.bench.measure.turns import Contender
+from wallclock.models.layers import ActBatchNorm, BatchNormAct, Conv2d, InstanceNormAct, Unit, choose
+from wallclock.models.recipes.recipe import Implementations
+from wallclock.models.upsampling import CollapsedConv
+from wallclock.reports.views.ablation import ALL, BASELINE
+
+TURNS = 2  # with it and without, then the other way round
+BUDGET_S = 0.1  # of each; every round of an ablation times them again
+
+# The smallest layers that hold all that a kernel does; a sum is made within a block.
+LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {
+    "product_conv": (Conv2d,),
+    "batch_norm_act": (BatchNormAct, ActBatchNorm),
+    "instance_norm_act": (InstanceNormAct,),
+    "upsample_conv": (CollapsedConv,),
+    "conv_bn_act": (Unit,),
+    "residual": (Unit,),
+}
+PARTS = ("augment", "optimizer", "fused_adam")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a kernel's part of a step takes.
+
+    Attributes:
+        seconds: with the kernel.
+        plain_s: without it.
+    """
+
+    seconds: float
+    plain_s: float
+
+
+@dataclass
+class Call:
+    """Calls of layers that are alike, in one step.
+
+    Attributes:
+        layer: as it was before the step.
+        arguments: of the first call, apart from its graph.
+        keywords: the same.
+        count: of calls in the step.
+    """
+
+    layer: nn.Module
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stand:
+    """A training, set up so that its parts can be taken out and timed.
+
+    Attributes:
+        model: all its networks, in one module.
+        dtype: of autocast; float32 for none.
+        step: takes a step; the networks are called as they are, uncompiled and uncaptured.
+        iterations: that a step is, as the task's rate counts them.
+        parts: what else can be a kernel, by the name of its lever; each may be repeated.
+    """
+
+    model: nn.Module
+    dtype: torch.dtype
+    step: Callable[[], object]
+    iterations: int = 1
+    parts: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelAlone:
+    """Times what a kernel carries out of an iteration, with it and without; see `bench.measure.turns`.
+
+    Attributes:
+        lever: the kernel's field of `Implementations`.
+        recipe: with it.
+        plain: without it.
+        stand: sets up the training of a recipe; it can be pickled.
+        device: "cpu" or "cuda".
+        seed: of weights and batches.
+    """
+
+    lever: str
+    recipe: Any
+    plain: Any
+    stand: Callable[[Any], Stand]
+    device: str
+    seed: int
+
+    def __call__(self, stack: ExitStack) -> Callable[[], Alone]:
+        """Gets ready: takes one step, and keeps what the layers were called with."""
+        stack.enter_context(numerics(seed=self.seed, keep_heap=self.recipe.implementations.keep_heap))
+        plain = self.stand(_uncompiled(self.plain))
+        if self.lever in LAYERS:
+            calls = calls_in(plain.step, plain.model, self.lever)
+            chosen = (self.recipe.implementations, self.plain.implementations)
+            return layers_alone(calls, *chosen, plain.dtype, iterations=plain.iterations)
+        with_it = self.stand(_uncompiled(self.recipe))
+        for stand in (with_it, plain):
+            stand.step()  # parts work on what a step leaves
+        parts, device = [stand.parts[self.lever] for stand in (with_it, plain)], torch.device(self.device)
+        return lambda: Alone(*(seconds / plain.iterations for seconds in in_turns(parts, device)))
+
+
+def _uncompiled(recipe: Any) -> Any:
+    return replace(recipe, implementations=replace(recipe.implementations, compile=False, cuda_graph=False))
+
+
+def kernels_alone(
+    recipe: Any, variants: Mapping[str, Any], stand: Callable[[Any], Stand], *, device: str, seed: int
+) -> dict[str, Contender]:
+    """Returns what times each lever that is a kernel, by the name of the variant whose figures show what it gives.
+
+    Args:
+        recipe: with all levers.
+        variants: of an ablation.
+        stand: see `KernelAlone`.
+        device: "cpu" or "cuda".
+        seed: of weights and batches.
+    """
+    found: dict[str, Contender] = {}
+    for lever in recipe.levers():
+        owner, _, name = lever.rpartition(".")
+        if owner != "implementations" or name not in (*LAYERS, *PARTS):
+            continue
+        for variant, with_it, without in (
+            (f"without {name}", ALL, f"without {name}"),
+            (f"only {name}", f"only {name}", BASELINE),
+        ):
+            if variant in variants:
+                found[variant] = KernelAlone(
+                    lever=name, recipe=variants[with_it], plain=variants[without], stand=stand, device=device,
+                    seed=seed,
+                )  # fmt: skip
+    return found
+
+
+def calls_in(step: Callable[[], object], model: nn.Module, lever: str) -> list[Call]:
+    """Returns the calls that a step makes of the outermost layers whose work a lever changes.
+
+    Args:
+        step: takes one; by a network that is not compiled and whose layers leave nothing to each other.
+        model: of which `step` calls the layers.
+        lever: a field of `Implementations`, in `LAYERS`.
+    """
+    found: dict[Any, Call] = {}
+
+    def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        trained = any(p.requires_grad for p in layer.parameters())
+        key = repr(layer), trained, *map(_told, arguments), *((name, _told(a)) for name, a in keywords.items())
+        if key in found:
+            found[key].count += 1
+        else:
+            apart = {name: _apart(a) for name, a in keywords.items()}
+            found[key] = Call(copy.deepcopy(layer), tuple(map(_apart, arguments)), apart)
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in _outermost(model, LAYERS[lever])]
+    try:
+        step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for call in found.values():
+        for layer in call.layer.modules():
+            layer._forward_pre_hooks.clear()
+            layer._forward_pre_hooks_with_kwargs.clear()
+    return list(found.values())
+
+
+def _told(argument: Any) -> Any:
+    return (tuple(argument.shape), argument.requires_grad) if isinstance(argument, torch.Tensor) else argument
+
+
+def _apart(argument: Any) -> Any:
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    return argument.detach().clone().requires_grad_(argument.requires_grad)
+
+
+def _outermost(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterable[nn.Module]:
+    for child in model.children():
+        if isinstance(child, kinds):
+            yield child
+        else:
+            yield from _outermost(child, kinds)
+
+
+def layers_alone(
+    calls: Sequence[Call],
+    implementations: Implementations,
+    plain: Implementations,
+    dtype: torch.dtype,
+    *,
+    iterations: int = 1,
+) -> Callable[[], Alone]:
+    """Returns what times layers forward and backward with a kernel and without.
+
+    Args:
+        calls: of one step.
+        implementations: with it.
+        plain: without it.
+        dtype: of autocast; float32 for none.
+        iterations: that a step is.
+    """
+    chosen, device = (implementations, plain), torch.device("cpu")
+    if calls:
+        device = calls[0].arguments[0].device
+    pairs = [(call.count / iterations, [_step(call, each, dtype) for each in chosen]) for call in calls]
+
+    def turn() -> Alone:
+        seconds = [0.0, 0.0]
+        for count, steps in pairs:
+            for side, one_s in enumerate(in_turns(steps, device)):
+                seconds[side] += count * one_s
+        return Alone(*seconds)
+
+    return turn
+
+
+def in_turns(functions: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Returns the median time of each of some functions, in seconds, taken in turns.
+
+    Args:
+        functions: that take nothing, and may be repeated.
+        device: that they run on.
+    """
+    samples: list[list[float]] = [[] for _ in functions]
+    for turn in range(TURNS):
+        for place in range(len(functions))[:: 1 if turn % 2 == 0 else -1]:
+            found = measure(functions[place], device=device, budget_s=BUDGET_S, queued=True, min_count=1)
+            samples[place] += found.samples_s
+    return [statistics.median(taken) for taken in samples]
+
+
+def _step(call: Call, implementations: Implementations, dtype: torch.dtype) -> Callable[[], object]:
+    """Forward and backward of a layer: all gradients that the step asks for."""
+    layer: Any = copy.deepcopy(call.layer).train()
+    choose(layer, implementations)
+    tensors = [*call.arguments, *call.keywords.values(), *layer.parameters()]
+    wanted = [t for t in tensors if isinstance(t, torch.Tensor) and t.requires_grad]
+    overwrites = isinstance(layer, ActBatchNorm)  # its input, which is then no leaf
+    if implementations.compile:
+        layer = compiled(layer)
+    dy: list[torch.Tensor] = []
+
+    def step() -> object:
+        arguments = [a.clone() for a in call.arguments] if overwrites else call.arguments
+        device = tensors[0].device
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            y = layer(*arguments, **call.keywords)
+        if not wanted:
+            return y
+        if not dy:
+            random = torch.Generator(device).manual_seed(7)
+            dy.append(torch.empty_like(y).copy_(torch.randn(y.shape, device=device, generator=random)))
+        return torch.autograd.grad(y, wanted, dy[0])
+
+    return step

@@ -1,0 +1,127 @@
+"""An ablation's rounds over many machines, as Ray tasks: each has one whole GPU, or a set number of CPUs.
+
+A cell is a round: all variants in turns, on one node, so that what is compared was measured in one place. Each node's
+cells are a run of their own in the store, with that node's provenance. A cell whose node or worker dies is done again
+elsewhere, and marked; it is recorded when it is whole, and so never lost and never counted twice.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wallclock.bench.ablation.run import Ablation
+from wallclock.bench.measure.environment import provenance
+from wallclock.bench.measure.turns import Contender, Taken, interleaved
+from wallclock.bench.runs.ray_calls import call_everywhere, connect
+from wallclock.reports.store.schema import Run, RunStatus
+from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one task brings back.
+
+    Attributes:
+        node: Ray's name of the node.
+        place: its provenance, fields of `reports.Run`.
+        taken: of each variant the turn that counts.
+    """
+
+    node: str
+    place: dict[str, Any]
+    taken: tuple[Taken, ...]
+
+
+def measured(contenders: Mapping[str, Contender], device: str, number: int, seed: int) -> Cell:
+    """Takes one round, in fresh processes of the node that this runs on: a warm-up, and the turn that counts.
+
+    Args:
+        contenders: of the ablation.
+        device: "cpu" or "cuda".
+        number: of the round.
+        seed: of the order.
+    """
+    import ray
+
+    turns = list(interleaved(contenders, 2, seed=seed + 1000 * number))
+    taken = tuple(dataclasses.replace(turn, round=number) for turn in turns if turn.round == 1)
+    return Cell(node=ray.get_runtime_context().get_node_id(), place=provenance(device), taken=taken)
+
+
+class ClusterRun:
+    """One ablation, its rounds sent to whatever nodes the Ray cluster has.
+
+    Args:
+        ablation: what to run.
+        run: of the records, but for place and id.
+        out: folder that holds runs.
+        cpus: of a cell, where it needs no GPU.
+    """
+
+    def __init__(self, ablation: Ablation, run: Run, out: Path, *, cpus: int) -> None:
+        self.ablation, self.run, self.out, self.cpus = ablation, run, out, cpus
+        self.writers: dict[str, RunWriter] = {}
+
+    def execute(self, observe: Callable[[str], None]) -> RunStatus:
+        """Runs all rounds and ends the records.
+
+        Args:
+            observe: is told each round in a line.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+            ContenderFailed: if a variant cannot run, or a cell's workers died too often.
+            ValueError: if the cluster has no node that could hold a cell.
+        """
+        connect(self.ablation.device, self.cpus)
+        import ray
+
+        ablation, numbers = self.ablation, range(self.ablation.rounds)
+        contenders: Any = ray.put(
+            {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
+        )
+
+        def done(number: int, attempt: int, cell: Cell) -> None:
+            self._record(cell, attempt)
+            rate = statistics.median(turn.result.figures[0][2] for turn in cell.taken)
+            observe(f"round {number} on {cell.place['host']}: {len(cell.taken)} variants, median {rate:.3g}")
+
+        status: RunStatus = "failed"
+        try:
+            call_everywhere(
+                measured,
+                [(contenders, ablation.device, number, ablation.seed) for number in numbers],
+                device=ablation.device,
+                cpus=self.cpus,
+                done=done,
+                died=lambda number, how: observe(f"round {number}: {how}, done again elsewhere"),
+            )
+            status = "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            for writer in self.writers.values():
+                writer.finish(status, None if status == "done" else "the other cells were given up")
+        return status
+
+    def _record(self, cell: Cell, attempt: int) -> None:
+        """Records a cell in the run of its node, which begins with the first."""
+        if cell.node not in self.writers:
+            run = dataclasses.replace(
+                self.run,
+                run_id=new_run_id("ablation"),
+                started_utc=utc_now(),
+                notes=(f"node {cell.node}",),
+                **cell.place,
+            )
+            self.writers[cell.node] = RunWriter.create(self.out, run)
+            self.writers[cell.node].add(*self.ablation.counted_samples())
+        marks = {"parameters": {"attempt": attempt}} if attempt > 1 else {}
+        for turn in cell.taken:
+            at: dict[str, Any] = {"round": turn.round, "slot": turn.slot, **marks}
+            self.writers[cell.node].add(
+                *(self.ablation.sample_of(turn.name, *figure, **at) for figure in turn.result.figures)
+            )

@@ -1,0 +1,83 @@
+"""Which variants of a recipe an ablation measures."""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from wallclock.models.recipes.override import override
+from wallclock.models.recipes.studies import STUDIES
+from wallclock.reports.views.ablation import ALL, AS_IS, BASELINE
+
+How = Literal["leave-one-out", "add-one-in", "grid", "study"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variants:
+    """A choice of variants.
+
+    Attributes:
+        how: "leave-one-out" measures the plain loop, all levers, and all but each; "add-one-in" the plain loop with
+            each alone instead; "grid" the recipe as it is, and with each combination of fields; "study" the recipe as
+            it is, and the variants of a study.
+        grid: of each field its values, such as "precision=bf16,fp32"; or the study's name.
+    """
+
+    how: How = "leave-one-out"
+    grid: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.how in ("grid", "study")) != bool(self.grid):
+            raise ValueError("a grid names fields and their values, such as --grid batch_size=250,500")
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what a record keeps, and `from_stored` reads."""
+        return {"how": self.how, "grid": list(self.grid)}
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any]) -> "Variants":
+        """Returns what `stored` returned."""
+        return cls(how=stored["how"], grid=tuple(stored["grid"]))
+
+    def of(self, recipe: Any) -> dict[str, Any]:
+        """Returns the recipe of each variant by its name; the first is what the others are measured against.
+
+        Args:
+            recipe: with `levers`, `without` and `precision`; see `models.recipes.levers`.
+
+        Raises:
+            ValueError: if a field of the grid is none, or does not take a value; or if a recipe without levers is to
+                be taken apart.
+        """
+        if self.how == "grid":
+            return {AS_IS: recipe} | _grid(recipe, self.grid)
+        if self.how == "study":
+            return {AS_IS: recipe} | STUDIES[self.grid[0]](recipe)
+        levers = recipe.levers()
+        if not levers:
+            raise ValueError(f"{recipe.name} has no levers here that could be left out; name fields with --grid")
+        variants = {BASELINE: recipe.without(*levers), ALL: recipe}
+        if recipe.precision == "fp32":
+            variants[f"{ALL}, bf16"] = replace(recipe, precision="bf16")
+        if len(levers) > 1 and self.how == "leave-one-out":
+            variants |= {f"without {lever.rpartition('.')[2]}": recipe.without(lever) for lever in levers}
+        if len(levers) > 1 and self.how == "add-one-in":
+            others = {lever: [other for other in levers if other != lever] for lever in levers}
+            variants |= {f"only {one.rpartition('.')[2]}": recipe.without(*rest) for one, rest in others.items()}
+        return variants
+
+
+def _grid(recipe: Any, grid: tuple[str, ...]) -> dict[str, Any]:
+    axes: list[list[str]] = []
+    for text in grid:
+        field, equals, values = text.partition("=")
+        if not equals or not values:
+            raise ValueError(f"--grid {text}: expected field=value,value, such as batch_size=250,500")
+        axes.append([f"{field.strip()}={value.strip()}" for value in values.split(",")])
+    variants = {}
+    for assignments in itertools.product(*axes):
+        changed = override(recipe, *assignments)
+        if changed.hash() != recipe.hash():  # the recipe as it is, is measured already
+            variants[", ".join(assignments)] = changed
+    if not variants:
+        raise ValueError(f"--grid {' '.join(grid)}: all of it is the recipe as it is")
+    return variants

@@ -1,0 +1,276 @@
+"""One operation at one case: its inputs, its reference results, and what is measured of its variants."""
+
+import contextlib
+import gc
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from wallclock.bench.measure.operator_bytes import Operands
+from wallclock.bench.measure.telemetry import Telemetry
+from wallclock.bench.measure.timing import Measurement, measure
+from wallclock.kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec
+from wallclock.reports.store.schema import ParameterValue, Sample
+from wallclock.reports.store.write import RunWriter
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ROUNDS = 2  # of all variants in turn, the second in reverse, so that a drift of the clock meets all alike
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Returns what a compiler, a driver or want of memory raise, and not what a mistake in this suite raises."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return RuntimeError, MemoryError
+    return RuntimeError, MemoryError, TritonError
+
+
+def in_a_line(error: Exception) -> str:
+    """Returns an error's kind and its words, the first 300 characters of them."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:300]}".rstrip(": ")
+
+
+def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
+    """Returns the largest error of any tensor as a share of its largest exact value; infinite for a NaN."""
+    errors = [
+        ((ours.double() - right.double()).abs().max() / right.double().abs().max().clamp_min(1e-30)).item()
+        for ours, right in zip(found, exact, strict=True)
+    ]
+    return max(errors) if all(error == error for error in errors) else float("inf")
+
+
+class Trial:
+    """One operation at one case: its inputs, its reference results, and what is recorded of its variants.
+
+    Attributes:
+        benchmark: that its samples are of.
+        cold_or_not: states of the cache that it is measured in.
+
+    Args:
+        spec: the operation.
+        case: of it.
+        dtype: a name in `DTYPES`.
+        device: to run on.
+    """
+
+    benchmark = "kernels"
+    cold_or_not: tuple[bool, ...] = (False, True)
+
+    def __init__(self, spec: KernelSpec, case: Case, dtype: str, device: torch.device) -> None:
+        self.spec, self.case, self.dtype, self.device = spec, case, dtype, device
+        self.name = f"{spec.name} {case.name}"
+        self.parameters: dict[str, Any] = {"operation": spec.name, "network": case.network, "dtype": dtype}
+        self.parameters |= {"shape": "x".join(map(str, case.shape)), "device": device.type}
+
+    def prepare(self) -> None:
+        """Makes the inputs and the reference's results."""
+        torch._dynamo.reset()  # a variant is compiled for each case, and Dynamo gives up at the ninth shape
+        self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
+        wide = widened(self.inputs)
+        self.exact = self._results(self.spec.reference, self.spec.own(wide, self.spec.judge))
+        self.eager_error = self._error(self.spec.judge)
+
+    def close(self) -> None:
+        """Gives the memory back, so that the next case finds all of it even after one that had too little."""
+        self.inputs, self.exact = {}, []
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _leaves(self, inputs: Inputs) -> Inputs:
+        """The inputs, those that are differentiated as leaves of a graph of their own."""
+        return {
+            name: tensor.detach().requires_grad_()
+            if tensor is not None and name in self.spec.differentiated
+            else tensor
+            for name, tensor in inputs.items()
+        }
+
+    def _differentiated(self, leaves: Inputs) -> list[torch.Tensor]:
+        return [t for name in self.spec.differentiated if (t := leaves[name]) is not None]
+
+    def _dy(self, y: torch.Tensor) -> torch.Tensor:
+        random = torch.Generator(self.device).manual_seed(7)
+        dy = torch.randn(y.shape, device=self.device, generator=random).to(DTYPES[self.dtype])
+        return torch.empty_like(y).copy_(dy)
+
+    def _results(self, function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
+        """The output, or what is overwritten, and all gradients; of inputs that may be overwritten."""
+        leaves = self._leaves(inputs)
+        y = function(**leaves, **self.case.options)
+        wanted = self._differentiated(leaves)
+        gradients = torch.autograd.grad(y, wanted, self._dy(y)) if wanted else ()
+        return [*(t.detach() for t in self.spec.results(leaves, y)), *gradients]
+
+    def _of(self, variant: str) -> Inputs:
+        return contiguous(self.inputs) if variant.endswith("_nchw") else self.inputs
+
+    def _exact(self, variant: str) -> list[torch.Tensor]:
+        """What a variant's results are held to."""
+        return self.exact
+
+    def _error(self, variant: str) -> float:
+        found = self._results(self.spec.variants[variant], self.spec.own(self._of(variant), variant))
+        return relative_error(found, self._exact(variant))
+
+    def check(self, variant: str) -> tuple[float, float]:
+        """Returns a variant's error against the float64 reference, and what is allowed."""
+        allowed = max(TOLERANCES[DTYPES[self.dtype]], 2 * self.eager_error, self.spec.loose.get(variant, 0.0))
+        return self._error(variant), allowed
+
+    def sample(self, variant: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        """A sample of this case."""
+        return Sample(
+            benchmark=self.benchmark,
+            case=self.name,
+            variant=variant,
+            parameters=self.parameters | fields.pop("parameters", {}),
+            metric=metric,
+            unit=unit,
+            value=value,
+            better="lower",
+            **fields,
+        )
+
+    def call(self, variant: str, direction: Direction) -> Callable[[], object]:
+        """What is timed: forward builds no graph; backward goes through one that is kept."""
+        function, options = self.spec.variants[variant], self.case.options
+        inputs = self.spec.own(self._of(variant), variant)
+        leaves = self._leaves(inputs)
+        if variant == "compile":
+            torch._dynamo.reset()  # each direction is compiled as a user who wants it alone has it
+        wanted = self._differentiated(leaves)
+        if direction == "forward":
+
+            def forward() -> object:
+                with torch.no_grad():
+                    return function(**inputs, **options)
+
+            return forward
+        # A graph that is kept cannot give its buffers away, as compiled code otherwise does.
+        gives = contextlib.nullcontext() if direction == "both" else torch._functorch.config.patch(donated_buffer=False)
+        with gives:
+            kept = function(**leaves, **options)
+        dy = self._dy(kept)
+        if direction == "backward":
+            return lambda: torch.autograd.grad(kept, wanted, dy, retain_graph=True)
+        return lambda: torch.autograd.grad(function(**leaves, **options), wanted, dy)
+
+    def measure(
+        self, variants: list[str], writer: RunWriter, telemetry: Telemetry, budget_s: float
+    ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+        """Times variants in turn and records every sample.
+
+        Returns:
+            Hot median latencies in seconds by variant and direction; and for variants that could not go on, why.
+        """
+        directions: tuple[Direction, ...] = (
+            ("forward", "backward", "both") if self.spec.differentiated else ("forward",)
+        )
+        latencies: dict[str, dict[str, float]] = {variant: {} for variant in variants}
+        failed: dict[str, str] = {}
+
+        def going(order: Iterable[str]) -> Iterator[str]:
+            return (variant for variant in order if variant not in failed)
+
+        for variant in variants:
+            with self._noting(variant, failed):
+                self._record_memory(variant, writer)
+        for direction in directions:
+            calls: dict[str, Callable[[], object]] = {}
+            for variant in going(variants):
+                with self._noting(variant, failed):
+                    calls[variant] = self.call(variant, direction)
+            for cold, turn in itertools.product(self.cold_or_not, range(ROUNDS)):
+                parameters: dict[str, ParameterValue] = {"direction": direction, "cache": "cold" if cold else "hot"}
+                for slot, variant in enumerate(going(variants if turn % 2 == 0 else reversed(variants))):
+                    where: dict[str, Any] = {"parameters": parameters, "round": turn, "slot": slot}
+                    with self._noting(variant, failed):
+                        found = measure(
+                            calls[variant],
+                            device=self.device,
+                            budget_s=budget_s / ROUNDS,
+                            cold=cold,
+                            queued=True,
+                            min_count=5,
+                        )
+                        self._record_times(variant, found, writer, where | telemetry.read())
+                        if not cold:
+                            latencies[variant][direction] = found.median_s
+            for variant in going(variants):
+                with self._noting(variant, failed):
+                    self._record_costs(variant, direction, calls[variant], writer)
+        return latencies, failed
+
+    @contextlib.contextmanager
+    def _noting(self, variant: str, failed: dict[str, str]) -> Iterator[None]:
+        try:
+            yield
+        except failures() as failure:
+            failed[variant] = in_a_line(failure)
+
+    def _record_times(self, variant: str, found: Measurement, writer: RunWriter, where: dict[str, Any]) -> None:
+        writer.add(
+            *(
+                self.sample(variant, "latency", "s", seconds, index=index, **where)
+                for index, seconds in enumerate(found.samples_s)
+            )
+        )
+        if found.queued:
+            writer.add(self.sample(variant, "issue", "s", found.issue_median_s, **where))
+
+    def _record_costs(self, variant: str, direction: Direction, call: Callable[[], object], writer: RunWriter) -> None:
+        parameters: dict[str, ParameterValue] = {"direction": direction}
+        predicted = self.spec.bytes_moved(self.case, variant, direction, DTYPES[self.dtype].itemsize)
+        operations = self.spec.operations(self.case, direction)
+        writer.add(
+            self.sample(variant, "predicted_bytes", "B", predicted, parameters=parameters),
+            self.sample(variant, "operations", "FLOP", operations, parameters=parameters),
+        )
+        if variant != "compile":  # whose operators are inside its graph
+            with Operands() as operands:
+                call()
+            writer.add(self.sample(variant, "operand_bytes", "B", operands.bytes, parameters=parameters))
+
+    def _record_memory(self, variant: str, writer: RunWriter) -> None:
+        if not self.spec.differentiated:
+            return
+        function, options = self.spec.variants[variant], self.case.options
+        saved: dict[int, int] = {}
+        leaves = self._leaves(self.spec.own(self._of(variant), variant))
+        wanted = self._differentiated(leaves)
+        y = function(**leaves, **options)
+        dy = self._dy(y)
+        torch.autograd.grad(y, wanted, dy)  # what compiling and a first call allocate is not the operation's
+        del y
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        cuda = self.device.type == "cuda"
+        before = torch.cuda.memory_allocated() if cuda else 0
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = function(**leaves, **options)
+        writer.add(self.sample(variant, "saved_bytes", "B", sum(saved.values())))
+        saved.pop(y.untyped_storage().data_ptr(), None)  # which the next operation keeps anyway
+        writer.add(self.sample(variant, "saved_beyond_output_bytes", "B", sum(saved.values())))
+        torch.autograd.grad(y, wanted, dy)
+        if cuda:
+            writer.add(self.sample(variant, "peak_bytes", "B", torch.cuda.max_memory_allocated() - before))
+
+
+def widened(inputs: Inputs) -> Inputs:
+    """Returns the inputs in float64."""
+    return {n: t.double() if t is not None and t.is_floating_point() else t for n, t in inputs.items()}
+
+
+def contiguous(inputs: Inputs) -> Inputs:
+    """Returns the inputs in NCHW memory."""
+    return {name: None if tensor is None else tensor.contiguous() for name, tensor in inputs.items()}

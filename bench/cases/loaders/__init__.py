@@ -1,0 +1,1 @@
+"""Loading pipelines: images a second alone and while a network trains, and memory."""

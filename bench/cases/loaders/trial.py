@@ -1,0 +1,171 @@
+"""One data set in one form at one batch size: every pipeline over it, checked and measured."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from wallclock.bench.measure.timing import PhaseTimer, RunClocks, measure, now_s, process_tree_cpu_s, synchronize
+from wallclock.bench.tasks.cifar.trainer import DTYPES, Trainer
+from wallclock.kernels.augment import Augmentation, augment_ref, draw
+from wallclock.loaders.batches import Batches, Dataset, Split
+from wallclock.loaders.data.shards import Shards
+from wallclock.loaders.data.stored import StoredImages
+from wallclock.loaders.pipelines.choose import make_batches
+from wallclock.models.recipes.recipe import Recipe
+
+Regime = Literal["one image", "alone", "first batch", "training", "tuning"]
+HELD = "held batch"  # no pipeline: the step alone, on one batch again and again
+AUGMENTATION = Augmentation(pad=4, flip="random")  # as DALI's and torchvision's users have it
+CHECKED_IMAGES = 32
+TOLERANCE = 1e-6  # of float32 normalised values
+SEED = 0
+WARM_BATCHES = 4  # before memory is looked at: queues are full then
+
+
+@dataclass(frozen=True)
+class Form:
+    """A data set in the form that pipelines read.
+
+    Attributes:
+        name: "pixels", "parquet", "folders" or "shards".
+        data: what pipelines are given.
+        pixels: the same images decoded, to check them against.
+    """
+
+    name: str
+    data: Dataset | StoredImages | Shards
+    pixels: Dataset
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One value of one metric in one regime."""
+
+    regime: Regime
+    metric: str
+    unit: str
+    value: float
+    index: int | None = None
+
+
+class LoaderTrial:
+    """Pipelines over one form at one batch size.
+
+    Args:
+        form: of the data.
+        batch_size: images in a batch.
+        device: where batches end up.
+        workers: of each pipeline, by name.
+    """
+
+    def __init__(self, form: Form, batch_size: int, device: torch.device, workers: dict[str, int]) -> None:
+        self.form, self.batch_size, self.device, self.workers = form, batch_size, device, workers
+        self.name = f"{form.name} {batch_size}"
+
+    def opened(self, pipeline: str, **changes: Any) -> Batches:
+        """Returns a pipeline, ready to be iterated over."""
+        arguments: dict[str, Any] = {"device": self.device, "seed": SEED, "augmentation": AUGMENTATION}
+        arguments |= {"workers": self.workers.get(pipeline, 0), "batch_size": self.batch_size} | changes
+        return make_batches(pipeline, self.form.data, **arguments)
+
+    def check(self, pipeline: str) -> float:
+        """Returns the largest error of a batch's first images against the reference, image by image; NaN if it differs.
+
+        Labels are compared as well.
+        """
+        batches = self.opened(pipeline, drop_last=False)
+        images, labels = next(iter(batches))
+        places = batches.order(0)[0]
+        if not torch.equal(labels.cpu(), self.form.pixels.labels[places]):
+            return float("nan")
+        places = places[:CHECKED_IMAGES]
+        drawn = draw(AUGMENTATION, SEED, 0, places, *self.form.pixels.images_NHWC.shape[1:3])
+        errors = []
+        for number, place in enumerate(places.tolist()):
+            row, column = drawn["offsets"][number].tolist()
+            expected = augment_ref(self.form.pixels.images_NHWC[place], (row, column), bool(drawn["flips"][number]))
+            errors.append((images[number].cpu().float() - expected).abs().max().item())
+        return max(errors)
+
+    def one_image(self, pipeline: str, budget_s: float) -> Iterator[Measured]:
+        """Times a pipeline that makes one image at a time, in this process."""
+        batches = self.opened(pipeline, batch_size=1, workers=0)
+        stream = endless(batches)
+        found = measure(lambda: next(stream), device=self.device, budget_s=budget_s, min_count=10)
+        for index, seconds in enumerate(found.samples_s):
+            yield Measured("one image", "image_time", "s", seconds, index)
+
+    def alone(self, pipeline: str) -> Iterator[Measured]:
+        """Opens a pipeline, times its first batch, then goes through a whole epoch that nobody trains on."""
+        memory_before = tree_memory_bytes()
+        synchronize(self.device)
+        begun_s = now_s()
+        batches = self.opened(pipeline)
+        stream = iter(batches)
+        next(stream)
+        synchronize(self.device)
+        yield Measured("first batch", "first_batch", "s", now_s() - begun_s)
+        for _ in itertools.islice(stream, WARM_BATCHES):
+            pass
+        yield Measured("alone", "added_memory", "B", max(0, tree_memory_bytes() - memory_before))
+        del stream
+        batches.set_epoch(1)
+        images, cpu_before, begun_s = 0, process_tree_cpu_s(), now_s()
+        for _, labels in batches:
+            images += len(labels)
+        synchronize(self.device)
+        seconds, cpu_s = now_s() - begun_s, process_tree_cpu_s() - cpu_before
+        yield Measured("alone", "images_per_s", "images/s", images / seconds)
+        yield Measured("alone", "cpu_time", "s", cpu_s / images)
+
+    def trainer(self, recipe: Recipe) -> Trainer:
+        """Returns a network that trains on batches of this size, whichever pipeline makes them."""
+        split = Split(self.form.pixels, self.form.pixels)
+        recipe = replace(recipe, batch_size=self.batch_size, resolutions=(), pipeline="device")
+        trainer = Trainer(recipe, split, device=self.device, seed=SEED, clocks=RunClocks(self.device))
+        trainer.model.train()
+        return trainer
+
+    def training(self, pipeline: str, trainer: Trainer, steps: int) -> Iterator[Measured]:
+        """Times steps of training on a pipeline's batches, and how much of each it waits for its batch.
+
+        Args:
+            pipeline: its name, or `HELD`.
+            trainer: from `trainer`.
+            steps: timed after one that is not.
+        """
+        if pipeline == HELD:
+            stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = itertools.repeat(next(iter(trainer.batches())))
+        else:
+            stream = endless(self.opened(pipeline, dtype=DTYPES[trainer.recipe.precision], drop_last=True))
+        trainer.step(stream, 0, PhaseTimer(self.device, enabled=False))
+        phases, whole = PhaseTimer(self.device), PhaseTimer(self.device)
+        for _ in range(steps):
+            with whole.phase("step"):
+                trainer.step(stream, 0, phases)
+        times, steps_s = phases.times_s(), whole.times_s()["step"]
+        for index, (step_s, data_s) in enumerate(zip(steps_s, times["data"], strict=True)):
+            yield Measured("training", "step_time", "s", step_s, index)
+            yield Measured("training", "stall", "fraction", data_s / step_s, index)
+
+
+def endless(batches: Batches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields batches, epoch after epoch."""
+    for epoch in itertools.count():
+        batches.set_epoch(epoch)
+        yield from batches
+
+
+def tree_memory_bytes() -> int:
+    """Returns the memory of this process and its children, what they share counted once."""
+    process, total = psutil.Process(), 0
+    for each in (process, *process.children(recursive=True)):
+        try:
+            total += each.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total

@@ -1,0 +1,6 @@
+"""Starts the command line from a checkout: `python -m bench.cli` is `wallclock`."""
+
+from wallclock.bench.cli.app import main
+
+if __name__ == "__main__":
+    main()

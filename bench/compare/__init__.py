@@ -1,0 +1,1 @@
+"""Comparison of two sides in turns: revisions, recipes, commands; the gate for CI, bisection, calibration."""

@@ -1,0 +1,214 @@
+"""`wallclock calibrate`: comparisons whose truth is known, simulated and on this machine, and their verdicts."""
+
+import contextlib
+import math
+import multiprocessing
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wallclock.bench.measure.processes import time_process
+from wallclock.reports.stats.verdicts import Array, Rule
+from wallclock.reports.store.schema import Run, RunStatus, Sample
+from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
+from wallclock.reports.views.calibration import BENCHMARK, tallied
+from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
+
+NOISES = ("normal", "drift", "two clock speeds", "heavy tails", "autocorrelated")
+SPREAD = 0.03  # of the simulated noise, as a share: a busy machine's
+WORKLOAD = "for _ in range({}): pass"  # no import: a process lasts as long as this loop
+TARGET_S = 0.06
+IDLE, LOADED = "this machine", "this machine, a core busy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRequest:
+    """What is asked of a calibration.
+
+    Attributes:
+        comparisons: of a program with itself, on this machine.
+        planted: comparisons for each planted worsening.
+        loaded: comparisons of each kind while another process keeps a core busy.
+        simulated: comparisons of each kind of simulated noise.
+        rounds: of each comparison.
+        worsenings: that are planted, as shares.
+        rule: that the verdicts follow.
+        seed: of noise and order.
+    """
+
+    comparisons: int = 200
+    planted: int = 40
+    loaded: int = 20
+    simulated: int = 10_000
+    rounds: int = 12
+    worsenings: tuple[float, ...] = (0.03, 0.05, 0.10)
+    rule: Rule = field(default_factory=Rule)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.comparisons, self.planted, self.loaded, self.simulated) < 0 or self.rounds < 6:
+            raise ValueError(f"comparisons are counts, and rounds is {self.rounds}; expected 6 or more")
+
+
+def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, seed: int) -> tuple[Array, Array, Array]:
+    """Returns times of base, head and base again, [comparisons, rounds], with noise of a kind.
+
+    Each round has three slots, one after the other, and the arms take them in an order drawn for each round.
+
+    Args:
+        noise: of `NOISES`: "normal"; "drift", the machine slows by a fifth from first to last, besides; "two clock
+            speeds", a turn in four runs 8% slower; "heavy tails", Student's t of 2 degrees; "autocorrelated", of
+            neighbouring slots by 0.8.
+        comparisons: how many.
+        rounds: of each.
+        planted: share by which the head takes longer.
+        seed: of the drawing.
+    """
+    draw = np.random.default_rng([seed, NOISES.index(noise), round(1e6 * planted)])
+    shape = (comparisons, rounds, 3)
+    slots = draw.normal(0, SPREAD, shape)
+    if noise == "drift":
+        slots += np.linspace(0, 0.2, 3 * rounds).reshape(1, rounds, 3)
+    elif noise == "two clock speeds":
+        slots = 0.2 * slots + 0.08 * (draw.random(shape) < 0.25)
+    elif noise == "heavy tails":
+        slots = SPREAD * draw.standard_t(2, shape)
+    elif noise == "autocorrelated":
+        fresh = slots.reshape(comparisons, -1)
+        for at in range(1, fresh.shape[1]):
+            fresh[:, at] = 0.8 * fresh[:, at - 1] + math.sqrt(1 - 0.8**2) * fresh[:, at]
+    order = draw.permuted(np.broadcast_to(np.arange(3), shape), axis=-1)
+    base, head, again = (np.take_along_axis(slots, order, axis=-1)[..., arm] for arm in range(3))
+    return np.exp(base), (1 + planted) * np.exp(head), np.exp(again)
+
+
+class CalibrationRun:
+    """One calibration, recorded as it goes.
+
+    Args:
+        request: what to run.
+        writer: where records go.
+    """
+
+    def __init__(self, request: CalibrationRequest, writer: RunWriter) -> None:
+        self.request, self.writer = request, writer
+
+    def execute(self, observe: Callable[[str], None]) -> RunStatus:
+        """Simulates and measures, and ends the records.
+
+        Args:
+            observe: is told what is under way, in a line.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+            RuntimeError: if the workload cannot run.
+        """
+        with self.writer:
+            if self.request.simulated:
+                self._simulate(observe)
+            if self.request.comparisons or self.request.planted or self.request.loaded:
+                self._measure(observe)
+            self.writer.finish()
+        return "done"
+
+    def _simulate(self, observe: Callable[[str], None]) -> None:
+        request = self.request
+        for noise in NOISES:
+            for planted in sorted({0.0, request.rule.tolerance, *request.worsenings}):
+                sides = simulated_times(noise, request.simulated, request.rounds, planted, request.seed)
+                for metric, value in tallied(*sides, planted, request.rule).items():
+                    unit = "fraction" if metric.endswith(("power", "detectable")) else "count"
+                    self.writer.add(self._sample(metric, unit, value, f"{noise}, simulated", planted))
+            observe(f"simulated {request.simulated:,} comparisons of each kind: {noise}")
+
+    def _measure(self, observe: Callable[[str], None]) -> None:
+        """Measures comparisons in a drawn order, so that no kind has an hour of its own."""
+        request = self.request
+        loops, more = self._sized()
+        for noise, same, each in (
+            (IDLE, request.comparisons, request.planted),
+            (LOADED, request.loaded, request.loaded),
+        ):
+            kinds = [0.0] * same + [w for w in request.worsenings for _ in range(each)]
+            random.Random(request.seed).shuffle(kinds)
+            with _busy_core() if noise == LOADED and kinds else contextlib.nullcontext():
+                for number, planted in enumerate(kinds):
+                    self._compare(noise, planted, number, loops, loops + round(planted * more))
+                    if number % 20 == 19 or number + 1 == len(kinds):
+                        observe(f"{noise}: {number + 1} of {len(kinds)} comparisons of {request.rounds} rounds")
+
+    def _sized(self) -> tuple[int, float]:
+        """Loops of the workload, and the loops that take as long as the whole process does."""
+        empty = statistics.median(_seconds(0) for _ in range(9))
+        loops = 1_000_000
+        one = (statistics.median(_seconds(loops) for _ in range(9)) - empty) / loops
+        loops = round(max(0.01, TARGET_S - empty) / one)
+        whole = statistics.median(_seconds(loops) for _ in range(9))
+        return loops, whole / one
+
+    def _compare(self, noise: str, planted: float, number: int, loops: int, head_loops: int) -> None:
+        samples = []
+        for round_ in range(self.request.rounds):
+            arms = [(BASE, loops), (HEAD, head_loops), (AGAIN, loops)]
+            random.Random(f"{self.request.seed} {noise} {number} {round_}").shuffle(arms)
+            for slot, (arm, count) in enumerate(arms):
+                at = {"arm": arm, "round": round_, "slot": slot, "parameters": {"comparison": number}}
+                samples.append(self._sample("process_s", "s", _seconds(count), noise, planted, **at))
+        self.writer.add(*samples)
+
+    def _sample(self, metric: str, unit: str, value: float, case: str, planted: float, **fields: Any) -> Sample:
+        parameters = {"planted": planted} | fields.pop("parameters", {})
+        same: dict[str, Any] = {"benchmark": BENCHMARK, "better": "lower", "parameters": parameters}
+        return Sample(metric=metric, unit=unit, value=value, case=case, **same, **fields)
+
+
+def _seconds(loops: int) -> float:
+    """Time of a fresh process that loops so often."""
+    command = [sys.executable, "-I", "-S", "-c", WORKLOAD.format(loops)]
+    done = time_process(command, directory=Path(), environment={}, timeout_s=60.0)
+    if done.code:
+        raise RuntimeError(f"the workload ended with {done.code}: {done.errors.strip()}")
+    return done.seconds
+
+
+@contextlib.contextmanager
+def _busy_core() -> Iterator[None]:
+    """Keeps a core busy meanwhile, by fits and starts, as a neighbour does."""
+    neighbour = multiprocessing.get_context("spawn").Process(target=_work, daemon=True)
+    neighbour.start()
+    try:
+        yield
+    finally:
+        neighbour.kill()
+        neighbour.join()
+
+
+def _work() -> None:
+    while True:
+        sum(range(10_000_000))
+
+
+def new_calibration(request: CalibrationRequest, out: Path, command: str) -> CalibrationRun:
+    """Returns a calibration as a new run under `out`, ready to be executed.
+
+    Args:
+        request: what to run.
+        out: folder that holds runs.
+        command: as typed.
+    """
+    from wallclock.bench.measure.environment import provenance
+
+    run = Run(
+        run_id=new_run_id("calibration"),
+        started_utc=utc_now(),
+        command=command,
+        request={"benchmark": BENCHMARK, **asdict(request)},
+        **provenance("cpu"),
+    )
+    return CalibrationRun(request, RunWriter.create(out, run))

@@ -1,0 +1,80 @@
+"""What a training step does, counted: the same code gives the same figures on any day, busy machine or not.
+
+`python -m wallclock.bench.compare.counts "sprint batch_size=8"` prints operator calls and the bytes that they allocate
+in one step, and, where
+the recipe compiles, graphs and graph breaks: lines that `wallclock gate --counts` compares.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from wallclock.bench.compare.recipe_turn import parse_recipe, turns_of
+
+
+class Tally(TorchDispatchMode):
+    """Counts operators, and the bytes of outputs that share no memory with an input.
+
+    Attributes:
+        operators: calls.
+        allocated_bytes: of new outputs; what an operator needs inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators, self.allocated_bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operators += 1
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        made = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in tree_leaves(out)
+            if isinstance(t, torch.Tensor)
+        }
+        self.allocated_bytes += sum(size for place, size in made.items() if place not in given)
+        return out
+
+
+def counted(text: str) -> dict[str, tuple[float, str]]:
+    """Returns what one turn of a recipe on the CPU does: metric, value and unit.
+
+    Args:
+        text: as `bench.compare.recipe_turn.parse_recipe` takes it.
+
+    Raises:
+        ValueError: if there is no such recipe or field.
+    """
+    task, recipe, options = parse_recipe(text, "cpu")
+    compiled = recipe.implementations.compile
+    with ExitStack() as stack:
+        turn = turns_of(task, recipe, options, "cpu")("recipe", recipe)(stack)
+        turn()
+        figures: dict[str, tuple[float, str]] = {}
+        if compiled:  # the operators are inside the graphs
+            from torch._dynamo.utils import counters
+
+            turn()
+            figures["graphs"] = (float(counters["stats"]["unique_graphs"]), "count")
+            figures["graph_breaks"] = (float(sum(counters["graph_break"].values())), "count")
+        else:
+            with Tally() as tally:
+                turn()
+            figures["operators"] = (float(tally.operators), "count")
+            figures["allocated"] = (float(tally.allocated_bytes), "allocated bytes")
+    return figures
+
+
+if __name__ == "__main__":
+    try:
+        for name, (value, unit) in counted(" ".join(sys.argv[1:])).items():
+            print(json.dumps({"metric": name, "value": value, "unit": unit}))
+    except ValueError as error:
+        sys.exit(f"wallclock: {error}")

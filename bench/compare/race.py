@@ -1,0 +1,180 @@
+"""One side of a race to an accuracy: our recipe, or somebody's program, trained whole, in a process of its own.
+
+    python -m wallclock.bench.compare.race sprint --data DATA
+    python -m wallclock.bench.compare.race peers/cifar10-airbench/airbench94_muon.py --data DATA
+
+prints the time and the accuracy of each run, as lines that `wallclock compare` reads. The clock is airbench's, which
+`train_eval_s` follows: whitening, training and the final augmented evaluation; loading, moving and compiling before it,
+looks at the accuracy on the way beside it.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wallclock.bench.compare.rounds import ROUND
+from wallclock.bench.measure.environment import resolve_device
+from wallclock.bench.measure.numerics import numerics
+from wallclock.bench.measure.timing import RunClocks, now_s
+from wallclock.bench.tasks.cifar.run import load_split
+from wallclock.bench.tasks.cifar.trainer import Finished, Trainer, check_runnable
+from wallclock.loaders.batches import Split
+from wallclock.models.recipes import get_recipe
+from wallclock.models.recipes.override import override
+
+WARM_UP_IMAGES = 4000  # two of airbench's batches
+
+# What a program for a GPU says where a CPU is meant, and what it says then: bfloat16, which CPUs multiply, for half.
+FOR_A_CPU = {
+    ".cuda()": "",
+    'torch.device("cuda")': 'torch.device("cpu")',
+    'device="cuda"': 'device="cpu"',
+    ".half()": ".bfloat16()",
+    "torch.half": "torch.bfloat16",
+    ".pin_memory()": "",
+}
+
+
+def own_runs(text: str, split: Split, device: str, seeds: range) -> Iterator[tuple[float, float]]:
+    """Yields time in seconds and accuracy of each run of a recipe.
+
+    Args:
+        text: its name, then fields to set, such as `sprint epochs=8`.
+        split: data.
+        device: "cpu" or "cuda".
+        seeds: one for each run.
+
+    Raises:
+        ValueError: if there is no such recipe or field, or it cannot run here.
+    """
+    name, *changes = text.split()
+    recipe = override(get_recipe(name, device), *changes)
+    place = torch.device(device)
+    check_runnable(recipe, split, place)
+    for seed in seeds:
+        with numerics(seed=seed, keep_heap=recipe.implementations.keep_heap):
+            trainer = Trainer(recipe, split, device=place, seed=seed, clocks=RunClocks(place))
+            for event in trainer.train(look=False):
+                if isinstance(event, Finished):
+                    yield event.train_eval_s, event.accuracy
+
+
+class _Event:
+    """What `torch.cuda.Event` is to a program that runs on a CPU."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._at_s = 0.0
+
+    def record(self) -> None:
+        self._at_s = now_s()
+
+    def elapsed_time(self, later: "_Event") -> float:
+        return 1e3 * (later._at_s - self._at_s)
+
+
+def peer_runs(
+    path: Path, split: Split, device: str, seeds: range, *, compiled: bool = False
+) -> Iterator[tuple[float, float]]:
+    """Yields time in seconds and accuracy of each run of a program made like airbench94_muon.py.
+
+    On a GPU its own text runs, compiled, after a warm-up run on labels of no meaning, as its authors start it. On a CPU
+    it runs with what `FOR_A_CPU` says: eagerly and without that run, or compiled, after one on few images.
+
+    Args:
+        path: of it; it has `CifarNet`, `main(run, model)` and `print_training_details(variables, is_final_entry)`.
+        split: data, which it finds where it looks for it.
+        device: "cpu" or "cuda".
+        seeds: one for each run.
+        compiled: on a CPU too.
+
+    Raises:
+        ValueError: if the program is not made so.
+    """
+    source = path.read_text(encoding="utf-8")
+    told: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        program = Path(place) / path.name
+        if device == "cpu":
+            for gpu, cpu in FOR_A_CPU.items():
+                source = source.replace(gpu, cpu)
+            if not compiled:
+                eagerly: Any = torch
+                eagerly.compile = _as_it_is
+            for name, stand_in in (("Event", _Event), ("synchronize", lambda: None)):
+                setattr(torch.cuda, name, stand_in)
+        program.write_text(source, encoding="utf-8")
+        images = Path(place) / "cifar10"
+        _write_tensors(split, images)
+        os.chdir(place)
+        sys.argv = [str(program)]  # which it reads, to log its own text
+        made = runpy.run_path(str(program), run_name="peer")
+        main, printed = made.get("main"), made.get("print_training_details")
+        if main is None or printed is None or "CifarNet" not in made:
+            raise ValueError(f"{path} has not CifarNet, main and print_training_details; it is no airbench94_muon.py")
+        names = main.__globals__
+
+        def listen(variables: dict[str, Any], **rest: Any) -> None:
+            told.append(dict(variables))
+            printed(variables, **rest)
+
+        names["print_training_details"] = listen
+        model = made["CifarNet"]().to(device, memory_format=torch.channels_last)
+        if device == "cuda":
+            model.compile(mode="max-autotune")
+            main("warmup", model)
+        elif compiled:  # every shape of the run, in few batches
+            model.compile()
+            few = Split(split.train.subset(slice(0, WARM_UP_IMAGES)), split.test.subset(slice(0, WARM_UP_IMAGES // 2)))
+            _write_tensors(few, images)
+            main("warmup", model)
+            _write_tensors(split, images)
+        for seed in seeds:
+            torch.manual_seed(seed)
+            told.clear()
+            main(seed, model)
+            yield float(told[-1]["time_seconds"]), float(told[-1]["tta_val_acc"])
+
+
+def _as_it_is(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    return function if function is not None else _as_it_is
+
+
+def _write_tensors(split: Split, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, part in (("train", split.train), ("test", split.test)):
+        kept = {"images": part.images_NHWC.cpu(), "labels": part.labels.cpu(), "classes": list(part.classes)}
+        torch.save(kept, folder / f"{name}.pt")
+
+
+def main() -> None:
+    """Runs one side and prints what each run took and reached."""
+    parser = argparse.ArgumentParser(prog="python -m wallclock.bench.compare.race", description=__doc__.split("\n")[0])
+    parser.add_argument("side", nargs="+", help="a recipe and fields to set, or the path of a program")
+    parser.add_argument("--data", required=True, help="as `wallclock run cifar` takes it")
+    parser.add_argument("--runs", type=int, default=1, help="in this process; on a GPU more share one compilation")
+    parser.add_argument("--compile", action="store_true", help="a program on a CPU too; on a GPU it always is")
+    parser.add_argument("--device", default="auto")
+    asked = parser.parse_args()
+    device = resolve_device(asked.device)
+    split, first = load_split(asked.data, "test"), asked.runs * int(os.environ.get(ROUND, "0"))
+    path, seeds = Path(asked.side[0]), range(first, first + asked.runs)
+    runs = peer_runs(path, split, device, seeds, compiled=asked.compile) if path.suffix == ".py" else None
+    for seconds, accuracy in runs or own_runs(" ".join(asked.side), split, device, seeds):
+        print(json.dumps({"metric": "train_eval_s", "value": seconds, "unit": "s"}))
+        accuracy_line = {"metric": "final_accuracy", "value": accuracy, "unit": "fraction", "better": "higher"}
+        print(json.dumps(accuracy_line), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"wallclock: {error}")

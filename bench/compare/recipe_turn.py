@@ -1,0 +1,74 @@
+"""One turn of a recipe in a process of its own: what `wallclock compare sprint wrn22` runs on each side.
+
+`python -m wallclock.bench.compare.recipe_turn "wgan/lesson precision=bf16"` builds, warms up with one turn, and prints
+what another took,
+as lines that `bench.compare.rounds` reads.
+"""
+
+import json
+import sys
+from contextlib import ExitStack
+from importlib import import_module
+from typing import Any
+
+from wallclock.bench.ablation.run import Turns
+from wallclock.models.recipes import get_cyclegan_recipe, get_recipe, get_wgan_recipe
+from wallclock.models.recipes.override import override
+
+GETTERS: dict[str, Any] = {"cifar": get_recipe, "wgan": get_wgan_recipe, "cyclegan": get_cyclegan_recipe}
+OPTIONS = {"data": "synthetic", "device": "auto", "seed": "0"}
+
+
+def parse_recipe(text: str, device_type: str) -> tuple[str, Any, dict[str, str]]:
+    """Returns the task, the recipe with its fields set, and what else decides a turn.
+
+    Args:
+        text: `sprint`, or `wgan/lesson`, then words such as `precision=bf16`, `data=PATH`, `device=cpu`, `seed=1`.
+        device_type: for which the recipe's implementations are chosen.
+
+    Raises:
+        ValueError: if there is no such task, recipe or field.
+    """
+    named, *words = text.split()
+    task, slash, name = named.partition("/")
+    if not slash:
+        task, name = "cifar", named
+    if task not in GETTERS:
+        raise ValueError(f"no task '{task}'; tasks: {', '.join(GETTERS)}")
+    recipe, options = GETTERS[task](name, device_type), dict(OPTIONS)
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in options:
+            options[key] = value
+        else:
+            recipe = override(recipe, word)
+    return task, recipe, options
+
+
+def turns_of(task: str, recipe: Any, options: dict[str, str], device_type: str) -> Turns:
+    """Returns what takes a recipe's turns, with its data loaded."""
+    asked: dict[str, Any] = {"recipe": recipe, "data": options["data"]}
+    asked |= {"device": device_type, "seed": int(options["seed"])}
+    module: Any = import_module(f"wallclock.bench.tasks.{task}.ablation")
+    return module.turns(module.AblationRequest(**asked))
+
+
+def main() -> None:
+    """Takes a warm-up turn and a measured one, and prints the measured one's figures."""
+    from wallclock.bench.measure.environment import resolve_device
+
+    text = " ".join(sys.argv[1:])
+    device_type = resolve_device(parse_recipe(text, "cpu")[2]["device"])
+    task, recipe, options = parse_recipe(text, device_type)
+    with ExitStack() as stack:
+        turn = turns_of(task, recipe, options, device_type)("recipe", recipe)(stack)
+        turn()
+        for metric, unit, value in turn().figures:
+            print(json.dumps({"metric": metric, "value": value, "unit": unit}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"wallclock: {error}")

@@ -1,0 +1,91 @@
+"""All that a training goes on from, as one safetensors file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wallclock.reports.store.write import StoreError
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Mapping[str, Any], recipe: Any) -> None:
+    """Writes a checkpoint in one piece: the file that is there is replaced when the new one is whole.
+
+    Args:
+        path: of the file.
+        state: tensors by name.
+        position: where the training is, as JSON types.
+        recipe: a `Resolvable`: kept whole, so that the weights can be used without the run.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    part = path.with_suffix(".part")
+    metadata = {"position": json.dumps(dict(position)), "recipe_hash": recipe.hash()}
+    metadata["recipe"] = json.dumps(recipe.resolved())
+    try:
+        save_file({name: t.detach().contiguous() for name, t in state.items()}, part, metadata=metadata)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error}; make room, then go on with --resume") from None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Returns the tensors of a checkpoint, on the CPU, and what is told beside them.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        StoreError: if it is damaged, or no checkpoint.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "position" not in metadata:
+                raise KeyError("no position")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); start a new run") from None
+
+
+def load_checkpoint(path: Path, state: Mapping[str, torch.Tensor], recipe: Any) -> dict[str, torch.Tensor]:
+    """Checks that a checkpoint is one of a training, and returns its tensors.
+
+    Args:
+        path: of the file.
+        state: of the training, fresh.
+        recipe: of the training.
+
+    Raises:
+        StoreError: if it is damaged, or one of another recipe.
+    """
+    stored, metadata = read_checkpoint(path)
+    if metadata.get("recipe_hash") != recipe.hash():
+        raise StoreError(f"{path} is of another recipe; start a new run")
+    if set(state) != set(stored) or any(state[name].shape != stored[name].shape for name in state):
+        raise StoreError(f"{path} holds other tensors than this version's; start a new run")
+    return stored
+
+
+def read_position(path: Path) -> dict[str, Any]:
+    """Returns where the training was, as `save_checkpoint` was told.
+
+    Raises:
+        StoreError: if the file is damaged.
+    """
+    _, metadata = read_checkpoint(path)
+    try:
+        return dict(json.loads(metadata["position"]))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); start a new run") from None

@@ -1,0 +1,1 @@
+"""Measuring: the timer, processes, telemetry, the machine, its numerics, profiles, drawn turns."""

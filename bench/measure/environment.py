@@ -1,0 +1,265 @@
+"""Where a measurement runs: provenance for the records, what this machine can do and why not, GPU telemetry."""
+
+import functools
+import hashlib
+import os
+import platform
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from wallclock.bench.measure.telemetry import Telemetry
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAG_PREFIXES = (
+    "CUDA_",
+    "CUBLAS_",
+    "OMP_",
+    "MKL_",
+    "PYTORCH_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "MALLOC_",
+    "GLIBC_",
+)
+
+
+def _git(*arguments: str) -> str | None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def source_hash() -> str:
+    """Returns twelve hex digits of the sha256 over all Python sources of the five packages, paths included."""
+    from wallclock import PACKAGES
+
+    digest = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+
+
+def cpu_name() -> str:
+    """Returns the CPU's model name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Returns the CPU's instruction-set flags as Linux names them; empty where it does not."""
+    return frozenset(_cpuinfo().get("flags", "").split())
+
+
+def _cgroup(name: str) -> str:
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def cpu_cores() -> int:
+    """Returns the cores this process may use: its affinity, or the control group's quota if that is less."""
+    cores = len(os.sched_getaffinity(0))
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
+
+
+def memory_bytes() -> int:
+    """Returns the memory this process may use: the machine's, or the control group's limit if that is less."""
+    import psutil
+
+    total, limit = int(psutil.virtual_memory().total), _cgroup("memory.max")
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def last_level_cache_bytes() -> int:
+    """Returns the size of the CPU's largest cache; 32 MiB where Linux does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
+    return max(sizes, default=32 << 20)
+
+
+def package_version(name: str) -> str | None:
+    """Returns the version of an installed distribution without importing it, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _torch_version() -> dict[str, Any]:
+    """What torch says of its version and CUDA's, without the two seconds that importing it takes."""
+    spec = find_spec("torch")
+    return {} if spec is None or spec.origin is None else runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+
+
+def _flags() -> dict[str, str]:
+    """The environment variables that decide how torch and its libraries compute; where files lie decides nothing."""
+    return {
+        key: value
+        for key, value in sorted(os.environ.items())
+        if key.startswith(FLAG_PREFIXES) and not key.endswith(("_DIR", "_PATH", "_HOME"))
+    }
+
+
+def resolve_device(name: str) -> str:
+    """Returns "cpu" or "cuda".
+
+    Args:
+        name: one of them, or "auto" for the GPU where there is one.
+
+    Raises:
+        ValueError: if there is no such device, or none that answers.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device is '{name}'; expected cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA GPU answers here; `wallclock env` says why. Use --device cpu")
+    return name
+
+
+def provenance(device_type: str) -> dict[str, Any]:
+    """Returns the fields of `reports.Run` that describe machine, software and source.
+
+    Args:
+        device_type: "cuda" or "cpu"; a run on the CPU records no GPU, although the machine may have one.
+    """
+    status = _git("status", "--porcelain")
+    fields: dict[str, Any] = {
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "source_hash": source_hash(),
+        "host": platform.node(),
+        "cpu": cpu_name(),
+        "cpu_cores": cpu_cores(),
+        "memory_bytes": memory_bytes(),
+        "python": platform.python_version(),
+        "torch": _torch_version().get("__version__"),
+        "triton": package_version("triton"),
+        "cuda": _torch_version().get("cuda"),
+        "environment": {
+            "platform": platform.platform(),
+            "cpu_bf16": ",".join(sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})) or "none",
+            **_flags(),
+        },
+    }
+    if device_type == "cuda":
+        import torch
+
+        with Telemetry() as telemetry:
+            fields |= {
+                "gpu_name": torch.cuda.get_device_name(),
+                "gpu_driver": telemetry.driver(),
+                "gpu_power_limit_w": telemetry.power_limit_w(),
+                "gpu_clocks_locked": telemetry.clocks_locked(),
+            }
+        fields["environment"]["cudnn"] = str(torch.backends.cudnn.version())
+    return fields
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Something a benchmark may need.
+
+    Attributes:
+        name: of it.
+        available: whether this machine has it.
+        detail: what was found, or why not.
+        install: the next step where it is missing and can be had; empty otherwise.
+    """
+
+    name: str
+    available: bool
+    detail: str
+    install: str = ""
+
+
+EXTRAS = (
+    ("lmdb", "lmdb", "LSUN's LMDB export"),
+    ("quality", "torch-fidelity", "FID, KID and others"),
+    ("ray", "ray", "rounds and trials on many machines"),
+    ("tune", "optuna", "tuning of recipes"),
+)
+
+
+def capabilities() -> list[Capability]:
+    """Returns what this machine can run, what it cannot and why, and what to install."""
+    import torch
+
+    from wallclock.kernels.spec import cpp_compiler
+
+    found: list[Capability] = []
+    gpu = torch.cuda.is_available()
+    if gpu:
+        major, minor = torch.cuda.get_device_capability()
+        detail = f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}"
+        found.append(Capability("CUDA GPU", True, detail))
+    elif torch.version.cuda is None:
+        hint = "install the CUDA build of torch"
+        found.append(Capability("CUDA GPU", False, f"torch {torch.__version__} is built without CUDA", hint))
+    else:
+        seen = bool(list(Path("/dev").glob("nvidia[0-9]*")))
+        why = "a GPU is there, but its driver does not answer" if seen else "no NVIDIA GPU in this machine"
+        found.append(Capability("CUDA GPU", False, why, "install or update the NVIDIA driver" if seen else ""))
+    bf16 = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    detail = ", ".join(bf16) if bf16 else "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
+    found.append(Capability("bf16 on the CPU", bool(bf16), detail))
+    compiler = cpp_compiler()
+    hint = "" if compiler else "install g++ (Debian: apt install g++)"
+    found.append(Capability("torch.compile on the CPU", compiler is not None, compiler or "no C++ compiler", hint))
+    triton = package_version("triton")
+    if triton is None:
+        found.append(Capability("Triton kernels", False, "triton is not installed", "uv add triton"))
+    elif gpu:
+        found.append(Capability("Triton kernels", True, f"triton {triton}"))
+    else:
+        why = f"triton {triton} without a GPU runs in its interpreter only (TRITON_INTERPRET=1): right, but slow"
+        found.append(Capability("Triton kernels", False, why))
+    dali = next((v for n in ("nvidia-dali-cuda130", "nvidia-dali-cuda120") if (v := package_version(n))), None)
+    where = "" if gpu else ", on the CPU only"
+    hint = "" if dali else "uv sync --extra dali"
+    found.append(Capability("DALI", dali is not None, f"{dali}{where}" if dali else "not installed", hint))
+    for extra, package, what in EXTRAS:
+        version = package_version(package)
+        detail, hint = (f"{package} {version}", "") if version else ("not installed", f"uv sync --extra {extra}")
+        found.append(Capability(what, version is not None, detail, hint))
+    with Telemetry() as telemetry:
+        answer = telemetry.driver()
+        found.append(
+            Capability("NVML telemetry", answer is not None, f"driver {answer}" if answer else telemetry.unavailable)
+        )
+    free = shutil.disk_usage(Path.cwd()).free
+    hint = "" if free > 1 << 30 else "make room, or write elsewhere with --out"
+    found.append(Capability("disk space", free > 1 << 30, f"{free / 2**30:.0f} GiB free here", hint))
+    return found
+
+
+def machine() -> str:
+    """Returns one line that names the machine, without importing torch."""
+    torch_version = package_version("torch") if find_spec("torch") else "no torch"
+    hardware = f"{cpu_name()}, {cpu_cores()} cores, {memory_bytes() / 2**30:.0f} GiB"
+    return f"{hardware}; Python {sys.version.split()[0]}, torch {torch_version}"

@@ -1,0 +1,98 @@
+"""Calls sent to whatever nodes a Ray cluster has; each has one whole GPU, or a set number of CPUs.
+
+A call whose node or worker dies is made again elsewhere.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wallclock.bench.measure.environment import package_version
+from wallclock.bench.measure.turns import DIED, ContenderFailed
+
+ATTEMPTS = 3
+
+
+def unavailable() -> str:
+    """Returns why nothing can be sent to other machines; empty if it can."""
+    return "" if package_version("ray") else "Ray is not installed; uv sync --extra ray"
+
+
+def connect(device: str, cpus: int) -> None:
+    """Joins the cluster of this machine, or starts one of its own, and refuses one that holds no call.
+
+    Args:
+        device: "cpu" or "cuda".
+        cpus: of a call, where it needs no GPU.
+
+    Raises:
+        ValueError: if Ray is not installed, or no node could hold a call.
+    """
+    if why_not := unavailable():
+        raise ValueError(why_not)
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="auto" if _cluster_runs() else None, log_to_driver=False, include_dashboard=False)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = {"GPU": 1} if device == "cuda" else {"CPU": cpus}
+    if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
+        told = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
+        raise ValueError(f"no node of the cluster has {told} for a cell; see `ray status`, or give --cpus")
+
+
+def _cluster_runs() -> bool:
+    """Whether this machine belongs to a cluster that has been started; without one, Ray starts a node of its own."""
+    return "RAY_ADDRESS" in os.environ or Path("/tmp/ray/ray_current_cluster").exists()
+
+
+def call_everywhere(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    device: str,
+    cpus: int,
+    done: Callable[[int, int, Any], None],
+    died: Callable[[int, str], None],
+) -> None:
+    """Makes all calls, on whatever node is free; those under way are cancelled if one cannot be made.
+
+    Args:
+        function: to call; importable on every node.
+        arguments: of each call; what is large is put there by `ray.put`.
+        device: see `connect`.
+        cpus: see `connect`.
+        done: is given each call's place, its attempt from 1, and what it returned.
+        died: is told each call's place and what kind of end its worker came to, before it is made again.
+
+    Raises:
+        ContenderFailed: if the function raises, or a call's workers died `ATTEMPTS` times.
+    """
+    import ray
+
+    gpus = 1 if device == "cuda" else 0
+    task = ray.remote(max_retries=0, num_gpus=gpus, num_cpus=1 if gpus else cpus)(function)
+    waiting: dict[Any, tuple[int, int]] = {}  # of each call under way its place and attempt
+    try:
+        for place, each in enumerate(arguments):
+            waiting[task.remote(*each)] = place, 1
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            place, attempt = waiting.pop(ready)
+            try:
+                returned = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                why = str(error).strip().splitlines()[-1]
+                raised = isinstance(error, ray.exceptions.RayTaskError)
+                if raised and DIED not in why:  # what was run, not what ran it
+                    raise ContenderFailed(f"call {place}: {why}") from None
+                if attempt == ATTEMPTS:
+                    raise ContenderFailed(f"call {place}: a worker died {ATTEMPTS} times; {why}") from None
+                died(place, type(error).__name__)
+                waiting[task.remote(*arguments[place])] = place, attempt + 1
+                continue
+            done(place, attempt, returned)
+    finally:
+        for waited in waiting:
+            ray.cancel(waited, force=True)

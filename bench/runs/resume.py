@@ -1,0 +1,38 @@
+"""Going on with a run that was interrupted, stopped or killed: one run is one measurement, or it is refused."""
+
+from pathlib import Path
+from typing import Any
+
+from wallclock.reports.store.read import read_unfinished, settings
+from wallclock.reports.store.schema import PLACE, Run
+from wallclock.reports.store.write import StoreError
+
+
+def begun_run(path: Path, benchmark: str) -> Run:
+    """Returns the unfinished run in the directory `path`.
+
+    Raises:
+        StoreError: if it is finished, there is none, or it is one of another benchmark.
+    """
+    run = read_unfinished(path)
+    if run.request.get("benchmark") != benchmark:
+        raise StoreError(f"{path} is a run of {run.request.get('benchmark')}, not of {benchmark}; start a new one")
+    return run
+
+
+def check_same_place(run: Run, here: dict[str, Any], path: Path) -> None:
+    """Refuses to go on where a sample would mean something else than those before.
+
+    Args:
+        run: that was begun.
+        here: the provenance of this process.
+        path: of the run.
+
+    Raises:
+        StoreError: if machine, versions, sources or settings differ; says in what.
+    """
+    then = {name: getattr(run, name) for name in PLACE} | settings(run.environment)
+    now = {name: here.get(name) for name in PLACE} | settings(here["environment"])
+    changes = [f"{k}: {then.get(k)} then, {now.get(k)} now" for k in {**then, **now} if then.get(k) != now.get(k)]
+    if changes:
+        raise StoreError(f"{path} was begun under other conditions ({'; '.join(changes)}); start a new run")

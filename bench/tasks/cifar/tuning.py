@@ -1,0 +1,471 @@
+"""A recipe's fields searched with Optuna: the least time that reaches a target, on the tuning split alone.
+
+A study is a folder: the storage, a run for each trial, `trials.parquet`, and a page of plots. Several processes may
+work on one; a trial whose process was killed is done again, and its run goes on where its records end.
+"""
+
+import itertools
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wallclock.bench.measure.environment import package_version
+from wallclock.bench.tasks.cifar.run import (
+    CifarRequest,
+    GivenUp,
+    Observer,
+    SeedDiverged,
+    SeedEvent,
+    load_split,
+    new_run,
+    resumed_run,
+)
+from wallclock.bench.tasks.cifar.trainer import Evaluated, Finished, check_runnable
+from wallclock.loaders.batches import DataError
+from wallclock.models.recipes.recipe import Recipe
+from wallclock.models.recipes.search import Dimension, changed, check, current
+from wallclock.reports.store.read import load
+from wallclock.reports.store.write import StoreError
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+STORAGE, TRIALS, PAGE = "study.db", "trials.parquet", "study.html"
+NAME = "wallclock"
+# Of a recipe's final accuracy from seed to seed, and how many results that assumption weighs; hiverge's 2,000 runs of
+# one recipe have 0.0013 on 10,000 images, and half as many vary more.
+ACCURACY_SD, ACCURACY_SD_WEIGHS = 0.0015, 8
+TENTHS = 10  # of a schedule: where a trial's accuracy is held against the others'
+KEPT_PERCENT, KEPT_FROM_TRIALS, KEPT_FROM_TENTHS = 75.0, 5, 2
+HEARTBEAT_S = 10
+PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "slice", "intermediate_values", "timeline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningRequest:
+    """What is searched.
+
+    Attributes:
+        recipe: what the fields belong to; the first trial is the recipe as it is.
+        data: as `wallclock run cifar` takes it; only its training set is used.
+        target: accuracy on the tuning split, a fraction in (0, 1).
+        device: "cpu" or "cuda".
+        dimensions: fields and ranges.
+        seeds: of each trial.
+        reach: probability that a single run reaches the target, which a trial must have.
+        settings: of the recipe, as `--set` gave them.
+
+    Raises:
+        ValueError: if a number is out of range, or the recipe does not take a dimension.
+    """
+
+    recipe: Recipe
+    data: str
+    target: float
+    device: str
+    dimensions: tuple[Dimension, ...]
+    seeds: int = 1
+    reach: float = 0.5
+    settings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}; expected at least 1")
+        if not 0 < self.reach < 1:
+            raise ValueError(f"reach is {self.reach:g}; expected a probability between 0 and 1, such as 0.5")
+        check(self.recipe, self.dimensions)
+        self.trial_request(self.recipe)
+
+    def trial_request(self, recipe: Recipe) -> CifarRequest:
+        """Returns what a trial runs: always the tuning split, so that no choice rests on a test image."""
+        return CifarRequest(
+            recipe=recipe,
+            data=self.data,
+            target=self.target,
+            seeds=self.seeds,
+            device=self.device,
+            split="tune",
+            phases=0,
+        )
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what two processes must agree on to share a study."""
+        return {
+            "recipe": self.recipe.resolved(),
+            "content_hash": load_split(self.data, "tune").content_hash,
+            "target": self.target,
+            "device": self.device,
+            "dimensions": [each.stored() for each in self.dimensions],
+            "seeds": self.seeds,
+            "reach": self.reach,
+        }
+
+
+def unavailable() -> str:
+    """Returns why nothing can be tuned; empty if it can."""
+    return "" if package_version("optuna") else "Optuna is not installed; uv sync --extra tune"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Optuna's log lines and its notices of experimental features to itself."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            yield
+        finally:
+            optuna.logging.set_verbosity(before)
+
+
+def storage_in(folder: Path) -> "BaseStorage":
+    """Returns the storage of a study's folder; a trial whose process gives no sign of life is queued again."""
+    import optuna
+
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{(folder / STORAGE).resolve()}",
+        engine_kwargs={"connect_args": {"timeout": 60}},
+        heartbeat_interval=HEARTBEAT_S,
+        grace_period=3 * HEARTBEAT_S,
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+    )
+
+
+def joined(storage: "BaseStorage") -> "Study":
+    """Returns the study in a storage, made if it is not there."""
+    import optuna
+
+    return optuna.create_study(
+        storage=storage,
+        study_name=NAME,
+        load_if_exists=True,
+        direction="minimize",
+        sampler=optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True),
+        pruner=optuna.pruners.PercentilePruner(
+            KEPT_PERCENT, n_startup_trials=KEPT_FROM_TRIALS, n_warmup_steps=KEPT_FROM_TENTHS
+        ),
+    )
+
+
+def open_study(request: TuningRequest, folder: Path) -> "Study":
+    """Returns the study in a folder, which is made if need be; the first trial is then the recipe as it is.
+
+    Raises:
+        ValueError: if the recipe cannot run here, or the folder holds a study of something else; says of what.
+        DataError: if the data are missing or damaged.
+        StoreError: if the folder cannot be written.
+    """
+    if why_not := unavailable():
+        raise ValueError(why_not)
+    check_runnable(request.recipe, load_split(request.data, "tune"), torch.device(request.device))
+    asked = request.stored()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        study = joined(storage_in(folder))
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error.strerror}; choose another --study") from None
+    stored = study.user_attrs.get("request")
+    if stored is None:
+        study.set_user_attr("request", asked)
+        study.enqueue_trial(
+            {each.field: current(request.recipe, each) for each in request.dimensions}, skip_if_exists=True
+        )
+    elif different := sorted(key for key in asked if stored.get(key) != asked[key]):
+        raise ValueError(f"{folder} is a study with another {', '.join(different)}; choose another --study")
+    return study
+
+
+def best_trial(study: "Study") -> "FrozenTrial | None":
+    """Returns the fastest trial that reaches the target with the probability asked for, or None."""
+    try:
+        return study.best_trial
+    except ValueError:
+        return None
+
+
+def needed_accuracy(study: "Study", request: TuningRequest) -> float:
+    """Returns the mean accuracy at which a single run reaches the target with the probability asked for.
+
+    The spread from seed to seed is that within the study's trials, with `ACCURACY_SD` as if from some results more.
+    """
+    squares, freedom = ACCURACY_SD_WEIGHS * ACCURACY_SD**2, ACCURACY_SD_WEIGHS
+    for trial in study.get_trials(deepcopy=False):
+        accuracies = trial.user_attrs.get("accuracies", [])
+        if len(accuracies) > 1:
+            squares += statistics.variance(accuracies) * (len(accuracies) - 1)
+            freedom += len(accuracies) - 1
+    quantile = statistics.NormalDist().inv_cdf(request.reach)
+    return request.target + quantile * (squares / freedom) ** 0.5
+
+
+def unseen(seen: SeedEvent | SeedDiverged) -> None:
+    """Shows an event to nobody."""
+
+
+class Watch:
+    """Sees a trial's events, and gives the trial up where it can no longer win.
+
+    Args:
+        trial: told the accuracy at each tenth of its first seed's schedule.
+        seeds: that the trial has.
+        epochs: of each.
+        needed: mean accuracy that the trial must reach.
+        best_s: time of the fastest trial that does so far; inf if none.
+        finished: accuracies of the seeds that the records of a trial that goes on hold already.
+        then: is shown every event, before the decision.
+
+    Attributes:
+        accuracy: last seen.
+    """
+
+    def __init__(
+        self,
+        trial: "Trial",
+        *,
+        seeds: int,
+        epochs: float,
+        needed: float,
+        best_s: float,
+        finished: Sequence[float] = (),
+        then: Observer = unseen,
+    ) -> None:
+        self._trial, self._seeds, self._epochs, self._then = trial, seeds, epochs, then
+        self._needed, self._best_s = needed, best_s
+        self.accuracy = 0.0
+        self._looks: dict[int, list[tuple[float, float]]] = {}
+        self._finished = list(finished)
+
+    def __call__(self, seen: SeedEvent | SeedDiverged) -> None:
+        """Takes note of an event.
+
+        Raises:
+            GivenUp: if the trial is; says why.
+        """
+        self._then(seen)
+        if isinstance(seen, SeedDiverged):
+            self.accuracy = 0.0
+            raise GivenUp("pruned: it diverged")
+        event = seen.event
+        if isinstance(event, Evaluated):
+            self.accuracy = event.accuracy
+            if event.elapsed_train_eval_s > self._best_s:
+                raise GivenUp(f"pruned: slower than {self._best_s:.4g} s, which reached the target")
+            if seen.seed == min([seen.seed, *self._looks]):
+                self._report(seen.seed, event)
+        elif isinstance(event, Finished):
+            self.accuracy = event.accuracy
+            self._finished.append(event.accuracy)
+            self._check_hope()
+
+    def _report(self, seed: int, event: Evaluated) -> None:
+        looks = self._looks.setdefault(seed, [(0.0, 0.0)])
+        (before, accuracy_before), now = looks[-1], min(1.0, event.epoch / self._epochs)
+        looks.append((now, event.accuracy))
+        for tenth in range(1, TENTHS):
+            if before < tenth / TENTHS <= now:
+                share = (tenth / TENTHS - before) / (now - before)
+                accuracy = accuracy_before + share * (event.accuracy - accuracy_before)
+                self._trial.report(1 - accuracy, tenth)
+                if self._trial.should_prune():
+                    raise GivenUp(f"pruned: {100 - KEPT_PERCENT:g}% of trials are as inaccurate after {tenth}0%")
+
+    def _check_hope(self) -> None:
+        left = self._seeds - len(self._finished)
+        if not left:
+            return
+        mean = statistics.fmean(self._finished)
+        rest = (self._seeds * self._needed - sum(self._finished)) / left
+        if rest > mean + 3 * ACCURACY_SD:
+            raise GivenUp(f"pruned: {100 * mean:.2f}% so far, and {100 * rest:.2f}% is needed of each seed left")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What Optuna minimises: seconds to the target, constrained to reach it.
+
+    Attributes:
+        request: of the study.
+        folder: that holds the runs of its trials.
+        command: as typed, for the records.
+        then: makes what is shown a trial's events, from its number.
+        worker: mark of the process, kept with the trial.
+    """
+
+    request: TuningRequest
+    folder: Path
+    command: str
+    then: Callable[[int], Observer] = lambda number: unseen
+    worker: str = ""
+
+    def __call__(self, trial: "Trial") -> float:
+        """Runs one trial; returns the mean seconds of its seeds, by the `train_eval` clock.
+
+        Raises:
+            optuna.TrialPruned: if it was given up, or cannot run; its attribute `why` says why.
+        """
+        import optuna
+
+        request = self.request
+        trial.set_user_attr("worker", self.worker)
+        values = {each.field: _suggested(trial, each, request.recipe) for each in request.dimensions}
+        best, needed = best_trial(trial.study), needed_accuracy(trial.study, request)
+        best_s = float("inf") if best is None or best.value is None else best.value
+        why, accuracy = "", 0.0
+        try:
+            recipe = changed(request.recipe, values)
+            then, run = self.then(trial.number), self._run(trial, recipe)
+            watch = Watch(
+                trial,
+                seeds=request.seeds,
+                epochs=recipe.epochs,
+                needed=needed,
+                best_s=best_s,
+                finished=_result(run.writer.path)[1] if run.done else (),
+                then=then,
+            )
+            outcome = run.execute(watch)
+            accuracy = watch.accuracy
+            if outcome.status != "done":
+                why = run.stopped or outcome.verdict
+        except (StoreError, DataError):
+            raise
+        except (ValueError, RuntimeError, MemoryError) as error:  # a value that the recipe or the memory refuses
+            why = f"cannot run: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        if why:
+            trial.set_user_attr("why", why)
+            trial.set_constraint("accuracy", needed - accuracy)
+            raise optuna.TrialPruned(why)
+        seconds, accuracies = _result(outcome.path)
+        trial.set_user_attr("accuracies", accuracies)
+        trial.set_constraint("accuracy", needed - statistics.fmean(accuracies))
+        return statistics.fmean(seconds)
+
+    def _run(self, trial: "Trial", recipe: Recipe) -> Any:
+        """Returns the trial's run: the one that its process left unfinished, or a new one."""
+        if left := trial.user_attrs.get("run"):
+            try:
+                return resumed_run(self.folder / left)
+            except StoreError:  # it is gone, or of another machine or version
+                pass
+        run = new_run(self.request.trial_request(recipe), self.folder, self.command)
+        trial.set_user_attr("run", run.writer.path.name)
+        return run
+
+
+def _suggested(trial: "Trial", dimension: Dimension, recipe: Recipe) -> Any:
+    if dimension.values:
+        return trial.suggest_categorical(dimension.field, dimension.values)
+    assert dimension.low is not None and dimension.high is not None, "a range has ends"
+    if dimension.whole(recipe):
+        return trial.suggest_int(dimension.field, int(dimension.low), int(dimension.high), log=dimension.log)
+    return trial.suggest_float(dimension.field, dimension.low, dimension.high, log=dimension.log)
+
+
+def _result(path: Path) -> tuple[list[float], list[float]]:
+    """Returns seconds and accuracy of each seed of a finished run."""
+    frame = load(path).sort_values("seed")
+    seconds, accuracies = (frame.loc[frame["metric"] == m, "value"] for m in ("train_eval_s", "final_accuracy"))
+    return seconds.tolist(), accuracies.tolist()
+
+
+def ended(study: "Study") -> int:
+    """Returns how many trials count towards the number asked for: those that were finished or pruned."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+def work(study: "Study", objective: Objective, trials: int, observe: Callable[["FrozenTrial"], None]) -> None:
+    """Runs trials until the study has as many, by whatever process.
+
+    Args:
+        study: from `open_study`.
+        objective: of it.
+        trials: how many there are to be.
+        observe: is shown every trial that this process ends.
+    """
+    while ended(study) < trials:
+        study.optimize(objective, n_trials=1, callbacks=[lambda study, trial: observe(trial)])
+
+
+def trial_rows(study: "Study") -> list[dict[str, Any]]:
+    """Returns the trials that ended, the best first: by time if they reach the target, then by accuracy."""
+    from optuna.trial import TrialState
+
+    rows = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        accuracies = trial.user_attrs.get("accuracies")
+        short = max(trial.constraints.values(), default=0.0)
+        rows.append(
+            {
+                "trial": trial.number,
+                "seconds": trial.value if accuracies else None,
+                "accuracy": statistics.fmean(accuracies) if accuracies else None,
+                "seeds": len(accuracies or ()),
+                "reaches": bool(accuracies) and short <= 0,
+                "short_by": short,
+                "why": trial.user_attrs.get("why", ""),
+                "run": trial.user_attrs.get("run", ""),
+                "values": trial.params,
+            }
+        )
+    return sorted(rows, key=lambda row: (not row["reaches"], row["seconds"] if row["reaches"] else row["short_by"]))
+
+
+def write_results(study: "Study", folder: Path) -> None:
+    """Writes the trials as Parquet and the plots as one page beside the storage.
+
+    Raises:
+        StoreError: if they cannot be written.
+    """
+    import pandas as pd
+    from optuna import importance, visualization
+
+    rows = ((row, row.pop("values")) for row in trial_rows(study))
+    frame = pd.DataFrame([row | values for row, values in rows])
+    makers: Any = {name: getattr(visualization, f"plot_{name}") for name in PLOTS}
+    # Of all evaluators the one that needs no library more.
+    makers["param_importances"] = lambda of: visualization.plot_param_importances(
+        of, evaluator=importance.PedAnovaImportanceEvaluator()
+    )
+    parts, scripts = [], itertools.chain([True], itertools.repeat(False))
+    for make in makers.values():
+        try:
+            figure = make(study)
+        except (ValueError, RuntimeError):  # too few trials for this one
+            continue
+        parts.append(figure.to_html(full_html=False, include_plotlyjs=next(scripts)))
+    title = f"Tuning of {study.user_attrs['request']['recipe']['name']}"
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{''.join(parts)}"
+    try:
+        frame.to_parquet(folder / TRIALS)
+        (folder / PAGE).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error.strerror}; the trials are in {STORAGE} there") from None
+
+
+def advice(study: "Study", request: TuningRequest) -> list[str]:
+    """Returns what to do with the best trial, as commands; empty if none reaches the target."""
+    best = best_trial(study)
+    if best is None:
+        return []
+    settings = [*request.settings, *(f"{name}={value}" for name, value in best.params.items())]
+    name, data = request.recipe.name, request.data
+    sides = (" ".join([name, *request.settings]), " ".join([name, *settings]))
+    raced = " ".join(f'"python -m wallclock.bench.compare.race {side} --data {data}"' for side in sides)
+    chosen = " ".join(f"--set {setting}" for setting in settings)
+    return [
+        f"wallclock compare {raced} --rounds 6 --no-warm-up --timeout 7200",
+        f"wallclock run cifar --recipe {name} {chosen} --data {data} --seeds 5",
+    ]

@@ -1,0 +1,1 @@
+"""CycleGAN: iterations a second, what each lever gives, translations."""

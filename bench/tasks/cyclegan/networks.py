@@ -1,0 +1,103 @@
+"""What the plain CycleGAN loop and the one with levers share: networks, draws of the pools, what an iteration tells."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from wallclock.models.networks.cyclegan import PatchDiscriminator, ResnetGenerator
+from wallclock.models.recipes.cyclegan import CycleGanRecipe
+
+LOSSES = ("gan", "cycle", "identity", "discriminator_a", "discriminator_b")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One iteration is queued.
+
+    Attributes:
+        values: of `LOSSES`, as they are weighted, [5], on the device.
+    """
+
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The four networks.
+
+    Attributes:
+        g_a: from domain A to B.
+        g_b: from domain B to A.
+        d_a: tells B from what `g_a` makes.
+        d_b: tells A from what `g_b` makes.
+    """
+
+    g_a: ResnetGenerator
+    g_b: ResnetGenerator
+    d_a: PatchDiscriminator
+    d_b: PatchDiscriminator
+
+    def named(self) -> dict[str, nn.Module]:
+        """Returns them by name."""
+        return {"g_a": self.g_a, "g_b": self.g_b, "d_a": self.d_a, "d_b": self.d_b}
+
+
+def new_networks(recipe: CycleGanRecipe, device: torch.device) -> Networks:
+    """Returns the recipe's networks with fresh float32 weights from torch's global generator.
+
+    Args:
+        recipe: names their shapes.
+        device: where the weights live; "meta" only tries them out.
+    """
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        g_a, g_b = (ResnetGenerator(blocks=recipe.blocks, channels=recipe.channels) for _ in range(2))
+        d_a, d_b = (PatchDiscriminator(channels=recipe.channels) for _ in range(2))
+    return Networks(g_a.to(device), g_b.to(device), d_a.to(device), d_b.to(device))
+
+
+@dataclass(frozen=True)
+class PoolDraw:
+    """What happens to one fake: it fills an empty slot, or trades places with an older one, or is shown and forgotten.
+
+    Attributes:
+        slot: of the pool.
+        fills: the slot was empty, and the fake is shown itself.
+        swaps: the slot's image is shown, and the fake takes its place.
+    """
+
+    slot: int
+    fills: bool
+    swaps: bool
+
+
+def pool_draws(recipe: CycleGanRecipe, seed: int, iteration: int, pool: int) -> list[PoolDraw]:
+    """Returns what happens to each fake of an iteration's batch: filled first, then half of the fakes are swapped.
+
+    Args:
+        recipe: gives the sizes of batch and pool.
+        seed: of the training.
+        iteration: from 0; a function of it, so that a training can go on anywhere.
+        pool: 0 or 1.
+    """
+    random = np.random.default_rng([seed, iteration, pool])
+    draws = []
+    for place in range(iteration * recipe.batch_size, (iteration + 1) * recipe.batch_size):
+        swaps, slot = random.random() > 0.5, int(random.integers(max(recipe.pool_size, 1)))
+        if place < recipe.pool_size:
+            draws.append(PoolDraw(place, fills=True, swaps=False))
+        else:
+            draws.append(PoolDraw(slot, fills=False, swaps=bool(swaps and recipe.pool_size)))
+    return draws
+
+
+def take_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Sets a learning rate, where it lies if it is a tensor."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

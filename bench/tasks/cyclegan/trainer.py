@@ -1,0 +1,287 @@
+"""One CycleGAN training with the recipe's levers: what happens inside the clock, iteration by iteration."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wallclock.bench.engine.compile import compiled
+from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs
+from wallclock.bench.tasks.cyclegan.networks import Losses, Networks, PoolDraw, new_networks, pool_draws, take_lr
+from wallclock.kernels.spec import available
+from wallclock.loaders.pipelines.shuffled import pixels, unit_range
+from wallclock.loaders.pipelines.unpaired import Unpaired, UnpairedBatches
+from wallclock.models.layers import choose
+from wallclock.models.recipes.cyclegan import CycleGanRecipe
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DOMAIN_NAMES = ("a", "b")
+
+
+@dataclass
+class Position:
+    """Where a training is, between two iterations."""
+
+    epoch: int = 0
+    batch: int = 0
+    iteration: int = 0
+
+
+def check_runnable(recipe: CycleGanRecipe, data: Unpaired, device: torch.device) -> None:
+    """Refuses what could not be trained, before anything is moved, built or recorded.
+
+    Raises:
+        ValueError: if the recipe cannot run on this device or these images; names what helps.
+    """
+    chosen = recipe.implementations
+    if device.type == "cpu" and chosen.cuda_graph:
+        raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    if why_not := available("triton", device) if chosen.triton else "":
+        switches = " ".join(f"--set implementations.{name}=eager" for name in chosen.triton)
+        raise ValueError(f"{why_not}; or use {switches}")
+    UnpairedBatches(data.train, recipe.batch_size, image_size=recipe.image_size, device=torch.device("cpu"))
+
+
+class Pool:
+    """Fakes that a discriminator may be shown again, as a tensor that a graph can hold.
+
+    Args:
+        size: images.
+        image: of the shape, layout and device of one of a batch, [1, 3, S, S].
+    """
+
+    def __init__(self, size: int, image: torch.Tensor) -> None:
+        self.images = image.new_zeros((max(size, 1), *image.shape[1:])).contiguous(
+            memory_format=torch.channels_last
+            if image.is_contiguous(memory_format=torch.channels_last)
+            else torch.contiguous_format
+        )
+
+    def query(self, fakes: torch.Tensor, slots: torch.Tensor, fills: torch.Tensor, swaps: torch.Tensor) -> torch.Tensor:
+        """Returns as many images as it is given, some of them older ones.
+
+        Args:
+            fakes: [B, 3, S, S].
+            slots: int64 [B], on the device, as the next two.
+            fills: bool [B]; see `PoolDraw`.
+            swaps: bool [B].
+        """
+        shown = []
+        for place in range(len(fakes)):  # one after the other: the second may draw what the first has put there
+            fake, slot = fakes[place : place + 1], slots[place : place + 1]
+            old, swap = self.images.index_select(0, slot), swaps[place]
+            shown.append(torch.where(swap, old, fake))
+            self.images.index_copy_(0, slot, torch.where(swap | fills[place], fake, old))
+        return torch.cat(shown)
+
+
+class CycleGanTrainer:
+    """A recipe's networks, optimisers, pools and images for one seed, on one device.
+
+    The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
+
+    Args:
+        recipe: what to compute.
+        data: the images.
+        device: "cpu" or a CUDA device.
+        seed: of batches and pools.
+
+    Raises:
+        ValueError: if the recipe cannot run here.
+    """
+
+    def __init__(self, recipe: CycleGanRecipe, data: Unpaired, *, device: torch.device, seed: int) -> None:
+        check_runnable(recipe, data, device)
+        chosen = recipe.implementations
+        self.recipe, self.device, self.seed, self.position = recipe, device, seed, Position()
+        self.memory_format = torch.channels_last if chosen.channels_last else torch.contiguous_format
+        self.nets: Networks = new_networks(recipe, device)
+        for net in self.nets.named().values():
+            net.to(memory_format=self.memory_format)
+            choose(net, chosen)
+        self.batches = UnpairedBatches(
+            data.train,
+            recipe.batch_size,
+            image_size=recipe.image_size,
+            device=device,
+            seed=seed,
+            channels_last=chosen.channels_last,
+            resident=chosen.resident,
+        )
+        image = torch.empty(1, 3, recipe.image_size, recipe.image_size, device=device)
+        image = image.contiguous(memory_format=self.memory_format)
+        self.pools = Pool(recipe.pool_size, image), Pool(recipe.pool_size, image)
+        self.generator_optimizer = self._optimizer(self.nets.g_a, self.nets.g_b)
+        self.discriminator_optimizer = self._optimizer(self.nets.d_a, self.nets.d_b)
+        self.networks: Mapping[str, Any] = self.nets.named()
+        if chosen.compile:
+            self.networks = {name: compiled(net) for name, net in self.nets.named().items()}
+        self._graphs = StepGraphs(device, self.state) if chosen.cuda_graph else None
+
+    def _optimizer(self, *nets: nn.Module) -> torch.optim.Adam:
+        rule, chosen = self.recipe.adam, self.recipe.implementations
+        lr: float | torch.Tensor = self.recipe.lr
+        if chosen.cuda_graph:  # replays read the rate where it lies
+            lr = torch.tensor(lr, device=self.device)
+        return torch.optim.Adam(
+            [p for net in nets for p in net.parameters()],
+            lr=lr,
+            betas=(rule.beta1, rule.beta2),
+            eps=rule.eps,
+            capturable=chosen.cuda_graph,
+            fused=chosen.fused_adam or None,
+        )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns all that an iteration moves, by name, in the trainer's own memory."""
+        state = {f"{name}.{key}": t for name, net in self.nets.named().items() for key, t in net.state_dict().items()}
+        on_device = self.recipe.implementations.cuda_graph or self.recipe.implementations.fused_adam
+        for name, optimizer in (
+            ("generators", self.generator_optimizer),
+            ("discriminators", self.discriminator_optimizer),
+        ):
+            for number, p in enumerate(optimizer.param_groups[0]["params"]):
+                if not optimizer.state[p]:
+                    step = torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")
+                    moments = {part: torch.zeros_like(p) for part in ("exp_avg", "exp_avg_sq")}
+                    optimizer.state[p] = {"step": step, **moments}
+                state |= {f"{name}.{number}.{part}": t for part, t in optimizer.state[p].items()}
+        return state | {f"pool_{name}": pool.images for name, pool in zip(DOMAIN_NAMES, self.pools, strict=True)}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done."""
+        return self.position.epoch >= self.recipe.epochs
+
+    def train(self) -> Iterator[Losses]:
+        """Trains from the present position to the end of the last epoch; yields after each iteration."""
+        at, optimizers = self.position, (self.generator_optimizer, self.discriminator_optimizer)
+        while not self.finished:
+            take_lr(optimizers, self.recipe.lr * self.recipe.lr_factor(at.epoch))
+            real_a, real_b = self.batches.images(at.epoch, at.batch)
+            losses = self._iteration({"real_a": real_a, "real_b": real_b, **self._draws(at.iteration)})
+            at.iteration, at.batch = at.iteration + 1, at.batch + 1
+            if at.batch == len(self.batches):
+                at.epoch, at.batch = at.epoch + 1, 0
+            yield Losses(losses)
+
+    def _draws(self, iteration: int) -> Inputs:
+        """What happens to the fakes of both pools, on the device: int64 slots [2, B], bool fills and swaps [2, B]."""
+        draws = [pool_draws(self.recipe, self.seed, iteration, pool) for pool in (0, 1)]
+
+        def gathered(part: str, dtype: torch.dtype) -> torch.Tensor:
+            values = torch.tensor([[getattr(draw, part) for draw in of_pool] for of_pool in draws], dtype=dtype)
+            if self.device.type == "cuda":
+                return values.pin_memory().to(self.device, non_blocking=True)
+            return values
+
+        assert {"slot", "fills", "swaps"} == set(PoolDraw.__dataclass_fields__)
+        return {
+            "slots": gathered("slot", torch.int64),
+            "fills": gathered("fills", torch.bool),
+            "swaps": gathered("swaps", torch.bool),
+        }
+
+    def _iteration(self, inputs: Inputs) -> torch.Tensor:
+        if self._graphs is not None:
+            return self._graphs.replayed("iteration", self.update, inputs)
+        return self.update(inputs)
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context that the networks are computed in."""
+        dtype = DTYPES[self.recipe.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def through(self, name: str, images: torch.Tensor) -> torch.Tensor:
+        """Returns what a network, by its name in `Networks`, makes of images, in float32 or wider."""
+        with self.autocast():
+            return self.networks[name](images).to(torch.get_default_dtype())
+
+    def update(self, inputs: Inputs) -> torch.Tensor:
+        """Takes one iteration on given images and draws: nothing in it draws, so that a graph can hold it.
+
+        Args:
+            inputs: `real_a` and `real_b` [B, 3, S, S]; `slots`, `fills` and `swaps` [2, B] of the pools.
+
+        Returns:
+            The losses, [5]; see `bench.tasks.cyclegan.networks.LOSSES`.
+        """
+        recipe, real_a, real_b = self.recipe, inputs["real_a"], inputs["real_b"]
+        fake_b, fake_a, losses = self._generators(real_a, real_b)
+        for net in (self.nets.d_a, self.nets.d_b):
+            net.requires_grad_(True)
+        self.discriminator_optimizer.zero_grad(set_to_none=self._graphs is None)
+        for place, (name, real, fake) in enumerate((("d_a", real_b, fake_b), ("d_b", real_a, fake_a))):
+            fake = fake.detach()
+            if recipe.pool_size:
+                draws = (inputs[part][place] for part in ("slots", "fills", "swaps"))
+                fake = self.pools[place].query(fake, *draws)
+            loss = 0.5 * self._discriminator_loss(name, real, fake)
+            loss.backward()
+            losses.append(loss.detach())
+        self.discriminator_optimizer.step()
+        return torch.stack(losses)
+
+    def _generators(
+        self, real_a: torch.Tensor, real_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Takes the generators' step; returns their fakes and losses."""
+        recipe = self.recipe
+        for net in (self.nets.d_a, self.nets.d_b):
+            net.requires_grad_(False)
+        self.generator_optimizer.zero_grad(set_to_none=self._graphs is None)
+        identity_weight = recipe.cycle_weight * recipe.identity_weight
+        if identity_weight and recipe.implementations.concatenated:
+            count = len(real_a)
+            fake_b, same_b = self.through("g_a", torch.cat((real_a, real_b))).split(count)
+            fake_a, same_a = self.through("g_b", torch.cat((real_b, real_a))).split(count)
+        else:
+            fake_b, fake_a = self.through("g_a", real_a), self.through("g_b", real_b)
+            if identity_weight:
+                same_b, same_a = self.through("g_a", real_b), self.through("g_b", real_a)
+        again_a, again_b = self.through("g_b", fake_b), self.through("g_a", fake_a)
+        gan = _squared(self.through("d_a", fake_b), 1.0) + _squared(self.through("d_b", fake_a), 1.0)
+        cycle = recipe.cycle_weight * (F.l1_loss(again_a, real_a) + F.l1_loss(again_b, real_b))
+        identity = torch.zeros_like(gan)
+        if identity_weight:
+            identity = identity_weight * (F.l1_loss(same_b, real_b) + F.l1_loss(same_a, real_a))
+        (gan + cycle + identity).backward()
+        self.generator_optimizer.step()
+        return fake_b, fake_a, [gan.detach(), cycle.detach(), identity.detach()]
+
+    def _discriminator_loss(self, name: str, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        if self.recipe.implementations.concatenated:
+            of_real, of_fake = self.through(name, torch.cat((real, fake))).split(len(real))
+        else:
+            of_real, of_fake = self.through(name, real), self.through(name, fake)
+        return _squared(of_real, 1.0) + _squared(of_fake, 0.0)
+
+    @torch.no_grad()
+    def through_generator(self, name: str, images: torch.Tensor) -> torch.Tensor:
+        """Returns what a generator makes of images, without compiled code and graphs.
+
+        Args:
+            name: "g_a" or "g_b".
+            images: [N, 3, S, S] in [-1, 1], on the device.
+        """
+        with self.autocast():
+            images = images.contiguous(memory_format=self.memory_format)
+            return self.nets.named()[name](images).to(torch.get_default_dtype())
+
+    def translated(self, name: str, images_NHWC: torch.Tensor) -> torch.Tensor:
+        """Returns translations, made one by one, uint8 [N, S, S, 3] on the CPU.
+
+        Args:
+            name: see `through_generator`.
+            images_NHWC: uint8 [N, S, S, 3], anywhere.
+        """
+        made = [pixels(self.through_generator(name, unit_range(i[None].to(self.device)))) for i in images_NHWC]
+        return torch.cat(made).cpu()
+
+
+def _squared(scores: torch.Tensor, target: float) -> torch.Tensor:
+    """The least-squares loss of scores against one target."""
+    return (scores - target).square().mean()

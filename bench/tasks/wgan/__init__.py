@@ -1,0 +1,1 @@
+"""Wasserstein GAN: critic iterations a second, what each lever gives, samples."""

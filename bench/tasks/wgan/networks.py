@@ -1,0 +1,60 @@
+"""What the plain WGAN loop and the one with levers share: networks, noise, the end of a stage, what a step tells."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from wallclock.models.networks.dcgan import Critic, Generator
+from wallclock.models.recipes.wgan import Stage, WganRecipe
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step is queued.
+
+    Attributes:
+        kind: of which network.
+        loss: D(real) - D(fake), which a critic minimises, or D(fake), which a generator does; a scalar on the device.
+    """
+
+    kind: Literal["critic", "generator"]
+    loss: torch.Tensor
+
+
+def new_networks(recipe: WganRecipe, device: torch.device) -> tuple[Generator, Critic]:
+    """Returns the recipe's generator and critic with fresh float32 weights from torch's global generator.
+
+    Args:
+        recipe: names their shapes.
+        device: where the weights live; "meta" only tries them out.
+
+    Raises:
+        ValueError: if a shape cannot be.
+    """
+    shared = {"image_size": recipe.image_size, "n_extra_layers": recipe.n_extra_layers, "order": recipe.order}
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        generator = Generator(
+            noise_channels=recipe.noise_channels,
+            base_channels=recipe.generator_channels,
+            upsampling=recipe.upsampling,
+            **shared,  # type: ignore[arg-type]
+        )
+        critic = Critic(base_channels=recipe.critic_channels, norm=recipe.critic_norm, **shared)  # type: ignore[arg-type]
+    return generator.to(device), critic.to(device)
+
+
+def noise_generator(device: torch.device, seed: int) -> torch.Generator:
+    """Returns the source of a run's noise: its own, so that nothing else that draws moves it."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def stopped_at(stage: Stage, batches: int) -> int:
+    """Returns how many critic steps a stage takes.
+
+    Args:
+        stage: of the recipe.
+        batches: in an epoch.
+    """
+    return math.ceil(stage.epochs * batches)

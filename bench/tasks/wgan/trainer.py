@@ -1,0 +1,309 @@
+"""One WGAN training run with the recipe's levers: what happens inside the clock, step by step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from wallclock.bench.engine.compile import compiled
+from wallclock.bench.tasks.wgan.capture import Captured
+from wallclock.bench.tasks.wgan.networks import Step, new_networks, noise_generator, stopped_at
+from wallclock.kernels.rmsprop_clamp import RMSpropClamp
+from wallclock.kernels.spec import available
+from wallclock.loaders.batches import Dataset, Split
+from wallclock.loaders.pipelines.shuffled import ShuffledBatches, pixels, unit_range
+from wallclock.models.layers import choose
+from wallclock.models.networks.dcgan import MapToScore, NoiseToMap
+from wallclock.models.recipes.wgan import Adam, WganRecipe
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+LOOK_IMAGES = 512  # of each set, for an estimate of the distance
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """Returns what came out of autocast in the dtype of the weights: means and losses are never taken in 16 bits."""
+    return x.to(torch.get_default_dtype())
+
+
+@dataclass
+class Position:
+    """Where a training is, between two cycles.
+
+    Attributes:
+        stage: number of the recipe's stage.
+        generator_iterations: done in the stage.
+        critic_steps: done in the stage.
+        epochs_before: begun in the stages before.
+        total_critic_steps: done in all.
+        total_generator_iterations: done in all.
+    """
+
+    stage: int = 0
+    generator_iterations: int = 0
+    critic_steps: int = 0
+    epochs_before: int = 0
+    total_critic_steps: int = 0
+    total_generator_iterations: int = 0
+
+
+def check_runnable(recipe: WganRecipe, split: Split, device: torch.device) -> None:
+    """Refuses what could not be trained, before anything is moved, built or recorded.
+
+    Raises:
+        ValueError: if the networks cannot be, or the recipe cannot run on this device or data; names what helps.
+    """
+    chosen = recipe.implementations
+    new_networks(recipe, torch.device("meta"))
+    if device.type == "cpu" and chosen.cuda_graph:
+        raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    why_not = available("triton", device) if chosen.triton else ""
+    if why_not:
+        switches = " ".join(f"--set implementations.{name}=eager" for name in chosen.triton)
+        raise ValueError(f"{why_not}; or use {switches}")
+    edge = split.train.images_NHWC.shape[1]
+    if edge != recipe.image_size:
+        raise ValueError(f"the images have {edge} pixels; expected image_size={recipe.image_size}")
+    ShuffledBatches(split.train, recipe.batch_size, device=torch.device("cpu"))
+
+
+class WganTrainer:
+    """A recipe's networks, optimisers and images for one seed, on one device.
+
+    The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
+
+    Args:
+        recipe: what to compute.
+        dataset: the training images, of the recipe's size.
+        device: "cpu" or a CUDA device.
+        seed: of order and noise.
+
+    Raises:
+        ValueError: if the recipe cannot run here.
+    """
+
+    def __init__(self, recipe: WganRecipe, dataset: Dataset, *, device: torch.device, seed: int) -> None:
+        check_runnable(recipe, Split(dataset, dataset), device)
+        chosen = recipe.implementations
+        self.recipe, self.device, self.position = recipe, device, Position()
+        self.memory_format = torch.channels_last if chosen.channels_last else torch.contiguous_format
+        self.generator, self.critic = (net.to(memory_format=self.memory_format) for net in new_networks(recipe, device))
+        for net in (self.generator, self.critic):
+            choose(net, chosen)
+            for layer in net.modules():
+                if isinstance(layer, NoiseToMap | MapToScore):
+                    layer.as_product = chosen.products
+        self.noise = noise_generator(device, seed)
+        self.batches = ShuffledBatches(
+            dataset,
+            recipe.batch_size,
+            device=device,
+            seed=seed,
+            channels_last=chosen.channels_last,
+            resident=chosen.resident,
+        )
+        self.critic_optimizer, self.generator_optimizer = self._optimizer(self.critic), self._optimizer(self.generator)
+        self.generate: Any = self.generator
+        self.score: Any = self.critic
+        if chosen.compile:
+            self.generate, self.score = (compiled(net) for net in (self.generator, self.critic))
+        self._captured = Captured(self) if chosen.cuda_graph else None
+
+    def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        rule, chosen = self.recipe.optimizer, self.recipe.implementations
+        lr: float | torch.Tensor = self.recipe.stages[0].lr
+        if chosen.cuda_graph:  # replays read the rate where it lies
+            lr = torch.tensor(lr, device=self.device)
+        if isinstance(rule, Adam):
+            betas = (rule.beta1, rule.beta2)
+            return torch.optim.Adam(net.parameters(), lr=lr, betas=betas, eps=rule.eps, capturable=chosen.cuda_graph)
+        clamp = self.recipe.clamp if net is self.critic and self.recipe.clamp else None
+        return RMSpropClamp(
+            net.parameters(),
+            lr=lr,
+            alpha=rule.alpha,
+            eps=rule.eps,
+            clamp=clamp,
+            implementation="triton" if chosen.optimizer == "triton" else "eager",
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last stage is done."""
+        return self.position.stage >= len(self.recipe.stages)
+
+    def wanted_critic_steps(self) -> int:
+        """Returns how many critic steps the recipe wants before the next generator step; 0 when all is done."""
+        at, recipe = self.position, self.recipe
+        return 0 if self.finished else recipe.critic_steps.before(at.generator_iterations, recipe.stages[at.stage])
+
+    def train(self) -> Iterator[Step]:
+        """Trains from the present position to the end of the last stage; yields after each step.
+
+        At each generator step `position` is that of a finished cycle, which a checkpoint can hold.
+        """
+        recipe, at = self.recipe, self.position
+        self.generator.train()
+        self.critic.train()
+        while not self.finished:
+            stage, epoch = recipe.stages[at.stage], len(self.batches)
+            steps = stopped_at(stage, epoch)
+            self._set_lr(stage.lr)
+            epoch_ends = min(steps, (at.critic_steps // epoch + 1) * epoch)
+            count = min(self.wanted_critic_steps(), epoch_ends - at.critic_steps)
+            yield from self._critic_steps(count)
+            at.critic_steps += count
+            at.total_critic_steps += count
+            loss = self.generator_step()
+            at.generator_iterations += 1
+            at.total_generator_iterations += 1
+            if at.critic_steps == steps:
+                at.stage, at.generator_iterations, at.critic_steps = at.stage + 1, 0, 0
+                at.epochs_before += -(-steps // epoch)
+            yield Step("generator", loss)
+
+    def _critic_steps(self, count: int) -> Iterator[Step]:
+        at = self.position
+        self._clamp()
+        for index in range(at.critic_steps, at.critic_steps + count):
+            epoch, batch = divmod(index, len(self.batches))
+            real = self.batches.images(at.epochs_before + epoch, batch)
+            last = index + 1 == at.critic_steps + count
+            yield Step("critic", self.critic_step(real, clamp=not last))
+
+    @torch.no_grad()
+    def _clamp(self) -> None:
+        if isinstance(self.critic_optimizer, RMSpropClamp):
+            self.critic_optimizer.clamp_()
+
+    def _set_lr(self, lr: float) -> None:
+        for optimizer in (self.critic_optimizer, self.generator_optimizer):
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
+
+    def drawn_noise(self, count: int) -> torch.Tensor:
+        """Returns fresh noise [count, Z, 1, 1]."""
+        return torch.randn(count, self.recipe.noise_channels, 1, 1, device=self.device, generator=self.noise)
+
+    def critic_step(self, real: torch.Tensor, *, clamp: bool) -> torch.Tensor:
+        """Takes one critic step on real images [N, 3, S, S] and as many fakes.
+
+        Args:
+            real: images; their order of memory is the recipe's.
+            clamp: whether another critic step follows, whose clamp this one's update takes in.
+
+        Returns:
+            D(real) - D(fake), a scalar on the device.
+        """
+        noise, mix = self.drawn_noise(len(real)), None
+        if self.recipe.gradient_penalty:
+            mix = torch.rand(len(real), 1, 1, 1, device=self.device, generator=self.noise)
+        if self._captured is not None:
+            return self._captured.critic_step(real, noise, mix, clamp=clamp)
+        return self.update_critic(real, noise, mix, clamp=clamp)
+
+    def generator_step(self) -> torch.Tensor:
+        """Takes one generator step; returns D(fake), a scalar on the device."""
+        noise = self.drawn_noise(self.recipe.generator_batch_size)
+        if self._captured is not None:
+            return self._captured.generator_step(noise)
+        return self.update_generator(noise)
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context that the networks are computed in."""
+        dtype = DTYPES[self.recipe.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def update_critic(
+        self, real: torch.Tensor, noise: torch.Tensor, mix: torch.Tensor | None, *, clamp: bool
+    ) -> torch.Tensor:
+        """Takes one critic step on given images and noise: nothing in it draws, so that a graph can hold it.
+
+        Args:
+            real: [N, 3, S, S].
+            noise: [N, Z, 1, 1].
+            mix: share of the real image at the point of the gradient penalty, [N, 1, 1, 1]; None without a penalty.
+            clamp: whether the update ends with the clamp.
+        """
+        recipe, optimizer = self.recipe, self.critic_optimizer
+        optimizer.zero_grad(set_to_none=self._captured is None)
+        with self.autocast():
+            real_score = wide(self.score(real)).mean()
+        if recipe.implementations.early_backward:
+            real_score.backward()
+        with self.autocast(), torch.set_grad_enabled(recipe.implementations.generator_graph):
+            fake = self.generate(noise)
+        fake = wide(fake.detach())
+        with self.autocast():
+            fake_score = wide(self.score(fake)).mean()
+        loss = real_score.detach() - fake_score.detach()
+        objective = -fake_score if recipe.implementations.early_backward else real_score - fake_score
+        if mix is not None:
+            objective = objective + recipe.gradient_penalty * self._penalty(mix * real + (1 - mix) * fake)
+        objective.backward()
+        if isinstance(optimizer, RMSpropClamp):
+            optimizer.step(clamp=clamp)
+        else:
+            optimizer.step()
+        return loss
+
+    def _penalty(self, between: torch.Tensor) -> torch.Tensor:
+        between.requires_grad_()
+        with self.autocast():
+            scores = wide(self.score(between)).sum()
+        (slope,) = torch.autograd.grad(scores, between, create_graph=True)
+        return ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
+
+    def update_generator(self, noise: torch.Tensor) -> torch.Tensor:
+        """Takes one generator step on given noise [N, Z, 1, 1], with the critic's weights held."""
+        self.critic.requires_grad_(False)
+        self.generator_optimizer.zero_grad(set_to_none=self._captured is None)
+        with self.autocast():
+            loss = wide(self.score(self.generate(noise))).mean()
+        loss.backward()
+        self.generator_optimizer.step()
+        self.critic.requires_grad_(True)
+        return loss.detach()
+
+    @torch.no_grad()
+    def distance(self, dataset: Dataset) -> float:
+        """Returns the estimate of the earth mover's distance to a data set, D(fake) - D(x), up to the critic's slope.
+
+        The first `LOOK_IMAGES` images, the same fakes in every look, and statistics by batch as in training; neither
+        buffers nor noise are moved. What is learnt by heart shows as a larger distance to images held out.
+
+        Args:
+            dataset: images of the recipe's size, at least one batch.
+        """
+        count = min(len(dataset), LOOK_IMAGES)
+        size = min(self.recipe.batch_size, count)
+        noise = noise_generator(self.device, 1)
+        kept = [(buffer, buffer.clone()) for net in (self.generator, self.critic) for buffer in net.buffers()]
+        scores = torch.zeros((), device=self.device)
+        for start in range(0, count - size + 1, size):
+            real = unit_range(dataset.images_NHWC[start : start + size].to(self.device))
+            z = torch.randn(size, self.recipe.noise_channels, 1, 1, device=self.device, generator=noise)
+            with self.autocast():
+                for sign, images in ((1, self.generator(z)), (-1, real.contiguous(memory_format=self.memory_format))):
+                    scores += sign * wide(self.critic(wide(images))).mean()
+        for buffer, before in kept:
+            buffer.copy_(before)
+        return scores.item() / (count // size)
+
+    @torch.no_grad()
+    def samples(self, count: int) -> torch.Tensor:
+        """Returns `count` fakes of noise that is the same in every look, uint8 [count, S, S, 3].
+
+        By running statistics, so that no image depends on its neighbours.
+        """
+        noise = noise_generator(self.device, 2)
+        z = torch.randn(count, self.recipe.noise_channels, 1, 1, device=self.device, generator=noise)
+        self.generator.eval()
+        with self.autocast():
+            images = self.generator(z)
+        self.generator.train()
+        return pixels(images).cpu()

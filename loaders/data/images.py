@@ -1,0 +1,136 @@
+"""Images for a generative network, of one size, from whatever form they lie in.
+
+Shape legend: N images, S edge.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from wallclock.loaders.batches import DataError, Dataset, Split
+from wallclock.loaders.data.cifar10 import load_cifar10
+from wallclock.loaders.data.cropping import cropped
+from wallclock.loaders.data.encoded_images import IMAGE_SUFFIXES
+from wallclock.loaders.data.lsun import is_converted, is_lmdb, load_converted
+from wallclock.loaders.data.source import Pixels
+from wallclock.loaders.data.synthetic import synthetic_split
+
+SYNTHETIC = "synthetic"
+DECODED_TOGETHER = 100
+ENLARGED_TOGETHER = 2000
+
+
+def load_images(data: str, image_size: int, *, only_class: str = "") -> Split:
+    """Returns images and those held out from training, all of one size.
+
+    Args:
+        data: "synthetic" for the embedded set; or a path: a conversion of LSUN (`wallclock data convert`), CIFAR-10 in
+            any form, or a folder of PNG or JPEG images at any depth, of which a tenth is held out.
+        image_size: S, pixels.
+        only_class: name of the one class to keep; empty for all.
+
+    Raises:
+        DataError: if there are none, they are damaged, or there is no such class.
+    """
+    path = Path(data)
+    if data == SYNTHETIC:
+        split = synthetic_split()
+    elif not path.exists():
+        raise DataError(f"no such path: {path}; correct --data, or use --data synthetic")
+    elif is_lmdb(path):
+        raise DataError(
+            f"{path} is an LMDB; convert it once with `wallclock data convert {path} --to FOLDER --size {image_size}`, "
+            "then use --data FOLDER"
+        )
+    elif is_converted(path):
+        split = load_converted(path)
+    elif path.is_dir() and not _is_cifar10(path):
+        split = _from_folder(path, image_size)
+    else:
+        split = load_cifar10(path)
+    if only_class:
+        split = Split(*(_of_class(part, only_class) for part in (split.train, split.test)))
+    edge = split.train.images_NHWC.shape[1]
+    if edge == image_size:
+        return split
+    if is_converted(path):
+        raise DataError(f"{path} was converted to {edge} pixels; use --set image_size={edge}, or convert it again")
+    return Split(*(_of_size(part, image_size) for part in (split.train, split.test)))
+
+
+def _is_cifar10(path: Path) -> bool:
+    batches = ("cifar-10-batches-py", "cifar-10-batches-bin", "data_batch_1", "data_batch_1.bin")
+    archives = itertools.chain(path.glob("cifar-10-*.tar.gz"), path.rglob("*.parquet"))
+    return any((path / name).exists() for name in batches) or any(True for _ in archives)
+
+
+def _of_class(dataset: Dataset, name: str) -> Dataset:
+    if name not in dataset.classes:
+        raise DataError(f"{dataset.name} has no class '{name}'; classes: {', '.join(dataset.classes)}")
+    (places,) = torch.nonzero(dataset.labels == dataset.classes.index(name), as_tuple=True)
+    if not len(places):
+        raise DataError(f"{dataset.name} has no images of '{name}' in one of its parts; choose another class")
+    return dataset.subset(places)
+
+
+def _of_size(dataset: Dataset, size: int) -> Dataset:
+    digest = hashlib.sha256(f"{dataset.content_hash} at {size}".encode()).hexdigest()
+    return Dataset(dataset.name, rescaled(dataset.images_NHWC, size), dataset.labels, dataset.classes, digest)
+
+
+def rescaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns square images scaled to `size`, bilinear, antialiased where they shrink, and rounded.
+
+    Args:
+        images_NHWC: uint8 [N, S, S, 3].
+        size: new edge, pixels.
+
+    Returns:
+        uint8 [N, size, size, 3].
+    """
+    scaled = torch.empty(len(images_NHWC), size, size, 3, dtype=torch.uint8)
+    for start in range(0, len(images_NHWC), ENLARGED_TOGETHER):  # as float32 all at once would be four times the set
+        part = images_NHWC[start : start + ENLARGED_TOGETHER].permute(0, 3, 1, 2).float()
+        part = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
+        scaled[start : start + len(part)] = part.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
+    return scaled
+
+
+def _decoded(files: Iterable[Path], size: int) -> Pixels:
+    """Decodes on two threads: Pillow lets the lock go while it does."""
+    files = iter(files)
+    chunks = iter(lambda: list(itertools.islice(files, DECODED_TOGETHER)), [])
+
+    def decode(chunk: list[Path]) -> Pixels:
+        return np.stack([cropped(file.read_bytes(), str(file), size) for file in chunk])
+
+    with ThreadPoolExecutor(2) as pool:
+        return np.concatenate(list(pool.map(decode, chunks)))
+
+
+def _from_folder(path: Path, size: int) -> Split:
+    """Reads all images below a folder; those directly below it that are folders name the classes.
+
+    Every tenth image, in the order of their paths, is held out.
+    """
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    if len(files) < 2:
+        raise DataError(f"{path} holds {len(files)} images; expected PNG or JPEG files, at any depth")
+    tops = [file.relative_to(path).parts[0] if file.parent != path else "images" for file in files]
+    classes = tuple(sorted(set(tops)))
+    try:
+        images = torch.from_numpy(_decoded(files, size))
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}; restore or remove it") from None
+    labels = torch.tensor([classes.index(top) for top in tops])
+    held_out = torch.arange(len(files)) % 10 == 9 if len(files) >= 10 else torch.arange(len(files)) == len(files) - 1
+    name = "folder:" + (re.sub(r"[^\w.-]+", "-", path.resolve().name) or "images")
+    parts = (Dataset.create(name, images[chosen], labels[chosen], classes) for chosen in (~held_out, held_out))
+    return Split(*parts)

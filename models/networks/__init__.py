@@ -1,0 +1,1 @@
+"""The networks, each as its paper or program has it."""

@@ -1,0 +1,1 @@
+"""What README and docs take from records and the schema."""

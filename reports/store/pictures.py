@@ -1,0 +1,111 @@
+"""Pictures beside the records of a run: small PNG files in `pictures/` of its directory, each with its own caption."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wallclock.reports.store.read import OnDamage
+from wallclock.reports.store.write import StoreError, run_directories
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+PICTURES = "pictures"
+UNREADABLE = "Pictures that could not be read"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a run.
+
+    Attributes:
+        run_id: of the run.
+        name: of the file, without its ending; pictures are shown in the order of their names.
+        title: what the page groups pictures under.
+        caption: what is to be seen.
+        png: the file; empty if it is damaged.
+        width: pixels.
+        height: pixels.
+    """
+
+    run_id: str
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    width: int
+    height: int
+
+
+def write_picture(run: Path, name: str, pixels: "npt.NDArray[np.uint8]", *, title: str, caption: str) -> Path:
+    """Writes a picture of a run in one piece: a process that is killed leaves the whole file or none.
+
+    Args:
+        run: the run's directory.
+        name: of the file, without its ending.
+        pixels: uint8 [H, W] or [H, W, 3].
+        title: see `Picture`.
+        caption: see `Picture`.
+
+    Returns:
+        The file.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    words = PngInfo()
+    words.add_itxt("Title", title)
+    words.add_itxt("Description", caption)
+    path = run / PICTURES / f"{name}.png"
+    part = path.with_name(f".{name}.part")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(part, format="PNG", pnginfo=words, optimize=True)
+        os.replace(part, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; make room, then go on with --resume") from None
+    return path
+
+
+def load_pictures(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> list[Picture]:
+    """Returns the pictures of all runs, in the order of runs and names; of a copied run, each once.
+
+    Args:
+        paths: run directories, or folders that hold some at any depth.
+        on_damage: "skip" gives a damaged one without its file, and with what is wrong for a caption.
+
+    Raises:
+        StoreError: if there is no run, or a picture is damaged.
+    """
+    found: dict[tuple[str, str], Picture] = {}
+    for directory in run_directories(paths):
+        for path in sorted((directory / PICTURES).glob("*.png")):
+            try:
+                found.setdefault((directory.name, path.stem), _read(directory.name, path))
+            except StoreError as error:
+                if on_damage == "raise":
+                    raise
+                told = Picture(directory.name, path.stem, UNREADABLE, str(error), b"", 0, 0)
+                found.setdefault((directory.name, path.stem), told)
+    return list(found.values())
+
+
+def _read(run_id: str, path: Path) -> Picture:
+    from PIL import Image
+
+    try:
+        png = path.read_bytes()
+        with Image.open(path) as image:
+            image.load()
+            words = image.info
+            return Picture(
+                run_id, path.stem, words.get("Title", ""), words.get("Description", ""), png, image.width, image.height
+            )
+    except (OSError, SyntaxError, ValueError):  # as Pillow tells of files that are no PNG, or cut off
+        raise StoreError(f"{path} is damaged; restore it from a copy, or remove it") from None

@@ -1,0 +1,229 @@
+"""The append-only store: one directory per run, JSON lines while it runs, Parquet when it ends.
+
+`records.jsonl` has one object a line, `kind` first: `run` once, `sample`, `note`, `resume` as they come, `end` last.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from traceback import format_exception
+from types import TracebackType
+from typing import Any
+
+from wallclock.reports.store.schema import RESUMABLE, Run, RunStatus, Sample
+
+RECORDS = "records.jsonl"
+RUN_TABLE = "run.parquet"
+SAMPLE_TABLE = "samples.parquet"
+TRACEBACK = "traceback.txt"
+
+
+class StoreError(ValueError):
+    """A record cannot be written or read; the message names the file and the next step."""
+
+
+def new_run_id(name: str) -> str:
+    """Returns an id that sorts by time and that no other process draws: `20261123T101500Z-sprint-1f2e3d4c`."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "run"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{slug}-{secrets.token_hex(4)}"
+
+
+def utc_now() -> str:
+    """Returns the present time as the records write it."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+class RunWriter:
+    """Appends the records of one run; a context manager that ends the run as "failed" if an exception passes through.
+
+    What is added reaches the operating system in one write before the call returns, so that SIGKILL loses nothing. The
+    records are locked while open: a second writer on the same run is refused.
+
+    Attributes:
+        path: the run's directory.
+        run: what was written first.
+    """
+
+    def __init__(self, path: Path, run: Run, descriptor: int) -> None:
+        self.path, self.run, self._descriptor = path, run, descriptor
+
+    @classmethod
+    def create(cls, root: Path, run: Run) -> "RunWriter":
+        """Starts a run in a new directory `root/run.run_id`.
+
+        Raises:
+            StoreError: if the directory exists or cannot be written.
+        """
+        path = Path(root) / run.run_id
+        try:
+            path.mkdir(parents=True)
+            descriptor = os.open(path / RECORDS, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        except FileExistsError as error:
+            raise StoreError(
+                f"{error.filename} exists and is not a new run's directory; choose another --out"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"cannot write to {root}: {error.strerror}; choose another --out") from None
+        writer = cls(path, run, descriptor)
+        writer._lock()
+        writer._append({"kind": "run", **dataclasses.asdict(run)})
+        return writer
+
+    @classmethod
+    def resume(cls, path: Path) -> "RunWriter":
+        """Opens an unfinished run again, dropping a line that was cut off when its process died.
+
+        Raises:
+            StoreError: if the run is finished, being written by another process, or unreadable.
+        """
+        from wallclock.reports.store.read import read_lines, read_unfinished
+
+        read_unfinished(path)
+        records = Path(path) / RECORDS
+        writer = cls(
+            Path(path), Run(run_id="unread", started_utc="", command=""), os.open(records, os.O_RDWR | os.O_APPEND)
+        )
+        try:
+            writer._lock()
+            _, whole_bytes = read_lines(records)
+            os.ftruncate(writer._descriptor, whole_bytes)
+            writer.run = read_unfinished(path)
+            writer._append({"kind": "resume", "at_utc": utc_now()})
+        except StoreError:
+            writer._close()
+            raise
+        return writer
+
+    def add(self, *samples: Sample) -> None:
+        """Appends samples, all of them or none.
+
+        Raises:
+            StoreError: if the disk is full; what was added before stays readable.
+        """
+        records = []
+        for sample in samples:
+            fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
+            records.append({"kind": "sample", **{k: v for k, v in fields.items() if v is not None and v != ""}})
+        self._append(*records)
+
+    def note(self, text: str) -> None:
+        """Appends a remark about the run."""
+        self._append({"kind": "note", "text": text})
+
+    def finish(self, status: RunStatus = "done", error: str | None = None) -> None:
+        """Ends the run. A run that may go on keeps its JSON lines; any other becomes Parquet.
+
+        Args:
+            status: how it ended.
+            error: why, in words, unless it is done.
+        """
+        from wallclock.reports.store.read import write_tables
+
+        try:
+            self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})
+            if status not in RESUMABLE:
+                write_tables(self.path)
+        except OSError as failure:  # the JSON lines are whole, and are read just as well
+            if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StoreError(_disk_full(self.path)) from None
+        finally:
+            self._close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            raise StoreError(
+                f"{self.path} is being written by another process; wait for it, or start a new run"
+            ) from None
+
+    def _append(self, *records: dict[str, Any]) -> None:
+        if self._descriptor < 0:
+            raise StoreError(f"{self.path.name} is finished; nothing can be added")
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+        before = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, lines)
+            if written < len(lines):  # a file system fills up in the middle of a line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._descriptor, before)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(_disk_full(self.path)) from None
+            raise StoreError(f"cannot write {self.path / RECORDS}: {error.strerror}; check the disk") from None
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._descriptor < 0:
+            return
+        with contextlib.suppress(StoreError, OSError):  # a full disk must not hide the exception that is on its way
+            if isinstance(error, KeyboardInterrupt):
+                self.finish("interrupted", "Ctrl-C")
+            elif isinstance(error, StoreError):
+                self._close()  # nothing more can be written; it may go on when that is mended
+            elif error is not None:
+                error.add_note(f"what was measured is in {self.path}, with the traceback")
+                self.finish("failed", f"{type(error).__name__}: {error}")
+                (self.path / TRACEBACK).write_text("".join(format_exception(error)), encoding="utf-8")
+            else:
+                self.finish()
+        self._close()
+
+
+def _disk_full(path: Path) -> str:
+    return (
+        f"the disk of {path} is full; all that was recorded before is kept. Make room, then go on with --resume {path}"
+    )
+
+
+def being_written(records: Path) -> bool:
+    """Says whether a process holds a run's JSON lines open for writing."""
+    try:
+        with open(records, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # gone meanwhile, or a file system without locks
+        return False
+    return False
+
+
+def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+    """Returns the run directories at or below the paths, and JSON files (of pytest-benchmark) as named, oldest first.
+
+    Raises:
+        StoreError: if a path does not exist or no run is found.
+    """
+    given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    found: set[Path] = set()
+    for path in given:
+        if not path.exists():
+            raise StoreError(f"no such path: {path}; name a run's directory, or one that holds runs")
+        if path.suffix == ".json":
+            found.add(path.resolve())
+            continue
+        start = path.parent if path.is_file() else path
+        for name in (RECORDS, SAMPLE_TABLE):
+            found.update(match.parent.resolve() for match in start.rglob(name))
+    if not found:
+        raise StoreError(f"no runs in {', '.join(map(str, given))}; make one with `wallclock run` or `wallclock quick`")
+    return sorted(found, key=lambda p: (p.name, str(p)))

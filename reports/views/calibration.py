@@ -1,0 +1,160 @@
+"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a machine, and what was said of them."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wallclock.reports.format.text import Rows
+from wallclock.reports.stats.intervals import wilson_interval
+from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, paired, stated_power
+from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BENCHMARK = "calibration"
+TOGETHER = 20  # simulated or measured comparisons that are taken as the benchmarks of one gate
+FIGURES = (
+    *("comparisons", "regressed", "improved", "unfit", "regressed_of_many", "improved_of_many"),
+    *("stated_power", "printed_detectable", "true_detectable"),
+)
+
+
+def tallied(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
+    """Returns what the verdicts come to over comparisons of one truth.
+
+    Args:
+        base: times, [comparisons, rounds].
+        head: times of the other side.
+        again: times of the base's second turn.
+        planted: share by which the head is slower in truth.
+        rule: that is followed.
+
+    Returns:
+        `FIGURES`: `comparisons`; how many are `regressed` and `improved`, each judged alone; `unfit`, those of which
+        the base differs from itself, which then are neither; the same `_of_many`, judged in groups of `TOGETHER`, as
+        the benchmarks of one gate; `stated_power` to find what was planted; the worsening that the rows print as
+        detectable, and the one that in truth is found with the rule's power in noise such as this.
+    """
+    d, same = np.log(head / base), np.log(again / base)
+    rows = paired(d, rule)
+    fit = [decide([row], rule)[0][0] not in ("regressed", "improved") for row in paired(same, rule)]
+    alone = [decide([row], rule)[0][0] if ok else "unfit" for row, ok in zip(rows, fit, strict=True)]
+    many: list[str] = []
+    for start in range(0, len(rows), TOGETHER):
+        part = rows[start : start + TOGETHER]
+        found = discoveries([row.p for row in part], rule.error_rate)
+        many += [
+            "unfit" if not ok else "" if not stands else "regressed" if row.p_worse < row.p_better else "improved"
+            for row, stands, ok in zip(part, found, fit[start : start + TOGETHER], strict=True)
+        ]
+    return {
+        "comparisons": len(rows),
+        **{name: alone.count(name) for name in ("regressed", "improved", "unfit")},
+        **{f"{name}_of_many": many.count(name) for name in ("regressed", "improved")},
+        "stated_power": float(np.mean([stated_power(row, planted, rule) for row in rows])),
+        "printed_detectable": math.expm1(float(np.median([row.detectable for row in rows]))),
+        "true_detectable": _found_with_power(d - math.log1p(planted), rule),
+    }
+
+
+def _found_with_power(d: Array, rule: Rule) -> float:
+    """The worsening that is found with the rule's power when it is added to differences of nothing."""
+    low, high = 0.0, 20 * float(np.std(d)) + math.log1p(rule.tolerance)
+    for _ in range(16):
+        middle = (low + high) / 2
+        found = [row.p <= rule.error_rate and row.p_worse < row.p_better for row in paired(d + middle, rule)]
+        low, high = (middle, high) if np.mean(found) < rule.power else (low, middle)
+    return math.expm1(high)
+
+
+def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns one row for each kind of noise and planted worsening: `noise`, `planted`, and `FIGURES`.
+
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`.
+    """
+    import pandas as pd
+
+    own = samples[samples["benchmark"] == BENCHMARK]
+    rows: list[dict[str, Any]] = []
+    for run_id, run in own.groupby("run_id", sort=False, observed=True):
+        request = runs.loc[runs["run_id"] == run_id, "request"].iloc[0]
+        rule = Rule(**request["rule"])
+        rows += _simulated(run[run["metric"] != "process_s"])
+        for (noise, planted), part in run[run["metric"] == "process_s"].groupby(["case", "planted"], sort=False):
+            planted = float(str(planted))
+            sides = _measured(part[part["phase"] == "steady"])
+            if sides is not None:
+                rows.append({"noise": noise, "planted": planted, **tallied(*sides, planted, rule)})
+    made = pd.DataFrame(rows, columns=["noise", "planted", *FIGURES])
+    order = {noise: place for place, noise in enumerate(dict.fromkeys(made["noise"]))}
+    return made.sort_values(["noise", "planted"], key=lambda c: c.map(order) if c.name == "noise" else c)
+
+
+def _simulated(samples: "pd.DataFrame") -> list[dict[str, Any]]:
+    return [
+        {"noise": noise, "planted": float(str(planted)), **dict(zip(part["metric"], part["value"], strict=True))}
+        for (noise, planted), part in samples.groupby(["case", "planted"], sort=False, observed=True)
+    ]
+
+
+def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
+    """Times of base, head and base again, [comparisons, rounds], of the comparisons that are whole."""
+    wide = samples.pivot_table(index="comparison", columns=["arm", "round"], values="value", observed=True).dropna()
+    if wide.empty or not {BASE, HEAD, AGAIN} <= set(wide.columns.get_level_values(0)):
+        return None
+    base, head, again = (wide[arm].to_numpy() for arm in (BASE, HEAD, AGAIN))
+    return base, head, again
+
+
+def calibration_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of verdicts whose truth is known.
+
+    Args:
+        summary: from `calibration_summary`.
+    """
+    header = ["noise", "slower", "n", "regressed", "improved", "of 20", "stated", "finds"]
+    rows = []
+    for row in summary.to_dict("records"):
+        n = int(row["comparisons"])
+        rows.append(
+            [
+                str(row["noise"]),
+                f"{100 * row['planted']:g}%",
+                f"{n}" + (f"\n{row['unfit']:g} unfit" if row["unfit"] else ""),
+                _share(row["regressed"], n),
+                f"{100 * row['improved'] / n:.1f}%",
+                f"{100 * row['regressed_of_many'] / n:.1f}%\n{100 * row['improved_of_many'] / n:.1f}%",
+                f"{100 * row['stated_power']:.0f}%",
+                f"{100 * row['printed_detectable']:.1f}%\n{100 * row['true_detectable']:.1f}% true",
+            ]
+        )
+    return header, rows
+
+
+def _share(count: float, n: int) -> str:
+    interval = wilson_interval(int(count), n)
+    return f"{100 * interval.value:.1f}%\n[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def wrong(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
+    """Returns in words where more verdicts are false than may be: those of a change no larger than the tolerance.
+
+    Args:
+        summary: from `calibration_summary`.
+        rule: that was followed; its error rate is overstepped where even the interval's lower end lies above it.
+    """
+    found, allowed = [], rule.error_rate
+    for row in summary[summary["planted"] <= rule.tolerance].to_dict("records"):
+        n = int(row["comparisons"])
+        for words, count in (
+            ("each alone", row["regressed"] + row["improved"]),
+            ("many at once", row["regressed_of_many"] + row["improved_of_many"]),
+        ):
+            if wilson_interval(int(count), n).low > allowed:
+                found.append(f"{row['noise']}, {words}: {count:g} of {n} are false")
+    return found

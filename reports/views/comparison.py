@@ -1,0 +1,291 @@
+"""What a comparison measured, as verdicts: from its rounds, or from runs that were stored apart."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wallclock.reports.format.text import Rows, interval_text, present, significant
+from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, paired, unpaired
+from wallclock.reports.store.schema import PLACE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BENCHMARK = "comparison"
+BASE, HEAD, AGAIN = "base", "head", "base again"
+# Of a whole process, kept beside its time; judged only where a benchmark asks for them by name.
+CONTEXT = ("process_cpu_s", "process_peak_bytes")
+# Units of what is counted: the same code gives the same figure, and one figure is enough.
+COUNTED = ("count", "instructions", "allocated bytes")
+COLUMNS = (
+    *("benchmark", "metric", "unit", "better", "rounds", "base", "head", "ratio", "ratio_low", "ratio_high"),
+    *("p_worse", "p_better", "detectable", "again_ratio", "tolerance", "verdict", "reason"),
+)
+
+
+def rule_of(request: dict[str, Any], benchmark: str) -> Rule:
+    """Returns the rule that a comparison's request states for one of its benchmarks."""
+    named = {k: v for k, v in request["rule"].items() if k in ("tolerance", "error_rate", "power", "spend")}
+    own = request.get("tolerances", {}).get(benchmark)
+    return Rule(**(named if own is None else {**named, "tolerance": own}))
+
+
+def comparison_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the verdicts of all comparisons in the frames, one row for each metric of each benchmark.
+
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`.
+
+    Returns:
+        `run_id` and `COLUMNS`: `base` and `head` medians, `ratio` head / base with its interval at the error rate,
+        `detectable` the smallest worsening that so many rounds would have found (a share), `again_ratio` that of the
+        base measured twice, `verdict` and `reason`.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for run_id, request in zip(runs["run_id"], runs["request"], strict=True):
+        if request.get("benchmark") == BENCHMARK:  # also of a run in which nothing could be measured
+            rows += [{"run_id": run_id, **row} for row in judge_rounds(samples[samples["run_id"] == run_id], request)]
+    return pd.DataFrame(rows, columns=["run_id", *COLUMNS])
+
+
+def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the verdicts of one comparison, from the samples of its rounds.
+
+    Args:
+        samples: of one run.
+        request: of that run; names its benchmarks, rule and tolerances.
+    """
+    rows = []
+    if "attempt" in samples:  # rounds that were begun and, after an interruption, taken again
+        attempts = samples["attempt"].fillna(0)
+        last = attempts.groupby([samples["case"], samples["phase"], samples["round"]], observed=True).transform("max")
+        samples = samples[(attempts == last) | samples["round"].isna()]
+    for (name, metric), group in samples.groupby(["case", "metric"], sort=False, observed=True):
+        asked = request.get("metrics", {}).get(name) or ()
+        unasked = metric not in asked if asked else metric in CONTEXT
+        if unasked and not (group["status"] == "failed").any():  # what failed is told whatever was asked for
+            continue
+        rows.append(_row(group, str(name), rule_of(request, str(name)), request))
+    apart = {name: ("invalid", why) for name, why in request.get("invalid", {}).items()}
+    apart |= {name: ("added", f"only the {HEAD} declares it") for name in request.get("added", ())}
+    apart |= {name: ("removed", f"only the {BASE} declares it") for name in request.get("removed", ())}
+    for name, (verdict, why) in apart.items():
+        rows.append({"benchmark": name, "metric": "process_s", "verdict": verdict, "reason": why})
+    return _decided(rows, request)
+
+
+def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) -> dict[str, Any]:
+    """One metric of one benchmark; `differences` where it can be judged, else a verdict."""
+    first = group.iloc[0]
+    row: dict[str, Any] = {k: str(first[k]) for k in ("metric", "unit", "better")}
+    row |= {"benchmark": name, "tolerance": rule.tolerance}
+    steady = group[group["phase"] == "steady"]
+    units = {arm: _by_round(steady[steady["arm"] == arm]) for arm in (BASE, HEAD, AGAIN)}
+    base, head = units[BASE], units[HEAD]
+    row |= {"base": _median(base), "head": _median(head)}
+    if (failed := group[group["status"] == "failed"]).size:
+        one = failed.iloc[0]
+        return row | {"verdict": "invalid", "reason": f"failed: {one['arm']}, {one['error']}"}
+    if "throttled" in steady and (slowed := steady[steady["throttled"].notna()]).size:
+        clocks = steady["sm_clock_mhz"]
+        return row | {
+            "verdict": "invalid",
+            "reason": f"throttled: {slowed['throttled'].iloc[0]} in {len(slowed)} of {len(steady)} turns, at "
+            f"{clocks.min():,.0f} to {clocks.max():,.0f} MHz",
+        }
+    if base.empty or head.empty:
+        if group["phase"].eq("warm-up").all() and {BASE, HEAD} <= set(group["arm"]):
+            return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none"}
+        return row | {
+            "verdict": "removed" if head.empty else "added",
+            "reason": f"only the {BASE if head.empty else HEAD} has it",
+        }
+    if row["unit"] in COUNTED:
+        return row | _counted(np.asarray(base, np.float64), np.asarray(head, np.float64), row["better"], rule.tolerance)
+    both = base.index.intersection(head.index)
+    if (base <= 0).any() or (head <= 0).any():
+        return row | {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
+    sign = 1 if row["better"] == "lower" else -1
+    (differences,) = paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
+    row["differences"] = differences
+    again = units[AGAIN]
+    twice = again.index.intersection(base.index)
+    if len(twice):
+        (same,) = paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
+        row["again_ratio"] = math.exp(sign * same.value)
+        # Fitness: base against base, by the same rule as head against base.
+        if decide([same], rule)[0][0] in ("regressed", "improved"):
+            return row | {
+                "verdict": "invalid",
+                "reason": f"runner_unfit: the base differs from itself, ratio {row['again_ratio']:.3f}",
+            }
+    return row
+
+
+def _by_round(samples: "pd.DataFrame") -> "pd.Series[float]":
+    """The unit of the statistics: each round's median of what its process printed."""
+    return samples.groupby("round")["value"].median()
+
+
+def _median(values: "pd.Series[float]") -> float:
+    return float(values.median()) if len(values) else math.nan
+
+
+def _counted(base: Array, head: Array, better: str, tolerance: float) -> dict[str, Any]:
+    """Compares what does not vary: by all of either side, no statistics needed."""
+    low, high = base.min(), base.max()
+    up, down = head.min() > high * (1 + tolerance), head.max() < low * (1 - tolerance)
+    ratio = math.nan if np.median(base) == 0 else float(np.median(head) / np.median(base))
+    if base.min() == head.min() and base.max() == head.max():
+        ratio = 1.0
+    made = {"rounds": min(len(base), len(head)), "ratio": ratio}
+    if up or down:
+        worse = up == (better == "lower")
+        return made | {"verdict": "regressed" if worse else "improved", "reason": "counted_beyond_tolerance"}
+    if head.max() <= high * (1 + tolerance) and head.min() >= low * (1 - tolerance):
+        return made | {"verdict": "equivalent", "reason": "counted_within_tolerance"}
+    return made | {"verdict": "inconclusive", "reason": "counts_overlap: they vary from round to round"}
+
+
+def _decided(rows: list[dict[str, Any]], request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Decides all rows that can be judged together, so that false discoveries stay rare among them."""
+    open_rows = [row for row in rows if "differences" in row and "verdict" not in row]
+    verdicts = decide([row["differences"] for row in open_rows], rule_of(request, "")) if open_rows else []
+    for row, (verdict, reason) in zip(open_rows, verdicts, strict=True):
+        row |= {"verdict": verdict, "reason": reason}
+    for row in rows:
+        if (differences := row.pop("differences", None)) is not None:
+            row |= _ratios(differences, row["better"])
+    return rows
+
+
+def _ratios(differences: Differences, better: str) -> dict[str, Any]:
+    """Differences as ratios head / base of the metric itself."""
+    d = differences
+    value, low, high = (d.value, d.low, d.high) if better == "lower" else (-d.value, -d.high, -d.low)
+    return {
+        "rounds": d.n,
+        "ratio": _exp(value),
+        "ratio_low": _exp(low),
+        "ratio_high": _exp(high),
+        "p_worse": d.p_worse,
+        "p_better": d.p_better,
+        "detectable": math.expm1(d.detectable) if d.detectable < 700 else math.inf,
+    }
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "pd.DataFrame":
+    """Returns the verdicts between runs that were stored apart; the unit is the run, or the seed of a training.
+
+    What one process sampled says nothing of how far processes differ, so that a single run on either side is never
+    enough for a verdict.
+
+    Args:
+        base: samples, from `reports.load`.
+        head: samples of the other side.
+        rule: to follow.
+
+    Returns:
+        `COLUMNS`, one row for each metric of each case.
+
+    Raises:
+        ValueError: if they were measured in different places, with what differs.
+    """
+    import pandas as pd
+
+    refuse_other_places(base, head)
+    request = {"rule": {"tolerance": rule.tolerance, "error_rate": rule.error_rate, "power": rule.power}}
+    sides = [dict(_stored_units(frame)) for frame in (base, head)]
+    rows: list[dict[str, Any]] = []
+    for key in dict.fromkeys([*sides[0], *sides[1]]):
+        name, metric, unit, better = key
+        row: dict[str, Any] = {"benchmark": name, "metric": metric, "unit": unit, "better": better}
+        row["tolerance"] = rule.tolerance
+        own = [side.get(key) for side in sides]
+        row |= {side: _finite_median(values) for side, values in zip((BASE, HEAD), own, strict=True)}
+        if own[0] is None or own[1] is None:
+            row |= {"verdict": "added" if own[0] is None else "removed"}
+            row["reason"] = f"only the {HEAD if own[0] is None else BASE} has it"
+        elif unit in COUNTED:
+            row |= _counted(own[0], own[1], better, rule.tolerance)
+        elif min(own[0].min(), own[1].min()) <= 0:
+            row |= {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
+        else:
+            sign = 1 if better == "lower" else -1
+            row["differences"] = unpaired(sign * np.log(own[0]), sign * np.log(own[1]), rule)
+        rows.append(row)
+    return pd.DataFrame(_decided(rows, request), columns=list(COLUMNS))
+
+
+def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, str], Array]]:
+    """For each metric of each case, a figure for every run, or for every seed of it; a miss is infinitely slow."""
+    from wallclock.reports.format.text import plain
+    from wallclock.reports.stats.intervals import parameter_columns
+
+    steady = frame[(frame["phase"] == "steady") & ~frame["metric"].isin(CONTEXT)]
+    steady = steady[np.isfinite(steady["value"].to_numpy()) | steady["censored"].fillna(False).to_numpy(dtype=bool)]
+    names = ["benchmark", "case", "variant", *parameter_columns(frame)]
+    names = [name for name in names if steady[name].nunique(dropna=False) > 1 or name == "benchmark"]
+    for key, group in steady.groupby([*names, "metric", "unit", "better"], dropna=False, sort=False, observed=True):
+        missed = group["censored"].fillna(False).to_numpy(dtype=bool) & (group["better"] == "lower").to_numpy()
+        values = group.assign(value=np.where(missed, np.inf, group["value"]))
+        units = values.groupby(["run_id", "seed"], dropna=False, observed=True)["value"].median()
+        name = " ".join(plain(part) for part in key[:-3] if present(part))
+        yield (name, *map(str, key[-3:])), units.to_numpy(dtype=np.float64)  # type: ignore[misc]
+
+
+def _finite_median(values: Array | None) -> float:
+    return math.nan if values is None else float(np.median(values))
+
+
+def refuse_other_places(base: "pd.DataFrame", head: "pd.DataFrame") -> None:
+    """Refuses to compare figures from two machines, or of two versions of torch, as if they were of one.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    for column in (c for c in PLACE if c != "source_hash"):
+        sides = [sorted({str(v) for v in frame[column].dropna().unique()}) for frame in (base, head)]
+        if sides[0] != sides[1]:
+            told = " and ".join(", ".join(side) or "none" for side in sides)
+            raise ValueError(f"they were measured apart: {column} is {told}; measure both sides in one place")
+
+
+def comparison_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of verdicts.
+
+    Args:
+        summary: from `comparison_summary` or `stored_summary`.
+    """
+    header = ["benchmark", "base", "head", "head / base", "finds", "verdict"]
+    rows = []
+    # Comparisons of commands have their figures' names in common; the last part of a run's name tells them apart.
+    shared = summary.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in summary)
+    for row, of_several in zip(summary.to_dict("records"), shared, strict=True):
+        unit = row["unit"] if present(row["unit"]) else ""
+        arrow = {"lower": "↓", "higher": "↑"}.get(row["better"], "")
+        figures = [f"{significant(row[side])}" if present(row[side]) else "" for side in (BASE, HEAD)]
+        ratio = f"{row['ratio']:.3f}" if present(row["ratio"]) else ""
+        detectable = row["detectable"]
+        rounds = f"\n{row['rounds']:g} rounds" if present(row["rounds"]) else ""
+        which = f"\nrun {row['run_id'][-8:]}" if of_several else ""
+        reason, _, detail = str(row["reason"]).partition(": ")
+        rows.append(
+            [
+                f"{row['benchmark']}\n{row['metric']} {arrow}, {unit}{which}",
+                *figures,
+                "\n".join(part for part in (ratio, interval_text(row["ratio_low"], row["ratio_high"])) if part),
+                (f"{100 * detectable:.1f}%" if present(detectable) and math.isfinite(detectable) else "") + rounds,
+                "\n".join(part for part in (row["verdict"], detail or reason.replace("_", " ")) if part),
+            ]
+        )
+    return header, rows

@@ -1,0 +1,173 @@
+"""How figures went from run to run: trends of one series, and where they changed."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wallclock.reports.format.text import CURVES, Rows, distinctions, plain, present, significant
+from wallclock.reports.stats.intervals import KEYS, parameter_columns
+from wallclock.reports.stats.verdicts import Array
+from wallclock.reports.store.schema import PLACE
+from wallclock.reports.views.comparison import BENCHMARK as COMPARISON
+from wallclock.reports.views.comparison import HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+SHORTEST = 3  # runs between two changes: what came and went within fewer was a bad day
+POINT = ("run_id", "started_utc", "git_sha")
+# What makes two figures points of one line: everything but what is under test, the sources and the recipe's hash.
+_CHANGING = ("source_hash", "recipe_hash")
+
+
+def series(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
+    """Yields each series with what it is, as one row a run, oldest first.
+
+    A series has one benchmark, case, variant, metric, machine and all settings; another GPU, driver, torch or flag is
+    another series, and so is another command that was compared, or a study's turn. A comparison's points are its
+    head's, at the commit that the head was.
+
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`.
+
+    Yields:
+        What is the same in all of it, and a frame of `POINT` and `value`, the median of each run.
+    """
+    requests = dict(zip(runs["run_id"], runs["request"], strict=True))
+    heads = {
+        run_id: request["head"].get("revision")
+        for run_id, request in requests.items()
+        if request.get("benchmark") == COMPARISON
+    }
+    subjects = {run_id: _subject(request) for run_id, request in requests.items()}
+    steady = samples[(samples["phase"] == "steady") & ~samples["metric"].isin(CURVES)]
+    steady = steady[np.isfinite(steady["value"].to_numpy())]
+    compared = steady["benchmark"] == COMPARISON
+    steady = steady[~compared | (steady["arm"] == HEAD)].astype({"git_sha": "str"})
+    at_head = steady["run_id"].astype("str").map(heads)
+    subject = steady["run_id"].astype("str").map(subjects)
+    steady = steady.assign(git_sha=at_head.where(at_head.notna(), steady["git_sha"]), subject=subject)
+    place = [name for name in PLACE if name not in _CHANGING]
+    keys = [k for k in dict.fromkeys([*KEYS, *place, *parameter_columns(samples)]) if k not in _CHANGING]
+    keys = [k for k in [*keys, "subject", "metric", "unit", "better"] if k in steady]
+    if steady["run_id"].nunique() < 2:
+        return
+    # Two groupings in all: one for each of thousands of series took 20 s of a page of 80,000 samples.
+    number = steady.groupby(keys, dropna=False, sort=False, observed=True).ngroup().rename("series")
+    firsts = steady[keys].loc[~number.duplicated()].set_axis(number.unique()).to_dict("index")
+    by_run = steady.groupby([number, *POINT], sort=False, observed=True, dropna=False)["value"].median().reset_index()
+    several = by_run[by_run.groupby("series")["run_id"].transform("size") > 1]
+    for which, points in several.groupby("series", sort=False):
+        key = {str(name): value for name, value in firsts[which].items()}
+        yield key, points.drop(columns="series").sort_values("started_utc", ignore_index=True)
+
+
+def _subject(request: "dict[str, Any]") -> str:
+    """Returns what a run's request alone tells of what it measured: the command that was the head, or the study."""
+    if request.get("benchmark") == COMPARISON:
+        return "" if request["head"].get("revision") else request["head"].get("text", "")
+    variants = request.get("variants")
+    return variants["grid"][0] if isinstance(variants, dict) and variants.get("how") == "study" else ""
+
+
+def changes(values: Array) -> list[int]:
+    """Returns where a series changes: the places at which a new level begins.
+
+    Logarithms are cut into levels by PELT (squared errors), at a penalty of 3 ln(n) in units of the noise between
+    neighbours, which is what a level of its own has to explain to be believed.
+
+    Args:
+        values: positive, in order.
+
+    Source: Killick, Fearnhead and Eckley, Optimal Detection of Changepoints (2012), as `ruptures` carries it out.
+    """
+    import ruptures
+
+    n = len(values)
+    if n < 2 * SHORTEST or (values <= 0).any():
+        return []
+    logs = np.log(values)
+    noise = 1.4826 * float(np.median(np.abs(np.diff(logs)))) / math.sqrt(2)
+    signal = (logs - logs[0]) / max(noise, 1e-4)  # what repeats to the digit still has a resolution
+    found = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(signal.reshape(-1, 1)).predict(pen=3 * math.log(n))
+    return [place for place in found if place < n]
+
+
+def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns one row for each series of two runs or more.
+
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`.
+
+    Returns:
+        The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (latest level over
+        first), and `changes`: a list of `git_sha`, `started_utc`, `ratio` (new level over the last) and `worse`.
+    """
+    import pandas as pd
+
+    rows = []
+    for key, points in series(samples, runs):
+        values = points["value"].to_numpy(dtype=np.float64)
+        cuts = [0, *changes(values), len(values)]
+        levels = [float(np.median(values[a:b])) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        found = []
+        for place, before, after in zip(cuts[1:-1], levels[:-1], levels[1:], strict=True):
+            at = points.iloc[place]
+            found.append(
+                {
+                    "git_sha": at["git_sha"] if present(at["git_sha"]) else None,
+                    "started_utc": str(at["started_utc"]),
+                    "ratio": after / before,
+                    "worse": (after > before) == (key["better"] == "lower"),
+                }
+            )
+        since = levels[-1] / levels[0] if levels[0] else math.nan
+        rows.append(
+            {
+                **key,
+                "runs": len(values),
+                "first": values[0],
+                "latest": values[-1],
+                "since_first": since,
+                "changes": found,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def history_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of trends.
+
+    Args:
+        summary: from `history_summary`.
+    """
+    header = ["case", "metric", "runs", "first", "latest", "x", "changed at"]
+    rows: list[list[str]] = []
+    if summary.empty:
+        return header, rows
+    made = summary.drop(columns=["runs", "first", "latest", "since_first", "changes"])
+    told = distinctions(made, ("benchmark", "case", "variant", "metric"))
+    for row, apart in zip(summary.to_dict("records"), told, strict=True):
+        names = " ".join(plain(row[k]) for k in ("case", "variant") if present(row.get(k))) or row["benchmark"]
+        changed = [
+            f"{(change['git_sha'] or change['started_utc'])[:10]} x{change['ratio']:.3f}, "
+            f"{'worse' if change['worse'] else 'better'}"
+            for change in row["changes"]
+        ]
+        rows.append(
+            [
+                "\n".join([names, *apart]),
+                f"{row['metric']} {'↓' if row['better'] == 'lower' else '↑'}, {row['unit']}",
+                str(row["runs"]),
+                significant(row["first"]),
+                significant(row["latest"]),
+                f"{row['since_first']:.3f}",
+                "\n".join(changed) or "never",
+            ]
+        )
+    return header, rows

@@ -1,0 +1,62 @@
+"""Where and with what a set of runs was measured: machines, versions, and how the GPU was doing meanwhile."""
+
+from typing import TYPE_CHECKING, Any
+
+from wallclock.reports.format.text import Rows, present, stacked
+from wallclock.reports.store.schema import SLOWED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MACHINE = ("gpu_name", "gpu_driver", "gpu_power_limit_w", "gpu_clocks_locked", "cpu", "cpu_cores", "host")
+SOFTWARE = ("python", "torch", "triton", "cuda")
+TOLD = {"sm_clock_mhz": "MHz", "temperature_c": "C", "power_w": "W"}
+
+
+def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of places: a row for each machine with each set of versions.
+
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`, of the same paths.
+    """
+    header = ["machine", "software", "while measured", "runs"]
+    rows = []
+    for _, group in runs.groupby([*MACHINE, *SOFTWARE], dropna=False, sort=False):
+        one, notes = group.iloc[0], [note for notes in group["notes"] for note in notes if note.startswith(SLOWED)]
+        own = samples[samples["run_id"].isin(group["run_id"])]
+        ended = group["run_status"].value_counts(sort=False)
+        commits = dict.fromkeys(
+            f"{sha[:10]}{' with changes' if dirty else ''}"
+            for sha, dirty in zip(group["git_sha"], group["git_dirty"], strict=True)
+            if present(sha)
+        )
+        rows.append(
+            [
+                stacked(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
+                stacked(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
+                stacked(*(_range(own[column], unit) for column, unit in TOLD.items()), *dict.fromkeys(notes)),
+                stacked(
+                    ", ".join(f"{count} {status}" for status, count in ended.items()),
+                    " to ".join(dict.fromkeys((min(group["started_utc"])[:10], max(group["started_utc"])[:10]))),
+                    *(f"commit {commit}" for commit in commits),
+                ),
+            ]
+        )
+    return header, rows
+
+
+def _gpu(run: "pd.Series[Any]") -> list[str]:
+    if not present(run["gpu_name"]):
+        return []
+    told = [str(run["gpu_name"])]
+    told += [f"driver {run['gpu_driver']}"] if present(run["gpu_driver"]) else []
+    told += [f"limit {run['gpu_power_limit_w']:,.0f} W"] if present(run["gpu_power_limit_w"]) else []
+    locked = present(run["gpu_clocks_locked"]) and bool(run["gpu_clocks_locked"])
+    return [*told, "clocks locked" if locked else "clocks not known to be locked"]
+
+
+def _range(readings: "pd.Series[float]", unit: str) -> str:
+    known = readings.dropna()
+    ends = dict.fromkeys(f"{end:,.0f}" for end in (known.min(), known.max())) if len(known) else ()
+    return f"{' to '.join(ends)} {unit}" if ends else ""

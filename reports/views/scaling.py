@@ -1,0 +1,82 @@
+"""What several devices would make of a step that one of them was measured at: a projection, and called one."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wallclock.reports.format.text import Rows, interval_text, significant
+from wallclock.reports.stats.intervals import bootstrap_interval
+from wallclock.reports.views.ablation import AS_IS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LINKS_GB_PER_S = 100, 10  # of each device: assumed, not measured
+
+
+def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns one row for each number of devices, of each ablation that measured their parts of a batch.
+
+    A step of n devices is a step of one on its part of the batch, and then a ring's all-reduce of the gradients, in
+    which each device sends 2(n-1)/n of them: `bench.engine.ranks` adds them up after backward, and hides nothing of it.
+
+    Args:
+        frame: from `reports.load`; warm-up rounds are left out.
+
+    Returns:
+        Columns `run_id`, `case`, `devices`, `part` (images), `part_s` (median), `gradient_bytes`, `at_most` with `_low`
+        and `_high`: how many times as fast a step is if the exchange takes no time (median over rounds of the ratio,
+        bootstrap), and `at_<link>` for each link of `LINKS_GB_PER_S`.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    counted = frame[frame["metric"] == "gradient_bytes"]
+    for run_id, sizes in counted.groupby("run_id", sort=False, observed=True):
+        steps = frame[(frame["run_id"] == run_id) & (frame["metric"] == "step_s") & (frame["phase"] == "steady")]
+        steps = steps.drop_duplicates(["variant", "round"], keep="last")
+        times = steps.pivot_table(index="round", columns="variant", values="value", observed=True)
+        batches = sizes.set_index("variant")["batch_size"].astype(int)
+        for variant, part in batches.items():
+            pairs = times[[AS_IS, variant]].dropna() if {AS_IS, variant} <= {*times} else times.iloc[:0]
+            if variant == AS_IS or pairs.empty:
+                continue
+            n, exchanged = int(batches[AS_IS] // part), float(sizes["value"].iloc[0])
+            whole_s, part_s = pairs[AS_IS], pairs[variant]
+            most = bootstrap_interval(whole_s / part_s, lambda x: np.median(x, axis=-1))
+            row: dict[str, Any] = {"run_id": run_id, "case": sizes["case"].iloc[0], "devices": n, "part": int(part)}
+            row |= {"part_s": float(part_s.median()), "gradient_bytes": exchanged}
+            row |= {"at_most": most.value, "at_most_low": most.low, "at_most_high": most.high}
+            for link in LINKS_GB_PER_S:
+                exchange_s = 2 * (n - 1) / n * exchanged / (1e9 * link)
+                row[f"at_{link}"] = float((whole_s / (part_s + exchange_s)).median())
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def scaling_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of projected devices.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = [
+        "case",
+        "devices",
+        "images each",
+        "step, ms",
+        "x at most",
+        *(f"x at {link} GB/s" for link in LINKS_GB_PER_S),
+    ]
+    rows = [
+        [
+            str(row["case"]),
+            str(row["devices"]),
+            str(row["part"]),
+            significant(1e3 * row["part_s"]),
+            f"{significant(row['at_most'])}\n{interval_text(row['at_most_low'], row['at_most_high'])}",
+            *(significant(row[f"at_{link}"]) for link in LINKS_GB_PER_S),
+        ]
+        for row in scaling_summary(frame).to_dict("records")
+    ]
+    return header, rows

@@ -1,0 +1,176 @@
+"""What `wallclock run upsampling` comes to: the fastest and the cleanest at each stage, and all checkerboards."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from wallclock.reports.format.text import UPSAMPLING, Rows, percent, significant
+from wallclock.reports.store.schema import PLACE
+from wallclock.reports.views.kernels import kernel_summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BENCHMARK = "upsampling"
+CLEAN = 0.01  # a spread below it is none: a grid of 1% of the map
+NCHW = "_nchw"
+STAGE = ["stage", "dtype", "layout", *PLACE]
+
+
+def upsampling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns one row for each variant of each stage, type and layout, with a hot cache.
+
+    A variant that has failed its reference check has no row.
+
+    Args:
+        frame: from `reports.load`.
+
+    Returns:
+        Columns `stage` ("512 at 4 px": channels and edge of the input), `dtype`, `layout`, `kind`, those of `PLACE`,
+        `forward_us`, `backward_us`, `both_us` (medians) with `both_low_us` and `both_high_us`, `x_nearest` (times that
+        "nearest" of the same layout takes as long), `saved_mb` (kept for backward), `peak_mb` (GPU), `weights`,
+        `spread` (`bench.cases.upsampling.checkerboard`: of the trained layer at the same map where there is one, else
+        at the start), `fastest` (its 95% interval reaches that of the lowest median) and `clean`.
+    """
+    import pandas as pd
+
+    times = kernel_summary(frame, BENCHMARK)
+    if times.empty:
+        return pd.DataFrame()
+    own = frame[frame["benchmark"] == BENCHMARK]
+    rows: list[dict[str, Any]] = []
+    for key, group in times.groupby(["case", "dtype", "variant", *PLACE], dropna=False, sort=False, observed=True):
+        found = dict(zip(["case", "dtype", "variant", *PLACE], key, strict=True))
+        case, variant = str(found.pop("case")), str(found.pop("variant"))
+        this = own[(own["case"] == case) & (own["variant"] == variant) & (own["dtype"] == found["dtype"])]
+        ways = {row["direction"]: row for row in group.to_dict("records")}
+        if "both" not in ways:
+            continue
+        _, channels, edge, _ = case.rpartition(" ")[2].split("x")
+        both, kind = ways["both"], variant.removesuffix(NCHW)
+        rows.append(
+            {"stage": f"{channels} at {edge} px", "layout": "nchw" if variant.endswith(NCHW) else "nhwc"}
+            | found
+            | {"kind": kind, **{f"{way}_us": ways[way]["latency_us"] if way in ways else math.nan for way in ways}}
+            | {"both_low_us": both["latency_low_us"], "both_high_us": both["latency_high_us"]}
+            | {"saved_mb": both["saved_mb"], "peak_mb": both["peak_mb"]}
+            | {"weights": _median(this, "parameter_count"), "spread": _spread(own, this, kind, int(edge))}
+        )
+    table = pd.DataFrame(rows)
+    table["x_nearest"], table["fastest"] = math.nan, False
+    for _, part in table.groupby(STAGE, dropna=False, sort=False):
+        nearest = part.loc[part["kind"] == "nearest", "both_us"]
+        if len(nearest):
+            table.loc[part.index, "x_nearest"] = nearest.iloc[0] / part["both_us"]
+        best = part.sort_values("both_us").iloc[0]
+        table.loc[part.index, "fastest"] = part["both_low_us"] <= best["both_high_us"]
+    table["clean"] = table["spread"] < CLEAN
+    return table
+
+
+def _median(samples: "pd.DataFrame", metric: str) -> float:
+    return float(samples.loc[samples["metric"] == metric, "value"].median())
+
+
+def _spread(own: "pd.DataFrame", this: "pd.DataFrame", kind: str, edge: int) -> float:
+    if "stage" in own:
+        trained = own[(own["variant"] == kind) & (own["stage"] == edge) & (own["training_steps"] > 0)]
+        if len(trained):
+            return _median(trained, "constant_spread")
+    return _median(this, "constant_spread")
+
+
+def winner_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table that names the fastest and the cleanest at each stage.
+
+    Args:
+        summary: from `upsampling_summary`.
+    """
+    header = ["stage", "fastest", "cleanest, fastest first", "ms fastest", "ms cleanest", "x fastest"]
+    if summary.empty:
+        return header, []
+    rows = []
+    for _, group in summary.groupby(STAGE, dropna=False, sort=False):
+        ranked = group.sort_values("both_us").to_dict("records")
+        least = min(row["spread"] for row in ranked)
+        clean = [row for row in ranked if row["clean"] or row["spread"] == least]
+        rows.append(
+            [
+                _name(ranked[0]),
+                ", ".join(row["kind"] for row in ranked if row["fastest"]),
+                ", ".join(row["kind"] for row in clean),
+                significant(ranked[0]["both_us"] / 1e3),
+                significant(clean[0]["both_us"] / 1e3),
+                significant(clean[0]["both_us"] / ranked[0]["both_us"]),
+            ]
+        )
+    return header, rows
+
+
+def _name(row: dict[Any, Any]) -> str:
+    return f"{row['stage']}\n{row['dtype']} {row['layout']}"
+
+
+def stage_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of all kinds at all stages.
+
+    Args:
+        summary: from `upsampling_summary`.
+    """
+    header = ["stage", "kind", "forward", "backward", "both", "x nearest", "saved", "weights"]
+    rows = []
+    for row in summary.to_dict("records"):
+        figures = [row.get(f"{way}_us", math.nan) / 1e3 for way in ("forward", "backward", "both")]
+        weights = "" if math.isnan(row["weights"]) else f"{row['weights'] / 1e3:,.0f}k"
+        cells = [_or_nothing(value) for value in (*figures, row["x_nearest"], row["saved_mb"])]
+        rows.append([_name(row), str(row["kind"]), *cells, weights])
+    return header, rows
+
+
+def checkerboard_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of checkerboards: each kind before and after its training.
+
+    Of its layers the largest spread, of the three spectral peaks the largest; medians over the seeds.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["kind", "steps", "spread", "share", "peak x real", "dD/dx: share", "peak x noise"]
+    own = frame[(frame["benchmark"] == BENCHMARK) & frame["metric"].isin(UPSAMPLING) & (frame["status"] == "ok")]
+    if own.empty or "image_size" not in own or own["image_size"].isna().all():
+        return header, []
+    own = own[own["image_size"].notna()]
+    rows = []
+    keys = ["run_id", "case", "dataset", "variant", "training_steps"]
+    several = own[["run_id", "case", "dataset"]].drop_duplicates().shape[0] > 1
+    for key, group in own.groupby(keys, dropna=False, sort=False, observed=True):
+        run_id, case, _, kind, steps = (str(part) for part in key)
+
+        def of(metric: str, what: str, group: "pd.DataFrame" = group) -> "pd.Series":
+            return group.loc[(group["metric"] == metric) & (group["of"] == what), "value"]
+
+        def peak(what: str, group: "pd.DataFrame" = group) -> str:
+            found = group[(group["metric"] == "spectral_peak") & (group["of"] == what)]
+            return "" if found.empty else significant(found.groupby("peak")["value"].median().max(), 2)
+
+        name = f"{kind}\n{case} {run_id[-8:]}" if several else str(kind)
+        spread = of("constant_spread", "layer")
+        rows.append(
+            [
+                name,
+                "" if steps == "nan" else f"{float(steps):.0f}",
+                "" if spread.empty else f"{spread.max():.3f}",
+                _share(of("phase_share", "images")),
+                peak("images"),
+                _share(of("phase_share", "gradient")),
+                peak("gradient"),
+            ]
+        )
+    return header, rows
+
+
+def _share(values: "pd.Series") -> str:
+    return "" if values.empty else percent(round(float(values.median()), 4))
+
+
+def _or_nothing(value: float) -> str:
+    return "" if math.isnan(value) else significant(value)

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from wallclock import reports
+from wallclock.bench.compare import calibration
+from wallclock.bench.compare.calibration import LOADED, NOISES, CalibrationRequest, new_calibration, simulated_times
+from wallclock.reports.stats.verdicts import Rule
+from wallclock.reports.views.calibration import calibration_rows, calibration_summary, tallied, wrong
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_no_noise_makes_verdicts_false_and_what_is_stated_is_found(noise):
+    rule = Rule()
+    for planted in (0.0, rule.tolerance):
+        found = tallied(*simulated_times(noise, 2000, 12, planted, 0), planted, rule)
+        assert found["regressed"] + found["improved"] <= 0.05 * 2000
+        assert found["regressed_of_many"] + found["improved_of_many"] <= 0.05 * 2000
+    found = tallied(*simulated_times(noise, 2000, 12, 0.10, 0), 0.10, rule)
+    assert found["regressed"] / 2000 == pytest.approx(found["stated_power"], abs=0.1) and found["improved"] == 0
+    assert found["printed_detectable"] == pytest.approx(found["true_detectable"], rel=0.2)  # honest
+
+
+def test_the_arms_meet_the_same_noise():
+    base, head, again = simulated_times("drift", 500, 12, 0.0, 1)
+    assert base.shape == head.shape == again.shape == (500, 12)
+    assert np.median(head / base) == pytest.approx(1, abs=0.01) == np.median(again / base)
+    assert np.median(base[:, -1] / base[:, 0]) > 1.1  # the machine slows
+    assert np.median(simulated_times("normal", 500, 12, 0.05, 1)[1]) == pytest.approx(1.05, abs=0.01)
+
+
+def test_a_calibration_is_measured_recorded_and_tabled(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "TARGET_S", 0.02)
+    request = CalibrationRequest(comparisons=3, planted=2, loaded=1, simulated=40, rounds=6, worsenings=(2.0,))
+    run = new_calibration(request, tmp_path, "test")
+    lines = []
+    assert run.execute(lines.append) == "done"
+    summary = calibration_summary(reports.load(tmp_path), reports.load_runs(tmp_path))
+    measured = summary[~summary["noise"].str.endswith("simulated")].set_index(["noise", "planted"])
+    assert (
+        measured.loc[("this machine", 0.0), "comparisons"] == 3
+        and measured.loc[("this machine", 2.0), "regressed"] == 2
+    )
+    assert (LOADED, 0.0) in measured.index and any("a core busy: 2 of 2" in line for line in lines)
+    assert set(summary["noise"]) >= {f"{noise}, simulated" for noise in NOISES}
+    _, rows = calibration_rows(summary)
+    assert len(rows) == len(summary) and rows[0][0] == "normal, simulated"
+
+
+def test_false_verdicts_are_said_and_end_the_command_with_3(tmp_path, wallclock, monkeypatch):
+    small = ("--comparisons", "0", "--planted", "0", "--loaded", "0", "--simulated", "200", "--out", tmp_path)
+    code, out, err = wallclock("calibrate", *small)
+    tables, _, _ = out.partition("report: ")
+    assert code == 0 and "normal" in tables and max(map(len, tables.splitlines())) <= 80, err
+    monkeypatch.setattr(calibration, "simulated_times", lambda *a: simulated_times(*a[:3], 0.2, a[4]))  # a lie
+    code, _, err = wallclock("calibrate", *small)
+    assert code == 3 and "too many false verdicts: normal, simulated, each alone" in err
+
+
+def test_requests_out_of_range_are_refused(wallclock):
+    code, _, err = wallclock("calibrate", "--rounds", "3")
+    assert code == 2 and "expected 6 or more" in err
+    assert wrong(calibration_summary(*_nothing()), Rule()) == []
+
+
+def _nothing():
+    import pandas as pd
+
+    return pd.DataFrame({"benchmark": [], "run_id": [], "metric": []}), pd.DataFrame()

@@ -1,0 +1,386 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from wallclock import reports
+from wallclock.bench.compare.counts import counted
+from wallclock.bench.compare.rounds import printed_figures
+from wallclock.bench.compare.sides import parse_subject, read_benchmarks, worktree
+from wallclock.reports.views.comparison import comparison_summary
+
+PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "sh work.sh"\n'
+
+
+def work(ms):
+    """Takes so many milliseconds, whatever the machine is doing: what is tested here is the harness."""
+    return f"sleep {ms / 1e3}\n"
+
+
+@pytest.fixture
+def repository(tmp_path, commit):
+    """Three commits: `before`, `docs` which changes a text alone, and `slow`, which takes half as long again."""
+    place = tmp_path / "project"
+    commit(place, "before", pyproject_toml=PROJECT, work_sh=work(60))
+    commit(place, "docs", README_md="more words")
+    commit(place, "slow", work_sh=work(90))
+    return place
+
+
+def stored(out):
+    return comparison_summary(reports.load(out), reports.load_runs(out))
+
+
+def test_a_gate_fails_for_what_became_slower_and_says_so_everywhere(repository, tmp_path, wallclock, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    to = ("--junit", tmp_path / "junit.xml", "--out", tmp_path / "runs")
+    code, out, err = wallclock(
+        "gate", "before", "slow", "--repository", repository, "--tolerance", "0.1", "--rounds", "6", *to
+    )
+    assert code == 1 and "regressed" in out and "regression: 1 regressed" in err
+    assert max(map(len, out.splitlines())) <= 80
+    (case,) = ET.parse(tmp_path / "junit.xml").getroot()
+    assert case.get("classname") == "work" and case.find("failure").get("type") == "regressed"
+    assert "| work<br>process\\_s" in (told := (tmp_path / "summary.md").read_text()) or "| work<br>process_s" in told
+    (row,) = stored(tmp_path / "runs").to_dict("records")
+    assert row["verdict"] == "regressed" and 1.2 < row["ratio"] < 1.6
+    request = reports.load_runs(tmp_path / "runs")["request"].iloc[0]
+    assert len(request["base"]["revision"]) == 40 and request["head"]["text"] == "slow"
+    left = subprocess.run(["git", "-C", repository, "worktree", "list"], capture_output=True, text=True, check=True)
+    assert len(left.stdout.splitlines()) == 1
+
+
+def test_words_alone_are_no_regression(repository, tmp_path, wallclock):
+    code, out, err = wallclock(
+        "gate", "before", "docs", "--repository", repository, "--rounds", "6", "--tolerance", "0.2", "--out", tmp_path
+    )
+    assert code == 0 and "equivalent" in out and "no regression" in err
+
+
+def test_the_tree_as_it_is_can_be_the_head_and_its_changes_are_recorded(repository, tmp_path, wallclock):
+    (repository / "work.sh").write_text(work(1))
+    code, out, _ = wallclock("gate", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path / "runs")
+    assert code == 0 and "improved" in out
+    request = reports.load_runs(tmp_path / "runs")["request"].iloc[0]
+    assert request["head"] == {"kind": "tree", "text": ".", "commands": {"work": "sh work.sh"}, "dirty": True,
+                               "revision": request["head"]["revision"]}  # fmt: skip
+
+
+def test_printed_figures_are_judged_beside_the_time(tmp_path, wallclock):
+    scripts = []
+    for number, rate in enumerate((100, 50)):
+        script = tmp_path / f"{number}.py"
+        script.write_text(f'print("words"); print(\'{{"metric": "rate", "value": {rate}, "unit": "it/s"}}\')')
+        scripts.append(f"python {script}")
+    code, out, _ = wallclock("compare", *scripts, "--rounds", "7", "--out", tmp_path / "runs", "--json")
+    assert code == 0
+    rows = {row["metric"]: row for row in json.loads(out)}
+    assert (
+        rows["rate"]["verdict"] == "regressed" and rows["rate"]["ratio"] == 0.5 and set(rows) == {"rate", "process_s"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [('{"metric": "m", "value": NaN, "unit": "s"}', "finite"), ('{"metric": "m", "value": 1}', "needs a unit"),
+     ('{"metric": "m", "value": "1", "unit": "s"}', "finite"),
+     ('{"metric": "m", "value": 1, "unit": "s", "better": "b"}', "better is")],
+)  # fmt: skip
+def test_a_figure_that_is_not_whole_is_refused(line, why):
+    with pytest.raises(ValueError, match=why):
+        list(printed_figures(line))
+
+
+def test_other_lines_are_no_figures():
+    assert list(printed_figures('{not json\n{"loss": 1}\n[1]\nwords\n')) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [("exit 7", "exit 7"), ("echo gone wrong >&2; exit 1", "gone wrong"), ("kill -9 $$", "killed by signal 9"),
+     ("sleep 60", "timeout: it took longer than 0.5 s"), ("no-such-program --at all", "not found")],
+)  # fmt: skip
+def test_a_command_that_fails_or_hangs_is_recorded_and_invalid(command, why, tmp_path, wallclock):
+    code, out, _ = wallclock("compare", "cmd:true", f"cmd:{command}", "--timeout", "0.5", "--out", tmp_path)
+    assert code == 3 and "invalid" in out
+    (row,) = stored(tmp_path).to_dict("records")
+    assert row["verdict"] == "invalid" and "head" in row["reason"] and why in row["reason"]
+
+
+def test_what_does_not_build_is_invalid_and_the_others_are_measured(repository, commit, tmp_path, wallclock):
+    built = (
+        PROJECT + '[tool.wallclock.benchmarks.built]\ncommand = "true"\nbuild = "echo no compiler here >&2; exit 1"\n'
+    )
+    commit(repository, "declared", pyproject_toml=built)
+    code, out, err = wallclock(
+        "gate", "before", "docs", "--repository", repository, "--rounds", "6", "--tolerance", "0.2", "--out", tmp_path
+    )
+    assert code == 3 and "1 equivalent, 1 invalid" in err
+    assert "no compiler here" in " ".join(out.split())
+
+
+def test_a_benchmark_that_is_another_on_either_side_is_invalid(repository, commit, tmp_path, wallclock):
+    commit(repository, "declared", pyproject_toml=PROJECT + 'sources = ["work.sh"]\n')
+    code, out, _ = wallclock("gate", "before", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path)
+    assert code == 3 and "is not the same on" in " ".join(out.split())
+
+
+def test_a_budget_is_spent_until_the_verdict_is_clear(repository, tmp_path, wallclock):
+    code, _, err = wallclock(
+        "gate", "before", "slow", "--repository", repository, "--budget", "60s", "--out", tmp_path / "a"
+    )
+    assert code == 1 and "at most" in err
+    assert stored(tmp_path / "a")["rounds"].iloc[0] <= 21
+    code, _, err = wallclock(
+        "gate",
+        "before",
+        "docs",
+        "--repository",
+        repository,
+        "--budget",
+        "0.8s",  # some two rounds: with six, chance decides once in a while
+        "--tolerance",
+        "0",
+        "--strict",
+        "--out",
+        tmp_path / "b",
+    )
+    assert code == 4 and "inconclusive" in err
+    assert not stored(tmp_path / "b")["rounds"].iloc[0] >= 6  # none where the warm-up took it all
+    assert reports.load_runs(tmp_path / "b")["run_status"].iloc[0] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["git:mian", "main"], "did you mean main?"),
+        (["mian", "main"], "did you mean main?"),
+        (["before", "true"], "name two of one sort"),
+        (["before", "slow", "--benchmark", "wrok"], "did you mean work?"),
+        (["before", "slow", "--tolerance", "2"], "expected a share"),
+        (["before", "slow", "--rounds", "3", "--budget", "1m"], "--rounds or --budget"),
+        (["before", "slow", "--budget", "soon"], "such as 90s"),
+        (["cifar/sprnt", "sprint"], "did you mean 'sprint'?"),
+        (["sprint", "sprint precisoin=fp32"], "did you mean 'precision'?"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(arguments, why, repository, wallclock):
+    code, out, err = wallclock("compare", *arguments, "--repository", repository)
+    assert code == 2 and out == "" and why in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_project_without_benchmarks_is_told_how_to_declare_one(tmp_path):
+    with pytest.raises(ValueError, match=r"tool\.wallclock\.benchmarks\.NAME"):
+        read_benchmarks(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.wallclock.benchmarks.a]\ncomand = 'x'\n")
+    with pytest.raises(ValueError, match="unknown key 'comand'"):
+        read_benchmarks(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool")
+    with pytest.raises(ValueError, match=r"pyproject\.toml"):
+        read_benchmarks(tmp_path)
+
+
+def test_subjects_are_known_by_what_they_are(repository):
+    kinds = {
+        text: parse_subject(text, repository).kind
+        for text in ("before", ".", "sprint", "wgan/lesson", "true", "sleep 1")
+    }
+    assert kinds == {
+        "before": "git",
+        ".": "tree",
+        "sprint": "recipe",
+        "wgan/lesson": "recipe",
+        "true": "cmd",
+        "sleep 1": "cmd",
+    }
+    assert parse_subject("cmd:sprint", repository).kind == "cmd"
+
+
+def test_one_stored_side_and_one_that_is_not_are_refused(repository, tmp_path, wallclock):
+    wallclock("compare", "cmd:true", "cmd:true", "--rounds", "1", "--out", tmp_path)
+    code, _, err = wallclock("compare", tmp_path, "before", "--repository", repository)
+    assert code == 2 and "measured apart" in err
+
+
+def test_two_at_once_in_one_repository_do_not_disturb_each_other(repository, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "wallclock.bench.cli.app",
+        "gate",
+        "before",
+        "docs",
+        "--repository",
+        repository,
+        "--rounds",
+        "6",
+        "--tolerance",
+        "0.5",
+    ]
+    both = [subprocess.Popen([*command, "--out", tmp_path / "runs"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert list(stored(tmp_path / "runs")["verdict"]) == ["equivalent"] * 2
+
+
+def test_a_worktree_left_by_a_killed_process_is_no_hindrance(repository):
+    code = (
+        "import os; from pathlib import Path; from wallclock.bench.compare.sides import commit_of, worktree\n"
+        f"place = Path({str(repository)!r})\n"
+        "with worktree(place, commit_of(place, 'before')): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with worktree(repository, parse_subject("before", repository).revision) as place:
+        assert (place / "work.sh").exists()
+
+
+def test_ctrl_c_gives_the_verdict_so_far(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "wallclock.bench.cli.app",
+        "compare",
+        "cmd:sleep 0.02",
+        "cmd:sleep 0.06",
+        "--rounds",
+        "1000",
+        "--no-again",  # twenty milliseconds of sleep may differ from themselves: another test's matter
+        "--out",
+        tmp_path,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    for line in process.stderr:
+        if line.startswith("round 8 "):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "regressed" in out and "interrupted" in err
+    assert stored(tmp_path)["rounds"].iloc[0] >= 8
+    time.sleep(0.2)
+    assert "sleep 0.06" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
+
+
+def test_a_comparison_goes_on_where_it_was_killed(tmp_path, wallclock):
+    """No round is lost or counted twice; one that was begun is taken again, whole."""
+    arguments = ["compare", "cmd:sleep 0.02", "cmd:sleep 0.06", "--rounds", "12", "--no-warm-up", "--out", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wallclock", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("round 8 "):
+            time.sleep(0.05)  # into the ninth
+            process.kill()
+            break
+    process.wait()
+    (path,) = (file.parent for file in tmp_path.rglob("records.jsonl"))
+    before = reports.load(path).query("metric == 'process_s'")
+    code, out, err = wallclock(*arguments, "--resume", path)
+    assert code == 0 and "regressed" in out, err
+    assert f"round {int(before['round'].max())}" in err or "round 9 of 12" in err
+    (row,) = stored(tmp_path).to_dict("records")
+    assert row["rounds"] == 12
+    taken = reports.load(path).query("metric == 'process_s'")
+    last = taken.drop_duplicates(["arm", "round"], keep="last")
+    assert len(last) == 36 and len(taken) - len(last) <= 2  # of the round that was begun
+    code, _, err = wallclock(*arguments, "--resume", path)
+    assert code == 2 and "finished" in err
+
+
+def test_another_comparison_is_not_gone_on_with(tmp_path, wallclock):
+    def compared(*arguments):
+        return wallclock("compare", *arguments, "--no-warm-up", "--out", tmp_path)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wallclock", "compare", "cmd:sleep 0.02", "cmd:sleep 0.03", "--rounds", "99",
+         "--no-warm-up", "--out", tmp_path],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("round 2 "):
+            process.kill()
+            break
+    process.wait()
+    (path,) = (file.parent for file in tmp_path.rglob("records.jsonl"))
+    code, _, err = compared("cmd:sleep 0.02", "cmd:sleep 0.04", "--rounds", "99", "--resume", path)
+    assert code == 2 and "begun with another head" in err
+    code, _, err = compared("cmd:sleep 0.02", "cmd:sleep 0.03", "--rounds", "98", "--resume", path)
+    assert code == 2 and "begun with another rounds" in err
+    code, _, err = compared(path, path, "--resume", path)
+    assert code == 2 and "--resume" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_counts_tell_apart_what_a_clock_of_a_shared_runner_cannot(tmp_path, commit, wallclock):
+    place, loop = tmp_path / "project", "sum(range({}))\n"
+    project = '[tool.wallclock.benchmarks.work]\ncommand = "python -I -S work.py"\n'
+    commit(place, "before", pyproject_toml=project, work_py=loop.format(100_000))
+    commit(place, "docs", README_md="more words")
+    commit(place, "slow", work_py=loop.format(110_000))
+    gate = ("gate", "--counts", "--repository", place, "--out", tmp_path / "runs")
+    code, out, _ = wallclock(*gate, "before", "docs")
+    assert code == 0 and "equivalent" in out and "instructions" in out and "process_s" not in out
+    code, out, _ = wallclock(*gate, "before", "slow")
+    assert code == 1 and "regressed" in out
+    code, _, err = wallclock(*gate, "slow", "before")
+    assert code == 0 and "1 improved; if the fall was not meant" in err
+
+
+def test_counting_without_valgrind_says_what_to_install(repository, wallclock, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name, **_: None if name == "valgrind" else name)
+    code, _, err = wallclock("gate", "--counts", "before", "slow", "--repository", repository)
+    assert code == 2 and "apt install valgrind" in err
+
+
+def test_what_a_step_does_is_the_same_figure_each_time():
+    tiny = 'sprint batch_size=8 model_arguments={"widths":[4,8,8]}'
+    first = counted(tiny)
+    assert first == counted(tiny) and set(first) == {"operators", "allocated"}
+    more = counted(tiny.replace("batch_size=8", "batch_size=16"))
+    assert more["operators"] == first["operators"] and more["allocated"][0] > 1.5 * first["allocated"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.timed
+@pytest.mark.skipif(shutil.which("hyperfine") is None, reason="hyperfine is not installed")
+def test_the_ratio_is_hyperfines_within_the_interval(tmp_path, wallclock):
+    """On whole commands. Hyperfine runs one command after the other, so it is asked in short turns, as ours are."""
+    commands = [f"{sys.executable} -I -S -c 'sum(range({n}))'" for n in (2_000_000, 3_000_000)]
+    wallclock("compare", *(f"cmd:{command}" for command in commands), "--rounds", "25", "--out", tmp_path / "runs")
+    (row,) = stored(tmp_path / "runs").to_dict("records")
+    export, ratios = tmp_path / "hyperfine.json", []
+    for _ in range(8):
+        subprocess.run(
+            ["hyperfine", "-N", "--runs", "4", "--warmup", "1", "--export-json", export, *commands],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        base, head = (np.median(result["times"]) for result in json.loads(export.read_text())["results"])
+        ratios.append(head / base)
+    noise = 2 * np.std(ratios, ddof=1) / len(ratios) ** 0.5
+    assert row["ratio_low"] - noise <= np.median(ratios) <= row["ratio_high"] + noise
+    assert 1.2 < row["ratio"] < 1.7  # half as much work again, less what a process takes to start
+
+
+def test_a_benchmark_that_one_side_does_not_declare_is_added_or_removed(repository, commit, tmp_path, wallclock):
+    more = PROJECT + '[tool.wallclock.benchmarks.more]\ncommand = "python more.py"\n'
+    commit(repository, "more", pyproject_toml=more, more_py="", work_sh=work(60))
+    gate = ("gate", "--repository", repository, "--rounds", "6", "--tolerance", "0.5", "--out")
+    code, out, err = wallclock(*gate, tmp_path / "a", "before", "more")
+    assert code == 0 and "1 added, 1 equivalent" in err and "only the head declares it" in " ".join(out.split())
+    code, _, err = wallclock(*gate, tmp_path / "b", "more", "before")
+    assert code == 0 and "1 equivalent, 1 removed" in err
+    commit(repository, "only", pyproject_toml=more.replace(PROJECT, ""))
+    code, _, err = wallclock(*gate, tmp_path / "c", "before", "only")
+    assert code == 3 and "nothing was compared: 1 added" in err
+
+
+def test_a_failure_is_told_whatever_metric_is_judged(repository, commit, tmp_path, wallclock):
+    commit(repository, "judged", pyproject_toml=PROJECT + 'metrics = ["rate"]\n', work_sh="exit 1")
+    code, _, err = wallclock("gate", "judged", "judged", "--repository", repository, "--out", tmp_path)
+    assert code == 3 and "1 invalid" in err

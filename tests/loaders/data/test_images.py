@@ -1,0 +1,119 @@
+"""Images of any form at one size, and the shuffled pipeline that a generative network reads."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wallclock.loaders.batches import DataError, Dataset
+from wallclock.loaders.data.images import load_images, rescaled
+from wallclock.loaders.data.synthetic import synthetic_split
+from wallclock.loaders.pipelines.shuffled import ShuffledBatches, pixels, unit_range
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty pictures in two classes, of several sizes and forms; the middle square of each has one colour."""
+    for number in range(20):
+        place = tmp_path / ("cats" if number % 2 else "dogs") / f"{number:02d}{'.png' if number % 3 else '.jpg'}"
+        place.parent.mkdir(exist_ok=True)
+        width, height = (60, 20) if number % 5 else (20, 50)
+        canvas = np.zeros((height, width, 3), np.uint8)
+        edge, left, top = min(width, height), (width - min(width, height)) // 2, (height - min(width, height)) // 2
+        canvas[top : top + edge, left : left + edge] = 10 * number
+        Image.fromarray(canvas).save(place, quality=100, subsampling=0)
+    return tmp_path
+
+
+def test_a_folder_is_cropped_scaled_and_split(folder):
+    split = load_images(str(folder), 16)
+    assert split.train.images_NHWC.shape == (18, 16, 16, 3) and len(split.test) == 2
+    assert split.train.classes == ("cats", "dogs") and split.train.name.startswith("folder:")
+    middles = split.train.images_NHWC[:, 4:12, 4:12].float().mean((1, 2, 3))
+    numbers = [n for n in [*range(1, 20, 2), *range(0, 20, 2)] if n not in (19, 18)]  # the tenth of each order
+    assert middles.tolist() == pytest.approx([10 * n for n in numbers], abs=4)
+    only = load_images(str(folder), 16, only_class="dogs")
+    assert len(only.train) == 9 and only.content_hash != split.content_hash
+
+
+def test_images_without_folders_are_one_class(folder, tmp_path):
+    split = load_images(str(folder / "cats"), 8)
+    assert split.train.classes == ("images",) and (len(split.train), len(split.test)) == (9, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"text"])
+def test_a_damaged_image_is_named(folder, content):
+    (folder / "cats" / "bad.png").write_bytes(content)
+    with pytest.raises(DataError, match="bad.png cannot be decoded .*; restore it from its source, or remove it"):
+        load_images(str(folder), 16)
+
+
+def test_what_holds_no_images_is_refused(tmp_path):
+    for data, says in ((tmp_path, "holds 0 images"), (tmp_path / "none", "no such path")):
+        with pytest.raises(DataError, match=says):
+            load_images(str(data), 16)
+
+
+@pytest.mark.slow
+def test_the_embedded_set_is_enlarged():
+    small, large = synthetic_split(), load_images("synthetic", 64)
+    assert large.train.images_NHWC.shape == (5000, 64, 64, 3)
+    assert large.content_hash not in (small.content_hash, load_images("synthetic", 40).content_hash)
+    assert load_images("synthetic", 32).content_hash == small.content_hash
+    shrunk = rescaled(large.train.images_NHWC[:50], 32).float()
+    assert (shrunk - small.train.images_NHWC[:50].float()).abs().mean() < 12  # it is noise that is lost
+
+
+@pytest.mark.slow
+def test_cifar10_is_enlarged_and_chosen_from(real_images):
+    split = load_images(str(real_images), 64, only_class="ship")
+    assert split.train.images_NHWC.shape == (5000, 64, 64, 3) and len(split.test) == 1000
+
+
+def test_pixels_and_the_networks_range_are_inverse():
+    every = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    x = unit_range(every)
+    assert (x.min(), x.max()) == (-1, 1) and x.shape == (1, 3, 16, 16)
+    assert torch.equal(pixels(x), every)
+
+
+def test_every_epoch_shows_whole_batches_in_an_order_of_its_own():
+    dataset = synthetic_split(train=25, test=5).train
+    for resident in (True, False):
+        batches = ShuffledBatches(dataset, 8, device=CPU, seed=3, resident=resident)
+        assert len(batches) == 3
+        shown = []
+        for epoch in range(2):
+            batches.set_epoch(epoch)
+            seen = list(batches)
+            assert [len(images) for images, _ in seen] == [8, 8, 8]
+            direct = [batches.images(epoch, index) for index in range(3)]
+            assert all(torch.equal(a, b) for (a, _), b in zip(seen, direct, strict=True))
+            shown.append(torch.cat([images for images, _ in seen]))
+            images_NHWC = pixels(shown[-1])
+            places = [(dataset.images_NHWC == image).all(dim=(1, 2, 3)).nonzero().item() for image in images_NHWC]
+            assert len(set(places)) == 24
+            assert dataset.labels[places].tolist() == torch.cat([labels for _, labels in seen]).tolist()
+        assert not torch.equal(*shown)
+    back = ShuffledBatches(dataset, 8, device=CPU, seed=3)
+    assert torch.equal(back.images(1, 2), shown[1][16:]) and torch.equal(back.images(0, 0), shown[0][:8])
+    assert not torch.equal(ShuffledBatches(dataset, 8, device=CPU, seed=4).images(0, 0), shown[0][:8])
+    last = ShuffledBatches(dataset, 8, device=CPU, channels_last=True).images(0, 0)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_that_lie_on_the_device_stay_there():
+    """A device by its number is the device: on a GPU `cuda` and `cuda:0` are not equal either."""
+    images = torch.zeros(8, 4, 4, 3, dtype=torch.uint8)
+    dataset = Dataset("zeros", images, torch.zeros(8, dtype=torch.int64), ("all",), "")
+    assert ShuffledBatches(dataset, 8, device=torch.device("cpu", 0)).images(0, 0).shape == (8, 3, 4, 4)
+
+
+def test_too_few_images_or_no_batch_are_refused():
+    dataset = synthetic_split(train=25, test=5).train
+    with pytest.raises(DataError, match="25 training images do not fill one batch of 26; use --set batch_size=25"):
+        ShuffledBatches(dataset, 26, device=CPU)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ShuffledBatches(dataset, 0, device=CPU)

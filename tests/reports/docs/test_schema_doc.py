@@ -1,0 +1,63 @@
+"""docs/schema.md is what the schema says, and `--json` prints what it says."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wallclock.reports.docs import schema_doc
+from wallclock.reports.store.schema import Run, Sample
+
+ROOT = Path(__file__).parents[3]
+PUBLISHED = ROOT / "reports" / "published" / "2026-11-26-xeon-2-cores"
+
+
+def test_the_document_is_not_stale():
+    made = (ROOT / "docs" / "schema.md").read_text(encoding="utf-8")
+    assert made == schema_doc.markdown(), "uv run python -m reports.schema_doc > docs/schema.md"
+
+
+@pytest.mark.parametrize("kind", [Run, Sample])
+def test_every_field_says_what_it_holds(kind):
+    assert set(schema_doc.attributes(kind)) == {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("report, quick, suite, run, ablate, judge, calibrate", ["report", PUBLISHED]),
+        ("list", ["list"]),
+        ("env", ["env"]),
+    ],
+)
+def test_documents_have_the_keys_that_are_documented(name, arguments):
+    command = [sys.executable, "-m", "wallclock", *map(str, arguments), "--json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert list(json.loads(printed)) == list(schema_doc.DOCUMENTS[name])
+
+
+def test_a_data_set_is_described_as_documented(real_images):
+    command = [sys.executable, "-m", "wallclock", "data", "check", str(real_images), "--json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert list(json.loads(printed)) == list(schema_doc.DOCUMENTS["data check"])
+
+
+def test_every_command_with_json_is_documented():
+    import typer
+
+    from wallclock.bench.cli.app import app
+
+    documented = {name for key in (*schema_doc.DOCUMENTS, *schema_doc.ROWS) for name in key.split(", ")}
+
+    def with_json(command, path=()):
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                yield from with_json(inner, (*path, name))
+        elif any("--json" in parameter.opts for parameter in command.params):
+            yield path
+
+    for path in with_json(typer.main.get_command(app)):
+        assert " ".join(path) in documented or path[0] in documented, path
