@@ -15,7 +15,7 @@ import torch
 from torch.utils import data
 
 from wallclock.loaders.batches import DataError, Dataset, Split
-from wallclock.loaders.data.cropping import cropped
+from wallclock.loaders.data.image_files import decode_middle
 
 PIXELS, DESCRIPTION = "images_NHWC.u8", "conversion.json"
 HELD_OUT = 0.01  # of the images, at most 3,000: enough for an estimate
@@ -59,7 +59,7 @@ class LsunImages(data.Dataset[tuple[int, Any]]):
         with self._environment.begin(buffers=True) as transaction:
             content = transaction.get(self.keys[index])
             try:
-                return index, cropped(bytes(content or b""), f"{self.path}, image {index}", self.size)
+                return index, decode_middle(bytes(content or b""), f"{self.path}, image {index}", self.size)
             except DataError:
                 return index, None
 

@@ -164,7 +164,7 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
                     label = str(int(data.labels[place])).encode()
                     writer.write({"__key__": f"{place:08d}", suffix: content, "cls": label})
             listed.append({"file": name, "samples": len(places)})
-        height, width = data.shape if isinstance(data, StoredImages) else data.images_NHWC.shape[1:3]
+        height, width = data.shape
         manifest: dict[str, Any] = {"name": data.name, "classes": list(data.classes), "content_hash": _hash_of(data)}
         manifest |= {"height": height, "width": width, "shards": listed}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

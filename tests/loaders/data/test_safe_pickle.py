@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wallclock.loaders.data.safe_pickle import load_pickle
 
 from wallclock.loaders.batches import DataError
 from wallclock.loaders.data.cifar10_batches import _python_batch
-from wallclock.loaders.data.safe_pickle import load_pickle
 
 PATH = Path("data_batch_1")
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from wallclock.loaders.data.memmap import open_memmap, write_memmap
+from wallclock.loaders.pipelines.streamed import StreamedBatches
 
 from wallclock.kernels.augment import Augmentation
 from wallclock.loaders.batches import DataError, Dataset
-from wallclock.loaders.data.memmap import open_memmap, write_memmap
 from wallclock.loaders.data.shards import write_shards
 from wallclock.loaders.data.stored import StoredImages, find_stored, stored_folders, stored_parquet
 from wallclock.loaders.pipelines.dali import DaliBatches
 from wallclock.loaders.pipelines.dataloader import DataLoaderBatches
 from wallclock.loaders.pipelines.device import DeviceBatches
-from wallclock.loaders.pipelines.streamed import StreamedBatches
 
 CPU = torch.device("cpu")
 READERS = {"dali": DaliBatches, "dataloader": DataLoaderBatches}

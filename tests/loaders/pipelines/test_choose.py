@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from wallclock.loaders.pipelines.streamed import StreamedBatches
 
 from wallclock.kernels.augment import MEAN, STD, Augmentation, augment_ref, draw
 from wallclock.loaders.batches import Batches, DataError, Dataset
@@ -17,7 +18,6 @@ from wallclock.loaders.pipelines.choose import PIPELINES, make_batches
 from wallclock.loaders.pipelines.dali import DaliBatches
 from wallclock.loaders.pipelines.dataloader import DataLoaderBatches
 from wallclock.loaders.pipelines.device import DeviceBatches
-from wallclock.loaders.pipelines.streamed import StreamedBatches
 from wallclock.loaders.pipelines.webdataset import ShardBatches
 
 CPU = torch.device("cpu")

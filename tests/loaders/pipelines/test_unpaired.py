@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from wallclock.loaders.data.file_images import FileImages
 
 from wallclock.loaders.batches import DataError
-from wallclock.loaders.data.file_images import FileImages
 from wallclock.loaders.pipelines import unpaired
 from wallclock.loaders.pipelines.shuffled import pixels
 from wallclock.loaders.pipelines.unpaired import UnpairedBatches, load_unpaired, synthetic_domain
