@@ -24,10 +24,10 @@ class Dataset:
     """Labelled images, as stored.
 
     Attributes:
-        name: what an accuracy on it may be called; "cifar10" only for the verified canonical set.
+        name: the name under which accuracies are recorded; "cifar10" only for the verified canonical set.
         images_NHWC: uint8 [N, H, W, 3].
         labels: int64 [N], each in [0, len(classes)).
-        classes: the class names, in label order.
+        classes: names of the classes, in label order.
         content_hash: sha256 of shape, images and labels; two sets share it only when they are equal.
 
     Raises:
@@ -57,7 +57,7 @@ class Dataset:
             name: see `Dataset`.
             images_NHWC: uint8 [N, H, W, 3] on the CPU.
             labels: int64 [N] on the CPU.
-            classes: the class names.
+            classes: names of the classes.
 
         Raises:
             DataError: if it is empty or a label is out of range.
@@ -111,7 +111,7 @@ class Split:
 
     @property
     def content_hash(self) -> str:
-        """The sha256 of both sets' hashes: equal only when both are."""
+        """The sha256 of both sets' hashes: two splits share it only when both of their sets are equal."""
         return hashlib.sha256((self.train.content_hash + self.test.content_hash).encode()).hexdigest()
 
     def tune(self, validation: int | None = None) -> "Split":
@@ -138,8 +138,8 @@ class BatchOptions:
         batch_size: images in a batch of one rank.
         device: where batches end up.
         augmentation: what happens to each image; None for nothing.
-        dtype: of the images.
-        seed: with the epoch, it decides order and augmentation.
+        dtype: type of the normalised images.
+        seed: decides order and augmentation, together with the epoch.
         shuffle: whether each epoch has its own order.
         drop_last: whether an incomplete last batch is dropped; else it is smaller, never padded.
         size: edge to which images in memory are scaled down once, beforehand, and their padding with them; None keeps

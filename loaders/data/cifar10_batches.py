@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from wallclock.loaders.batches import DataError, Dataset, Split
-from wallclock.loaders.data.source import CLASSES, UNVERIFIED, check_labels, damaged
+from wallclock.loaders.data.source import CLASSES, UNVERIFIED, check_labels, damage_error
 
 IMAGE_BYTES = 3 * 32 * 32
 ROW_BYTES = 1 + IMAGE_BYTES
@@ -95,16 +95,16 @@ def _python_batch(content: bytes, path: Path) -> tuple[Rows, list[int]]:
     except DataError:
         raise
     except _STREAM_ERRORS as error:
-        raise damaged(path, f"no pickle of 'labels' and of uint8 'data' [N, {IMAGE_BYTES}] ({error})") from None
+        raise damage_error(path, f"no pickle of 'labels' and of uint8 'data' [N, {IMAGE_BYTES}] ({error})") from None
     if not isinstance(labels, list) or len(labels) != len(rows) or not all(isinstance(v, int) for v in labels):
-        raise damaged(path, f"not {len(rows)} whole numbers under 'labels'")
+        raise damage_error(path, f"not {len(rows)} whole numbers under 'labels'")
     return rows, labels
 
 
 def _binary_batch(content: bytes, path: Path) -> tuple[Rows, list[int]]:
     if not content or len(content) % ROW_BYTES:
         whole = max(BATCH_IMAGES * ROW_BYTES, -(-len(content) // ROW_BYTES) * ROW_BYTES)
-        raise damaged(path, f"{len(content):,} bytes; expected rows of {ROW_BYTES:,}, {whole:,} in all")
+        raise damage_error(path, f"{len(content):,} bytes; expected rows of {ROW_BYTES:,}, {whole:,} in all")
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, ROW_BYTES)
     return rows[:, 1:], rows[:, 0].tolist()
 
@@ -123,7 +123,7 @@ def _from_batches(read: Callable[[str], bytes], names: Iterable[str], where: Pat
         check_labels(labels, path)
         # Files of the canonical size that are not the canonical ones were damaged on their way.
         if not suffix and not genuine and len(rows) == BATCH_IMAGES:
-            raise damaged(path, "its checksum is not the published one")
+            raise damage_error(path, "its checksum is not the published one")
         parts.append((rows, labels))
     name = "cifar10" if canonical else UNVERIFIED
     split = Split(_as_dataset(name, parts[:-1]), _as_dataset(name, parts[-1:]))
@@ -190,6 +190,6 @@ def from_archive(path: Path) -> tuple[str, Split]:
         raise
     # Damage shows in the compression, in the members' headers, or in the text of an extended header.
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, zlib.error, lzma.LZMAError) as error:
-        raise damaged(path, str(error)) from None
+        raise damage_error(path, str(error)) from None
     suffix = ".bin" if any(name.endswith(".bin") for name in contents) else ""
     return _from_batches(contents.__getitem__, contents, path, suffix)

@@ -77,10 +77,10 @@ def _of_class(dataset: Dataset, name: str) -> Dataset:
 
 def _of_size(dataset: Dataset, size: int) -> Dataset:
     digest = hashlib.sha256(f"{dataset.content_hash} at {size}".encode()).hexdigest()
-    return Dataset(dataset.name, rescaled(dataset.images_NHWC, size), dataset.labels, dataset.classes, digest)
+    return Dataset(dataset.name, rescale(dataset.images_NHWC, size), dataset.labels, dataset.classes, digest)
 
 
-def rescaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
+def rescale(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
     """Returns images scaled to `size` x `size` pixels, bilinear, antialiased where they shrink, and rounded.
 
     Args:

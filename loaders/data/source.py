@@ -1,4 +1,4 @@
-"""What CIFAR-10 and sets like it are called, and the checks that all of their readers make."""
+"""The names of CIFAR-10 and its classes, and the checks that all readers of such sets make."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 UNVERIFIED = "cifar10-unverified"  # looks like CIFAR-10, but its content is not one that we know
 
 
-def damaged(path: Path, why: str) -> DataError:
+def damage_error(path: Path, why: str) -> DataError:
     """Returns the error for a file that is not what it should be."""
     return DataError(
         f"{path} is damaged: {' '.join(why.split())}; delete it and fetch the set again: wallclock data fetch"
@@ -23,4 +23,4 @@ def check_labels(labels: list[int], path: Path, classes: int = len(CLASSES)) -> 
     """
     low, high = min(labels, default=0), max(labels, default=0)
     if low < 0 or high >= classes:
-        raise damaged(path, f"labels run from {low:.6g} to {high:.6g}; expected 0 to {classes - 1}")
+        raise damage_error(path, f"labels run from {low:.6g} to {high:.6g}; expected 0 to {classes - 1}")

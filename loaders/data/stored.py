@@ -13,7 +13,7 @@ import torch
 
 from wallclock.loaders.batches import Damaged, DataError, Dataset
 from wallclock.loaders.data.image_files import Pixels, class_folders, data_set_name, decode, is_image
-from wallclock.loaders.data.source import CLASSES, UNVERIFIED, check_labels, damaged
+from wallclock.loaders.data.source import CLASSES, UNVERIFIED, check_labels, damage_error
 
 JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 DECODED_TOGETHER = 500
@@ -24,7 +24,7 @@ class StoredImages:
     """Encoded images and their labels; each is read when it is asked for.
 
     Attributes:
-        name: what an accuracy on it may be called.
+        name: the name under which accuracies are recorded.
         form: "folders", "parquet" or "shards".
         labels: int64 [N].
         classes: names of the classes, in label order.
@@ -79,7 +79,7 @@ class StoredImages:
         """Decodes all images, on two threads: Pillow lets the lock go while it decodes.
 
         Args:
-            damaged: what happens to images that cannot be decoded.
+            damaged: whether images that cannot be decoded are refused or left out.
 
         Returns:
             The data set, and why each image was left out.
@@ -110,19 +110,19 @@ class StoredImages:
         return Dataset.create(self.name, pixels, labels, self.classes), [left_out[place] for place in sorted(left_out)]
 
 
-def cut_off(content: npt.NDArray[np.uint8]) -> bool:
+def is_cut_off(content: npt.NDArray[np.uint8]) -> bool:
     """Says whether a JPEG lacks its end, which some decoders fill with grey and a warning; cheap enough for each."""
     return content[:2].tobytes() == JPEG and content[-2:].tobytes() != JPEG_END
 
 
-def packed(
+def packed_reader(
     buffers: Sequence[npt.NDArray[np.uint8]], at: npt.NDArray[np.int64]
 ) -> Callable[[int], npt.NDArray[np.uint8]]:
     """Returns a reader of images that lie in buffers.
 
     Args:
         buffers: each uint8 [bytes], in memory or mapped.
-        at: int64 [N, 3]: of each image its buffer, its first byte there, and its size in bytes.
+        at: int64 [N, 3], for each image its buffer, its first byte there, and its size in bytes.
     """
 
     def content(place: int) -> npt.NDArray[np.uint8]:
@@ -140,7 +140,7 @@ def stored_parquet(path: Path, part: str = "train", classes: tuple[str, ...] = C
     Args:
         path: a folder that holds `<part>*.parquet` somewhere, or one such file.
         part: "train" or "test".
-        classes: their names, where the metadata of the files give none.
+        classes: names of the classes, where the metadata of the files give none.
 
     Raises:
         DataError: if there are none, or a file is damaged.
@@ -165,7 +165,7 @@ def stored_parquet(path: Path, part: str = "train", classes: tuple[str, ...] = C
         torch.from_numpy(np.concatenate(labels)),
         classes,
         lambda place: "{}, image {}".format(*of_file[place]),
-        packed(buffers, np.concatenate(at)),
+        packed_reader(buffers, np.concatenate(at)),
     )
 
 
@@ -173,8 +173,8 @@ def _encoded_column(file: Path, names: tuple[str, ...]) -> tuple[Any, npt.NDArra
     """Reads a file of hub-style Parquet: a pyarrow array of binaries, labels int64 [N], and the names of the classes.
 
     Args:
-        file: what is read.
-        names: of the classes, where the file gives none.
+        file: a Parquet file.
+        names: names of the classes, where the file gives none.
 
     Raises:
         DataError: if it is damaged, or has other columns.
@@ -187,7 +187,7 @@ def _encoded_column(file: Path, names: tuple[str, ...]) -> tuple[Any, npt.NDArra
         table.validate(full=True)
         columns = table.column_names
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise damaged(file, str(error)) from None
+        raise damage_error(file, str(error)) from None
     image = next((c for c in ("img", "image") if c in columns), None)
     label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
     if image is None or label is None:
@@ -196,9 +196,9 @@ def _encoded_column(file: Path, names: tuple[str, ...]) -> tuple[Any, npt.NDArra
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = column.field("bytes")
     if len(column) == 0 or not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise damaged(file, f"{len(column)} images of type {column.type}, expected some, encoded, as binary")
+        raise damage_error(file, f"{len(column)} images of type {column.type}, expected some, encoded, as binary")
     if not pa.types.is_integer(table[label].type) or table[label].null_count:
-        raise damaged(file, f"labels of type {table[label].type}, {table[label].null_count} of them missing")
+        raise damage_error(file, f"labels of type {table[label].type}, {table[label].null_count} of them missing")
     labels, names = table[label].to_numpy().astype("<i8"), _class_names(table.schema.metadata, label) or names
     check_labels(labels.tolist(), file, len(names))
     return column, labels, names

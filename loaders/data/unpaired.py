@@ -21,8 +21,8 @@ DomainImages = torch.Tensor | FileImages
 SYNTHETIC = "synthetic"
 DOMAINS = ("A", "B")
 PARTS = ("train", "test")
-THREADS = max(2, len(os.sched_getaffinity(0)))  # that decode
-HELD_SHARE = 0.5  # of the free memory that decoded images may take
+THREADS = max(2, len(os.sched_getaffinity(0)))  # threads that decode
+HELD_SHARE = 0.5  # share of the free memory that decoded images may take
 SYNTHETIC_COUNTS = {"train": 400, "test": 50}
 
 
@@ -31,11 +31,11 @@ class Unpaired:
     """Two domains, decoded, or left in their files where half of the free memory does not hold them.
 
     Attributes:
-        name: of the data set, for records.
+        name: name of the data set in records.
         train: uint8 [N, L, L, 3] of each domain.
         test: uint8 [N, S, S, 3] of each domain.
         skipped: a line for each file that could not be read.
-        content_hash: over all pixels, wherever they are.
+        content_hash: sha256 of all pixels, in memory or in files.
     """
 
     name: str
@@ -51,8 +51,8 @@ def load_unpaired(data: str, load_size: int, image_size: int) -> Unpaired:
     Args:
         data: "synthetic" for the embedded domains; or a folder that holds `trainA`, `trainB`, `testA` and `testB`, in
             any format that Pillow reads. A file that it cannot read is skipped, and named in the result.
-        load_size: L, of training images, pixels.
-        image_size: S, of test images, pixels.
+        load_size: L, pixels.
+        image_size: S, pixels.
 
     Raises:
         DataError: if a folder is missing, or holds no image that can be read.
@@ -87,9 +87,9 @@ def _unpaired(name: str, parts: dict[str, DomainImages], skipped: list[str], dig
 
 
 def _folder(folder: Path, size: int, *, keep: bool) -> tuple[DomainImages, list[str], bytes]:
-    """The images of a folder that can be read, a line for each file that cannot, and a digest of the pixels.
+    """Returns the images of a folder that can be read, a line for each file that cannot, and a digest of the pixels.
 
-    Each file is decoded once, whether the pixels are kept or not: what is damaged has to be known before an epoch is.
+    Each file is decoded once, whether the pixels are kept or not: an epoch is as long as there are sound files.
     """
     files = _files(folder)
 

@@ -1,4 +1,4 @@
-"""What all pipelines share: how an epoch is chosen, what a batch is, and which images a batch leaves out.
+"""The base of all pipelines: an epoch is chosen, a batch is augmented on the device, damaged images are left out.
 
 Shape legend: N images in a batch, M in the data set, H, W height and width.
 """
@@ -12,7 +12,7 @@ import torch
 
 from wallclock.kernels.augment import Augmentation, augment
 from wallclock.loaders.batches import BatchOptions, DataError, Dataset, check_padding
-from wallclock.loaders.data.images import rescaled
+from wallclock.loaders.data.images import rescale
 from wallclock.loaders.data.stored import StoredImages
 from wallclock.loaders.pipelines.epochs import Epochs
 
@@ -27,7 +27,7 @@ class Batches(ABC):
         options: size, place, order and augmentation of the batches.
 
     Attributes:
-        augmentation: what happens to each image, at the size that it has here.
+        augmentation: what happens to each image, scaled with the images.
         skipped: why each image that was left out was, since the beginning.
     """
 
@@ -62,9 +62,9 @@ class Batches(ABC):
         """Returns images augmented and normalised on the device, [N, 3, H, W].
 
         Args:
-            images_MHWC: uint8, anywhere.
-            drawn: what `kernels.augment.draw` drew for each image of the batch, anywhere.
-            indices: int64 [N], which images make the batch; None for all in order.
+            images_MHWC: uint8 [M, H, W, 3], on any device.
+            drawn: numbers of `kernels.augment.draw` for each image of the batch, on any device.
+            indices: int64 [N], the images of the batch; None for all in order.
         """
         numbers: dict[str, Any] = {name: self._on_device(values) for name, values in drawn.items()}
         fixed = {"cutout": self.augmentation.cutout, "padding": self.augmentation.padding, "dtype": self.options.dtype}
@@ -103,7 +103,7 @@ class IndexedBatches(Batches):
     def __init__(self, data: Dataset | StoredImages, options: BatchOptions, count: int | None = None) -> None:
         super().__init__(options)
         self.epochs = Epochs(len(data) if count is None else count, options)
-        self.data, self.augmentation = resized(data, options.augmentation, options.size)
+        self.data, self.augmentation = scale_down(data, options.augmentation, options.size)
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
@@ -114,7 +114,7 @@ class IndexedBatches(Batches):
         return list(self.epochs.cut(self.epochs.order(epoch)))
 
 
-def resized(data: Samples, augmentation: Augmentation | None, size: int | None) -> tuple[Samples, Augmentation]:
+def scale_down(data: Samples, augmentation: Augmentation | None, size: int | None) -> tuple[Samples, Augmentation]:
     """Returns images scaled down to `size` x `size` pixels, antialiased and rounded, and the augmentation scaled alike.
 
     Args:
@@ -134,6 +134,6 @@ def resized(data: Samples, augmentation: Augmentation | None, size: int | None) 
         edge = data.shape[0]
         pad = max(1, round(augmentation.pad * size / edge)) if augmentation.pad else 0
         augmentation = replace(augmentation, pad=pad, cutout=round(augmentation.cutout * size / edge))
-        data = replace(data, images_NHWC=rescaled(data.images_NHWC, size))
+        data = replace(data, images_NHWC=rescale(data.images_NHWC, size))
     check_padding(augmentation, data.shape)
     return data, augmentation

@@ -1,4 +1,4 @@
-"""Every pipeline by its name, and what each can read."""
+"""Every pipeline by its name, and the data that each can read."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def make_batches(name: str, data: Dataset | StoredImages | Shards, options: Batc
 
     Args:
         name: one of `PIPELINES`.
-        data: what it reads.
+        data: the data set.
         options: size, place, order and augmentation of its batches.
 
     Raises:

@@ -2,12 +2,12 @@
 
 Images in memory and encoded ones (folders, Parquet, tar shards) go through one graph. Order and numbers are drawn by
 `kernels.augment.draw`, not by DALI, and fed as inputs beside the images: so an epoch is that of the other pipelines,
-image by image. It costs 12 bytes a sample. For the same reason the files come from an index of ours and not from DALI's
-readers: those shuffle within a buffer of 1,024, know epochs only by name, and pad the last batch with samples that must
-not be counted.
+image by image. It costs 12 bytes a sample. For the same reason our own index reads the files, and not DALI's readers:
+those shuffle within a buffer of 1,024, know epochs only by name, and pad the last batch with samples that must not be
+counted.
 
 DALI runs ahead by `PREFETCH` batches. It does not stop at the end of an epoch, or where a consumer leaves one early: a
-batch that nobody waits for any more is told by its ticket and dropped.
+batch that nobody waits for any more is recognised by its ticket and dropped.
 """
 
 import itertools
@@ -24,13 +24,13 @@ import torch
 
 from wallclock.kernels.augment import GREY, MEAN, STD, draw
 from wallclock.loaders.batches import BatchOptions, DataError, Dataset
-from wallclock.loaders.data.stored import StoredImages, cut_off
+from wallclock.loaders.data.stored import StoredImages, is_cut_off
 from wallclock.loaders.pipelines.base import IndexedBatches
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
 
-PREFETCH = 2  # batches that DALI is ahead; 3 gain nothing for images of 32 pixels
+PREFETCH = 2  # batches by which DALI is ahead; 3 gain nothing for images of 32 pixels
 
 
 def unavailable() -> str:
@@ -42,7 +42,7 @@ def unavailable() -> str:
     return ""
 
 
-def _called(source: "weakref.WeakMethod[Callable[[], tuple[Any, ...]]]") -> tuple[Any, ...]:
+def _call(source: "weakref.WeakMethod[Callable[[], tuple[Any, ...]]]") -> tuple[Any, ...]:
     method = source()
     assert method is not None, "a pipeline runs only while its DaliBatches iterates"
     return method()
@@ -53,10 +53,10 @@ class _Batch:
     """A batch on its way through DALI.
 
     Attributes:
-        ticket: of the iteration that asked for it; None for one that nobody did, which fills the queue.
-        places: int64 [n] in the data set.
-        inputs: what is fed, by name.
-        left_out: why images were.
+        ticket: marks the iteration that asked for the batch; None for one that only fills the queue.
+        places: int64 [n], samples of the data set.
+        inputs: inputs of DALI's graph, by name.
+        left_out: why each image that was left out was.
     """
 
     ticket: object
@@ -69,7 +69,7 @@ class DaliBatches(IndexedBatches):
     """Batches of augmented, normalised images from a DALI pipeline; each epoch shuffles across all ranks.
 
     Args:
-        data: in memory, or encoded: then DALI decodes it.
+        data: images in memory, or encoded ones, which DALI decodes.
         options: see `BatchOptions`; on a GPU all but the reading runs there, and `workers` are DALI's threads on the
             CPU, one at least.
 
@@ -94,7 +94,7 @@ class DaliBatches(IndexedBatches):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         ticket = object()
-        self._coming = self._asked_for(ticket)
+        self._coming = self._batches_of_epoch(ticket)
         for _ in range(self._step, len(self)):
             while True:
                 outputs = self._next()
@@ -106,18 +106,18 @@ class DaliBatches(IndexedBatches):
                 self._check_shapes(outputs[1].as_array(), batch)
             yield self._images(outputs[0]), self._on_device(self.data.labels[batch.places])
 
-    def _asked_for(self, ticket: object) -> Iterator[_Batch]:
+    def _batches_of_epoch(self, ticket: object) -> Iterator[_Batch]:
         """Yields the batches of the chosen epoch, ready to be fed."""
         epoch = self._epoch
         order = self.epochs.order(epoch)
         drawn = self._draw(epoch, order)
         for at in self.epochs.cut(torch.arange(len(order)), self._step):
-            yield self._fed(ticket, order[at], {name: values[at] for name, values in drawn.items()})
+            yield self._prepare(ticket, order[at], {name: values[at] for name, values in drawn.items()})
 
     def _draw(self, epoch: int, places: torch.Tensor) -> dict[str, torch.Tensor]:
         return draw(self.augmentation, self.options.seed, epoch, places, *self.data.shape)
 
-    def _fed(self, ticket: object, places: torch.Tensor, drawn: dict[str, torch.Tensor]) -> _Batch:
+    def _prepare(self, ticket: object, places: torch.Tensor, drawn: dict[str, torch.Tensor]) -> _Batch:
         """Returns a batch of the samples at `places`, without those that are found to be damaged."""
         encoded = isinstance(self.data, StoredImages)
         images: Any = (
@@ -129,10 +129,10 @@ class DaliBatches(IndexedBatches):
         for name, values in drawn.items():
             inputs[name] = values.numpy().astype(np.float32 if values.is_floating_point() else np.int32)
         batch = _Batch(ticket, places, inputs, [])
-        doubtful = [number for number, content in enumerate(images) if cut_off(content)] if encoded else []
-        return self._sound(batch, doubtful) if doubtful else batch
+        doubtful = [number for number, content in enumerate(images) if is_cut_off(content)] if encoded else []
+        return self._without_damaged(batch, doubtful) if doubtful else batch
 
-    def _sound(self, batch: _Batch, doubtful: Iterable[int]) -> _Batch:
+    def _without_damaged(self, batch: _Batch, doubtful: Iterable[int]) -> _Batch:
         """Returns a batch without those of its doubtful images that Pillow cannot decode either.
 
         Raises:
@@ -148,15 +148,15 @@ class DaliBatches(IndexedBatches):
         return _Batch(batch.ticket, batch.places[kept], inputs, [*batch.left_out, *why.values()])
 
     def _source(self) -> tuple[Any, ...]:
-        """What DALI asks for its next batch: the next that is coming, or a repeated image while there is none."""
-        batch = next(self._coming, None) or self._repeated()
+        """Returns the inputs of the next batch, which DALI asks for; a filler where no batch is coming."""
+        batch = next(self._coming, None) or self._filler()
         self._under_way.append(batch)
         return tuple(batch.inputs.values())
 
-    def _repeated(self) -> _Batch:
-        """A batch of the first image, which nobody asked for."""
+    def _filler(self) -> _Batch:
+        """Returns a batch of the first image, which nobody asked for."""
         first = torch.zeros(1, dtype=torch.int64)
-        return self._fed(None, first, self._draw(0, first))
+        return self._prepare(None, first, self._draw(0, first))
 
     def _next(self) -> tuple[Any, ...]:
         """Returns DALI's next outputs; where an image broke its pipeline, begins a new one without it.
@@ -166,7 +166,7 @@ class DaliBatches(IndexedBatches):
         """
         while True:
             if self._pipeline is None:
-                self._pipeline = self._built()
+                self._pipeline = self._build()
             # The outputs are ours for as long as we hold them: DALI's executor counts their owners. On a GPU they are
             # bound to torch's stream, which waits for them, and which frees them when it has done with them.
             stream = torch.cuda.current_stream(self.options.device) if self._on_gpu else None
@@ -179,24 +179,24 @@ class DaliBatches(IndexedBatches):
                 if isinstance(self.data, Dataset):
                     raise
                 self._pipeline = None
-                self._without_damaged(error)
+                self._begin_again(error)
 
-    def _without_damaged(self, error: RuntimeError) -> None:
-        """Puts what was under way back in front, less what cannot be decoded; raises `error` if all of it can."""
-        again = [self._sound(batch, range(len(batch.places))) for batch in self._under_way]
+    def _begin_again(self, error: RuntimeError) -> None:
+        """Puts the batches under way back in front, less what cannot be decoded; raises `error` if all of it can."""
+        again = [self._without_damaged(batch, range(len(batch.places))) for batch in self._under_way]
         if all(len(sound.places) == len(batch.places) for sound, batch in zip(again, self._under_way, strict=True)):
             raise error
         self._under_way.clear()
         self._coming = itertools.chain(again, self._coming)
 
-    def _built(self) -> "Pipeline":
-        """The graph: decode where needed, pad and crop in one slice, jitter, mirror and normalise, cut out."""
+    def _build(self) -> "Pipeline":
+        """Returns the graph: decode where needed, pad and crop in one slice, jitter, mirror and normalise, cut out."""
         dali: Any = import_module("nvidia.dali")  # it makes its modules' contents when it is imported
         fn, types = dali.fn, dali.types
         clamp = import_module("nvidia.dali.math").clamp
         augmentation, (height, width) = self.augmentation, self.data.shape
         source = weakref.WeakMethod(self._source)  # or neither would be freed before the garbage collector comes
-        names = list(self._repeated().inputs)
+        names = list(self._filler().inputs)
         encoded = isinstance(self.data, StoredImages)
         pipeline = dali.pipeline.Pipeline(
             batch_size=self.options.batch_size,
@@ -206,7 +206,7 @@ class DaliBatches(IndexedBatches):
         )
         with pipeline:
             layouts = ["" if encoded else "HWC", *[""] * (len(names) - 1)]
-            fed = fn.external_source(source=lambda: _called(source), num_outputs=len(names), layout=layouts)
+            fed = fn.external_source(source=lambda: _call(source), num_outputs=len(names), layout=layouts)
             given = dict(zip(names, fed, strict=True))
             x = given["images"]
             if encoded:
@@ -269,5 +269,5 @@ class DaliBatches(IndexedBatches):
             raise DataError(f"{name}, is {found}; expected {width}x{height} pixels, scale it first")
 
     def _images(self, images: Any) -> torch.Tensor:
-        """DALI's memory as a tensor, without a copy."""
+        """Returns DALI's memory as a tensor, without a copy."""
         return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(self.options.dtype)

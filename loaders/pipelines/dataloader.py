@@ -22,7 +22,10 @@ Drawn = tuple[int, int, int, bool]
 
 
 class _Samples(TorchDataset[Any]):
-    """Cropped and flipped samples, a batch at a time: uint8 [n, 3, H, W], the places kept, and why others were not."""
+    """Cropped and flipped samples, a batch at a time.
+
+    An item is uint8 [n, 3, H, W], the numbers of these n samples in the request, and why each other was left out.
+    """
 
     def __init__(self, data: Dataset | StoredImages, augmentation: Augmentation) -> None:
         self.data, self.pad = data, augmentation.pad
@@ -56,7 +59,7 @@ class _Samples(TorchDataset[Any]):
 
 
 class _Requests:
-    """What the workers are asked for next: the samples of each batch, with what is drawn for them."""
+    """The requests that workers get next: the samples of each batch, with the numbers drawn for them."""
 
     coming: Iterator[list[Drawn]] = iter(())
 
@@ -78,7 +81,7 @@ class DataLoaderBatches(IndexedBatches):
     """Batches of augmented, normalised images from worker processes; each epoch shuffles across all ranks.
 
     Args:
-        data: in memory, or encoded: then a worker decodes what it is asked for.
+        data: images in memory, or encoded ones, which the workers decode.
         options: see `BatchOptions`.
 
     Raises:

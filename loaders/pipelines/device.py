@@ -18,7 +18,7 @@ class DeviceBatches(IndexedBatches):
     shuffles and augments them under a seed of its own: see `Epochs.order_within`.
 
     Args:
-        dataset: on `options.device`; with several ranks anywhere: only this rank's part is moved there.
+        dataset: images on `options.device`; of several ranks, each moves its part there.
         options: see `BatchOptions`.
 
     Raises:
@@ -49,7 +49,7 @@ class DeviceBatches(IndexedBatches):
             yield images, labels
 
     def of(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yields images and labels as `__iter__`, with their indices, of chosen samples of the epoch.
+        """Yields images, labels and indices of chosen samples, as the epoch shows them.
 
         Args:
             batches: int64 places among this rank's samples, on the device.
@@ -91,7 +91,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Windows:
-    """Images of a set with their padding at the left and right built once, out of which crops are copied row by row.
+    """Images padded at the left and right once and for all, on a CPU: a row of a crop lies in one piece, copied whole.
 
     1,000 crops of 32x32 pixels take 0.15 ms on one thread, and mirroring half of them 0.4; gathered pixel by pixel they
     take 3.1. The padding above and below is read through reflected rows; that at the sides costs memory:
@@ -99,8 +99,8 @@ class Windows:
 
     Args:
         images_NHWC: uint8 [M, H, W, 3] on the CPU.
-        pad: pixels by which a crop may lie off its image, below H and W.
-        padding: what lies outside of an image; see `kernels.augment.augment_ref`.
+        pad: number of pixels by which a crop may lie off its image, below H and W.
+        padding: the pixels outside of an image; see `kernels.augment.augment_ref`.
     """
 
     def __init__(self, images_NHWC: torch.Tensor, pad: int, padding: Padding) -> None:

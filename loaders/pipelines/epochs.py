@@ -1,4 +1,4 @@
-"""Which sample comes in which batch of which epoch, on which rank: one answer for all pipelines."""
+"""The order of samples in epochs, batches and ranks, the same for all pipelines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Epochs:
 
     Attributes:
         count: samples in the set.
-        options: batch size, seed, shuffling, ranks, and what becomes of the last batch.
+        options: see `BatchOptions`.
 
     Raises:
         DataError: if there are too few samples for one batch on each rank.
@@ -39,7 +39,7 @@ class Epochs:
 
     @property
     def own(self) -> int:
-        """Samples of this rank before any are dropped."""
+        """Number of this rank's samples, before any are dropped."""
         return len(range(self.options.rank, self.count, self.options.world))
 
     def sizes(self) -> list[int]:
@@ -58,7 +58,7 @@ class Epochs:
 
         Args:
             epoch: from 0.
-            device: whose generator draws, and where the result lies; a GPU draws another order than a CPU.
+            device: the place of the result, whose generator draws: a GPU draws another order than a CPU.
         """
         rank, world = self.options.rank, self.options.world
         if not self.options.shuffle:
@@ -69,7 +69,7 @@ class Epochs:
         """Returns an order of the samples that this rank always has: int64 places among those.
 
         A weaker shuffle than `order`: no sample ever changes its rank, so that a batch mixes one rank's samples only.
-        It is what lets each device keep 1/world of the data in its memory.
+        Each device can therefore keep 1/world of the data in its memory.
         """
         if not self.options.shuffle:
             return torch.arange(self.own, device=device)
@@ -77,7 +77,7 @@ class Epochs:
 
     @property
     def rank_seed(self) -> int:
-        """A seed of this rank's own; rank 0 keeps the common one."""
+        """The seed of this rank: rank 0 keeps the common one, each other has its own."""
         return (self.options.seed + self.options.rank * 0xD1342543DE82EF95) % 2**63
 
     def cut(self, order: torch.Tensor, step: int = 0) -> Iterator[torch.Tensor]:

@@ -9,15 +9,15 @@ from wallclock.loaders.batches import DataError, Dataset
 
 
 class ShuffledBatches:
-    """Whole batches of a data set in an order of its own for each epoch, which seed and epoch alone decide.
+    """Whole batches of a data set; each epoch has its own order, which seed and epoch alone decide.
 
     Args:
-        dataset: its images may lie anywhere, in a file that is mapped too.
+        dataset: images in the memory of any device, or mapped from a file.
         batch_size: B; what is left over at the end of an epoch is not shown in it.
         device: where batches are made.
-        seed: of the order.
-        channels_last: memory format of a batch.
-        resident: move the images to `device` at once; else batch by batch.
+        seed: decides the order, together with the epoch.
+        channels_last: whether a batch is in channels-last memory.
+        resident: whether all images are moved to `device` at once; else each batch is.
 
     Raises:
         DataError: if there are fewer images than one batch holds.
@@ -83,7 +83,7 @@ def copy_in_unit_range(
 def unit_range(pixels_NHWC: torch.Tensor) -> torch.Tensor:
     """Returns pixels as the networks see them: [N, 3, H, W] from -1 (black) to 1, of uint8 [N, H, W, 3].
 
-    Of torch's default dtype, float32 unless a test has set another.
+    The result has torch's default dtype: float32 unless a test has set another.
     """
     return pixels_NHWC.permute(0, 3, 1, 2).to(torch.get_default_dtype()).div_(127.5).sub_(1)
 

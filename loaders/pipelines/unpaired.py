@@ -14,7 +14,7 @@ from wallclock.loaders.data.image_files import FileImages
 from wallclock.loaders.data.unpaired import DOMAINS, THREADS, DomainImages
 from wallclock.loaders.pipelines.shuffled import copy_in_unit_range
 
-AHEAD = 3  # batches that are being decoded while one is worked on
+AHEAD = 3  # batches that are decoded while another is worked on
 
 
 class UnpairedBatches:
@@ -26,12 +26,12 @@ class UnpairedBatches:
 
     Args:
         domains: uint8 [N, L, L, 3] each.
-        batch_size: images of each domain.
+        batch_size: B, images of each domain.
         image_size: S.
         device: where batches are made.
-        seed: of order, pairing, crops and flips.
-        channels_last: memory format of a batch.
-        resident: keep the images in the device's memory; else each batch is copied there.
+        seed: decides order, pairing, crops and flips, together with the epoch.
+        channels_last: whether a batch is in channels-last memory.
+        resident: whether the device's memory holds the images; else each batch is copied there.
 
     Raises:
         DataError: if there are fewer images than one batch holds.
@@ -76,15 +76,15 @@ class UnpairedBatches:
         """Returns batch `index` of an epoch: of each domain float32 [B, 3, S, S] in [-1, 1] on the device."""
         self._draw(epoch)
         of_batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        decoding = self._decoding(epoch, index)
+        decoding = self._begin_decoding(epoch, index)
         a, b = (
-            self._crops(images, places[of_batch], corners[of_batch], flips[of_batch], wholes)
+            self._crop(images, places[of_batch], corners[of_batch], flips[of_batch], wholes)
             for images, (places, corners, flips), wholes in zip(self.domains, self._drawn, decoding, strict=True)
         )
         return a, b
 
-    def _decoding(self, epoch: int, index: int) -> list[list[Future[torch.Tensor]] | None]:
-        """The images of a batch that are in files, on their way; begins with those of the next batches too."""
+    def _begin_decoding(self, epoch: int, index: int) -> list[list[Future[torch.Tensor]] | None]:
+        """Returns a batch's images that are being decoded from files, and begins with those of the next batches."""
         if self._pool is None:
             return [None, None]
         for ahead in range(index, min(index + 1 + AHEAD, len(self))):
@@ -101,7 +101,7 @@ class UnpairedBatches:
         return wanted
 
     def _draw(self, epoch: int) -> None:
-        """Draws all of an epoch, on the host: what is chosen there needs no word from the device."""
+        """Draws the numbers of a whole epoch on the host, which then never waits for the device to choose images."""
         if epoch == self._drawn_epoch:
             return
         random = np.random.default_rng([self.seed, epoch])
@@ -114,7 +114,7 @@ class UnpairedBatches:
             self._drawn.append((places.tolist(), corners.tolist(), flips.tolist()))
         self._drawn_epoch = epoch
 
-    def _crops(
+    def _crop(
         self,
         images_NHWC: DomainImages,
         places: list[int],

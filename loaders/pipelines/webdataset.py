@@ -21,7 +21,7 @@ SHUFFLE_BUFFER = 2048  # samples
 
 @dataclass
 class _Stream(IterableDataset[Any]):
-    """What one worker yields: batches of decoded samples, from its own shards, in an order of the epoch's own.
+    """Batches of decoded samples that one worker yields, from its own shards, in an order of the epoch's own.
 
     Attributes:
         workers: processes that share this rank's shards; 0 for none but this one.
@@ -51,12 +51,12 @@ class _Stream(IterableDataset[Any]):
         return order[self.options.rank :: self.options.world][worker :: max(1, self.workers)].tolist()
 
     def read(self, epoch: int, worker: int, skipped_batches: int = 0) -> Iterator[Any]:
-        """Yields what a worker reads: images uint8 [n, H, W, 3], labels, places, and why others were left out.
+        """Yields the batches of a worker: images uint8 [n, H, W, 3], labels, places, and why others were left out.
 
         Args:
             epoch: from 0.
-            worker: of this rank.
-            skipped_batches: so many are read but not decoded.
+            worker: number of the worker, among those of this rank.
+            skipped_batches: number of batches at the beginning that are read but not decoded.
         """
         batch: list[dict[str, Any]] = []
         own = self.own_shards(epoch, worker)
@@ -74,14 +74,14 @@ class _Stream(IterableDataset[Any]):
             yield f"{self.shards.folder}: shards {own} hold fewer samples than {MANIFEST} says; write them again"
 
     def batch_sizes(self, count: int) -> list[int]:
-        """Returns the sizes of a worker's batches, of so many samples in all."""
+        """Returns the sizes of the batches into which a worker divides `count` samples."""
         size = self.options.batch_size
         if -(-count // size) < self.steps:  # another worker has some samples more, and by them a batch more
             return [len(part) for part in np.array_split(np.arange(count), self.steps)]
         return [min(size, count - at) for at in range(0, self.steps * size, size)]
 
     def samples(self, epoch: int, worker: int, own: list[int]) -> Iterator[dict[str, Any]]:
-        """Yields what the tar files hold, encoded, in the order of an epoch; or an `__error__`."""
+        """Yields the encoded samples of tar files in the order of an epoch; an `__error__` where a file is damaged."""
         import random
 
         from webdataset import DataPipeline, SimpleShardList, shuffle, tarfile_to_samples
@@ -132,10 +132,10 @@ class ShardBatches(Batches):
     `drop_last`.
 
     Args:
-        shards: what is read.
+        shards: folder of tar files.
         options: see `BatchOptions`; `size` is ignored, and of the `workers` as many are used as share the shards out
             evenly and, with `drop_last`, fill a batch each.
-        shuffle_buffer: samples.
+        shuffle_buffer: samples among which a worker draws its next one.
 
     Raises:
         DataError: if the shards do not go evenly to the ranks, or hold too little for a batch.

@@ -20,10 +20,10 @@ class WorkerLoader(DataLoader[Any]):
     """A DataLoader that is handed whole batches, by processes that stay from epoch to epoch.
 
     Args:
-        source: makes a whole batch for each item that it is asked for.
-        options: what batches are asked for; on a GPU they are pinned.
+        source: data set each of whose items is a whole batch.
+        options: see `BatchOptions`; for a GPU, batches are pinned.
         workers: processes; 0 works in this one.
-        requests: what is asked of the source, item by item; None where it is an iterable.
+        requests: items that the source is asked for, one a batch; None for a source that is iterable.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ def name_deaths(pipeline: str) -> Iterator[None]:
     """Says what to do when the system kills a worker; torch raises wherever this process happens to be.
 
     Args:
-        pipeline: its name, for the message.
+        pipeline: name in the message.
 
     Raises:
         WorkerDied: if a worker is killed.

@@ -18,7 +18,7 @@ from wallclock.kernels.augment import Augmentation
 from wallclock.kernels.spec import available
 from wallclock.loaders.batches import BatchOptions, Dataset, Split
 from wallclock.loaders.data.shards import Shards
-from wallclock.loaders.pipelines.base import Batches, resized
+from wallclock.loaders.pipelines.base import Batches, scale_down
 from wallclock.loaders.pipelines.choose import make_batches, shards_of
 from wallclock.loaders.pipelines.choose import unavailable as pipeline_unavailable
 from wallclock.loaders.pipelines.device import DeviceBatches
@@ -182,7 +182,7 @@ class Trainer:
         self._shards: dict[int | None, tuple[Shards, Augmentation]] = {}
         if recipe.pipeline == "webdataset":
             for size in (*(r.size for r in recipe.resolutions), None):
-                dataset, augmentation = resized(split.train, self._augmentation, size)
+                dataset, augmentation = scale_down(split.train, self._augmentation, size)
                 self._shards[size] = shards_of(dataset), augmentation
         clocks.start_resident()
         self.dtype = DTYPES[recipe.precision]
