@@ -75,8 +75,8 @@ def _from_parquet(path: Path) -> Split:
     for stored in (train, test):
         digest = hashlib.sha256()
         for place in range(len(stored)):
-            digest.update(stored.content(place))
-        digest.update(stored.labels.numpy())
+            digest.update(stored.content(place).data)
+        digest.update(stored.labels.numpy().data)
         hashes.append(digest.hexdigest())
     name = KNOWN.get((hashes[0], hashes[1]), UNVERIFIED)
     return Split(*(replace(stored, name=name).dataset()[0] for stored in (train, test)))

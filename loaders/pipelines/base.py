@@ -6,7 +6,7 @@ Shape legend: N images in a batch, M in the data set, H, W height and width.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -17,7 +17,6 @@ from wallclock.loaders.data.stored import StoredImages
 from wallclock.loaders.pipelines.epochs import Epochs
 
 NO_AUGMENTATION = Augmentation(pad=0, flip="none")
-Samples = TypeVar("Samples", Dataset, StoredImages)
 
 
 class Batches(ABC):
@@ -67,8 +66,12 @@ class Batches(ABC):
             indices: int64 [N], the images of the batch; None for all in order.
         """
         numbers: dict[str, Any] = {name: self._on_device(values) for name, values in drawn.items()}
-        fixed = {"cutout": self.augmentation.cutout, "padding": self.augmentation.padding, "dtype": self.options.dtype}
-        return augment(self._on_device(images_MHWC), indices, **numbers, **fixed)
+        numbers |= {
+            "cutout": self.augmentation.cutout,
+            "padding": self.augmentation.padding,
+            "dtype": self.options.dtype,
+        }
+        return augment(self._on_device(images_MHWC), indices, **numbers)
 
     def _check_left_out(self, left_out: list[str], *, kept: int) -> None:
         """Refuses a batch that has to do without damaged images, if it may not or holds no other.
@@ -103,7 +106,15 @@ class IndexedBatches(Batches):
     def __init__(self, data: Dataset | StoredImages, options: BatchOptions, count: int | None = None) -> None:
         super().__init__(options)
         self.epochs = Epochs(len(data) if count is None else count, options)
-        self.data, self.augmentation = scale_down(data, options.augmentation, options.size)
+        if isinstance(data, Dataset):
+            self.data, self.augmentation = scale_down(data, options.augmentation, options.size)
+            return
+        if options.size is not None:
+            raise DataError(
+                f"encoded images are not scaled to {options.size} pixels; decode them first: StoredImages.dataset"
+            )
+        check_padding(self.augmentation, data.shape)
+        self.data = data
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
@@ -114,26 +125,24 @@ class IndexedBatches(Batches):
         return list(self.epochs.cut(self.epochs.order(epoch)))
 
 
-def scale_down(data: Samples, augmentation: Augmentation | None, size: int | None) -> tuple[Samples, Augmentation]:
+def scale_down(dataset: Dataset, augmentation: Augmentation | None, size: int | None) -> tuple[Dataset, Augmentation]:
     """Returns images scaled down to `size` x `size` pixels, antialiased and rounded, and the augmentation scaled alike.
 
     Args:
-        data: images in memory; encoded ones keep their size.
+        dataset: images on any device.
         augmentation: None for none.
         size: new height and width, pixels; None keeps theirs.
 
     Raises:
-        DataError: if the images are encoded, or smaller than `size` or than the padding allows.
+        DataError: if the images are smaller than `size` or than the padding allows.
     """
     augmentation = augmentation or NO_AUGMENTATION
     if size is not None:
-        if isinstance(data, StoredImages):
-            raise DataError(f"encoded images are not scaled to {size} pixels; decode them first: StoredImages.dataset")
-        if size > min(data.shape):
-            raise DataError(f"cannot train on {size}-pixel images: they are stored with {min(data.shape)}")
-        edge = data.shape[0]
+        if size > min(dataset.shape):
+            raise DataError(f"cannot train on {size}-pixel images: they are stored with {min(dataset.shape)}")
+        edge = dataset.shape[0]
         pad = max(1, round(augmentation.pad * size / edge)) if augmentation.pad else 0
         augmentation = replace(augmentation, pad=pad, cutout=round(augmentation.cutout * size / edge))
-        data = replace(data, images_NHWC=rescale(data.images_NHWC, size))
-    check_padding(augmentation, data.shape)
-    return data, augmentation
+        dataset = replace(dataset, images_NHWC=rescale(dataset.images_NHWC, size))
+    check_padding(augmentation, dataset.shape)
+    return dataset, augmentation
