@@ -119,17 +119,16 @@ class DaliBatches(IndexedBatches):
 
     def _prepare(self, ticket: object, places: torch.Tensor, drawn: dict[str, torch.Tensor]) -> _Batch:
         """Returns a batch of the samples at `places`, without those that are found to be damaged."""
-        encoded = isinstance(self.data, StoredImages)
-        images: Any = (
-            [self.data.content(place) for place in places.tolist()]
-            if isinstance(self.data, StoredImages)
-            else self.data.images_NHWC.numpy()[places.numpy()]
-        )
+        doubtful: list[int] = []
+        if isinstance(self.data, Dataset):
+            images: Any = self.data.images_NHWC.numpy()[places.numpy()]
+        else:
+            images = [self.data.content(place) for place in places.tolist()]
+            doubtful = [number for number, content in enumerate(images) if is_cut_off(content)]
         inputs = {"images": images}
         for name, values in drawn.items():
             inputs[name] = values.numpy().astype(np.float32 if values.is_floating_point() else np.int32)
         batch = _Batch(ticket, places, inputs, [])
-        doubtful = [number for number, content in enumerate(images) if is_cut_off(content)] if encoded else []
         return self._without_damaged(batch, doubtful) if doubtful else batch
 
     def _without_damaged(self, batch: _Batch, doubtful: Iterable[int]) -> _Batch:
