@@ -11,9 +11,10 @@ import torch
 from wallclock.bench.measure.timing import PhaseTimer, RunClocks, measure, now_s, process_tree_cpu_s, synchronize
 from wallclock.bench.tasks.cifar.trainer import DTYPES, Trainer
 from wallclock.kernels.augment import Augmentation, augment_ref, draw
-from wallclock.loaders.batches import Batches, Dataset, Split
+from wallclock.loaders.batches import BatchOptions, Dataset, Split
 from wallclock.loaders.data.shards import Shards
 from wallclock.loaders.data.stored import StoredImages
+from wallclock.loaders.pipelines.base import Batches
 from wallclock.loaders.pipelines.choose import make_batches
 from wallclock.models.recipes.recipe import Recipe
 
@@ -68,9 +69,14 @@ class LoaderTrial:
 
     def opened(self, pipeline: str, **changes: Any) -> Batches:
         """Returns a pipeline, ready to be iterated over."""
-        arguments: dict[str, Any] = {"device": self.device, "seed": SEED, "augmentation": AUGMENTATION}
-        arguments |= {"workers": self.workers.get(pipeline, 0), "batch_size": self.batch_size} | changes
-        return make_batches(pipeline, self.form.data, **arguments)
+        options = BatchOptions(
+            batch_size=self.batch_size,
+            device=self.device,
+            seed=SEED,
+            augmentation=AUGMENTATION,
+            workers=self.workers.get(pipeline, 0),
+        )
+        return make_batches(pipeline, self.form.data, replace(options, **changes))
 
     def check(self, pipeline: str) -> float:
         """Returns the largest error of a batch's first images against the reference, image by image; NaN if it differs.

@@ -16,11 +16,12 @@ from wallclock.bench.measure.timing import PhaseTimer, RunClocks
 from wallclock.bench.tasks.cifar.fastest_convs import Choices
 from wallclock.kernels.augment import Augmentation
 from wallclock.kernels.spec import available
-from wallclock.loaders.batches import Batches, Dataset, Split
+from wallclock.loaders.batches import BatchOptions, Dataset, Split
 from wallclock.loaders.data.shards import Shards
+from wallclock.loaders.pipelines.base import Batches, scale_down
 from wallclock.loaders.pipelines.choose import make_batches, shards_of
 from wallclock.loaders.pipelines.choose import unavailable as pipeline_unavailable
-from wallclock.loaders.pipelines.device import DeviceBatches, resized
+from wallclock.loaders.pipelines.device import DeviceBatches
 from wallclock.loaders.pipelines.pruned import EasySamples
 from wallclock.models.build import build_model, build_optimizers
 from wallclock.models.layers import units
@@ -181,7 +182,7 @@ class Trainer:
         self._shards: dict[int | None, tuple[Shards, Augmentation]] = {}
         if recipe.pipeline == "webdataset":
             for size in (*(r.size for r in recipe.resolutions), None):
-                dataset, augmentation = resized(split.train, self._augmentation, size)
+                dataset, augmentation = scale_down(split.train, self._augmentation, size)
                 self._shards[size] = shards_of(dataset), augmentation
         clocks.start_resident()
         self.dtype = DTYPES[recipe.precision]
@@ -234,10 +235,8 @@ class Trainer:
         augmentation = self._augmentation
         if self._shards:  # written at that size
             (data, augmentation), size = self._shards[size], None
-        return make_batches(
-            self.recipe.pipeline,
-            data,
-            self._own_batch,
+        options = BatchOptions(
+            batch_size=self._own_batch,
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
@@ -249,19 +248,19 @@ class Trainer:
             world=self.ranks.world,
             workers=cpu_cores(),
         )
+        return make_batches(self.recipe.pipeline, data, options)
 
     def test_batches(self) -> DeviceBatches:
         """Returns the test set in order, without augmentation."""
-        return DeviceBatches(
-            self.split.test,
-            min(EVALUATION_BATCH, len(self.split.test.labels)),
+        options = BatchOptions(
+            batch_size=min(EVALUATION_BATCH, len(self.split.test.labels)),
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
             augmentation=None,
             shuffle=False,
-            drop_last=False,
         )
+        return DeviceBatches(self.split.test, options)
 
     def endless_batches(self, size: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields training batches, epoch after epoch; see `batches`."""
@@ -347,7 +346,8 @@ class Trainer:
         clocks.start_train_eval()
         if isinstance(self.model, Sprint):
             sample = self.split.train.subset(slice(0, WHITENING_IMAGES)).to(self.device)
-            images, _ = next(iter(DeviceBatches(sample, len(sample.labels), device=self.device, augmentation=None)))
+            options = BatchOptions(batch_size=len(sample), device=self.device, augmentation=None)
+            images, _ = next(iter(DeviceBatches(sample, options)))
             self.model.initialise_from(images)
         self.model.train()
         step, seen, unmeasured = 0, 0, PhaseTimer(self.device, enabled=False)

@@ -18,7 +18,7 @@ from wallclock.bench.tasks.cyclegan.baseline import plain_loop
 from wallclock.bench.tasks.cyclegan.networks import Losses
 from wallclock.bench.tasks.cyclegan.run import load_data, load_stored, new_sample, run_notes
 from wallclock.bench.tasks.cyclegan.trainer import DTYPES, CycleGanTrainer, check_runnable
-from wallclock.loaders.pipelines.unpaired import Unpaired
+from wallclock.loaders.data.unpaired import Unpaired
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 from wallclock.reports.store.schema import Sample
 from wallclock.reports.views.ablation import BASELINE

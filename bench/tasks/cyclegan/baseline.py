@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wallclock.bench.tasks.cyclegan.networks import Losses, PoolDraw, new_networks, pool_draws, take_lr
-from wallclock.loaders.data.file_images import DomainImages
+from wallclock.loaders.data.unpaired import DomainImages
 from wallclock.loaders.pipelines.unpaired import UnpairedBatches
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from wallclock.bench.runs.job import Context, Job
 from wallclock.bench.tasks.cyclegan.ablation import TASK, AblationRequest
 from wallclock.bench.tasks.cyclegan.run import CycleGanRequest, new_run
-from wallclock.loaders.pipelines.unpaired import SYNTHETIC
+from wallclock.loaders.data.unpaired import SYNTHETIC
 from wallclock.models.recipes import get_cyclegan_recipe
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 

@@ -20,7 +20,7 @@ from wallclock.bench.runs.record import begun, change_notes, new_record
 from wallclock.bench.tasks.cyclegan.cycle_error import cycle_error, hidden_error
 from wallclock.bench.tasks.cyclegan.networks import LOSSES
 from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer, Position, check_runnable
-from wallclock.loaders.pipelines.unpaired import Unpaired, load_unpaired
+from wallclock.loaders.data.unpaired import Unpaired, load_unpaired
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 from wallclock.reports.store.pictures import write_picture
 from wallclock.reports.store.schema import RunStatus, Sample
@@ -101,7 +101,7 @@ def load_data(data: str, load_size: int, image_size: int) -> Unpaired:
     """Returns the domains that a request names.
 
     Raises:
-        DataError: see `loaders.pipelines.unpaired.load_unpaired`.
+        DataError: see `loaders.data.unpaired.load_unpaired`.
     """
     return load_unpaired(data, load_size, image_size)
 

@@ -12,8 +12,9 @@ from wallclock.bench.engine.compile import compiled
 from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs
 from wallclock.bench.tasks.cyclegan.networks import Losses, Networks, PoolDraw, new_networks, pool_draws, take_lr
 from wallclock.kernels.spec import available
+from wallclock.loaders.data.unpaired import Unpaired
 from wallclock.loaders.pipelines.shuffled import pixels, unit_range
-from wallclock.loaders.pipelines.unpaired import Unpaired, UnpairedBatches
+from wallclock.loaders.pipelines.unpaired import UnpairedBatches
 from wallclock.models.layers import choose
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
