@@ -7,7 +7,7 @@ import itertools
 
 import torch
 
-from wallclock.kernels.cases.inputs import compiled_variant, in_place, normal
+from wallclock.kernels.cases.inputs import compiled_variant, normal, with_lists
 from wallclock.kernels.muon import BLOCK, gram_is_less, muon_eager_, muon_ref, muon_triton_
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -65,12 +65,12 @@ def _operations(case: Case, direction: Direction) -> int:
     return products + 14 * sum(b * m * n for b, m, n in _stacks(case))
 
 
-_eager = in_place(muon_eager_, *LISTS)
+_eager = with_lists(muon_eager_, *LISTS)
 
 MUON = KernelSpec(
     name="muon",
-    reference=in_place(muon_ref, *LISTS),
-    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": in_place(muon_triton_, *LISTS)},
+    reference=with_lists(muon_ref, *LISTS),
+    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": with_lists(muon_triton_, *LISTS)},
     cases=MUON_CASES,
     inputs=_inputs,
     differentiated=(),

@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from wallclock.kernels.cases.inputs import compiled_variant, in_place, normal
+from wallclock.kernels.cases.inputs import compiled_variant, normal, with_lists
 from wallclock.kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -55,12 +55,12 @@ def _operations(case: Case, direction: Direction) -> int:
     return 10 * sum(torch.Size(shape).numel() for shape in dcgan_shapes(case.shape))
 
 
-_eager = in_place(rmsprop_clamp_foreach_, *LISTS)
+_eager = with_lists(rmsprop_clamp_foreach_, *LISTS)
 
 RMSPROP_CLAMP = KernelSpec(
     name="rmsprop_clamp",
-    reference=in_place(rmsprop_clamp_ref, *LISTS),
-    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": in_place(rmsprop_clamp_, *LISTS)},
+    reference=with_lists(rmsprop_clamp_ref, *LISTS),
+    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": with_lists(rmsprop_clamp_, *LISTS)},
     cases=RMSPROP_CLAMP_CASES,
     inputs=_inputs,
     differentiated=(),
