@@ -326,6 +326,8 @@ class Muon(OneStateOptimizer):
     """
 
     state_name = "momentum_buffer"
+    option_names = ("lr", "momentum", "steps")
+    updates = {"eager": muon_eager_, "triton": muon_triton_}
 
     def __init__(
         self,
@@ -343,10 +345,3 @@ class Muon(OneStateOptimizer):
                     raise ValueError(
                         f"Muon orthogonalises matrices, got a parameter of shape {tuple(p.shape)}; give it to SGD"
                     )
-
-    def update(
-        self, params: list[torch.Tensor], grads: list[torch.Tensor], states: list[torch.Tensor], options: dict[str, Any]
-    ) -> None:
-        """Takes the step by the chosen implementation."""
-        update = muon_triton_ if self.implementation == "triton" else muon_eager_
-        update(params, grads, states, **{name: options[name] for name in self.defaults})

@@ -1,8 +1,7 @@
 """What the optimisers of this package share: one list of tensors for each of three roles, updated all at once."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -51,6 +50,8 @@ class OneStateOptimizer(torch.optim.Optimizer):
 
     Attributes:
         state_name: name of the state, which begins as zeros.
+        option_names: options of a group that an update takes by keyword.
+        updates: for each implementation a function of lists of parameters, gradients and states, which it steps.
 
     Args:
         params: parameters, or groups of them, as torch's optimisers take.
@@ -61,7 +62,9 @@ class OneStateOptimizer(torch.optim.Optimizer):
         ValueError: if there is no such implementation.
     """
 
-    state_name: str
+    state_name: ClassVar[str]
+    option_names: ClassVar[tuple[str, ...]]
+    updates: ClassVar[Mapping[Implementation, Callable[..., None]]]
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], implementation: Implementation) -> None:
         if implementation not in get_args(Implementation):
@@ -72,23 +75,13 @@ class OneStateOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"implementation": self.implementation}
 
-    @abstractmethod
-    def update(
-        self,
-        params: list[torch.Tensor],
-        grads: list[torch.Tensor],
-        states: list[torch.Tensor],
-        options: dict[str, Any],
-    ) -> None:
-        """Steps parameters and their states in place, by the options of their group."""
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None, **options: Any) -> float | None:  # type: ignore[override]
         """Takes one step on every parameter that has a gradient.
 
         Args:
             closure: evaluates the loss again; or None.
-            options: options that replace those of every group in this step.
+            options: replace the options of every group in this step.
         """
         loss = None
         if closure is not None:
@@ -101,5 +94,6 @@ class OneStateOptimizer(torch.optim.Optimizer):
                     self.state[p][self.state_name] = torch.zeros_like(p)
             if params:
                 states = [self.state[p][self.state_name] for p in params]
-                self.update(params, [p.grad for p in params], states, group | options)
+                chosen = {name: group[name] for name in self.option_names} | options
+                self.updates[self.implementation](params, [p.grad for p in params], states, **chosen)
         return loss

@@ -160,6 +160,8 @@ class RMSpropClamp(OneStateOptimizer):
     """
 
     state_name = "square_avg"
+    option_names = ("lr", "alpha", "eps", "clamp")
+    updates = {"eager": rmsprop_clamp_foreach_, "triton": rmsprop_clamp_}
 
     def __init__(
         self,
@@ -210,10 +212,3 @@ class RMSpropClamp(OneStateOptimizer):
             clamp: whether the clamp follows.
         """
         return super().step(closure, **({} if clamp else {"clamp": None}))
-
-    def update(
-        self, params: list[torch.Tensor], grads: list[torch.Tensor], states: list[torch.Tensor], options: dict[str, Any]
-    ) -> None:
-        """Takes the step by the chosen implementation."""
-        update = rmsprop_clamp_ if self.implementation == "triton" else rmsprop_clamp_foreach_
-        update(params, grads, states, **{name: options[name] for name in self.defaults})

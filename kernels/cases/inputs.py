@@ -2,14 +2,14 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import activate_ref
-from wallclock.kernels.spec import Direction
+from wallclock.kernels.spec import Direction, Inputs
 
 Number = TypeVar("Number", int, float)
 
@@ -74,6 +74,15 @@ def with_lists(function: Callable[..., None], *names: str) -> Callable[..., torc
         return lists[0][0]
 
     return call
+
+
+def float32_lists(names: tuple[str, ...], shapes: Sequence[tuple[int, ...]], device: torch.device) -> Inputs:
+    """Returns normal numbers for `with_lists`: float32 whatever the case's type, as weights are."""
+    return {
+        f"{name}_{place}": normal(shape, torch.float32, device, 100 * seed + place)
+        for seed, name in enumerate(names)
+        for place, shape in enumerate(shapes)
+    }
 
 
 def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
