@@ -210,7 +210,10 @@ EVERYTHING = Augmentation(pad=2, flip="random", cutout=3, brightness=0.2, contra
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("height", "width"), [(5, 7), (32, 32), (41, 40)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(5, 7), pytest.param(32, 32, marks=pytest.mark.slow), pytest.param(41, 40, marks=pytest.mark.slow)],
+)
 def test_one_kernel_equals_drawing_and_augmenting(
     augmentation: Augmentation, height: int, width: int, device: torch.device
 ) -> None:
