@@ -342,7 +342,8 @@ def batch_norm_act(
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"batch_norm_act needs a floating [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
-    check_norm(x.shape[1], weight, bias, running_mean, running_var, training, momentum, act)
+    norm = (weight, bias, running_mean, running_var)
+    check_norm(x.shape[1], *norm, training=training, momentum=momentum, act=act)
     if training and x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     check_residual(residual, x.dtype, tuple(x.shape))
@@ -361,21 +362,13 @@ def batch_norm_act(
     return y
 
 
-def check_norm(
-    channels: int,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    training: bool,
-    momentum: float,
-    act: str,
-) -> None:
-    """Checks the arguments of a batch norm and its activation.
+def check_norm(channels: int, *norm: torch.Tensor | None, training: bool, momentum: float, act: str) -> None:
+    """Checks gamma, beta, running mean and running variance of a batch norm, and its other arguments.
 
     Raises:
         ValueError: if a vector is not [channels] in dense memory, one of a pair is missing, or a name is unknown.
     """
+    weight, bias, running_mean, running_var = norm
     check_vectors(channels, weight=weight, bias=bias)
     check_vectors(channels, running_mean=running_mean, running_var=running_var)
     if not training and running_mean is None:

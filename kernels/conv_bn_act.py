@@ -93,7 +93,8 @@ def deferred(
     Raises:
         ValueError: if there is only one value a channel.
     """
-    check_norm(x.shape[1], weight, bias, running_mean, running_var, True, momentum, act)
+    norm = (weight, bias, running_mean, running_var)
+    check_norm(x.shape[1], *norm, training=True, momentum=momentum, act=act)
     x = dense(x)
     # The reader computes the gradients of gamma and beta, and that of x through its statistics.
     given = (None if t is None else t.detach() for t in (weight, bias))
@@ -123,25 +124,15 @@ def conv_bn_act(
 ) -> torch.Tensor | Deferred:
     """Returns `act(batch_norm(conv(x))) + residual`, with statistics from the convolution's kernel, and its gradients.
 
-    Args:
+    It takes the arguments of `batch_norm_act`, with vectors of K channels, and:
         x: [N, C, H, W], floating; copied if it is not in channels-last memory. Or a deferred map, whose norm and
             activation are applied while it is read.
         filters: [K, C, R, S]; converted to x's dtype.
-        weight: gamma [K], with `bias`; see `batch_norm_act`.
-        bias: beta [K].
-        running_mean: [K], with `running_var`; see `batch_norm_act`.
-        running_var: [K].
         stride: of the convolution.
         padding: zeros around the activated x.
-        training: whether to normalise by the batch's statistics. Running ones are folded into one kernel with
-            convolution, activation and residual where no gradients are wanted.
-        momentum: see `batch_norm_act`.
-        eps: see `batch_norm_act`.
-        act: see `batch_norm_act`.
-        negative_slope: see `batch_norm_act`.
-        save: see `batch_norm_act`.
         residual: [N, K, P, Q] of x's dtype, added after the activation; or None.
         defer: in training, leave norm and activation to the operation that reads the result; not with a residual.
+    Evaluation without gradients folds the running statistics into one kernel with convolution and activation.
 
     Returns:
         [N, K, P, Q] of x's dtype in channels-last memory, or that map deferred.
@@ -158,7 +149,8 @@ def conv_bn_act(
     """
     source = x.map if isinstance(x, Deferred) else x
     _check(source, filters, stride, padding, residual if not defer else None)
-    check_norm(filters.shape[0], weight, bias, running_mean, running_var, training, momentum, act)
+    norm = (weight, bias, running_mean, running_var)
+    check_norm(filters.shape[0], *norm, training=training, momentum=momentum, act=act)
     if defer and residual is not None:
         raise ValueError("a deferred map takes no residual; leave out `defer` where one is added")
     parameters = (filters, weight, bias)
@@ -171,11 +163,10 @@ def conv_bn_act(
     if wants_gradient or isinstance(x, Deferred):
         y, _ = convolved(x, filters, stride=stride, padding=padding)
         return batch_norm_act(
-            y, weight, bias, running_mean, running_var, training=False, eps=eps, act=act,
-            negative_slope=negative_slope, residual=residual, save=save,
-        )  # fmt: skip
+            y, *norm, training=False, eps=eps, act=act, negative_slope=negative_slope, residual=residual, save=save
+        )
     return torch.ops.wallclock.conv_bn_act_folded(
-        x, filters, weight, bias, running_mean, running_var, residual, stride, padding, eps, act, negative_slope
+        x, filters, *norm, residual, stride, padding, eps, act, negative_slope
     )
 
 

@@ -5,14 +5,14 @@ Shape legend: O output channels, I input channels, H, W kernel height and width;
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from wallclock.kernels.multi_tensor import aligned, lying_as, memory_order, table
 from wallclock.kernels.operator import operator
-from wallclock.kernels.optimizer import Implementation, OneStateOptimizer, check_lists, number_and_tensor
+from wallclock.kernels.optimizer import Implementation, OneStateOptimizer, Rate, Tensors, check_lists, number_and_tensor
 
 # Quintic coefficients chosen for the steepest slope at zero: singular values land in about [0.7, 1.2], not at one,
 # which costs no accuracy (Keller Jordan, https://kellerjordan.github.io/posts/muon/).
@@ -59,22 +59,14 @@ def newton_schulz_ref(
     return x.T if tall else x
 
 
-def muon_ref(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    steps: int = 3,
-) -> None:
+def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3) -> None:
     """Defines a step of `Muon`, filter by filter and in place.
 
     Args:
         params: filters OIHW or matrices, floating; overwritten.
         grads: their gradients.
         buffers: averages of the gradients; overwritten.
-        lr: step size.
+        lr: step size; see `kernels.optimizer.Rate`.
         momentum: decay of the average.
         steps: Newton-Schulz iterations.
 
@@ -86,9 +78,7 @@ def muon_ref(
         p.copy_(p * (len(p) ** 0.5 / p.norm()) - lr * update)
 
 
-def newton_schulz(
-    stacks: Sequence[torch.Tensor], steps: int = 3, out: Sequence[torch.Tensor] | None = None
-) -> list[torch.Tensor]:
+def newton_schulz(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[torch.Tensor]:
     """Runs the iteration of `newton_schulz_ref` on stacks of matrices, step by step.
 
     Args:
@@ -121,9 +111,7 @@ def gram_is_less(m: int, n: int, steps: int) -> bool:
     return steps > 1 and 4 * n + (8 * steps - 6) * m < steps * (4 * n + 2 * m)
 
 
-def newton_schulz_gram(
-    stacks: Sequence[torch.Tensor], steps: int = 3, out: Sequence[torch.Tensor] | None = None
-) -> list[torch.Tensor]:
+def newton_schulz_gram(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[torch.Tensor]:
     """Runs `newton_schulz` in the algebra of Gram matrices, where that takes fewer operations.
 
     Each step multiplies X by a polynomial of G = X X^T, all of which commute: p = a + b G + c G^2 takes G to p G p, the
@@ -188,18 +176,11 @@ def _inner_order(x: torch.Tensor) -> list[int]:
 
 
 def muon_eager_(
-    params: list[torch.Tensor],
-    grads: list[torch.Tensor],
-    buffers: list[torch.Tensor],
-    *,
-    lr: float | torch.Tensor,
-    momentum: float,
-    steps: int = 3,
+    params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3
 ) -> None:
     """Takes the step of `muon_ref` by foreach operations, and iterates all parameters of equal shape at once.
 
-    The arguments are the same, in any layout; `lr` may also be a tensor of one element on the device, which a CUDA
-    graph reads in each replay.
+    The arguments are the same, in any layout.
 
     Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
     Cost: a product for all filters of one shape. `newton_schulz_gram`, in float64, would take a CPU longer.
@@ -228,13 +209,7 @@ def muon_eager_(
 
 
 def muon_triton_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
-    *,
-    lr: float | torch.Tensor,
-    momentum: float,
-    steps: int = 3,
+    params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3
 ) -> None:
     """Takes the step of `muon_eager_` with everything but the matrix products in three Triton launches.
 
@@ -242,7 +217,7 @@ def muon_triton_(
         params: float32, dense in memory with O outermost (contiguous or channels-last); overwritten.
         grads: float32; copied where the memory order is not that of the parameter.
         buffers: float32, each in the memory order of its parameter; overwritten.
-        lr: see `muon_eager_`.
+        lr: step size.
         momentum: decay of the average.
         steps: Newton-Schulz iterations.
 
@@ -274,9 +249,9 @@ def muon_triton_(
 
 @operator("muon_", mutates=("params", "buffers"))
 def _in_place(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    buffers: Tensors,
     lr: float,
     lr_tensor: torch.Tensor | None,
     momentum: float,
@@ -333,7 +308,7 @@ class Muon(OneStateOptimizer):
         self,
         params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
         *,
-        lr: float | torch.Tensor,
+        lr: Rate,
         momentum: float = 0.6,
         steps: int = 3,
         implementation: Implementation = "eager",

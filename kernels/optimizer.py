@@ -8,11 +8,13 @@ import torch
 from wallclock.kernels.multi_tensor import memory_order
 
 Implementation = Literal["eager", "triton"]
+Tensors = Sequence[torch.Tensor]
+Rate = (
+    float | torch.Tensor
+)  # a number, or a tensor of one element on the device, which a CUDA graph reads in each replay
 
 
-def check_lists(
-    params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], state_name: str, states: Sequence[torch.Tensor]
-) -> None:
+def check_lists(params: Tensors, grads: Tensors, state_name: str, states: Tensors) -> None:
     """Checks the tensors that a Triton update takes: float32, dense, a state in the memory order of its parameter.
 
     Raises:
@@ -40,7 +42,7 @@ def check_lists(
             )
 
 
-def number_and_tensor(lr: float | torch.Tensor) -> tuple[float, torch.Tensor | None]:
+def number_and_tensor(lr: Rate) -> tuple[float, torch.Tensor | None]:
     """Returns a learning rate as the two arguments of an operator, of which one counts: a number, or a tensor."""
     return (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
 
@@ -64,7 +66,7 @@ class OneStateOptimizer(torch.optim.Optimizer):
 
     state_name: ClassVar[str]
     option_names: ClassVar[tuple[str, ...]]
-    updates: ClassVar[Mapping[Implementation, Callable[..., None]]]
+    updates: ClassVar[Mapping[str, Callable[..., None]]]
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], implementation: Implementation) -> None:
         if implementation not in get_args(Implementation):

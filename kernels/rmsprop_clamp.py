@@ -1,22 +1,22 @@
 """RMSprop with the weight clamp of a WGAN's critic, over all parameters in one launch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from wallclock.kernels.multi_tensor import aligned, lying_as, table
 from wallclock.kernels.operator import operator
-from wallclock.kernels.optimizer import Implementation, OneStateOptimizer, check_lists, number_and_tensor
+from wallclock.kernels.optimizer import Implementation, OneStateOptimizer, Rate, Tensors, check_lists, number_and_tensor
 
 # Elements of a program. Four accesses of 16 bytes a thread would be 2048, and leave small tensors half empty.
 BLOCK = 1024
 
 
 def rmsprop_clamp_ref(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    square_avgs: Sequence[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    square_avgs: Tensors,
     *,
     lr: float,
     alpha: float = 0.99,
@@ -29,7 +29,7 @@ def rmsprop_clamp_ref(
         params: floating tensors of any shape; overwritten.
         grads: their gradients.
         square_avgs: averages of the squared gradients; overwritten.
-        lr: learning rate.
+        lr: learning rate; see `kernels.optimizer.Rate`.
         alpha: decay of the average.
         eps: added to the average's root.
         clamp: parameters end in [-clamp, clamp]; None for no clamp.
@@ -42,18 +42,18 @@ def rmsprop_clamp_ref(
 
 
 def rmsprop_clamp_foreach_(
-    params: list[torch.Tensor],
-    grads: list[torch.Tensor],
-    square_avgs: list[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    square_avgs: Tensors,
     *,
-    lr: float | torch.Tensor,
+    lr: Rate,
     alpha: float = 0.99,
     eps: float = 1e-8,
     clamp: float | None = None,
 ) -> None:
     """Takes the step of `rmsprop_clamp_ref` by the foreach operations of `torch.optim.RMSprop(foreach=True)`.
 
-    The arguments are the same, on any device; `lr` may also be a tensor of one element on the device.
+    The arguments are the same, on any device.
 
     Cost: 52 bytes a float32 parameter, and 16 for the clamp.
     """
@@ -73,11 +73,11 @@ def rmsprop_clamp_foreach_(
 
 @torch.no_grad()
 def rmsprop_clamp_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    square_avgs: Sequence[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    square_avgs: Tensors,
     *,
-    lr: float | torch.Tensor,
+    lr: Rate,
     alpha: float = 0.99,
     eps: float = 1e-8,
     clamp: float | None = None,
@@ -93,7 +93,7 @@ def rmsprop_clamp_(
         params: float32, each dense in memory (contiguous, channels-last, any order); overwritten.
         grads: their gradients, float32; copied where the memory order is not that of the parameter.
         square_avgs: float32, each in the memory order of its parameter; overwritten.
-        lr: a number, which a capture keeps; or a tensor of one element on the device, which each replay reads.
+        lr: learning rate; a capture keeps a number.
         alpha: decay of the average.
         eps: added to the average's root.
         clamp: parameters end in [-clamp, clamp], NaN stays; None for no clamp.
@@ -115,9 +115,9 @@ def rmsprop_clamp_(
 
 @operator("rmsprop_clamp_", mutates=("params", "square_avgs"))
 def _in_place(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    square_avgs: Sequence[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    square_avgs: Tensors,
     lr: float,
     lr_tensor: torch.Tensor | None,
     alpha: float,
@@ -167,7 +167,7 @@ class RMSpropClamp(OneStateOptimizer):
         self,
         params: Iterable[Any],
         *,
-        lr: float | torch.Tensor = 1e-2,
+        lr: Rate = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
         clamp: float | None = None,
