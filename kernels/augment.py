@@ -27,7 +27,7 @@ WARPS = 2  # few, because each thread computes what the rows have in common
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image: pad, crop at random, flip, jitter, cut a square out.
+    """Random changes of a training image: pad, crop, flip, jitter, cut a square out.
 
     Attributes:
         pad: pixels of padding on every side before the crop back to the image's size.

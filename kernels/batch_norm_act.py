@@ -47,12 +47,16 @@ def activate_ref(z: torch.Tensor, act: str, negative_slope: float) -> torch.Tens
     """Returns the activation of a map; `act` is one of `ACTS`."""
     if act == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
-    return z if act == "none" else {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}[act](z)
+    if act == "relu":
+        return F.relu(z)
+    if act == "silu":
+        return F.silu(z)
+    return F.gelu(z) if act == "gelu" else z
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an [M, C] matrix is divided among programs.
+    """A division of an [M, C] matrix among programs.
 
     Attributes:
         persistent: whether each program keeps its split in registers; otherwise it loops over its split, twice.
@@ -322,8 +326,8 @@ def batch_norm_act(
         act: one of `ACTS`.
         negative_slope: slope of leaky_relu below zero.
         residual: [N, C, H, W] of x's dtype, added after the activation; or None.
-        save: what backward reads. "input" keeps x. "output" keeps y alone, which the next convolution keeps anyway, and
-            inverts it: for `act` none or leaky_relu, without a residual; gamma then counts as at least 0.1 in size.
+        save: tensors that backward reads. "input" keeps x. "output" keeps y alone, which the next convolution keeps
+            anyway, and inverts it: for `act` none or leaky_relu, without a residual; gamma then counts as at least 0.1.
             "byte" keeps one byte per element: the normalised input in small steps, and exactly on which side of the
             kink it lies. Its error is 1 to 3% of gamma's gradient, and 0.1% of x's (1% with a smooth activation).
         persistent: None chooses the form by size; False forbids the form that reads its input once.

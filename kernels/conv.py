@@ -1,4 +1,4 @@
-"""Convolutions as matrix products over channels-last maps, with a norm on the way in or its statistics on the way out.
+"""Convolutions as matrix products over channels-last maps, with a norm of the input or statistics of the output.
 
 Launches of `kernels.jit.conv`; the operations built on them are `conv_bn_act` and `upsample_conv`.
 
@@ -34,7 +34,7 @@ class Norm(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """How a product is divided: BLOCK_M rows by BLOCK_N columns, BLOCK_K of the inner dimension at a time."""
+    """A division of a product: BLOCK_M rows by BLOCK_N columns, BLOCK_K of the inner dimension at a time."""
 
     block_m: int
     block_n: int
@@ -116,7 +116,7 @@ def conv(
     Args:
         x: [N, C, H, W], dense.
         filters: [K, C, R, S] of x's dtype, dense.
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around the normalised x.
         norm: applied to x while it is read; or None.
         stats: whether statistics are wanted.
@@ -161,7 +161,7 @@ def conv_affine_act(
     Args:
         x: [N, C, H, W], dense.
         filters: [K, C, R, S] of x's dtype, dense.
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
         scale: [K], or None for ones.
         shift: [K], or None for zeros.
@@ -200,8 +200,8 @@ def conv_transposed(
         filters: [K, C, R, S] of dy's dtype, dense.
         height: H of the convolution's input.
         width: W of the convolution's input.
-        stride: of the convolution.
-        padding: of the convolution.
+        stride: stride of the convolution.
+        padding: padding of the convolution.
         of: the map [N, C, H, W] that the convolution read through a norm, and that norm: the gradient is then that of
             the norm's output before the activation.
         shift: [C], added to the result; not together with `of`.
@@ -247,8 +247,8 @@ def filter_gradient(
         dy: [N, K, P, Q], dense.
         x: [N, C, H, W] of dy's dtype, dense.
         filter_size: R and S.
-        stride: of the convolution.
-        padding: of the convolution.
+        stride: stride of the convolution.
+        padding: padding of the convolution.
         norm: the norm that the convolution applied to x; or None.
         dtype: dtype of the result.
     """

@@ -30,7 +30,7 @@ def conv_bn_act_ref(
         x: [N, C, H, W], floating.
         filters: [K, C, R, S].
         norm: gamma, beta, running mean and running variance, as `batch_norm_act_ref` takes them.
-        stride: of the convolution.
+        stride: stride of the convolution.
         padding: zeros around x.
         residual: [N, K, P, Q] of x's dtype; or None.
         options: the other keyword arguments of `batch_norm_act_ref`.
@@ -44,7 +44,7 @@ class Deferred(NamedTuple):
     """A map whose batch norm and activation are applied by the operation that reads it, without a pass of their own.
 
     Attributes:
-        map: [N, C, H, W], dense: what the norm normalises.
+        map: [N, C, H, W], dense, before the norm.
         table: the norm's table with the batch's statistics, see `kernels.conv.Norm`.
         weight: gamma [C], or None.
         bias: beta [C], or None.
@@ -66,7 +66,7 @@ class Deferred(NamedTuple):
 
         Args:
             residual: [N, C, H, W] of the map's dtype; or None.
-            save: what backward reads; see `batch_norm_act`.
+            save: tensors that backward reads; see `batch_norm_act`.
         """
         return torch.ops.wallclock.batch_norm_act(
             self.map, self.weight, self.bias, self.table[2], self.table[4], residual, True, self.eps, self.act,
@@ -128,7 +128,7 @@ def conv_bn_act(
         x: [N, C, H, W], floating; copied if it is not in channels-last memory. Or a deferred map, whose norm and
             activation are applied while it is read.
         filters: [K, C, R, S]; converted to x's dtype.
-        stride: of the convolution.
+        stride: stride of the convolution.
         padding: zeros around the activated x.
         residual: [N, K, P, Q] of x's dtype, added after the activation; or None.
         defer: in training, leave norm and activation to the operation that reads the result; not with a residual.
@@ -183,7 +183,7 @@ def convolved(
     Args:
         x: [N, C, H, W], floating; or a deferred map.
         filters: [K, C, R, S]; converted to x's dtype.
-        stride: of the convolution.
+        stride: stride of the convolution.
         padding: zeros around the activated x.
         stats_for: gamma, beta and eps of the norm whose table is wanted; or None.
 

@@ -30,7 +30,7 @@ def newton_schulz_ref(
         matrix: [M, N], any floating dtype, any device.
         steps: iterations; three suffice for training.
         eps: added to the Frobenius norm, so that a zero matrix stays zero.
-        dtype: of the iteration; None for bfloat16, or float64 for a float64 matrix.
+        dtype: dtype of the iteration; None for bfloat16, or float64 for a float64 matrix.
 
     Returns:
         [M, N] in the dtype of the iteration.

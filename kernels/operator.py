@@ -24,7 +24,7 @@ def operator(
         outputs: makes uninitialised results, from which the compiler learns shapes and strides. Its parameters name the
             arguments that it is called with. None for an operator that returns nothing.
         mutates: names of the arguments that the function overwrites.
-        keep: stores in a context what backward needs, given all arguments and results of a call.
+        keep: stores the values for backward in a context, given all arguments and results of a call.
         gradients: returns gradients, given that context and the gradient of the first result; further results have
             none. None for an operator that cannot be differentiated.
     """

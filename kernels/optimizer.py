@@ -1,6 +1,6 @@
-"""What the optimisers of this package share: one list of tensors for each of three roles, updated all at once."""
+"""Base of the optimisers, which update lists of parameters, gradients and states at once."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from wallclock.kernels.multi_tensor import memory_order
 
 Implementation = Literal["eager", "triton"]
-Tensors = Sequence[torch.Tensor]
+Tensors = list[torch.Tensor]
 Rate = (
     float | torch.Tensor
 )  # a number, or a tensor of one element on the device, which a CUDA graph reads in each replay

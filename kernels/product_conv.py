@@ -19,7 +19,7 @@ def worth_it(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) 
     Args:
         x: [N, C, H, W].
         filters: [K, C, R, S].
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
     """
     edges = zip(x.shape[2:], filters.shape[2:], strict=True)
@@ -38,7 +38,7 @@ def unfolded(x: torch.Tensor, filter_size: tuple[int, int], *, stride: int, padd
     Args:
         x: [N, C, H, W].
         filter_size: R and S.
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
     """
     x_NHWC = x.permute(0, 2, 3, 1)
@@ -81,7 +81,7 @@ def product_conv(x: torch.Tensor, filters: torch.Tensor, *, stride: int, padding
     Args:
         x: [N, C, H, W], of a floating type, on any device.
         filters: [K, C, R, S] of x's type, on its device.
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The residual sum in the branch's own memory, with the right gradients."""
+"""A residual sum that overwrites the branch, with the right gradients."""
 
 from typing import Any, Literal, get_args
 
@@ -36,7 +36,7 @@ def residual_(
 
     Args:
         branch: floating, any shape, dense in memory (contiguous or channels-last); overwritten and returned.
-        x: the same shape and dtype; copied if it does not lie in memory as the branch does.
+        x: of the branch's shape and dtype; copied unless it has the branch's memory order.
         alpha: factor on the branch.
         act: activation of the branch: "none", "relu" or "leaky_relu".
         negative_slope: slope of leaky_relu below zero.

@@ -29,7 +29,7 @@ def rmsprop_clamp_ref(
         params: floating tensors of any shape; overwritten.
         grads: their gradients.
         square_avgs: averages of the squared gradients; overwritten.
-        lr: learning rate; see `kernels.optimizer.Rate`.
+        lr: learning rate.
         alpha: decay of the average.
         eps: added to the average's root.
         clamp: parameters end in [-clamp, clamp]; None for no clamp.
@@ -53,7 +53,7 @@ def rmsprop_clamp_foreach_(
 ) -> None:
     """Takes the step of `rmsprop_clamp_ref` by the foreach operations of `torch.optim.RMSprop(foreach=True)`.
 
-    The arguments are the same, on any device.
+    The arguments are the same, on any device; `lr` may be a `Rate`.
 
     Cost: 52 bytes a float32 parameter, and 16 for the clamp.
     """

@@ -1,5 +1,7 @@
 """`augment` at the batches of CIFAR-10."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -81,9 +83,9 @@ def _augment_reference(
     drawn = draw(chosen, 0, 0, indices.cpu(), *images.shape[1:3])
     made = []
     for place, index in enumerate(indices.tolist()):
-        at = {name: values[place].tolist() for name, values in drawn.items()}
+        at: dict[str, Any] = {name: values[place].tolist() for name, values in drawn.items()}
         cutout = (*at["cutout_centres"], chosen.cutout) if chosen.cutout else None
-        jitter = (at.get("brightness", 1.0), at.get("contrast", 1.0))
+        jitter = at.get("brightness", 1.0), at.get("contrast", 1.0)
         made.append(augment_ref(images[index].cpu(), tuple(at["offsets"]), at["flips"], cutout, *jitter))
     return torch.stack(made).to(images.device)
 

@@ -93,12 +93,14 @@ def _variant(layer: Callable[..., torch.Tensor | Deferred]) -> Callable[..., tor
     return call
 
 
-def _reference(*tensors: torch.Tensor, defer: bool, **options: Any) -> torch.Tensor:
-    return conv_bn_act_ref(*tensors, None, None, training=True, negative_slope=SLOPE, **options)
+def _reference(x: torch.Tensor, *parameters: torch.Tensor, defer: bool, **options: Any) -> torch.Tensor:
+    return conv_bn_act_ref(x, *parameters, None, None, training=True, negative_slope=SLOPE, **options)
 
 
-def _triton(*tensors: Any, **options: Any) -> torch.Tensor | Deferred:
-    return conv_bn_act(*tensors, None, None, training=True, negative_slope=SLOPE, **options)
+def _triton(
+    x: torch.Tensor | Deferred, filters: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, **options: Any
+) -> torch.Tensor | Deferred:
+    return conv_bn_act(x, filters, weight, bias, None, None, training=True, negative_slope=SLOPE, **options)
 
 
 def _eager(
@@ -140,8 +142,8 @@ def _output_shape(case: Case) -> tuple[int, ...]:
 def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
     """Returns passes over each convolution's output beside the convolutions' own traffic: forward and backward.
 
-    A convolution's own traffic is what it has to read and write: x and y forward, dy and dx for the input's gradient,
-    dy and x for the filters'. A residual costs a read more.
+    A convolution's own traffic are the maps that it must read and write: x and y forward, dy and dx for the input's
+    gradient, dy and x for the filters'. A residual costs another read.
     """
     block = case.options["form"] == "block"
     forward, backward = {"eager": (5, 8), "compile": (3, 5)}.get(variant.removesuffix("_nchw"), (2, 5))

@@ -60,7 +60,7 @@ def _eager_nchw(
     residual_pad: int = 0,
     in_place: bool = True,
 ) -> torch.Tensor:
-    """What a user has today: norm, activation in place, sum, padding."""
+    """Computes norm, activation in place, sum and padding as a user of PyTorch would."""
     y = activate(instance_norm(x), act, DISCRIMINATOR_SLOPE, in_place=in_place)
     if residual is not None:
         y = interior(residual, residual_pad) + y

@@ -1,8 +1,8 @@
 """Triton code of `kernels.conv`: convolutions as matrix products that gather their rows from channels-last maps.
 
 Shape legend, of the convolution: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S
-filter; filters are [K, R, S, C] in memory. Of a product: a row is a pixel, a column a channel of what is computed,
-and the inner dimension runs over filter places and channels of what is read.
+filter; filters are [K, R, S, C] in memory. In a product a row is a pixel, a column a channel of the result,
+and the inner dimension runs over filter places and channels of the map that is read.
 """
 
 import triton
@@ -129,7 +129,7 @@ def conv_kernel(
         tl.store(second_ptr + partial_at, dzx, n < OUT_C)
     out = acc.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, out, mask)
-    if EPILOGUE == "stats":  # of what is stored, so that the norm of it has mean 0 and variance 1
+    if EPILOGUE == "stats":  # of the stored values, so that their norm has mean 0 and variance 1
         y = out.to(ACC)
         mean = tl.sum(tl.where(mask, y, 0.0), 0) / tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M)
         deviation = tl.where(mask, y - mean[None, :], 0.0)

@@ -224,7 +224,7 @@ def image_forward_kernel(
     AFFINE: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, PAD: tl.constexpr, PLACES: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The whole forward of one row split of an image, which stays in registers: x is read once."""
+    """Computes the forward of a row split of an image, which stays in registers: x is read once."""
     n = tl.program_id(2).to(tl.int64)
     channel0, split, M = tl.program_id(0) * BLOCK_C, tl.program_id(1), H * W
     channels = channel0 + tl.arange(0, BLOCK_C)
