@@ -267,13 +267,13 @@ def test_the_same_input_gives_the_same_bits(device):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+OPCHECKED = [(True, "input"), (True, "byte"), (False, "output")]
+OTHERS = [(True, "output"), (False, "input"), (False, "byte")]
+
+
 @pytest.mark.parametrize(
-    ("training", "save"),
-    [
-        (True, "input"), (True, "byte"), (False, "output"),
-        *(pytest.param(*chosen, marks=pytest.mark.slow) for chosen in ((True, "output"), (False, "input"), (False, "byte"))),
-    ],
-)  # fmt: skip
+    ("training", "save"), [*OPCHECKED, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)]
+)
 def test_opcheck_finds_nothing(training, save, device):
     x, weight, bias, residual = made((2, 5, 4, 3), device, residual=save != "output")
     for tensor in (x, weight, bias, residual):
