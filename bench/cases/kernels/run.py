@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wallclock.bench.cases.kernels.trial import DTYPES, Trial, failures, in_a_line
+from wallclock.bench.cases.kernels.trial import DTYPES, Trial
 from wallclock.bench.measure.environment import last_level_cache_bytes, provenance, resolve_device
 from wallclock.bench.measure.numerics import numerics
 from wallclock.bench.measure.telemetry import Telemetry
@@ -16,7 +16,7 @@ from wallclock.bench.measure.timing import Deadline, measure, now_s
 from wallclock.bench.runs.resume import begun_run, check_same_place
 from wallclock.bench.runs.select import is_chosen
 from wallclock.kernels.cases import SPECS
-from wallclock.kernels.spec import Case, KernelSpec, available
+from wallclock.kernels.spec import Case, KernelSpec, available, failures, in_a_line, interpreted
 from wallclock.reports.store.read import load
 from wallclock.reports.store.schema import Run, RunStatus, Sample, SampleStatus
 from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
@@ -270,11 +270,6 @@ def measure_case(
     trial.close()
     for variant, why in found.items():
         yield CaseDone(trial.name, variant, {} if why else latencies[variant], why)
-
-
-def interpreted(variant: str, device: torch.device) -> str:
-    """Returns why a variant that can run is not timed; empty when it is."""
-    return "Triton's interpreter is not timed" if variant.startswith("triton") and device.type != "cuda" else ""
 
 
 def copy_bandwidth(device: torch.device, budget_s: float, benchmark: str) -> Sample:

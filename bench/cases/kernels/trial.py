@@ -11,36 +11,21 @@ import torch
 from wallclock.bench.measure.operator_bytes import Operands
 from wallclock.bench.measure.telemetry import Telemetry
 from wallclock.bench.measure.timing import Measurement, measure
-from wallclock.kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.spec import (
+    TOLERANCES,
+    Case,
+    Direction,
+    Inputs,
+    KernelSpec,
+    failures,
+    in_a_line,
+    relative_error,
+)
 from wallclock.reports.store.schema import ParameterValue, Sample
 from wallclock.reports.store.write import RunWriter
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ROUNDS = 2  # of all variants in turn, the second in reverse, so that a drift of the clock meets all alike
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """Returns what a compiler, a driver or want of memory raise, and not what a mistake in this suite raises."""
-    try:
-        from triton.errors import TritonError
-    except ImportError:
-        return RuntimeError, MemoryError
-    return RuntimeError, MemoryError, TritonError
-
-
-def in_a_line(error: Exception) -> str:
-    """Returns an error's kind and its words, the first 300 characters of them."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:300]}".rstrip(": ")
-
-
-def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
-    """Returns the largest error of any tensor as a share of its largest exact value; infinite for a NaN."""
-    errors = [
-        ((ours.double() - right.double()).abs().max() / right.double().abs().max().clamp_min(1e-30)).item()
-        for ours, right in zip(found, exact, strict=True)
-    ]
-    return max(errors) if all(error == error for error in errors) else float("inf")
 
 
 class Trial:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from wallclock.bench.cases.kernels.run import interpreted
 from wallclock.bench.engine.ranks import Ranks
 from wallclock.bench.measure.numerics import numerics
 from wallclock.bench.measure.profiling import operator_times
@@ -19,7 +18,7 @@ from wallclock.bench.measure.timing import Deadline, PhaseTimer, RunClocks, now_
 from wallclock.bench.runs.record import begun, new_record
 from wallclock.bench.tasks.cifar.fastest_convs import Choices, recorded_choices, tried_choices
 from wallclock.bench.tasks.cifar.trainer import DTYPES, Diverged, Evaluated, Event, Finished, Trainer, check_runnable
-from wallclock.kernels.spec import available
+from wallclock.kernels.spec import available, interpreted
 from wallclock.loaders.batches import Split
 from wallclock.loaders.data.cifar10 import load_cifar10
 from wallclock.loaders.data.synthetic import synthetic_split
