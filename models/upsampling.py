@@ -11,10 +11,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from wallclock.kernels.upsample_conv import upsample_conv
-from wallclock.models.autocast import autocast_to
 from wallclock.models.recipes.recipe import Implementations
 
 UPSAMPLINGS = ("deconv", "nearest", "bilinear", "collapsed", "pixelshuffle")
+
+
+def autocast_to(x: torch.Tensor) -> torch.Tensor:
+    """Returns x in the type that autocast gives a convolution's input, for operations that autocast does not know."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class ResizeConv(nn.Conv2d):
@@ -23,7 +30,7 @@ class ResizeConv(nn.Conv2d):
     Args:
         channels_in: I.
         channels_out: O.
-        mode: of the resize.
+        mode: interpolation of the resize.
 
     Source: Odena, Dumoulin, Olah, https://distill.pub/2016/deconv-checkerboard/
     """
@@ -38,7 +45,7 @@ class ResizeConv(nn.Conv2d):
 
 
 class CollapsedConv(nn.Conv2d):
-    """What `ResizeConv` computes with nearest neighbours, from the same weight, without the resized map.
+    """Computes a nearest-neighbour `ResizeConv`, from the same weight, without the resized map.
 
     It takes 4 multiply-adds for each output pixel and pair of channels in place of 9. Under autocast the taps are
     summed in the weight's float32 and rounded once.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wallclock.models.layers import BatchNormAct, Conv2d, ResidualSum, Unit, convolved
+from wallclock.models.layers import BatchNormAct, Conv2d, ResidualSum, Unit, convolve
 
 BRANCH_SCALE = 0.2  # fast.ai's: keeps the sum's variance near its input's, which lets the 1cycle peak be 1.5
 
@@ -17,7 +17,7 @@ class PreActivationBlock(Unit):
     Args:
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output.
-        stride: of the first convolution and of the shortcut, which is a 1x1 convolution where the shape changes.
+        stride: stride of the first convolution and of the shortcut, which is a 1x1 convolution where the shape changes.
         inner: channels between the convolutions, as a share of `channels_out`.
         kernels: edge of each convolution's filters, odd.
     """
@@ -46,7 +46,7 @@ class PreActivationBlock(Unit):
         *convs, last = (conv for conv in self.convs if isinstance(conv, nn.Conv2d))
         for conv, norm_act in zip(convs, self.chosen_norms(), strict=True):
             branch = norm_act.after(conv, branch, defer=True)
-        return self.sum(self.shortcut(x), convolved(last, branch))
+        return self.sum(self.shortcut(x), convolve(last, branch))
 
 
 class WideResNet(nn.Module):

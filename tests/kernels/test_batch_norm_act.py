@@ -365,7 +365,7 @@ def test_offsets_beyond_two_to_the_31_do_not_wrap(device):
 
 COMPILED_OFFSETS = """
 import re
-from wallclock.bench.cases import static
+from wallclock.bench.cases.kernels import static
 from wallclock.kernels.cases import SPECS
 
 def narrow_map_offsets(ttir):

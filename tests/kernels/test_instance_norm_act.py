@@ -392,7 +392,7 @@ def test_offsets_beyond_two_to_the_31_do_not_wrap(device):
 COMPILED = """
 import re
 from dataclasses import replace
-from wallclock.bench.cases import static
+from wallclock.bench.cases.kernels import static
 from wallclock.kernels.cases import SPECS
 static.TARGETS = (90,)
 spec = SPECS["instance_norm_act"]

@@ -1,6 +1,7 @@
 """The kernels benchmark's part in `quick` and `suite`."""
 
-from wallclock.bench.cases.kernels.run import CaseDone, KernelsRequest, new_run
+from wallclock.bench.cases.kernels.run import KernelsRequest, new_run
+from wallclock.bench.runs.cases import execute_in_plan
 from wallclock.bench.runs.job import Context, Job
 
 
@@ -10,12 +11,7 @@ def _run(context: Context, only: str, sample_budget_s: float) -> str:
     request = KernelsRequest(
         dtype="bf16", device=context.device, only=(only,), sample_budget_s=sample_budget_s, without=without
     )
-
-    def show(done: CaseDone) -> None:
-        if done.why_not:
-            context.console.print(f"{done.case}, {done.variant}: {done.why_not}", style="yellow", markup=False)
-
-    return new_run(request, context.out, context.command).execute(show, context.deadline)
+    return execute_in_plan(new_run(request, context.out, context.command), context)
 
 
 def quick() -> tuple[Job, ...]:

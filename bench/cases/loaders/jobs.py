@@ -1,46 +1,30 @@
 """The loaders benchmark's part in `quick` and `suite`."""
 
+from typing import Any
+
 from wallclock.bench.cases.loaders.request import LoadersRequest
-from wallclock.bench.cases.loaders.run import PipelineDone, default_images, new_run
+from wallclock.bench.cases.loaders.run import default_images, new_run
+from wallclock.bench.runs.cases import execute_in_plan
 from wallclock.bench.runs.job import Context, Job
 from wallclock.bench.tasks.cifar.run import SYNTHETIC
 
-QUICK_IMAGES = 1000
+QUICK = {"data": SYNTHETIC, "only": ("pixels",), "batch_sizes": (100,), "images": 1000, "rounds": 2, "steps": 1}
 
 
-def _run(context: Context, request: LoadersRequest) -> str:
-    def show(done: PipelineDone) -> None:
-        if done.why_not:
-            context.console.print(f"{done.case}, {done.pipeline}: {done.why_not}", style="yellow", markup=False)
-
-    return new_run(request, context.out, context.command).execute(show, context.deadline)
-
-
-def _quick(context: Context) -> str:
-    request = LoadersRequest(
-        data=SYNTHETIC,
-        device=context.device,
-        only=("pixels",),
-        batch_sizes=(100,),
-        images=QUICK_IMAGES,
-        rounds=2,
-        steps=1,
-    )
-    return _run(context, request)
+def _run(context: Context, **fields: Any) -> str:
+    request = LoadersRequest(device=context.device, **fields)
+    return execute_in_plan(new_run(request, context.out, context.command), context)
 
 
 def _suite(context: Context) -> str:
     data = str(context.data)
-    request = LoadersRequest(
-        data=data, device=context.device, batch_sizes=(500,), images=default_images(data), rounds=3, steps=2
-    )
-    return _run(context, request)
+    return _run(context, data=data, batch_sizes=(500,), images=default_images(data), rounds=3, steps=2)
 
 
 def quick() -> tuple[Job, ...]:
     """Returns the jobs of `wallclock quick`."""
     summary = "device-resident, DataLoader and DALI pipelines over embedded images"
-    return (Job("loaders", summary, lambda context: "", _quick),)
+    return (Job("loaders", summary, lambda context: "", lambda context: _run(context, **QUICK)),)
 
 
 def suite() -> tuple[Job, ...]:

@@ -1,17 +1,17 @@
-"""What is asked of `wallclock run loaders`: which pipelines over which forms of a data set, in which regimes."""
+"""The request of `wallclock run loaders`: which pipelines over which forms of a data set, in which regimes."""
 
 import itertools
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from wallclock.bench.cases.loaders.trial import Regime
+from wallclock.bench.runs.cases import CaseRequest
 from wallclock.bench.runs.select import is_chosen
 from wallclock.loaders.pipelines.choose import PIPELINES
 
-# What a round of each regime leaves behind for every pipeline: by it a resumed run tells what is done.
+# The metric that every pipeline leaves in a round of each regime: by it a resumed run knows what is done.
 REGIMES: dict[Regime, str] = {"one image": "image_time", "alone": "images_per_s", "training": "step_time"}
-# Which pipelines read which form. `device` decodes once, when the set is loaded: its form is pixels.
+# The pipelines that read each form. `device` decodes once, when the set is loaded: its form is pixels.
 FORMS = {
     "pixels": ("device", "dataloader", "dali"),
     "parquet": ("dataloader", "dali"),
@@ -21,26 +21,23 @@ FORMS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadersRequest:
-    """What is asked of one run.
+class LoadersRequest(CaseRequest):
+    """What one run is asked to measure; `only` takes words of form, batch size, pipeline and regime.
 
     Attributes:
-        data: a path, or "synthetic" for the embedded set.
-        device: "cpu" or "cuda".
-        only: see `bench.runs.select`; words are form, batch size, pipeline and regime.
+        data: path of the data set, or "synthetic" for the embedded one.
         batch_sizes: images in a batch.
-        images: of the training set, the first so many.
-        rounds: of all pipelines in turn.
-        steps: of training in each round.
-        recipe: of the network that trains.
+        images: how many images of the training set are used, from the first on.
+        rounds: how often all pipelines take their turns.
+        steps: steps of training in each round.
+        recipe: name of the recipe whose network trains.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
+    benchmark = "loaders"
     data: str
-    device: str
-    only: tuple[str, ...] = ()
     batch_sizes: tuple[int, ...] = (128, 500)
     images: int = 10_000
     rounds: int = 5
@@ -58,19 +55,8 @@ class LoadersRequest:
                 f"{self.images} images are less than two batches of {max(self.batch_sizes)}; ask for more images"
             )
 
-    def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of the request, so that the run can be resumed."""
-        return {"benchmark": "loaders", **asdict(self)}
-
-    def wanted(self, form: str, batch_size: int, regime: Regime, skipped: Collection[str] = ()) -> list[str]:
-        """Returns the pipelines to measure in a regime at a case.
-
-        Args:
-            form: of the data.
-            batch_size: images in a batch.
-            regime: the latency of a first batch comes with a pipeline alone.
-            skipped: pipelines that are not there.
-        """
+    def wanted(self, form: str, batch_size: int, regime: Regime, skipped: Collection[str]) -> list[str]:
+        """Returns the pipelines to measure over a form; the latency of a first batch comes with the regime "alone"."""
         regimes = ("alone", "first batch") if regime == "alone" else (regime,)
         named = [f"{form} {batch_size} {each}".split() for each in regimes]
         return [
@@ -80,14 +66,14 @@ class LoadersRequest:
         ]
 
     def units(self, forms: Collection[str], skipped: Collection[str]) -> dict[tuple[str, int, Regime], list[str]]:
-        """Returns what is to be measured: for each form, batch size and regime the pipelines, in order.
+        """Returns the pipelines to measure, in order, for each form, batch size and regime.
 
         Args:
-            forms: that the data have.
-            skipped: pipelines that are not there.
+            forms: the forms that the data have.
+            skipped: pipelines that this machine lacks.
 
         Raises:
-            ValueError: if that is nothing.
+            ValueError: if nothing is left to measure.
         """
         found = {}
         for form, batch_size, regime in itertools.product(forms, self.batch_sizes, REGIMES):

@@ -1,4 +1,4 @@
-"""How much of a checkerboard is in a map or an image: three scores, each of which a 2x2 grid raises.
+"""Three scores of the checkerboard in a map or an image; a grid of 2x2 pixels raises each of them.
 
 Shape legend: N images, C channels, H, W height and width.
 """
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-PEAKS = {"columns": (0, 1), "rows": (1, 0), "diagonal": (1, 1)}  # (pi, pi) etc.: which axes alternate
+PEAKS = {"columns": (0, 1), "rows": (1, 0), "diagonal": (1, 1)}  # the axes along which pixels alternate: 1 for pi
 NEAR, FAR = 2, 3  # the band about a peak, in bins: a Hann window spreads the peak itself over one bin each way
 
 
 def _even(x: torch.Tensor, edge: int = 0) -> torch.Tensor:
-    """The map in float64, `edge` pixels less on each side, rounded down to an even number of rows and columns."""
+    """Returns a map in float64 without `edge` pixels on each side, cut to an even number of rows and columns."""
     if x.ndim != 4:
         raise ValueError(f"got a map of shape {tuple(x.shape)}; expected (images, channels, height, width)")
     height, width = ((size - 2 * edge) // 2 * 2 for size in x.shape[2:])
@@ -22,7 +22,7 @@ def _even(x: torch.Tensor, edge: int = 0) -> torch.Tensor:
 
 
 def _phase_means(x: torch.Tensor) -> torch.Tensor:
-    """Means over each of the four phases of a 2x2 grid, [N, C, 4]."""
+    """Returns the means over each of the four phases of a 2x2 grid, [N, C, 4]."""
     return torch.stack([x[:, :, row::2, column::2].mean((2, 3)) for row in (0, 1) for column in (0, 1)], dim=2)
 
 
@@ -35,8 +35,8 @@ def phase_spread(layer: nn.Module, channels_in: int, edge: int = 8) -> float:
 
     Args:
         layer: maps [1, channels_in, edge, edge] to twice the height and width.
-        channels_in: of the constant map.
-        edge: its height and width, at least 4.
+        channels_in: channels of the constant map.
+        edge: height and width of the constant map, at least 4.
 
     Source: Aitken et al., https://arxiv.org/abs/1707.02937
     """
@@ -78,11 +78,11 @@ def spectrum(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SpectralPeaks:
-    """Power at the frequencies of a 2x2 grid over that of the band about each; 1 is what noise has.
+    """Power at the frequencies of a 2x2 grid over that of the band about each; noise has 1.
 
     Attributes:
         columns: at (0, pi): vertical stripes one pixel wide.
-        rows: at (pi, 0): horizontal ones.
+        rows: at (pi, 0): horizontal stripes.
         diagonal: at (pi, pi): the checkerboard itself.
     """
 

@@ -1,6 +1,6 @@
-"""A short adversarial training for each upsampling, and the grid that it has in images and in the critic's gradient.
+"""A short adversarial training for each upsampling, and scores of the grid in its images and its critic's gradient.
 
-It is the same for all kinds and no benchmark of its own: hinge loss, Adam, a DCGAN of 16 channels at the images' size.
+All kinds train alike: hinge loss, Adam, and a DCGAN of 16 channels at the images' size.
 
 Shape legend: N images, S their edge.
 """
@@ -27,7 +27,7 @@ from wallclock.models.upsampling import CollapsedConv, ResizeConv, ShuffleConv
 
 BATCH, BASE_CHANNELS, LOOKED_AT = 64, 16, 256
 GENERATOR_LR, CRITIC_LR, BETAS = 2e-4, 4e-4, (0.5, 0.999)
-RANGE_DB, RESIDUE_TIMES, GAP = 20.0, 4, 4  # of the pictures
+RANGE_DB, RESIDUE_TIMES, GAP = 20.0, 4, 4  # of the pictures: decibels from grey to white, a factor, pixels
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -37,7 +37,7 @@ class GanDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Score:
-    """One figure: `metric` and `unit` as the records name them, and what it is of."""
+    """One figure: `metric` and `unit` as records name them, and parameters that say what it describes."""
 
     metric: str
     unit: str
@@ -66,8 +66,8 @@ class SmallGan:
     Args:
         kind: a name in `models.upsampling.UPSAMPLINGS`.
         images_NHWC: uint8 [N, S, S, 3], at least 64 of them, S a power of two from 16 up.
-        seed: of weights, noise and the order of images: the same for every kind.
-        device: to run on.
+        seed: seed of weights, noise and the order of images.
+        device: where it trains.
     """
 
     def __init__(self, kind: str, images_NHWC: torch.Tensor, *, seed: int, device: torch.device) -> None:
@@ -87,7 +87,7 @@ class SmallGan:
         return noise.to(self.device)
 
     def train(self, steps: int) -> None:
-        """Takes a number of steps."""
+        """Takes steps."""
         for _ in range(steps):
             self.step()
 
@@ -122,7 +122,7 @@ class SmallGan:
         return torch.autograd.grad(self.critic(images).sum(), images)[0]
 
     def look(self) -> tuple[list[Score], Pixels]:
-        """Returns the figures of layers, images and gradient as they are now, and a picture of the latter two."""
+        """Returns the figures of layers, images and gradient as they are now, and a picture of images and gradient."""
         images, gradient = self.generated(), self.gradient()
         found = [
             Score("constant_spread", "ratio", phase_spread(layer, _channels_in(layer)), {"of": "layer", "stage": stage})
@@ -134,7 +134,7 @@ class SmallGan:
         return found, self._picture(images, gradient)
 
     def _picture(self, images: torch.Tensor, gradient: torch.Tensor) -> Pixels:
-        """A strip of panels, uint8 [2 S, 10 S + gaps, 3]; `CAPTION` says which."""
+        """Returns a strip of panels, uint8 [2 S, 10 S + gaps, 3]; `CAPTION` names them."""
         residue = images - F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
         panels = [
             _tiles((images + 1) / 2),
@@ -179,13 +179,13 @@ def _pixels(x: torch.Tensor) -> Pixels:
 
 
 def _tiles(x: torch.Tensor) -> Pixels:
-    """The first four images, [N, 3, S, S] in [0, 1], two by two."""
+    """Returns the first four images of [N, 3, S, S] in [0, 1], two by two."""
     rows = [torch.cat([x[i], x[i + 1]], dim=2) for i in (0, 2)]
     return _pixels(torch.cat(rows, dim=1).permute(1, 2, 0))
 
 
 def _decibels(power: torch.Tensor) -> Pixels:
-    """A spectrum [S, S] in grey, twice as large."""
+    """Returns a spectrum [S, S] in grey, twice as large."""
     level = 10 * power.clamp_min(1e-30).log10() / (2 * RANGE_DB) + 0.5
     grey = _pixels(level.repeat_interleave(2, 0).repeat_interleave(2, 1))
     return np.repeat(grey[..., None], 3, axis=2)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from wallclock.bench.cases.kernels.trial import failures, in_a_line, relative_error
-from wallclock.bench.engine.compile import compiled
+from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.measure.timing import Measurement, measure
 from wallclock.kernels.spec import TOLERANCES
 from wallclock.models.layers import Unit, choose, units
@@ -163,7 +163,7 @@ def _tried(alike: _Alike, dtype: torch.dtype, implementations: Implementations) 
         choose(unit, implementations)
         unit.choose(choices)
         if implementations.compile:
-            unit = compiled(unit)
+            unit = compile_network(unit)
         calls[choices] = _step(unit, alike.x, dtype)
         try:
             errors[choices] = relative_error(calls[choices](), exact)

@@ -93,7 +93,7 @@ import torch
 import triton
 import triton.language as tl
 
-from wallclock.bench.cases import static
+from wallclock.bench.cases.kernels import static
 from wallclock.kernels.spec import Case, KernelSpec
 
 
@@ -142,7 +142,7 @@ counted = static._instructions
 
 
 def as_disassembled(cubin):
-    told = static.dumped(cubin, "-sass")
+    told = static.dump(cubin, "-sass")
     assert counted(cubin) == len(re.findall(r"/\*[0-9a-f]{4,}\*/ +(?!NOP)[@A-Z]", told)) > 10
     return counted(cubin)
 
