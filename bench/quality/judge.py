@@ -83,21 +83,18 @@ def judge(
     row = load_runs(path).iloc[0]
     request, checkpoint = dict(row["request"]), Path(path) / CHECKPOINT
     benchmark = request.get("benchmark")
-    if benchmark not in ("wgan", "cyclegan"):
+    if benchmark not in SETS:
         raise ValueError(f"{path} is a run of {benchmark}; give one of `wallclock run wgan` or `run cyclegan`")
     if not checkpoint.exists():
         raise StoreError(f"{path} has no {CHECKPOINT}; give the run itself, not a copy of its records")
     stored, metadata = read_checkpoint(checkpoint)
     resolved = json.loads(metadata["recipe"])
-    if benchmark == "wgan":
-        case, split, sets = _wgan_sets(WganRecipe.from_resolved(resolved), request, stored, samples, device)
-    else:
-        case, split, sets = _cyclegan_sets(CycleGanRecipe.from_resolved(resolved), request, stored, device)
+    case, labelled, sets = SETS[benchmark](resolved, request, stored, samples, device)
     if weights is None:
         weights = Path(path) / WEIGHTS
         if not weights.exists():
             observe(f"trains a network for features; it will be at {weights}")
-            train_network(split, weights, device=device)
+            train_network(labelled or synthetic_split(), weights, device=device)
     features = feature_extractor(weights, name=extractor, device=device)
     run = Run(
         run_id=new_run_id(f"{BENCHMARK}-{case}"),
@@ -137,14 +134,15 @@ def _samples(
             value=value,
             step=step,
             parameters=parameters,
-        )
+        )  # fmt: skip
         for name, value in figures.items()
     ]
 
 
 def _wgan_sets(
-    recipe: WganRecipe, request: dict[str, Any], stored: dict[str, torch.Tensor], count: int, device: torch.device
-) -> tuple[str, Split, list[Judged]]:
+    resolved: Any, request: dict[str, Any], stored: dict[str, torch.Tensor], count: int, device: torch.device
+) -> tuple[str, Split | None, list[Judged]]:
+    recipe = WganRecipe.from_resolved(resolved)
     split = wgan.load_split(request["data"], recipe.image_size, request["only_class"])
     recipe = recipe.without(*recipe.levers())
     trainer = WganTrainer(recipe, split.train, device=device, seed=0)
@@ -153,17 +151,20 @@ def _wgan_sets(
     noise = noise_generator(device, 3)
     made = []
     with torch.no_grad():
-        for size in [MADE_TOGETHER] * (count // MADE_TOGETHER) + [count % MADE_TOGETHER] * bool(count % MADE_TOGETHER):
-            z = torch.randn(size, recipe.noise_channels, 1, 1, device=device, generator=noise)
+        for first in range(0, count, MADE_TOGETHER):
+            z = torch.randn(
+                min(MADE_TOGETHER, count - first), recipe.noise_channels, 1, 1, device=device, generator=noise
+            )
             made.append(pixels(trainer.generator(z)).cpu())
     train, test = (part.images_NHWC[:MOST_REAL] for part in (split.train, split.test))
-    labelled = split if len(split.train.classes) > 1 else synthetic_split()
+    labelled = split if len(split.train.classes) > 1 else None
     return recipe.name, labelled, [Judged("samples", torch.cat(made), train, test)]
 
 
 def _cyclegan_sets(
-    recipe: CycleGanRecipe, request: dict[str, Any], stored: dict[str, torch.Tensor], device: torch.device
-) -> tuple[str, Split, list[Judged]]:
+    resolved: Any, request: dict[str, Any], stored: dict[str, torch.Tensor], count: int, device: torch.device
+) -> tuple[str, Split | None, list[Judged]]:
+    recipe = CycleGanRecipe.from_resolved(resolved)
     data = cyclegan.load_data(request["data"], recipe.load_size, recipe.image_size)
     recipe = recipe.without(*recipe.levers())
     trainer = CycleGanTrainer(recipe, data, device=device, seed=0)
@@ -174,9 +175,13 @@ def _cyclegan_sets(
         _load_weights(trainer.nets.named()[name], stored, name)
         trained_on = data.train[target][:MOST_REAL, inside, inside]
         sets.append(Judged(title, trainer.translated(name, data.test[source][:]), trained_on, data.test[target][:]))
-    return recipe.name, synthetic_split(), sets
+    return recipe.name, None, sets
 
 
 def _load_weights(net: torch.nn.Module, stored: dict[str, torch.Tensor], name: str) -> None:
     weights = {key.removeprefix(f"{name}."): t for key, t in stored.items() if key.startswith(f"{name}.")}
     net.load_state_dict(weights)
+
+
+# By benchmark: a function that returns the run's case, its images if they have labels, and its sets.
+SETS = {"wgan": _wgan_sets, "cyclegan": _cyclegan_sets}

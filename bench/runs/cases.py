@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from wallclock.bench.measure.telemetry import Telemetry
 from wallclock.bench.measure.timing import Deadline, now_s
 from wallclock.bench.runs.job import Context
 from wallclock.bench.runs.resume import begun_run, check_same_place
+from wallclock.loaders.batches import Dataset
 from wallclock.reports.store.read import load
 from wallclock.reports.store.schema import Run, RunStatus
 from wallclock.reports.store.write import RunWriter, StoreError, new_run_id, utc_now
@@ -77,15 +78,6 @@ class CaseRequest:
         return cls(**fields)
 
 
-class Hashed(Protocol):
-    """Data with a hash of their whole content."""
-
-    @property
-    def content_hash(self) -> str:
-        """The hash in hexadecimal digits."""
-        ...
-
-
 R = TypeVar("R", bound=CaseRequest)
 
 
@@ -114,7 +106,7 @@ class CaseRun(abc.ABC, Generic[R]):
     writer: RunWriter
     telemetry: Telemetry
 
-    def __init__(self, request: R, skipped: dict[str, str], data: Hashed | None = None) -> None:
+    def __init__(self, request: R, skipped: dict[str, str], data: Dataset | None = None) -> None:
         self.request, self.skipped, self.data = request, skipped, data
         self.device, self.done, self.failed = torch.device(request.device), set[Any](), False
 

@@ -19,6 +19,7 @@ from wallclock.reports.store.schema import Sample, SampleStatus
 if TYPE_CHECKING:
     import pandas as pd
 
+COPIED_AT_LEAST_BYTES = 256 << 20  # by the copy that finds a machine's bandwidth
 CHECKS = 2  # of each variant against the reference: before and after it is timed
 
 
@@ -174,7 +175,7 @@ def copy_bandwidth(device: torch.device, budget_s: float, benchmark: str) -> Sam
         torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else last_level_cache_bytes()
     )
     # Each of the two maps is twice the cache: some servers report 480 MiB, and `quick` stays below 4 GiB.
-    source = torch.zeros(max(2 * cache, 256 << 20), dtype=torch.uint8, device=device)
+    source = torch.zeros(max(2 * cache, COPIED_AT_LEAST_BYTES), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = measure(lambda: target.copy_(source), device=device, budget_s=budget_s, queued=True).median_s
     return Sample(

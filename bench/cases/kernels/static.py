@@ -40,51 +40,34 @@ SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
 # Accesses that no shape lets be wide: single bytes gathered from anywhere; an eighth of a byte an element.
 NARROW_BY_NATURE = {"augment_kernel": "loads", "residual_kernel": "bits", "residual_backward_kernel": "bits"}
 FIGURES: dict[str, tuple[str, Literal["lower", "higher"]]] = {  # metric: its unit, and which way is better
-    "registers": ("count", "lower"),
-    "spilled_bytes": ("B", "lower"),
-    "instructions": ("count", "lower"),
-    "shared_bytes": ("B", "lower"),
-    "load_bytes": ("B", "higher"),
-    "store_bytes": ("B", "higher"),
-    "narrow": ("count", "lower"),
-    "tensor_cores": ("count", "higher"),
-    "occupancy": ("fraction", "higher"),
+    "registers": ("count", "lower"),  # registers of a thread
+    "spilled_bytes": ("B", "lower"),  # local memory that a thread uses because registers ran out
+    "instructions": ("count", "lower"),  # length of the code: issuing it bounds a kernel that its bytes do not
+    "shared_bytes": ("B", "lower"),  # shared memory of a program
+    "load_bytes": ("B", "higher"),  # a thread's widest load from a map
+    "store_bytes": ("B", "higher"),  # a thread's widest store to a map
+    "narrow": ("count", "lower"),  # accesses narrower than eight bytes a thread that nothing in the kernel makes so
+    "tensor_cores": ("count", "higher"),  # 1 if all products run on tensor cores, or there are none; otherwise 0
+    "occupancy": ("fraction", "higher"),  # warps that fit on a multiprocessor, as a share of the most
 }
 GATED = ("spilled_bytes", "tensor_cores")  # these have one value that passes; the baseline holds the others
 
 
-@dataclass
+@dataclass(frozen=True)
 class Compiled:
     """One kernel as the compiler made it for one target.
 
     Attributes:
         kernel: its name, with the constants and types that tell it from others of that name.
         target: compute capability, such as 90.
-        registers: registers of a thread.
-        spilled_bytes: bytes of local memory that a thread uses because registers ran out.
-        instructions: length of the code: what a GPU issues bounds a kernel that its bytes do not.
-        shared_bytes: shared memory of a program.
-        load_bytes: a thread's widest load from a map.
-        store_bytes: a thread's widest store to a map.
-        narrow: accesses of 8- and 16-bit elements that are narrower than eight bytes a thread, though nothing in the
-            kernel's nature makes them so.
-        tensor_cores: 1 if all products run on tensor cores, or there are none; otherwise 0.
-        occupancy: warps that fit on a multiprocessor, as a share of the most.
         case: the case that launched it first.
+        figures: the value of each of `FIGURES`.
     """
 
     kernel: str
     target: int
-    registers: int
-    spilled_bytes: int
-    instructions: int
-    shared_bytes: int
-    load_bytes: int
-    store_bytes: int
-    narrow: int
-    tensor_cores: int
-    occupancy: float
     case: str
+    figures: dict[str, float]
 
     @property
     def key(self) -> str:
@@ -184,20 +167,18 @@ def _examined(target: int, function: Any, kernel: Any, case: str) -> Compiled:
     ptx, metadata = kernel.asm["ptx"], kernel.metadata
     registers, spilled, instructions = _assembled(kernel.asm["cubin"])
     widths = {kind: _widths(ptx, kind) for kind in ("ld", "st")}
-    return Compiled(
-        kernel=_identity(function, kernel),
-        target=target,
-        registers=registers,
-        spilled_bytes=spilled,
-        instructions=instructions,
-        shared_bytes=int(metadata.shared),
-        load_bytes=max((width for width, _ in widths["ld"]), default=0),
-        store_bytes=max((width for width, _ in widths["st"]), default=0),
-        narrow=_count_narrow(widths, metadata.name, _constants(function, kernel)),
-        tensor_cores=int("tt.dot" not in kernel.asm["ttir"] or bool(TENSOR_CORES.search(ptx))),
-        occupancy=_occupancy(registers, int(metadata.shared), int(metadata.num_warps), target),
-        case=case,
-    )
+    figures = {
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "instructions": instructions,
+        "shared_bytes": metadata.shared,
+        "load_bytes": max((width for width, _ in widths["ld"]), default=0),
+        "store_bytes": max((width for width, _ in widths["st"]), default=0),
+        "narrow": _count_narrow(widths, metadata.name, _constants(function, kernel)),
+        "tensor_cores": int("tt.dot" not in kernel.asm["ttir"] or bool(TENSOR_CORES.search(ptx))),
+        "occupancy": _occupancy(registers, metadata.shared, metadata.num_warps, target),
+    }
+    return Compiled(_identity(function, kernel), target, case, figures)
 
 
 def _count_narrow(widths: dict[str, list[tuple[int, int]]], name: str, constants: dict[str, Any]) -> int:
@@ -292,9 +273,10 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
     Returns:
         What is wrong, and remarks on what is not.
     """
-    wrong = [f"{c.key}: spills {c.spilled_bytes} bytes" for c in compiled if c.spilled_bytes]
-    wrong += [f"{c.key}: {c.narrow} accesses narrower than {NARROW_BELOW_BYTES} bytes" for c in compiled if c.narrow]
-    wrong += [f"{c.key}: its products do not use tensor cores" for c in compiled if not c.tensor_cores]
+    wrong = [f"{c.key}: spills {n} bytes" for c in compiled if (n := c.figures["spilled_bytes"])]
+    narrow = f"accesses narrower than {NARROW_BELOW_BYTES} bytes"
+    wrong += [f"{c.key}: {n} {narrow}" for c in compiled if (n := c.figures["narrow"])]
+    wrong += [f"{c.key}: its products do not use tensor cores" for c in compiled if not c.figures["tensor_cores"]]
     baseline: dict[str, Any] = (
         json.loads(BASELINE.read_text()) if BASELINE.exists() else {"triton": "none", "kernels": {}}
     )
@@ -306,9 +288,9 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
             wrong.append(f"{c.key}: not in the baseline; {MEANT}")
             continue
         worse = [
-            f"{name} {known[name]} -> {getattr(c, name)}"
+            f"{name} {known[name]} -> {c.figures[name]}"
             for name, (_, better) in FIGURES.items()
-            if name not in GATED and (getattr(c, name) - known[name]) * (1 if better == "lower" else -1) > 0
+            if name not in GATED and (c.figures[name] - known[name]) * (1 if better == "lower" else -1) > 0
         ]
         if worse:
             wrong.append(f"{c.key}: {', '.join(worse)}; {MEANT}")
@@ -320,7 +302,7 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
 
 def write_baseline(compiled: list[Compiled]) -> Path:
     """Makes the compiled kernels the baseline, and returns its path."""
-    kernels = {c.key: {name: getattr(c, name) for name in FIGURES if name not in GATED} for c in compiled}
+    kernels = {c.key: {name: c.figures[name] for name in FIGURES if name not in GATED} for c in compiled}
     BASELINE.write_text(json.dumps({"triton": version("triton"), "kernels": kernels}, indent=1, sort_keys=True) + "\n")
     return BASELINE
 
@@ -391,5 +373,5 @@ def _sample(c: Compiled, metric: str) -> Sample:
     }
     return Sample(
         benchmark="static", case=c.kernel.partition(" ")[0], metric=metric, unit=unit, better=better,
-        value=getattr(c, metric), parameters=parameters,
+        value=c.figures[metric], parameters=parameters,
     )  # fmt: skip

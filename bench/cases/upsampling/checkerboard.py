@@ -4,7 +4,6 @@ Shape legend: N images, C channels, H, W height and width.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -76,32 +75,11 @@ def spectrum(x: torch.Tensor) -> torch.Tensor:
     return power.mean((0, 1))
 
 
-@dataclass(frozen=True)
-class SpectralPeaks:
-    """Power at the frequencies of a 2x2 grid over that of the band about each; noise has 1.
+def spectral_peaks(x: torch.Tensor) -> dict[str, float]:
+    """Returns the power of maps at the frequencies of a 2x2 grid over that of the band about each; noise has 1.
 
-    Attributes:
-        columns: at (0, pi): vertical stripes one pixel wide.
-        rows: at (pi, 0): horizontal stripes.
-        diagonal: at (pi, pi): the checkerboard itself.
-    """
-
-    columns: float
-    rows: float
-    diagonal: float
-
-    def relative_to(self, other: "SpectralPeaks") -> "SpectralPeaks":
-        """Returns each peak over the other's, such as that of real images."""
-        return SpectralPeaks(**{name: getattr(self, name) / getattr(other, name) for name in PEAKS})
-
-    @property
-    def mean(self) -> float:
-        """The geometric mean of the three."""
-        return math.prod(getattr(self, name) for name in PEAKS) ** (1 / len(PEAKS))
-
-
-def spectral_peaks(x: torch.Tensor) -> SpectralPeaks:
-    """Returns the power of maps at (0, pi), (pi, 0) and (pi, pi), each over its neighbouring band's.
+    "columns" is at (0, pi): vertical stripes one pixel wide; "rows" at (pi, 0): horizontal ones; "diagonal" at
+    (pi, pi): the checkerboard itself.
 
     The band is the ring of bins 2 and 3 off the peak. A checkerboard of amplitude a over white noise of standard
     deviation s has 1 + (4/9) H W (a / s)^2 at (pi, pi): the window keeps 1/4 of its amplitude and 9/64 of the noise's
@@ -123,4 +101,4 @@ def spectral_peaks(x: torch.Tensor) -> SpectralPeaks:
         row, column = down * power.shape[0] // 2, across * power.shape[1] // 2
         band = torch.stack([power[(row + r) % power.shape[0], (column + c) % power.shape[1]] for r, c in ring]).mean()
         found[name] = (power[row, column] / band).item() if band > 0 else 1.0
-    return SpectralPeaks(**found)
+    return found

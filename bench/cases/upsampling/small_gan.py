@@ -14,14 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wallclock.bench.cases.upsampling.checkerboard import (
-    PEAKS,
-    SpectralPeaks,
-    phase_share,
-    phase_spread,
-    spectral_peaks,
-    spectrum,
-)
+from wallclock.bench.cases.upsampling.checkerboard import phase_share, phase_spread, spectral_peaks, spectrum
 from wallclock.models.networks.dcgan import Critic, Generator
 from wallclock.models.upsampling import CollapsedConv, ResizeConv, ShuffleConv
 
@@ -130,7 +123,7 @@ class SmallGan:
         ]
         real = spectral_peaks(self.images[:LOOKED_AT])
         found += _scores_of("images", images, real)
-        found += _scores_of("gradient", gradient, None)
+        found += _scores_of("gradient", gradient)
         return found, self._picture(images, gradient)
 
     def _picture(self, images: torch.Tensor, gradient: torch.Tensor) -> Pixels:
@@ -159,7 +152,7 @@ def real_scores(images_NHWC: torch.Tensor) -> list[Score]:
     Args:
         images_NHWC: uint8 [N, S, S, 3].
     """
-    return _scores_of("images", as_input(images_NHWC[:LOOKED_AT]), None)
+    return _scores_of("images", as_input(images_NHWC[:LOOKED_AT]))
 
 
 def _channels_in(layer: nn.Module) -> int:
@@ -167,10 +160,9 @@ def _channels_in(layer: nn.Module) -> int:
     return layer.in_channels
 
 
-def _scores_of(what: str, x: torch.Tensor, relative_to: SpectralPeaks | None) -> list[Score]:
-    peaks = spectral_peaks(x)
-    peaks = peaks if relative_to is None else peaks.relative_to(relative_to)
-    scores = [Score("spectral_peak", "ratio", getattr(peaks, name), {"of": what, "peak": name}) for name in PEAKS]
+def _scores_of(what: str, x: torch.Tensor, relative_to: dict[str, float] | None = None) -> list[Score]:
+    peaks = {name: peak / (relative_to or {}).get(name, 1.0) for name, peak in spectral_peaks(x).items()}
+    scores = [Score("spectral_peak", "ratio", peak, {"of": what, "peak": name}) for name, peak in peaks.items()]
     return [Score("phase_share", "fraction", phase_share(x), {"of": what}), *scores]
 
 

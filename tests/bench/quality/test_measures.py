@@ -1,16 +1,18 @@
 """Quality on planted generators: three images, a copy of the training set, noise, and a healthy one."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from wallclock.bench.quality import Judge, problems
+from wallclock.bench.quality import Judge, features, problems
 from wallclock.bench.quality.features import extract, feature_extractor, fidelity, save_network, train_network
 from wallclock.loaders.batches import DataError, Split
 from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.models.networks.sprint import Sprint, whitening_filters
+from wallclock.models.recipes import get_recipe
 
 pytest.importorskip("torch_fidelity")
 CPU = torch.device("cpu")
@@ -118,12 +120,14 @@ def test_torch_fidelity_computes_the_same_by_its_own_command(figures, split, wei
     assert metrics["precision"] == figures["healthy"]["precision"]
 
 
-def test_a_network_is_trained_and_comes_back(split, tmp_path):
+def test_a_network_is_trained_and_comes_back(split, tmp_path, monkeypatch):
+    narrow = replace(get_recipe("sprint", "cpu"), model_arguments={"widths": (16, 24, 32)})
+    monkeypatch.setattr(features, "get_recipe", lambda name, device: narrow)
     small = Split(split.train.subset(slice(0, 256)), split.test.subset(slice(0, 64)))
     path = train_network(small, tmp_path / "made" / "net.safetensors", device=CPU, epochs=1, batch_size=128)
     images = split.test.images_NHWC[:12]
     first, second = (extract(feature_extractor(path, device=CPU), images, CPU) for _ in range(2))
-    assert first.shape == (12, 256) and torch.equal(first, second)
+    assert first.shape == (12, 32) and torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
 
 

@@ -32,7 +32,8 @@ SMALL = {"data": "synthetic", "device": "cpu", "images": 240, "batch_sizes": (60
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """Little time for each sample, and a narrow network."""
+    """Little time for each sample, a narrow network, and one number of workers to try."""
+    monkeypatch.setattr(loaders, "cpu_cores", lambda: 1)
     monkeypatch.setattr(loaders, "IMAGE_BUDGET_S", 0.02)
     narrow = replace(get_recipe("sprint", "cpu"), model_arguments={"widths": (8, 8, 8)})
     monkeypatch.setattr(loaders, "get_recipe", lambda name, device: narrow)
