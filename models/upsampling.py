@@ -25,12 +25,7 @@ def autocast_to(x: torch.Tensor) -> torch.Tensor:
 
 
 class ResizeConv(nn.Conv2d):
-    """Resizes by two, then convolves by 3x3 with zero padding 1 and no bias.
-
-    Args:
-        channels_in: I.
-        channels_out: O.
-        mode: interpolation of the resize.
+    """Resizes by two with the interpolation `mode`, then convolves by 3x3 with zero padding 1 and no bias.
 
     Source: Odena, Dumoulin, Olah, https://distill.pub/2016/deconv-checkerboard/
     """
@@ -49,10 +44,6 @@ class CollapsedConv(nn.Conv2d):
 
     It takes 4 multiply-adds for each output pixel and pair of channels in place of 9. Under autocast the taps are
     summed in the weight's float32 and rounded once.
-
-    Args:
-        channels_in: I.
-        channels_out: O.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -66,10 +57,6 @@ class CollapsedConv(nn.Conv2d):
 
 class ShuffleConv(nn.Conv2d):
     """Convolves by 3x3 to four times the channels and lays each four side by side as 2x2 pixels; no bias.
-
-    Args:
-        channels_in: I.
-        channels_out: O.
 
     Source: Shi et al., https://arxiv.org/abs/1609.05158
     """
@@ -87,14 +74,11 @@ class ShuffleConv(nn.Conv2d):
 def icnr_(weight: torch.Tensor) -> torch.Tensor:
     """Gives the four filters of each output channel the first one's values, in place: no phase differs at first.
 
-    The layer is then a convolution whose output is resized to nearest neighbours. What drew the weight decides the
-    distribution: apply it again after any other initialisation.
+    The layer is then a convolution whose output is resized to nearest neighbours. The distribution stays that of the
+    weight: apply it again after any other initialisation.
 
     Args:
-        weight: [4 O, I, h, w], of a `ShuffleConv`.
-
-    Returns:
-        The weight.
+        weight: [4 O, I, h, w], the weight of a `ShuffleConv`; it is returned.
 
     Raises:
         ValueError: if its first dimension is no multiple of four.

@@ -260,14 +260,13 @@ def run_loaders(
     One image, alone, its first batch, and training on it.
     """
     from wallclock.bench.cases.loaders import run as loaders
-    from wallclock.bench.cases.loaders.request import LoadersRequest
     from wallclock.bench.measure.environment import resolve_device
 
     _, progress = consoles()
     if resume is not None:
         run = loaders.resumed_run(resume)
     else:
-        request = LoadersRequest(
+        request = loaders.LoadersRequest(
             data=data,
             device=resolve_device(device),
             only=chosen_texts(only),

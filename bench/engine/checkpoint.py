@@ -49,10 +49,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if "position" not in metadata:
-                raise KeyError("no position")
+            dict(json.loads(metadata["position"]))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); start a new run") from None
 
 
@@ -81,8 +80,4 @@ def read_position(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: if the file is damaged.
     """
-    _, metadata = read_checkpoint(path)
-    try:
-        return dict(json.loads(metadata["position"]))
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); start a new run") from None
+    return dict(json.loads(read_checkpoint(path)[1]["position"]))

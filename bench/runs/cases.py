@@ -236,11 +236,11 @@ def measured_under() -> AbstractContextManager[dict[str, str]]:
     return numerics(seed=0, keep_heap=True)
 
 
-def execute_in_plan(run: CaseRun[Any], context: Context) -> str:
-    """Executes a run as a job of `quick` or `suite`, and prints what could not be measured."""
+def run_job(kind: type[CaseRun[R]], request: R, context: Context) -> str:
+    """Executes a request as a job of `quick` or `suite`, and prints what could not be measured."""
 
     def show(done: CaseDone) -> None:
         if done.why_not:
             context.console.print(f"{done.case}, {done.variant}: {done.why_not}", style="yellow", markup=False)
 
-    return run.execute(show, context.deadline)
+    return kind.new(request, context.out, context.command).execute(show, context.deadline)

@@ -51,10 +51,6 @@ class Block(nn.Module):
 class NoiseToMap(nn.ConvTranspose2d):
     """The transposed convolution of a 1x1 map: each pixel of the output is a product of the noise and one filter tap.
 
-    Args:
-        channels_in: Z.
-        channels_out: C.
-
     Attributes:
         as_product: whether it is one matrix product, whose sums the library may add up in another order.
     """
@@ -74,9 +70,6 @@ class NoiseToMap(nn.ConvTranspose2d):
 
 class MapToScore(nn.Conv2d):
     """The convolution of a 4x4 map by a 4x4 filter: one inner product for each image.
-
-    Args:
-        channels_in: C.
 
     Attributes:
         as_product: see `NoiseToMap`.

@@ -97,13 +97,8 @@ new_run, resumed_run = KernelsRun.new, KernelsRun.resume
 def skip_untimed(variants: Iterable[str], device_type: str, *, others: bool = False) -> dict[str, str]:
     """Returns the variants that a device does not time, with the reason.
 
-    Args:
-        variants: those asked for.
-        device_type: "cpu" or "cuda".
-        others: whether something else is asked for too.
-
     Raises:
-        ValueError: if nothing is left.
+        ValueError: if those are all, and nothing else (`others`) is asked for.
     """
     device, asked_for = torch.device(device_type), dict.fromkeys(variants)
     skipped = {v: why for v in asked_for if (why := available(v, device) or interpreted(v, device))}
@@ -123,10 +118,10 @@ def measure_case(run: CaseRun[Any], trial: Trial, variants: list[str], budget_s:
     """Checks variants, times them and checks them again; a failure is recorded, and the other variants go on.
 
     Args:
-        run: keeps the samples and is told the outcome of each variant.
+        run: records the samples and shows the outcome of each variant.
         trial: the operation at its case.
         variants: names of variants of the operation.
-        budget_s: time for each measurement.
+        budget_s: time for each measurement of a variant.
     """
 
     def record(variant: str, error: float, why: str) -> None:

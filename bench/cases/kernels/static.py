@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -75,32 +76,19 @@ class Compiled:
         return f"sm_{self.target} {self.kernel}"
 
 
-class _Driver:
-    """A driver that only compiling can use; the number of its device is a compute capability."""
-
-    def __init__(self) -> None:
-        self.device = TARGETS[0]
-
-    def get_current_device(self) -> int:
-        return self.device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.device, 32)
-
-
 @contextlib.contextmanager
 def _recorded(targets: tuple[int, ...] | None = None) -> Iterator[dict[str, Any]]:
     """Makes every launch compile for the targets (None: all) and run nothing; yields the kernels by hash."""
+    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     found: dict[str, Any] = {}
-    stand_in, run = _Driver(), JITFunction.run
+    run = JITFunction.run
+    stand_in = SimpleNamespace(device=TARGETS[0])  # a driver for compiling alone; its device is a compute capability
+    stand_in.get_current_device = lambda: stand_in.device
+    stand_in.get_current_stream = lambda device: 0
+    stand_in.get_current_target = lambda: GPUTarget("cuda", stand_in.device, 32)
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         for target in TARGETS if targets is None else targets:

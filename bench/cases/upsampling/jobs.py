@@ -2,20 +2,18 @@
 
 from typing import Any
 
-from wallclock.bench.cases.upsampling.run import UpsamplingRequest, new_run
-from wallclock.bench.runs.cases import execute_in_plan
+from wallclock.bench.cases.upsampling.run import UpsamplingRequest, UpsamplingRun
+from wallclock.bench.runs.cases import run_job
 from wallclock.bench.runs.job import Context, Job
 from wallclock.bench.tasks.cifar.run import SYNTHETIC
 
 
-def _job(name: str, summary: str, only: str, fields: dict[str, Any], **needs: float) -> Job:
-    """Returns a job that measures what `only` chooses; `needs` are a `Job`'s seconds and share."""
-
+def _job(name: str, summary: str, only: str, fields: dict[str, Any], **limits: float) -> Job:
     def run(context: Context) -> str:
         request = UpsamplingRequest(device=context.device, data=context.data or SYNTHETIC, only=(only,), **fields)
-        return execute_in_plan(new_run(request, context.out, context.command), context)
+        return run_job(UpsamplingRun, request, context)
 
-    return Job(f"upsampling {name}", summary, lambda context: "", run, **needs)
+    return Job(f"upsampling {name}", summary, lambda context: "", run, **limits)
 
 
 def quick() -> tuple[Job, ...]:

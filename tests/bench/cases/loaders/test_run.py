@@ -17,8 +17,7 @@ from rich.console import Console
 from wallclock import reports
 from wallclock.bench.cases.loaders import run as loaders
 from wallclock.bench.cases.loaders import trial as loader_trial
-from wallclock.bench.cases.loaders.request import LoadersRequest
-from wallclock.bench.cases.loaders.run import new_run, resumed_run
+from wallclock.bench.cases.loaders.run import LoadersRequest, new_run, resumed_run
 from wallclock.bench.tasks.cifar import run as cifar
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format import text as tables
