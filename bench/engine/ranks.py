@@ -14,7 +14,7 @@ class Ranks:
     """This process's place among those that train together; alone unless torchrun started it.
 
     Attributes:
-        rank: of this process, from 0; rank 0 keeps the records.
+        rank: number of this process, from 0; rank 0 keeps the records.
         world: number of processes.
     """
 

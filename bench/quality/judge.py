@@ -64,9 +64,9 @@ def judge(
     """Measures the quality of a run's last checkpoint and records it as a run of its own.
 
     Args:
-        path: a run of `wallclock run wgan` or `run cyclegan`, with its checkpoint.
-        weights: of the feature extractor; None trains this suite's own network, and keeps it beside the run.
-        extractor: a name that torch-fidelity knows; with `weights`.
+        path: directory of a run of `wallclock run wgan` or `run cyclegan`, with its checkpoint.
+        weights: the feature extractor's weights; None trains this suite's own network, and keeps it beside the run.
+        extractor: a name that torch-fidelity knows, whose weights are `weights`.
         samples: how many images a WGAN makes; a CycleGAN translates its test images.
         device: where everything is computed.
         out: folder that holds runs.

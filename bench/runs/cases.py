@@ -51,7 +51,7 @@ class CaseDone:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRequest:
-    """What one run is asked to measure; each benchmark adds fields of its own.
+    """A request to measure cases; each benchmark adds fields of its own.
 
     Attributes:
         benchmark: name of the benchmark in records and run ids.
@@ -85,14 +85,14 @@ class CaseRun(abc.ABC, Generic[R]):
     """One run of a request: measures case after case, and records each as it goes.
 
     Args:
-        request: what to measure.
+        request: the cases and variants to measure.
         skipped: variants that this machine does not measure, with the reason.
         data: the data set that the run uses, if it uses one.
 
     Attributes:
         kind: the class of the benchmark's requests.
-        failure: what the records say of a run in which something failed.
-        verb: what did not happen to a skipped variant, as the run's notes say it.
+        failure: the error that ends the records of a run in which something failed.
+        verb: the participle in the notes on skipped variants, such as "timed".
         seeded: whether the seed of the environment decides a result; otherwise samples or cases name their own seeds.
         done: parts that the records hold already.
         failed: whether a variant is wrong or could not run.
@@ -115,7 +115,7 @@ class CaseRun(abc.ABC, Generic[R]):
         """Returns a request as a new run under `out`, ready to be executed.
 
         Args:
-            request: what to measure.
+            request: the cases and variants to measure.
             out: folder that holds runs.
             command: the command as typed, for the record.
 

@@ -150,7 +150,7 @@ class Critic(nn.Module):
     Raises:
         ValueError: if an argument is out of range.
 
-    Source: as `Generator`; https://arxiv.org/abs/1704.00028 for the layer norm
+    Source: that of `Generator`; https://arxiv.org/abs/1704.00028 for the layer norm
     """
 
     def __init__(

@@ -25,7 +25,7 @@ CHECKS = 2  # of each variant against the reference: before and after it is time
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsRequest(CaseRequest):
-    """What one run is asked to time.
+    """A request to time operations at their cases.
 
     Attributes:
         dtype: a name in `DTYPES`.

@@ -52,7 +52,7 @@ FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadersRequest(CaseRequest):
-    """What one run is asked to measure; `only` takes words of form, batch size, pipeline and regime.
+    """A request to measure pipelines; `only` takes words of form, batch size, pipeline and regime.
 
     Attributes:
         data: path of the data set, or "synthetic" for the embedded one.

@@ -32,7 +32,7 @@ PICTURES_TITLE = "Checkerboards: five upsamplings before and after a short train
 
 @dataclass(frozen=True, kw_only=True)
 class UpsamplingRequest(CaseRequest):
-    """What one run is asked to time and train.
+    """A request to time the ways of upsampling and to train small generators with them.
 
     Attributes:
         data: path of the images that the small generators are trained on, or "synthetic" for the embedded ones.

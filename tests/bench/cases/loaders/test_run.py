@@ -234,7 +234,7 @@ def test_a_step_that_waits_shows_it(tmp_path):
 
     data = synthetic_split().train.subset(slice(0, 120))
     trial = LoaderTrial(Form("pixels", data, data), 20, torch.device("cpu"), {})
-    trainer, opened = trial.trainer(get_recipe("sprint", "cpu")), trial.opened
+    trainer, open_pipeline = trial.trainer(get_recipe("sprint", "cpu")), trial.open
 
     class Dawdling:
         def __init__(self, batches):
@@ -248,7 +248,7 @@ def test_a_step_that_waits_shows_it(tmp_path):
                 time.sleep(0.25)
                 yield batch
 
-    trial.opened = lambda pipeline, **changes: Dawdling(opened(pipeline, **changes))
+    trial.open = lambda pipeline, **changes: Dawdling(open_pipeline(pipeline, **changes))
     found = list(trial.training("device", trainer, 3))
     steps = [m.value for m in found if m.metric == "step_time"]
     stalls = [m.value for m in found if m.metric == "stall"]
