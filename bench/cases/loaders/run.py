@@ -85,16 +85,6 @@ class LoadersRequest(CaseRequest):
                 f"{self.images} images are less than two batches of {max(self.batch_sizes)}; ask for more images"
             )
 
-    def wanted(self, form: str, batch_size: int, regime: Regime, skipped: Collection[str]) -> list[str]:
-        """Returns the pipelines to measure over a form; the latency of a first batch comes with the regime "alone"."""
-        regimes = ("alone", "first batch") if regime == "alone" else (regime,)
-        named = [f"{form} {batch_size} {each}".split() for each in regimes]
-        return [
-            pipeline
-            for pipeline in FORMS[form]
-            if pipeline not in skipped and any(is_chosen((*words, pipeline), self.only) for words in named)
-        ]
-
     def units(self, forms: Collection[str], skipped: Collection[str]) -> dict[tuple[str, int, Regime], list[str]]:
         """Returns the pipelines to measure, in order, for each form, batch size and regime.
 
@@ -109,7 +99,14 @@ class LoadersRequest(CaseRequest):
         for form, batch_size, regime in itertools.product(forms, self.batch_sizes, REGIMES):
             # One image at a time has no batch size: it is measured beside the first.
             once = regime != "one image" or batch_size == self.batch_sizes[0]
-            if once and (pipelines := self.wanted(form, batch_size, regime, skipped)):
+            regimes = ("alone", "first batch") if regime == "alone" else (regime,)  # a first batch comes with "alone"
+            named = [f"{form} {batch_size} {each}".split() for each in regimes]
+            pipelines = [
+                pipeline
+                for pipeline in FORMS[form]
+                if pipeline not in skipped and any(is_chosen((*words, pipeline), self.only) for words in named)
+            ]
+            if once and pipelines:
                 found[form, batch_size, regime] = pipelines
         if not found:
             why = "; ".join(skipped)
