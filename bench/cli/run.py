@@ -26,7 +26,7 @@ from wallclock.bench.runs.select import chosen_texts
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from wallclock.bench.cases.kernels.run import CaseDone
+    from wallclock.bench.runs.cases import CaseDone
     from wallclock.bench.tasks.cifar.run import CifarRun
     from wallclock.reports.store.write import RunWriter
 
@@ -71,7 +71,7 @@ def run_cifar(
 
     Under torchrun on many devices.
     """
-    from wallclock.bench.engine.ranks import joined
+    from wallclock.bench.engine.ranks import join_ranks
     from wallclock.bench.measure.environment import resolve_device
     from wallclock.bench.tasks.cifar import run as cifar
     from wallclock.models.recipes import get_recipe
@@ -80,7 +80,7 @@ def run_cifar(
     if resume is not None:
         _run_cifar(cifar.resumed_run(resume), as_json=json_)
         return
-    with joined(device_type := resolve_device(device)) as ranks, TemporaryDirectory() as aside:
+    with join_ranks(device_type := resolve_device(device)) as ranks, TemporaryDirectory() as aside:
         chosen = [f"pipeline={pipeline}"] if pipeline else []
         resolved = override(get_recipe(recipe, device_type), *chosen, *(set_ or ()))
         request = cifar.CifarRequest(
@@ -260,14 +260,13 @@ def run_loaders(
     One image, alone, its first batch, and training on it.
     """
     from wallclock.bench.cases.loaders import run as loaders
-    from wallclock.bench.cases.loaders.request import LoadersRequest
     from wallclock.bench.measure.environment import resolve_device
 
     _, progress = consoles()
     if resume is not None:
         run = loaders.resumed_run(resume)
     else:
-        request = LoadersRequest(
+        request = loaders.LoadersRequest(
             data=data,
             device=resolve_device(device),
             only=chosen_texts(only),
@@ -278,11 +277,7 @@ def run_loaders(
         )
         run = loaders.new_run(request, out, typed_command())
 
-    def show(done: loaders.PipelineDone) -> None:
-        style = "yellow" if done.why_not else ""
-        progress.print(f"{done.case}, {done.pipeline}, {done.regime}: {done.told()}", style=style, markup=False)
-
-    _execute(run, "loaders", show, as_json=json_)
+    _execute(run, "loaders", lambda done: _print_case(progress, done), as_json=json_)
 
 
 @run_app.command("upsampling")
@@ -330,9 +325,7 @@ def _execute(
 
 
 def _print_case(progress: "Console", done: "CaseDone") -> None:
-    times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items()) or "done"
-    style = "yellow" if done.why_not else ""
-    progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
+    progress.print(done.line(), style="yellow" if done.why_not else "", markup=False)
 
 
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:

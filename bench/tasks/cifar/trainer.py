@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from wallclock.bench.engine.compile import compiled
-from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs, put_back
+from wallclock.bench.engine.compile import compile_network
+from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs, restoring
 from wallclock.bench.engine.ranks import Ranks
 from wallclock.bench.measure.environment import cpu_cores
 from wallclock.bench.measure.timing import PhaseTimer, RunClocks
@@ -189,7 +189,7 @@ class Trainer:
         self.model = build_model(recipe, len(split.train.classes), device)
         for name, chosen in (choices or {}).items():
             units(self.model)[name].choose(chosen)
-        self.ranks.take_first([*self.model.parameters(), *self.model.buffers()])
+        self.ranks.copy_first([*self.model.parameters(), *self.model.buffers()])
         self.optimizers = build_optimizers(recipe, self.model)
         self.scaler = self._new_scaler()
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
@@ -203,7 +203,7 @@ class Trainer:
         self.total_steps = sum(epoch.steps for epoch in self.epochs)
         self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
         if implementations.compile:
-            self.network = compiled(self.model)
+            self.network = compile_network(self.model)
         self._loss_sum = torch.zeros((), device=device)
         self._graphs = StepGraphs(device, self._state) if implementations.cuda_graph else None
         if self.network is not self.model or device.type == "cuda":
@@ -296,7 +296,7 @@ class Trainer:
         with phases.phase("replay"):
             name = f"images {tuple(images.shape)}, frozen {frozen}, pruned {bool(indices)}"
             inputs = {"images": images, "labels": labels} | ({"indices": indices[0]} if indices else {})
-            self._graphs.replayed(name, update, inputs)
+            self._graphs.replay(name, update, inputs)
 
     def _update(
         self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor | None = None, *, phases: PhaseTimer
@@ -433,7 +433,7 @@ class Trainer:
         kinds: dict[tuple[int | None, tuple[bool, ...]], tuple[Epoch, int]] = {}
         for step, epoch in enumerate(self.epoch_of_each_step()):
             kinds.setdefault((epoch.size, self.optimizers.frozen_at(step / self.total_steps)), (epoch, step))
-        with put_back(self._state):
+        with restoring(self._state):
             for epoch, step in kinds.values():
                 batches = self.batches(epoch.size)
                 for _ in range(WARMUP_STEPS):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wallclock.bench.engine.compile import compiled
+from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs
 from wallclock.bench.tasks.cyclegan.networks import Losses, Networks, PoolDraw, new_networks, pool_draws, take_lr
 from wallclock.kernels.spec import available
@@ -119,7 +119,7 @@ class CycleGanTrainer:
         self.discriminator_optimizer = self._optimizer(self.nets.d_a, self.nets.d_b)
         self.networks: Mapping[str, Any] = self.nets.named()
         if chosen.compile:
-            self.networks = {name: compiled(net) for name, net in self.nets.named().items()}
+            self.networks = {name: compile_network(net) for name, net in self.nets.named().items()}
         self._graphs = StepGraphs(device, self.state) if chosen.cuda_graph else None
 
     def _optimizer(self, *nets: nn.Module) -> torch.optim.Adam:
@@ -188,7 +188,7 @@ class CycleGanTrainer:
 
     def _iteration(self, inputs: Inputs) -> torch.Tensor:
         if self._graphs is not None:
-            return self._graphs.replayed("iteration", self.update, inputs)
+            return self._graphs.replay("iteration", self.update, inputs)
         return self.update(inputs)
 
     def autocast(self) -> torch.autocast:

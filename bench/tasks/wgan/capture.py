@@ -34,10 +34,10 @@ class Captured:
         def step(static: Inputs) -> torch.Tensor:
             return self.trainer.update_critic(static["real"], static["noise"], static.get("mix"), clamp=clamp)
 
-        return self._graphs.replayed(f"critic, clamp {clamp}", step, inputs)
+        return self._graphs.replay(f"critic, clamp {clamp}", step, inputs)
 
     def generator_step(self, noise: torch.Tensor) -> torch.Tensor:
         """As `WganTrainer.update_generator`."""
-        return self._graphs.replayed(
+        return self._graphs.replay(
             "generator", lambda static: self.trainer.update_generator(static["noise"]), {"noise": noise}
         )

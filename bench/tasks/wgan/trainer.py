@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wallclock.bench.engine.compile import compiled
+from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.tasks.wgan.capture import Captured
 from wallclock.bench.tasks.wgan.networks import Step, new_networks, noise_generator, stopped_at
 from wallclock.kernels.rmsprop_clamp import RMSpropClamp
@@ -107,7 +107,7 @@ class WganTrainer:
         self.generate: Any = self.generator
         self.score: Any = self.critic
         if chosen.compile:
-            self.generate, self.score = (compiled(net) for net in (self.generator, self.critic))
+            self.generate, self.score = (compile_network(net) for net in (self.generator, self.critic))
         self._captured = Captured(self) if chosen.cuda_graph else None
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:

@@ -17,8 +17,7 @@ from rich.console import Console
 from wallclock import reports
 from wallclock.bench.cases.loaders import run as loaders
 from wallclock.bench.cases.loaders import trial as loader_trial
-from wallclock.bench.cases.loaders.request import LoadersRequest
-from wallclock.bench.cases.loaders.run import new_run, resumed_run
+from wallclock.bench.cases.loaders.run import LoadersRequest, new_run, resumed_run
 from wallclock.bench.tasks.cifar import run as cifar
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format import text as tables
@@ -32,7 +31,8 @@ SMALL = {"data": "synthetic", "device": "cpu", "images": 240, "batch_sizes": (60
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """Little time for each sample, and a narrow network."""
+    """Little time for each sample, a narrow network, and one number of workers to try."""
+    monkeypatch.setattr(loaders, "cpu_cores", lambda: 1)
     monkeypatch.setattr(loaders, "IMAGE_BUDGET_S", 0.02)
     narrow = replace(get_recipe("sprint", "cpu"), model_arguments={"widths": (8, 8, 8)})
     monkeypatch.setattr(loaders, "get_recipe", lambda name, device: narrow)
@@ -234,7 +234,7 @@ def test_a_step_that_waits_shows_it(tmp_path):
 
     data = synthetic_split().train.subset(slice(0, 120))
     trial = LoaderTrial(Form("pixels", data, data), 20, torch.device("cpu"), {})
-    trainer, opened = trial.trainer(get_recipe("sprint", "cpu")), trial.opened
+    trainer, open_pipeline = trial.trainer(get_recipe("sprint", "cpu")), trial.open
 
     class Dawdling:
         def __init__(self, batches):
@@ -248,7 +248,7 @@ def test_a_step_that_waits_shows_it(tmp_path):
                 time.sleep(0.25)
                 yield batch
 
-    trial.opened = lambda pipeline, **changes: Dawdling(opened(pipeline, **changes))
+    trial.open = lambda pipeline, **changes: Dawdling(open_pipeline(pipeline, **changes))
     found = list(trial.training("device", trainer, 3))
     steps = [m.value for m in found if m.metric == "step_time"]
     stalls = [m.value for m in found if m.metric == "stall"]
