@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from wallclock.reports.page.build import build_page
     from wallclock.reports.report import Report
     from wallclock.reports.stats.intervals import summarise, time_to_target
+    from wallclock.reports.store.layout import StoreError
     from wallclock.reports.store.pictures import load_pictures
     from wallclock.reports.store.read import load, load_runs
     from wallclock.reports.store.schema import Run, Sample
-    from wallclock.reports.store.write import RunWriter, StoreError
+    from wallclock.reports.store.write import RunWriter
 
 _HOMES = {
     "load": "store.read",
@@ -25,7 +26,7 @@ _HOMES = {
     "summarise": "stats.intervals",
     "time_to_target": "stats.intervals",
     "RunWriter": "store.write",
-    "StoreError": "store.write",
+    "StoreError": "store.layout",
 }
 __all__ = [
     "Report",

@@ -202,7 +202,7 @@ def _benchmarks(
         if kinds != {"recipe"}:
             return [Benchmark(name="command", command="", timeout_s=timeout)]
         from wallclock.bench.compare.recipe_turn import parse_recipe
-        from wallclock.reports.format.text import ABLATIONS
+        from wallclock.reports.views.ablation import ABLATIONS
 
         tasks = {parse_recipe(side.text, "cpu")[0] for side in sides}
         if len(tasks) > 1:
@@ -375,14 +375,17 @@ def history(
     """
     from wallclock import reports
     from wallclock.reports.format import text as tables
+    from wallclock.reports.store.read import load_both
     from wallclock.reports.views.history import history_rows, history_summary
+    from wallclock.reports.views.registry import VIEWS
+    from wallclock.reports.views.view import Records
 
-    samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
+    samples, runs = load_both(paths, on_damage="skip")
     if metric is not None:
         if metric not in set(samples["metric"]):
             raise ValueError(f"no metric '{metric}' there; there are {', '.join(sorted(samples['metric'].unique()))}")
         samples = samples[samples["metric"] == metric]
-    summary = history_summary(samples, runs)
+    summary = history_summary(Records(samples, runs, VIEWS))
     if html is not None:
         reports.build_page(samples, runs, html)
     if json_:

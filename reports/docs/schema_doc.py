@@ -9,6 +9,7 @@ from typing import Any
 
 from wallclock.reports.store.read import CARRIED
 from wallclock.reports.store.schema import PLACE, RESUMABLE, SCHEMA_VERSION, Run, RunStatus, Sample, SampleStatus
+from wallclock.reports.views.registry import VIEWS
 
 TEXT = """\
 # What a record holds, and what `--json` prints
@@ -44,14 +45,7 @@ $documents
 # What `--json` prints, by command; lists hold one object a row.
 REPORT = {
     "runs": "a row a run: `run_id`, `run_status`, `error`, `notes`",
-    "time_to_target": "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy",
-    "upsampling": "a row a stage and way: times, memory, checkerboards",
-    "kernels": "a row a case and variant: latencies, bytes predicted, counted and kept, error, share of a copy's speed",
-    "levers": "a row a variant of an ablation: rates, ratios with intervals, what Amdahl's law predicts",
-    "calibration": "a row a kind of noise: how many verdicts were false, power stated and true",
-    "comparisons": "a row a comparison, as `compare` prints it",
-    "loaders": "a row a pipeline and regime: images a second, latency, stall",
-    "summary": "a row a metric of a case: `n`, `median`, `ci_low`, `ci_high`, `min`, `max`, `failed`, `censored`",
+    **{view.summary.name: view.summary.holds for view in VIEWS if view.summary is not None},
 }
 DOCUMENTS: dict[str, dict[str, str]] = {
     "report, quick, suite, run, ablate, judge, calibrate": REPORT,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from wallclock.reports.store.schema import PLACE
+from wallclock.reports.store.read import CARRIED
+from wallclock.reports.store.schema import PLACE, SAMPLE_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,9 +202,6 @@ def expected_time_to_target(
 
 def parameter_columns(frame: "pd.DataFrame") -> list[str]:
     """Returns the columns of a samples frame that came from parameters and from settings of the environment."""
-    from wallclock.reports.store.read import CARRIED
-    from wallclock.reports.store.schema import SAMPLE_COLUMNS
-
     return [c for c in frame.columns if c not in SAMPLE_COLUMNS and c not in CARRIED and c != "run_id"]
 
 

@@ -1,17 +1,35 @@
-"""What the turns of an ablation come to: each variant beside the plain loop, and what each lever gives."""
+"""What an ablation's turns show: each variant beside the plain loop, what each lever gives, and FLOPs beside time."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import ABLATIONS, Rows, interval_text, significant
+from wallclock.reports.format.plotly import (
+    COLOURS,
+    Figure,
+    escaped,
+    figure,
+    json_numbers,
+    nth_colour,
+    ratio_dots,
+    scatter,
+)
+from wallclock.reports.format.text import Rows, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval, median_interval
+from wallclock.reports.views.view import Plot, Summary, Table, View
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
     import pandas as pd
 
+# Of each benchmark of levers: its rate, what one step takes, and what a turn takes in CPU time.
+ABLATIONS = {
+    "cifar ablation": ("steps_per_s", "step_s", "step_cpu_s"),
+    "wgan ablation": ("critic_iterations_per_s", "critic_step_s", "cycle_cpu_s"),
+    "cyclegan ablation": ("iterations_per_s", "iteration_s", "turn_cpu_s"),
+}
 BASELINE, ALL, AS_IS = "baseline", "all levers", "as it is"
 ALONE = "kernel_alone_s", "plain_alone_s"
 
@@ -178,3 +196,138 @@ def _predicted_cell(row: "Mapping[Hashable, Any]") -> str:
 
 def _gain(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f}%"
+
+
+def variant_rates(summary: "pd.DataFrame") -> Figure | None:
+    """Returns the rate of each variant over the first's, with its interval; None where none was compared.
+
+    Args:
+        summary: from `ablation_summary`.
+    """
+    if "over_baseline_low" not in summary:
+        return None
+    shown = summary[summary["over_baseline_low"] > 0]  # the first has no interval against itself
+    return ratio_dots(shown, "over_baseline", ("case", "variant"), "run_id", "x the first") if len(shown) else None
+
+
+def waterfall(summary: "pd.DataFrame") -> Figure | None:
+    """Returns how each lever takes the plain loop's rate to that of all levers; None where none was left out.
+
+    On a logarithmic scale, on which what the levers give adds up. What leaving one out does not explain, because levers
+    help or hinder each other, is a step of its own.
+
+    Args:
+        summary: from `ablation_summary`.
+    """
+    if "lost" not in summary:
+        return None
+    traces: list[Figure] = []
+    for position, ((_, case), run) in enumerate(summary.groupby(["run_id", "case"], sort=False)):
+        rates = run.set_index("variant")["it_per_s"]
+        levers = run[run["lost"].notna()].sort_values("lost", ascending=False)
+        if levers.empty or not {BASELINE, ALL} <= set(rates.index):
+            continue
+        names = [str(variant).removeprefix("without ") for variant in levers["variant"]]
+        gains = [math.log2(ratio) for ratio in levers["lost"]]
+        whole = rates[ALL] / rates[BASELINE]
+        gains.append(math.log2(whole) - sum(gains))
+        predicted = [*levers.get("predicted", levers["lost"] * math.nan), math.nan]
+        notes = [f"<br>Amdahl x{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in predicted]
+        texts = [f"x{2**gain:.2f}{note}" for gain, note in zip(gains, notes, strict=True)]
+        traces.append(
+            {
+                "type": "waterfall",
+                "name": escaped(str(case)),
+                "measure": ["absolute", *["relative"] * len(gains), "total"],
+                "x": [escaped(name) for name in ("plain loop", *names, "together", ALL)],
+                "y": [0, *json_numbers(gains), 0],
+                "text": ["1", *texts, f"x{whole:.2f}"],
+                "textposition": "outside",
+                "increasing": {"marker": {"color": COLOURS[2]}},
+                "decreasing": {"marker": {"color": COLOURS[1]}},
+                "totals": {"marker": {"color": nth_colour(position)}},
+                "hovertemplate": f"{escaped(str(case))}, %{{x}}: %{{text}}<extra></extra>",
+            }
+        )
+    return figure(traces, "", "speed-up, powers of two") if traces else None
+
+
+def flops_against_seconds(summary: "pd.DataFrame") -> Figure | None:
+    """Returns a step's time over its operations for the variants of an ablation; None where they were not counted.
+
+    Args:
+        summary: from `ablation_summary`.
+    """
+    if "step_flop" not in summary:
+        return None
+    counted = summary[summary["step_flop"].notna()]
+    counted = counted[counted.groupby("run_id")["step_flop"].transform("nunique") > 1]
+    traces = [
+        scatter(
+            json_numbers(group["step_flop"] / 1e9),
+            json_numbers(group["step_s"]),
+            name=escaped(str(case)),
+            text=[escaped(str(variant)) for variant in group["variant"]],
+            marker={"color": nth_colour(position), "size": 9},
+            hovertemplate="%{text}: %{x:.4g} GFLOP, %{y:.4g} s<extra></extra>",
+        )
+        for position, ((_, case), group) in enumerate(counted.groupby(["run_id", "case"], sort=False, observed=True))
+    ]
+    zero, several = {"rangemode": "tozero"}, len(traces) > 1
+    titles = "GFLOP a step", "seconds a step"
+    return figure(traces, *titles, showlegend=several, xaxis=zero, yaxis=zero) if traces else None
+
+
+LEVERS = Summary(
+    "levers",
+    "a row a variant of an ablation: rates, ratios with intervals, what Amdahl's law predicts",
+    lambda records: ablation_summary(records.samples),
+)
+VIEW = View(
+    made_from=tuple(ABLATIONS),
+    summary=LEVERS,
+    tables=(
+        Table(
+            name="levers",
+            title="Levers: iterations/s by variant, in turns; * computes other numbers",
+            heading="What each lever gives",
+            words=2,
+            rows=lambda records: ablation_rows(records.of(LEVERS)),
+            caption="Turns of all variants alternate within each round; ratios are medians over rounds, with 95% "
+            "intervals. A WGAN's it/s are critic iterations, the generator steps between them included. The baseline "
+            "is the published loop as it stands there: eager, NCHW, float32. Lever gives: how much faster all levers "
+            "are than all but that one. * computes other numbers than the baseline: see the run's notes.",
+        ),
+        Table(
+            name="flops",
+            title="FLOPs against seconds, fastest first",
+            heading="FLOPs against seconds",
+            words=2,
+            rows=lambda records: flop_rows(records.samples, records.of(LEVERS)),
+            caption="Fastest first; x and x time are relative to the recipe as it is. The last column names the "
+            "variants that take more operations and yet less time, in at least 19 of 20 rounds.",
+        ),
+    ),
+    plots=(
+        Plot(
+            name="variants",
+            title="Variants against the first",
+            draw=lambda records: variant_rates(records.of(LEVERS)),
+            caption="Rates within the same rounds over those of the recipe as it is, or of the plain loop: median with "
+            "its 95% bootstrap interval.",
+        ),
+        Plot(
+            name="waterfall",
+            title="From the plain loop to all levers",
+            draw=lambda records: waterfall(records.of(LEVERS)),
+            caption="What leaving each lever out costs, as factors of the rate; together is what they do to each other.",
+        ),
+        Plot(
+            name="flops-seconds",
+            title="Operations and the time they take",
+            draw=lambda records: flops_against_seconds(records.of(LEVERS)),
+            caption="A step of each variant: what lies to the left and above takes fewer operations and more time.",
+        ),
+    ),
+    tabled=tuple(ABLATIONS),
+)

@@ -1,17 +1,14 @@
-"""Who reaches a target, how surely, and at what cost: seconds by three clocks, energy, and each point of accuracy."""
+"""Who reaches a target, how surely, and at what cost: seconds by three clocks, energy, and the last point of accuracy."""
 
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from wallclock.reports.format.labels import NAMES, by_label, distinctions
+from wallclock.reports.format.plotly import Figure, errors, escaped, figure, json_numbers, nth_colour, scatter
 from wallclock.reports.format.text import (
-    CLOCK,
-    NAMES,
     Rows,
-    by_label,
-    distinctions,
     interval_text,
     percent,
     percent_interval,
@@ -19,18 +16,18 @@ from wallclock.reports.format.text import (
     significant,
     stacked,
 )
-from wallclock.reports.stats.intervals import time_to_target
+from wallclock.reports.stats.intervals import by_seed, expected_time_to_target, time_to_target
+from wallclock.reports.views.points import costs_by_seed
+from wallclock.reports.views.view import Plot, Summary, Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
 
+CLOCK = "train_eval_s"
 HEADER = (
     *("case", "target", "mean accuracy", "P(reach)", "train_eval s", "resident s", "process s", "energy J"),
     *("s for the last point", "hardware", "date", "record"),
 )
-FINAL = {"train_eval_s": "elapsed_train_eval_s", "final_accuracy": "accuracy"}
-CURVE = (*FINAL, *FINAL.values())
-POINTS = 12  # of accuracy, up to the highest that was seen: those before take less than an epoch together
 
 
 def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
@@ -52,7 +49,7 @@ def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
         for name in ("process_s", "energy_j"):
             values = own.loc[own["metric"] == name, "value"].dropna()
             row[name] = float(values.median()) if len(values) else math.nan
-        costs = [points.get(round(100 * row["target"], 6), math.nan) for points in _costs_by_seed(own, row["target"])]
+        costs = [points.get(round(100 * row["target"], 6), math.nan) for points in costs_by_seed(own, row["target"])]
         known = [cost for cost in costs if math.isfinite(cost)]
         row["last_point_s"] = float(np.median(known)) if known else math.nan
         row["date"] = min(own["started_utc"])[:10]
@@ -99,57 +96,117 @@ def _known(value: float) -> str:
     return significant(value) if math.isfinite(value) else "not measured"
 
 
-def point_costs(samples: "pd.DataFrame") -> "dict[str, dict[float, tuple[float, float, float]]]":
-    """Returns for each case the seconds that each point of accuracy took: median, least and most of its seeds.
+def accuracy_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the time-to-accuracy table; a cell may have several lines.
 
     Args:
-        samples: from `reports.load`.
-
-    Returns:
-        By label, then by the accuracy in percent at which the point ends, on the `train_eval` clock.
+        summary: from `reports.time_to_target`.
     """
-    costs = {}
-    for label, group in by_label(samples[samples["metric"].isin(CURVE)]):
-        seeds = _costs_by_seed(group)
-        ends = sorted({end for points in seeds for end in points})[-POINTS:]
-        found = {}
-        for end in ends:
-            values = [points[end] for points in seeds if end in points]
-            found[end] = (float(np.median(values)), min(values), max(values))
-        if found:
-            costs[label] = found
-    return costs
+    header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
+    distinguished = distinctions(summary.loc[:, :"target"], [*NAMES, "target"])
+    rows = []
+    for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
+        time = row.get(CLOCK, math.inf)
+        interval = interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s")
+        names = [row["case"] or row["benchmark"], *(row.get(k) for k in NAMES[1:])]
+        accuracy = percent_interval(row["accuracy_low"], row["accuracy_high"])
+        diverged = f"{row['diverged']} diverged" if row["diverged"] else ""
+        repeats = f"{row['repeats']} repeated" if row["repeats"] else ""
+        rows.append(
+            [
+                stacked(*(str(name) for name in names if present(name)), *told),
+                percent(row["target"]),
+                stacked(f"{row['hits']} of {row['n']}", diverged, repeats),
+                stacked(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
+                significant(row["p_value"], 2),
+                stacked(f"{significant(time)} s" if time < math.inf else "unknown", interval),
+            ]
+        )
+    return header, rows
 
 
-def _costs_by_seed(samples: "pd.DataFrame", target: float | None = None) -> list[dict[float, float]]:
-    """Returns for each seed of each run the seconds of each whole point of accuracy, or of the one below a target."""
-    found = []
-    curves = samples[samples["metric"].isin(CURVE)]
-    line = curves.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True).ngroup()
-    # The final evaluation, augmented where the recipe says so, is the last look.
-    step, metric = curves["step"].fillna(np.iinfo(np.int64).max), curves["metric"].replace(FINAL)
-    looks = curves.assign(line=line, step=step, metric=metric).pivot_table(
-        index=["line", "step"], columns="metric", values="value"
+def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
+    """Returns each seed's time as a dot, a miss as an open mark, and the expected time with its interval; or None."""
+    times = frame[(frame["metric"] == CLOCK) & frame["target"].notna()]
+    if times.empty:
+        return None
+    traces, labels = list[Figure](), list[str]()
+    for position, (label, group) in enumerate(by_label(times, ["target"])):
+        labels.append(escaped(label))
+        colour, hit = nth_colour(position), group["reached"].fillna(False).to_numpy(dtype=bool)
+        marks = (hit, "circle", 0, "reached after"), (~hit, "x-thin", 2.5, "missed: at least")
+        for these, symbol, width, what in marks:
+            if these.any():
+                marker = {"symbol": symbol, "size": 10, "color": colour, "opacity": 0.75}
+                traces.append(
+                    scatter(
+                        json_numbers(group[these]["value"]),
+                        [position] * int(these.sum()),
+                        text=[f"seed {seed}" for seed in group[these]["seed"]],
+                        marker=marker | {"line": {"color": colour, "width": width}},
+                        hovertemplate=f"%{{text}}, {what} %{{x:.4g}} s<extra></extra>",
+                    )
+                )
+        if not hit.any():
+            continue
+        seeds = by_seed(group)
+        mean = expected_time_to_target(seeds["value"], seeds["reached"])
+        high, low = mean.high - mean.value, mean.value - mean.low
+        traces.append(
+            scatter(
+                json_numbers([mean.value]),
+                [position + 0.3],
+                meta="ink",
+                marker={"symbol": "diamond", "size": 9, "line": {"width": 0}},
+                error_x=errors([high], [low], thickness=1.5, width=5)
+                if max(high, low) < math.inf
+                else {"visible": False},
+                hovertemplate=f"expected {mean.value:.4g} s [{mean.low:.4g}, {mean.high:.4g}]<extra></extra>",
+            )
+        )
+    y = {"tickvals": [*range(len(labels))], "ticktext": labels, "range": [len(labels) - 0.4, -0.5], "showgrid": False}
+    return figure(
+        traces,
+        "seconds to target (train_eval clock)",
+        "",
+        showlegend=False,
+        height=120 + 64 * len(labels),
+        xaxis={"rangemode": "tozero"},
+        yaxis={**y, "ticks": ""},
+        margin={"l": 8},
     )
-    for _, wide in looks.reindex(columns=[*FINAL.values()]).dropna().groupby("line"):
-        if len(wide) > 1:
-            seconds, accuracy = (wide[name].to_numpy() for name in ("elapsed_train_eval_s", "accuracy"))
-            found.append(_point_costs(seconds, 100 * accuracy, None if target is None else 100 * target))
-    return found
 
 
-def _point_costs(
-    seconds: npt.NDArray[np.float64], percents: npt.NDArray[np.float64], target: float | None
-) -> dict[float, float]:
-    """Returns the seconds from each point's beginning to its end, on straight lines between looks.
-
-    A point counts as reached when the accuracy first does so, whatever it falls to afterwards.
-    """
-    best = np.maximum.accumulate(np.concatenate([[0.0], percents]))
-    times = np.concatenate([[0.0], seconds])
-    rising = np.concatenate([[True], np.diff(best) > 0])
-    best, times = best[rising], times[rising]
-    ends = np.arange(1.0, math.floor(best[-1]) + 1) if target is None else np.array([target])
-    ends = ends[(ends <= best[-1]) & (ends >= 1)]
-    took = np.interp(ends, best, times) - np.interp(ends - 1, best, times)
-    return {round(float(end), 6): float(cost) for end, cost in zip(ends, took, strict=True)}
+SCORES = Summary(
+    "time_to_target",
+    "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy",
+    lambda records: leaderboard(records.samples),
+)
+VIEW = View(
+    made_from=("final_accuracy", CLOCK),
+    summary=SCORES,
+    tables=(
+        Table(name="accuracy", title="Time to accuracy", rows=lambda records: accuracy_rows(records.of(SCORES))),
+        Table(
+            name="leaders",
+            heading="Leaderboard",
+            rows=lambda records: leaderboard_rows(records.of(SCORES)),
+            caption="Each target's fastest first. Times of different hardware do not compare: a ratio counts where "
+            "both ran in turns on one device. train_eval runs from whitening through the final evaluation and is the "
+            "expected time when a miss is followed by another run; resident begins with raw images on the device, "
+            "process with the process (one cold start). Energy is the GPU's, of a whole seed with compilation and "
+            "looks on the way. The last point is the time from one percent below the target to the target.",
+        ),
+    ),
+    plots=(
+        Plot(
+            name="target",
+            title="Time to target",
+            draw=lambda records: time_to_target_dots(records.samples),
+            caption="A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts. The "
+            "diamond is the expected time when a miss is followed by another run (all time spent over hits), with its "
+            "95% bootstrap interval.",
+        ),
+    ),
+    tabled=("final_accuracy",),
+)

@@ -1,4 +1,4 @@
-"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a machine, and what was said of them."""
+"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a machine, and the verdicts on them."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from wallclock.reports.format.text import Rows
 from wallclock.reports.stats.intervals import wilson_interval
 from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, paired, stated_power
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
+from wallclock.reports.views.view import Summary, Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,3 +159,27 @@ def wrong(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
             if wilson_interval(int(count), n).low > allowed:
                 found.append(f"{row['noise']}, {words}: {count:g} of {n} are false")
     return found
+
+
+CALIBRATION = Summary(
+    "calibration",
+    "a row a kind of noise: how many verdicts were false, power stated and true",
+    lambda records: calibration_summary(records.samples, records.runs),
+)
+VIEW = View(
+    made_from=(BENCHMARK,),
+    summary=CALIBRATION,
+    tables=(
+        Table(
+            name="calibration",
+            title="Verdicts whose truth is known, alone and of 20 at once; power stated",
+            heading="Do the verdicts hold?",
+            rows=lambda records: calibration_rows(records.of(CALIBRATION)),
+            caption="Comparisons whose truth is known: of a program with itself, and with one that was slowed by a "
+            "known share. Shares of n with 95% intervals; the same when 20 are judged at once; the chance of finding "
+            "what was planted, as stated; the smallest worsening that the rows say they find, above the one that is "
+            "found in truth.",
+        ),
+    ),
+    tabled=(BENCHMARK,),
+)

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import Rows, interval_text, present, significant
+from wallclock.reports.format.plotly import Figure, nth_colour, ratio_dots
+from wallclock.reports.format.text import Rows, arrow, interval_text, plain, present, significant
+from wallclock.reports.stats.intervals import parameter_columns
 from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, paired, unpaired
 from wallclock.reports.store.schema import PLACE
+from wallclock.reports.views.view import Plot, Summary, Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,9 +231,6 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
 
 def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, str], Array]]:
     """For each metric of each case, a figure for every run, or for every seed of it; a miss is infinitely slow."""
-    from wallclock.reports.format.text import plain
-    from wallclock.reports.stats.intervals import parameter_columns
-
     steady = frame[(frame["phase"] == "steady") & ~frame["metric"].isin(CONTEXT)]
     steady = steady[np.isfinite(steady["value"].to_numpy()) | steady["censored"].fillna(False).to_numpy(dtype=bool)]
     names = ["benchmark", "case", "variant", *parameter_columns(frame)]
@@ -272,7 +272,6 @@ def comparison_rows(summary: "pd.DataFrame") -> Rows:
     shared = summary.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in summary)
     for row, of_several in zip(summary.to_dict("records"), shared, strict=True):
         unit = row["unit"] if present(row["unit"]) else ""
-        arrow = {"lower": "↓", "higher": "↑"}.get(row["better"], "")
         figures = [f"{significant(row[side])}" if present(row[side]) else "" for side in (BASE, HEAD)]
         ratio = f"{row['ratio']:.3f}" if present(row["ratio"]) else ""
         detectable = row["detectable"]
@@ -281,7 +280,7 @@ def comparison_rows(summary: "pd.DataFrame") -> Rows:
         reason, _, detail = str(row["reason"]).partition(": ")
         rows.append(
             [
-                f"{row['benchmark']}\n{row['metric']} {arrow}, {unit}{which}",
+                f"{row['benchmark']}\n{row['metric']} {arrow(row['better'])}, {unit}{which}",
                 *figures,
                 "\n".join(part for part in (ratio, interval_text(row["ratio_low"], row["ratio_high"])) if part),
                 (f"{100 * detectable:.1f}%" if present(detectable) and math.isfinite(detectable) else "") + rounds,
@@ -289,3 +288,55 @@ def comparison_rows(summary: "pd.DataFrame") -> Rows:
             ]
         )
     return header, rows
+
+
+def ratios(summary: "pd.DataFrame") -> Figure | None:
+    """Returns head / base of each metric of each comparison, with its interval and tolerance; None without any.
+
+    Args:
+        summary: from `comparison_summary`.
+    """
+    shown = summary[summary["ratio_low"].notna() & (summary["ratio_low"] > 0) & (summary["ratio_high"] < 100)]
+    if shown.empty:
+        return None
+    figure = ratio_dots(shown, "ratio", ("benchmark", "metric"), "verdict", "head / base; the band is the tolerance")
+    widest = max(shown["tolerance"])
+    figure["layout"]["shapes"].insert(
+        0,
+        {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 1 / (1 + widest), "x1": 1 + widest}
+        | {"line": {"width": 0}, "fillcolor": nth_colour(0), "opacity": 0.12, "layer": "below"},
+    )
+    return figure
+
+
+COMPARISONS = Summary(
+    "comparisons",
+    "a row a comparison, as `compare` prints it",
+    lambda records: comparison_summary(records.samples, records.runs),
+)
+VIEW = View(
+    made_from=(BENCHMARK,),
+    summary=COMPARISONS,
+    tables=(
+        Table(
+            name="comparisons",
+            title="Head against base: ratios of medians of rounds, with intervals",
+            heading="Verdicts",
+            rows=lambda records: comparison_rows(records.of(COMPARISONS)),
+            caption="Medians of rounds. The ratio is Hodges and Lehmann's over paired rounds, its interval and the "
+            "test are Wilcoxon's signed ranks. Finds: the smallest worsening that so many rounds, as noisy as these, "
+            "would have found four times in five. Verdicts hold for all rows together: of those called regressed or "
+            "improved, at most one in twenty is false on average.",
+        ),
+    ),
+    plots=(
+        Plot(
+            name="ratios",
+            title="Head against base",
+            draw=lambda records: ratios(records.of(COMPARISONS)),
+            caption="The unit is the round: each side once, in fresh processes, in a drawn order. An interval that "
+            "touches the band is no proof of a change beyond the tolerance.",
+        ),
+    ),
+    tabled=(BENCHMARK,),
+)

@@ -3,9 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from wallclock.reports.format.text import Rows, interval_text, significant
+from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escaped, json_numbers, stacked_bars
+from wallclock.reports.format.text import Rows, interval_text, or_nothing, present, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
+from wallclock.reports.views.view import Plot, Summary, Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +18,7 @@ GROUP = ("regime", "form", "batch_size", "dataset", "set_images", "device", *PLA
 # What is compared within a regime, and its factor to the unit shown.
 KEY = {"one image": ("image_time", 1e6), "alone": ("images_per_s", 1.0), "training": ("step_time", 1e3)}
 KEY |= {"first batch": ("first_batch", 1e3)}
+UNITS = {"one image": "us", "alone": "images/s", "first batch": "ms", "training": "step ms"}
 
 
 def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -62,39 +65,28 @@ def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def loader_tables(summary: "pd.DataFrame") -> dict[str, Rows]:
-    """Returns the header and the cells of each regime's table by its title, narrow enough for a terminal.
+def loader_rows(summary: "pd.DataFrame", regime: str) -> Rows:
+    """Returns the header and the cells of a regime's table, narrow enough for a terminal.
 
     Args:
         summary: from `loader_summary`.
+        regime: a key of `KEY`.
     """
-    if summary.empty:
-        return {}
-    titled: dict[str, Rows] = {}
-    for regime, title, header in (
-        ("one image", "Loaders, one image at a time in one process", ["us", "95% interval"]),
-        ("alone", "Loaders alone", ["images/s", "95% interval", "CPU us", "MB", "procs"]),
-        ("first batch", "Loaders, latency of the first batch", ["ms", "95% interval"]),
-        ("training", "Loaders while the device trains", ["step ms", "95% interval", "growth", "stall"]),
-    ):
-        own = summary[summary["regime"] == regime]
-        if own.empty:
-            continue
-        rows = []
-        for _, row in own.iterrows():
-            interval = interval_text(row["low"], row["high"]) if row["n"] > 1 else ""
-            cells = [significant(row["value"], 4), interval]
-            if regime == "alone":
-                workers = "" if _missing(row["workers"]) else f"{row['workers']:.0f}"
-                cells += [_or_nothing(row["cpu_us"]), _or_nothing(row["added_mb"], 2), workers]
-            if regime == "training":
-                cells += [_percent(row["growth"]), _percent(row["stall"], sign="")]
-            size = [] if regime == "one image" else [f"{row['batch_size']:.0f}"]
-            times = [] if regime == "training" else [_or_nothing(row["x_device"])]
-            rows.append([row["form"], *size, row["pipeline"], *cells, *times])
-        first = ["form", *([] if regime == "one image" else ["batch"]), "pipeline"]
-        titled[title] = [*first, *header, *([] if regime == "training" else ["x device"])], rows
-    return titled
+    alone, training, single = (regime == name for name in ("alone", "training", "one image"))
+    header = ["form", *([] if single else ["batch"]), "pipeline", UNITS[regime], "95% interval"]
+    header += ["CPU us", "MB", "procs"] if alone else ["growth", "stall"] if training else []
+    rows = []
+    for row in summary[summary["regime"] == regime].to_dict("records") if len(summary) else ():
+        interval = interval_text(row["low"], row["high"]) if row["n"] > 1 else ""
+        size = [] if single else [f"{row['batch_size']:.0f}"]
+        cells = [row["form"], *size, row["pipeline"], significant(row["value"], 4), interval]
+        if alone:
+            workers = f"{row['workers']:.0f}" if present(row["workers"]) else ""
+            cells += [or_nothing(row["cpu_us"]), or_nothing(row["added_mb"], 2), workers]
+        if training:
+            cells += [rounded_percent(row["growth"], "+.1f"), rounded_percent(row["stall"], ".1f")]
+        rows.append(cells if training else [*cells, or_nothing(row["x_device"])])
+    return header if training else [*header, "x device"], rows
 
 
 def loader_failures(frame: "pd.DataFrame") -> Rows:
@@ -115,13 +107,95 @@ def loader_labels(summary: "pd.DataFrame") -> list[str]:
     return [f"{r['form']} · {r['batch_size']:.0f} · {r['pipeline']}" for _, r in summary.iterrows()]
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value != value
+def loader_rates(summary: "pd.DataFrame") -> Figure | None:
+    """Returns images/s of each pipeline alone as bars; None without such rows.
+
+    Args:
+        summary: from `loader_summary`.
+    """
+    alone = summary[summary["regime"] == "alone"] if len(summary) else summary
+    if alone.empty:
+        return None
+    whiskers = errors(alone["high"] - alone["value"], alone["value"] - alone["low"], thickness=1.5)
+    return _bars(alone, [("", alone["value"], COLOURS[0])], "images a second", error_x=whiskers)
 
 
-def _or_nothing(value: float, digits: int = 3) -> str:
-    return "" if _missing(value) else significant(value, digits)
+def loader_stalls(summary: "pd.DataFrame") -> Figure | None:
+    """Returns a training step's time by pipeline, what waits for the batch told apart; None without such rows.
+
+    Args:
+        summary: from `loader_summary`.
+    """
+    training = summary[summary["regime"] == "training"] if len(summary) else summary
+    if training.empty:
+        return None
+    stalled = training["value"] * training["stall"].fillna(0.0)
+    parts = [("computing", training["value"] - stalled, COLOURS[0]), ("waiting for the batch", stalled, COLOURS[1])]
+    return _bars(training, parts, "milliseconds a step")
 
 
-def _percent(share: float, sign: str = "+") -> str:
-    return "" if _missing(share) else f"{100 * share:{sign}.1f}%"
+def _bars(summary: "pd.DataFrame", parts: "list[tuple[str, pd.Series, str]]", title: str, **more: Figure) -> Figure:
+    labels = [escaped(label) for label in loader_labels(summary)]
+    traces = [
+        bar(name, json_numbers(values), labels, colour, f"%{{y}}: %{{x:.4g}} {title}<extra>{name}</extra>", **more)
+        for name, values, colour in parts
+    ]
+    return stacked_bars(traces, labels, title, 30, showlegend=len(parts) > 1)
+
+
+LOADERS = Summary(
+    "loaders",
+    "a row a pipeline and regime: images a second, latency, stall",
+    lambda records: loader_summary(records.samples),
+)
+
+
+def _table(number: int, regime: str, title: str) -> Table:
+    return Table(
+        name=f"loaders-{number}",
+        title=title,
+        heading=title,
+        words=2,
+        rows=lambda records: loader_rows(records.of(LOADERS), regime),
+        caption="Medians with distribution-free 95% intervals; each regime stands for itself. x device is how many "
+        "times as fast the device-resident pipeline is. CPU us is the CPU time an image of all processes; MB what "
+        "opening the pipeline added to their memory. Growth is a step against one on a batch held in memory, stall the "
+        "share of a step that waits for its batch.",
+    )
+
+
+VIEW = View(
+    made_from=("loaders",),
+    summary=LOADERS,
+    tables=(
+        _table(1, "one image", "Loaders, one image at a time in one process"),
+        _table(2, "alone", "Loaders alone"),
+        _table(3, "first batch", "Loaders, latency of the first batch"),
+        _table(4, "training", "Loaders while the device trains"),
+        Table(
+            name="failed-loaders",
+            title="Loaders that failed, and are left out above",
+            heading="Loaders that failed",
+            words=3,
+            rows=lambda records: loader_failures(records.samples),
+            caption="Pipelines that are wrong or could not run: they are in no table.",
+        ),
+    ),
+    plots=(
+        Plot(
+            name="loaders",
+            title="Loaders alone",
+            draw=lambda records: loader_rates(records.of(LOADERS)),
+            caption="Median images a second over whole epochs that nobody trains on, with a 95% interval. Longer is "
+            "better.",
+        ),
+        Plot(
+            name="stalls",
+            title="What a training step waits for",
+            draw=lambda records: loader_stalls(records.of(LOADERS)),
+            caption="Median time of a step, and the part of it that waits for its batch. The held batch has no "
+            "pipeline: what other steps take beyond it is what their pipelines cost.",
+        ),
+    ),
+    tabled=("loaders",),
+)

@@ -1,16 +1,17 @@
-"""Where and with what a set of runs was measured: machines, versions, and how the GPU was doing meanwhile."""
+"""Where and with what runs were measured: machines, versions, and the GPU's clocks, temperature and power."""
 
 from typing import TYPE_CHECKING, Any
 
 from wallclock.reports.format.text import Rows, present, stacked
 from wallclock.reports.store.schema import SLOWED
+from wallclock.reports.views.view import Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MACHINE = ("gpu_name", "gpu_driver", "gpu_power_limit_w", "gpu_clocks_locked", "cpu", "cpu_cores", "host")
 SOFTWARE = ("python", "torch", "triton", "cuda")
-TOLD = {"sm_clock_mhz": "MHz", "temperature_c": "C", "power_w": "W"}
+READINGS = {"sm_clock_mhz": "MHz", "temperature_c": "C", "power_w": "W"}
 
 
 def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
@@ -35,7 +36,7 @@ def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
             [
                 stacked(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
                 stacked(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
-                stacked(*(_range(own[column], unit) for column, unit in TOLD.items()), *dict.fromkeys(notes)),
+                stacked(*(_range(own[column], unit) for column, unit in READINGS.items()), *dict.fromkeys(notes)),
                 stacked(
                     ", ".join(f"{count} {status}" for status, count in ended.items()),
                     " to ".join(dict.fromkeys((min(group["started_utc"])[:10], max(group["started_utc"])[:10]))),
@@ -60,3 +61,19 @@ def _range(readings: "pd.Series[float]", unit: str) -> str:
     known = readings.dropna()
     ends = dict.fromkeys(f"{end:,.0f}" for end in (known.min(), known.max())) if len(known) else ()
     return f"{' to '.join(ends)} {unit}" if ends else ""
+
+
+VIEW = View(
+    tables=(
+        Table(
+            name="places",
+            title="Where and with what",
+            heading="Where and with what",
+            words=4,
+            rows=lambda records: place_rows(records.samples, records.runs),
+            caption="A row for each machine with each set of versions. Clocks, temperature and power are those of a "
+            "GPU, read beside the samples; that it was slowed down by heat or its supply, and not by the power cap of "
+            "any heavy load, would stand there too.",
+        ),
+    ),
+)

@@ -7,6 +7,7 @@ import numpy as np
 from wallclock.reports.format.text import Rows, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval
 from wallclock.reports.views.ablation import AS_IS
+from wallclock.reports.views.view import Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,14 +61,8 @@ def scaling_rows(frame: "pd.DataFrame") -> Rows:
     Args:
         frame: from `reports.load`.
     """
-    header = [
-        "case",
-        "devices",
-        "images each",
-        "step, ms",
-        "x at most",
-        *(f"x at {link} GB/s" for link in LINKS_GB_PER_S),
-    ]
+    links = [f"x at {link} GB/s" for link in LINKS_GB_PER_S]
+    header = ["case", "devices", "images each", "step, ms", "x at most", *links]
     rows = [
         [
             str(row["case"]),
@@ -80,3 +75,20 @@ def scaling_rows(frame: "pd.DataFrame") -> Rows:
         for row in scaling_summary(frame).to_dict("records")
     ]
     return header, rows
+
+
+VIEW = View(
+    made_from=("gradient_bytes",),
+    tables=(
+        Table(
+            name="scaling",
+            title="More devices: a projection from one, with its link's speed",
+            heading="More devices, a projection",
+            rows=lambda records: scaling_rows(records.samples),
+            caption="From one device: a step on the part of the batch that each of n devices would have, measured in "
+            "turns with the whole step. x at most is the whole step's time over the part's, with its 95% interval; "
+            "then with a ring's all-reduce of the gradients after it, at an assumed speed of each device's link. "
+            "Measured scaling is a run under torchrun.",
+        ),
+    ),
+)

@@ -1,0 +1,126 @@
+"""Where a step's time goes: its phases, the evaluation, and the operators that a profiler found."""
+
+from typing import TYPE_CHECKING
+
+from wallclock.reports.format.labels import by_label
+from wallclock.reports.format.plotly import COLOURS, Figure, bar, escaped, json_number, stacked_bars
+from wallclock.reports.format.text import Rows, rounded_percent, significant
+from wallclock.reports.views.view import Plot, Records, Table, View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
+
+
+def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
+    """Returns for each case the mean time of each of its phases, in milliseconds for 1,000 images.
+
+    Means add up to the whole, and batches of any size compare. `overhead` is what the timers cost, a share of a step.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    if not {"phase_name", "images"} <= set(frame):
+        return {}
+    measured = frame[frame["metric"].isin(("phase_time", "phase_overhead"))]
+    measured = measured.assign(ms=1e6 * measured["value"] / measured["images"].astype("float64"))
+    parts = {}
+    for label, group in by_label(measured):
+        means = group.groupby("phase_name", observed=True)["ms"].mean()
+        if means.empty:
+            continue
+        parts[label] = {name: float(means[name]) for name in PHASES if name in means}
+        overhead = group.loc[group["metric"] == "phase_overhead", "value"]
+        if len(overhead):
+            parts[label]["overhead"] = float(overhead.mean())
+    return parts
+
+
+def phase_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the phase table: milliseconds for 1,000 images, and the timers' overhead.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["case", *PHASES, "overhead"]
+    rows = [
+        [
+            label,
+            *(significant(means[name]) if name in means else "" for name in PHASES),
+            rounded_percent(means.get("overhead"), "+.1f"),
+        ]
+        for label, means in phase_parts(frame).items()
+    ]
+    return header, rows
+
+
+def operator_rows(frame: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of where a profiler found a step's time, by operator.
+
+    Args:
+        frame: from `reports.load`.
+    """
+    header = ["operator", "case", "ms a step", "share", "calls a step"]
+    rows = []
+    for label, group in by_label(frame[frame["metric"] == "operator_time"]):
+        by_operator = group.groupby("operator", sort=False, observed=True)[["value", "calls"]].mean()
+        for name, row in by_operator.sort_values("value", ascending=False).iterrows():
+            share = f"{100 * row['value'] / by_operator['value'].sum():.1f}%"
+            rows.append([str(name), label, significant(1e3 * row["value"]), share, f"{row['calls']:g}"])
+    return header, rows
+
+
+def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
+    """Returns where the time of a step and of an evaluation goes, as stacked bars; None without a phase pass."""
+    parts: dict[str, dict[str, float]] = {}
+    for label, means in phase_parts(frame).items():
+        parts[escaped(label)] = {name: means[name] for name in PHASES[:-1] if name in means}
+        if "evaluation" in means:
+            parts[f"{escaped(label)} · evaluation"] = {"evaluation": means["evaluation"]}
+    traces = []
+    for name, colour in zip(PHASES, COLOURS, strict=False):
+        own = {label: json_number(part[name]) for label, part in parts.items() if name in part}
+        hover = f"{name}: %{{x:.3g}} ms<extra></extra>"
+        traces += [bar(name, [*own.values()], [*own], colour, hover)] if own else []
+    return stacked_bars(traces, [*parts], "milliseconds for 1,000 images", 42) if parts else None
+
+
+def _overhead(records: Records) -> str:
+    samples = records.samples
+    overheads = samples.loc[samples["metric"] == "phase_overhead", "value"].dropna()
+    if overheads.empty:
+        return "Measured in a pass of its own; the timers' overhead was not recorded."
+    cost = f"{100 * overheads.median():+.1f}%"
+    return f"Measured in a pass of its own; the timers cost {cost} a step, which the bars hold."
+
+
+VIEW = View(
+    made_from=("phase_time", "operator_time"),
+    tables=(
+        Table(
+            name="phases",
+            title="Phases of a step, and evaluation, in ms for 1,000 images",
+            rows=lambda records: phase_rows(records.samples),
+        ),
+        Table(
+            name="operators",
+            title="Where a step's time goes, by operator",
+            heading="Where a step's time goes, by operator",
+            words=2,
+            rows=lambda records: operator_rows(records.samples),
+            caption="Of a profiler's pass of its own over steps at full resolution: time within each operator, without "
+            "those that it calls; on a GPU, of the kernels that it launched. The profiler slows a step, so shares are "
+            "what holds.",
+        ),
+    ),
+    plots=(
+        Plot(
+            name="phases",
+            title="Where a step's time goes",
+            draw=lambda records: phase_breakdown(records.samples),
+            caption=_overhead,
+        ),
+    ),
+    tabled=("phase_time", "phase_overhead", "operator_time"),
+)
