@@ -44,13 +44,12 @@ class Report:
     @functools.cached_property
     def summaries(self) -> "dict[str, pd.DataFrame]":
         """What `--json` prints, as frames by the same names; see docs/schema.md."""
-        made = {view.summary.name: self._records.of(view.summary) for view in VIEWS if view.summary is not None}
-        return {"runs": self.runs[["run_id", "run_status", "error", "notes"]], **made}
+        return {"runs": self.runs[["run_id", "run_status", "error", "notes"]], **self._records.summaries()}
 
     def tables(self) -> dict[str, Rows]:
         """Returns header and cells of every table that has a row, by title."""
         titled = (table for view in self._records.shown for table in view.tables if table.title)
-        made = {table.title: table.rows(self._records) for table in ordered(titled, ORDER)}
+        made = {table.title: self._records.make(table.make) for table in ordered(titled, ORDER)}
         return {title: rows for title, rows in made.items() if rows[1]}
 
     def markdown(self) -> str:

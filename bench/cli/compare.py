@@ -385,7 +385,7 @@ def history(
         if metric not in set(samples["metric"]):
             raise ValueError(f"no metric '{metric}' there; there are {', '.join(sorted(samples['metric'].unique()))}")
         samples = samples[samples["metric"] == metric]
-    summary = history_summary(Records(samples, runs, VIEWS))
+    summary = Records(samples, runs, VIEWS).make(history_summary)
     if html is not None:
         reports.build_page(samples, runs, html)
     if json_:

@@ -45,7 +45,7 @@ $documents
 # What `--json` prints, by command; lists hold one object a row.
 REPORT = {
     "runs": "a row a run: `run_id`, `run_status`, `error`, `notes`",
-    **{view.summary.name: view.summary.holds for view in VIEWS if view.summary is not None},
+    **{summary.name: summary.holds for view in VIEWS for summary in view.summaries},
 }
 DOCUMENTS: dict[str, dict[str, str]] = {
     "report, quick, suite, run, ablate, judge, calibrate": REPORT,

@@ -16,7 +16,6 @@ from wallclock.reports.format.text import interval_text, present, significant
 from wallclock.reports.page.cards import score_cards
 from wallclock.reports.page.galleries import galleries
 from wallclock.reports.store.layout import StoreError
-from wallclock.reports.views.accuracy import SCORES
 from wallclock.reports.views.machines import SOFTWARE
 from wallclock.reports.views.registry import VIEWS
 from wallclock.reports.views.summaries import SUMMARY_NAMES, other_metrics
@@ -74,11 +73,11 @@ def write_page(records: Records, out: Path, pictures: "Sequence[Picture]") -> Pa
     html = environment.get_template("page.html.j2").render(
         css=_template("page.css"),
         script=_template("page.js"),
-        cards=score_cards(records.of(SCORES)),
+        cards=score_cards(records.frame("time_to_target")),
         figures=_figures(records),
         tables=_tables(records),
         galleries=galleries(pictures),
-        summary=_summary(other_metrics(records)),
+        summary=_summary(records.make(other_metrics)),
         runs=_runs(records.runs),
         skipped=list(samples.attrs.get("skipped", ())),
         n_samples=len(samples),
@@ -125,18 +124,18 @@ def _csv(samples: "pd.DataFrame") -> bytes:
 def _figures(records: Records) -> dict[str, dict[str, Any]]:
     """Returns the figures that the records hold something for, each with what a reader has to know beside it."""
     made = {}
-    for plot in ordered((plot for view in records.shown for plot in view.plots), FIGURES):
-        if (drawn := plot.draw(records)) is not None:
-            caption = plot.caption if isinstance(plot.caption, str) else plot.caption(records)
+    for figure in ordered((figure for view in records.shown for figure in view.figures), FIGURES):
+        if (drawn := records.make(figure.make)) is not None:
             drawn = json.loads(json.dumps(drawn, allow_nan=False, default=float))
-            made[plot.name] = {"title": plot.title, "figure": drawn, "caption": caption}
+            caption = drawn.pop("caption", figure.caption)
+            made[figure.name] = {"title": figure.title, "figure": drawn, "caption": caption}
     return made
 
 
 def _tables(records: Records) -> dict[str, dict[str, Any]]:
     """Returns the page's tables that have a row, with header and cells."""
     headed = (table for view in records.shown for table in view.tables if table.heading)
-    made = ((table, *table.rows(records)) for table in ordered(headed, TABLES))
+    made = ((table, *records.make(table.make)) for table in ordered(headed, TABLES))
     return {table.name: {"table": table, "header": header, "rows": rows} for table, header, rows in made if rows}
 
 

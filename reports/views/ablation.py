@@ -17,7 +17,7 @@ from wallclock.reports.format.plotly import (
 )
 from wallclock.reports.format.text import Rows, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval, median_interval
-from wallclock.reports.views.view import Plot, Summary, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -33,14 +33,17 @@ ABLATIONS = {
 BASELINE, ALL, AS_IS = "baseline", "all levers", "as it is"
 ALONE = "kernel_alone_s", "plain_alone_s"
 
+VIEW = View(tuple(ABLATIONS), tabled=tuple(ABLATIONS))
 
-def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+
+@VIEW.summary("levers", "a row a variant of an ablation: rates, ratios with intervals, what Amdahl's law predicts")
+def ablation_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each variant of each interleaved run: its rate, and its rate over others' in the same rounds.
 
     The baseline is the plain loop, or, of a grid, the recipe as it is.
 
     Args:
-        frame: from `reports.load`; warm-up rounds are left out.
+        samples: from `reports.load`; warm-up rounds are left out.
 
     Returns:
         Columns `run_id`, `benchmark`, `case`, `variant`, `levers`, `changes_mathematics`, `rounds`, `it_per_s` with
@@ -54,7 +57,7 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    measured = frame[frame["benchmark"].isin(ABLATIONS) & (frame["phase"] == "steady")]
+    measured = samples[samples["benchmark"].isin(ABLATIONS) & (samples["phase"] == "steady")]
     rows: list[dict[str, Any]] = []
     for (run_id, benchmark, case), run in measured.groupby(["run_id", "benchmark", "case"], sort=False, observed=True):
         rate, step_s, cpu_s = ABLATIONS[str(benchmark)]
@@ -107,20 +110,27 @@ def _ratio(name: str, rates: "pd.DataFrame", over: str, under: str) -> dict[str,
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def ablation_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of levers.
+@VIEW.table(
+    "levers",
+    title="Levers: iterations/s by variant, in turns; * computes other numbers",
+    heading="What each lever gives",
+    words=2,
+)
+def ablation_rows(levers: "pd.DataFrame") -> Rows:
+    """Turns of all variants alternate within each round; ratios are medians over rounds, with 95% intervals.
 
-    Args:
-        summary: from `ablation_summary`.
+    A WGAN's it/s are critic iterations, the generator steps between them included. The baseline is the published loop
+    as it stands there: eager, NCHW, float32. Lever gives: how much faster all levers are than all but that one. *
+    computes other numbers than the baseline: see the run's notes.
     """
     header = ["case", "variant", "it/s", "step", "x baseline", "x by CPU time", "lever gives"]
-    alone = "predicted" in summary
+    alone = "predicted" in levers
     header += ["by Amdahl"] if alone else []
     rows = []
     runs_of: dict[tuple[Any, Any], set[Any]] = {}
-    for row in summary.to_dict("records"):
+    for row in levers.to_dict("records"):
         runs_of.setdefault((row["benchmark"], row["case"]), set()).add(row["run_id"])
-    for row in summary.to_dict("records"):
+    for row in levers.to_dict("records"):
         label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
         case = f"{str(row['benchmark']).removesuffix(' ablation')} {row['case']}"
         case += f"\nrun {row['run_id'][-8:]}" if len(runs_of[row["benchmark"], row["case"]]) > 1 else ""
@@ -139,24 +149,23 @@ def ablation_rows(summary: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def flop_rows(frame: "pd.DataFrame", summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table that sets FLOPs beside seconds.
+@VIEW.table("flops", title="FLOPs against seconds, fastest first", heading="FLOPs against seconds", words=2)
+def flop_rows(samples: "pd.DataFrame", levers: "pd.DataFrame") -> Rows:
+    """Fastest first; x and x time are relative to the recipe as it is.
 
-    Named are the variants that take fewer operations than another and yet more time, in at least 19 of 20 rounds.
-
-    Args:
-        frame: from `reports.load`.
-        summary: of it, from `ablation_summary`.
+    The last column names the variants that take more operations and yet less time, in at least 19 of 20 rounds.
     """
     header = ["case", "variant", "GFLOP", "x", "ms", "x time", "TFLOP/s", "fewer FLOPs, and slower than"]
     rows: list[list[str]] = []
-    if "step_flop" not in summary:
+    if "step_flop" not in levers:
         return header, rows
-    for (run_id, case), run in summary[summary["step_flop"].notna()].groupby(["run_id", "case"], sort=False):
+    for (run_id, case), run in levers[levers["step_flop"].notna()].groupby(["run_id", "case"], sort=False):
         if run["step_flop"].nunique() < 2:  # levers change no arithmetic
             continue
         first = run[run["variant"] == AS_IS].iloc[0]
-        steps = frame[(frame["run_id"] == run_id) & (frame["metric"] == "step_s") & (frame["phase"] == "steady")]
+        steps = samples[
+            (samples["run_id"] == run_id) & (samples["metric"] == "step_s") & (samples["phase"] == "steady")
+        ]
         times = steps.pivot_table(index="round", columns="variant", values="value", observed=True)
         for row in run.sort_values("step_s").to_dict("records"):
             slower = [
@@ -198,40 +207,34 @@ def _gain(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f}%"
 
 
-def variant_rates(summary: "pd.DataFrame") -> Figure | None:
-    """Returns the rate of each variant over the first's, with its interval; None where none was compared.
+@VIEW.figure("variants", "Variants against the first")
+def variant_rates(levers: "pd.DataFrame") -> Figure | None:
+    """Rates within the same rounds over those of the recipe as it is, or of the plain loop.
 
-    Args:
-        summary: from `ablation_summary`.
+    Medians with their 95% bootstrap intervals.
     """
-    if "over_baseline_low" not in summary:
+    if "over_baseline_low" not in levers:
         return None
-    shown = summary[summary["over_baseline_low"] > 0]  # the first has no interval against itself
+    shown = levers[levers["over_baseline_low"] > 0]  # the first has no interval against itself
     return ratio_dots(shown, "over_baseline", ("case", "variant"), "run_id", "x the first") if len(shown) else None
 
 
-def waterfall(summary: "pd.DataFrame") -> Figure | None:
-    """Returns how each lever takes the plain loop's rate to that of all levers; None where none was left out.
-
-    On a logarithmic scale, on which what the levers give adds up. What leaving one out does not explain, because levers
-    help or hinder each other, is a step of its own.
-
-    Args:
-        summary: from `ablation_summary`.
-    """
-    if "lost" not in summary:
+@VIEW.figure("waterfall", "From the plain loop to all levers")
+def waterfall(levers: "pd.DataFrame") -> Figure | None:
+    """What leaving each lever out costs, as factors of the rate; together is what they do to each other."""
+    if "lost" not in levers:
         return None
     traces: list[Figure] = []
-    for position, ((_, case), run) in enumerate(summary.groupby(["run_id", "case"], sort=False)):
+    for position, ((_, case), run) in enumerate(levers.groupby(["run_id", "case"], sort=False)):
         rates = run.set_index("variant")["it_per_s"]
-        levers = run[run["lost"].notna()].sort_values("lost", ascending=False)
-        if levers.empty or not {BASELINE, ALL} <= set(rates.index):
+        left_out = run[run["lost"].notna()].sort_values("lost", ascending=False)
+        if left_out.empty or not {BASELINE, ALL} <= set(rates.index):
             continue
-        names = [str(variant).removeprefix("without ") for variant in levers["variant"]]
-        gains = [math.log2(ratio) for ratio in levers["lost"]]
+        names = [str(variant).removeprefix("without ") for variant in left_out["variant"]]
+        gains = [math.log2(ratio) for ratio in left_out["lost"]]
         whole = rates[ALL] / rates[BASELINE]
         gains.append(math.log2(whole) - sum(gains))
-        predicted = [*levers.get("predicted", levers["lost"] * math.nan), math.nan]
+        predicted = [*left_out.get("predicted", left_out["lost"] * math.nan), math.nan]
         notes = [f"<br>Amdahl x{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in predicted]
         texts = [f"x{2**gain:.2f}{note}" for gain, note in zip(gains, notes, strict=True)]
         traces.append(
@@ -252,15 +255,12 @@ def waterfall(summary: "pd.DataFrame") -> Figure | None:
     return figure(traces, "", "speed-up, powers of two") if traces else None
 
 
-def flops_against_seconds(summary: "pd.DataFrame") -> Figure | None:
-    """Returns a step's time over its operations for the variants of an ablation; None where they were not counted.
-
-    Args:
-        summary: from `ablation_summary`.
-    """
-    if "step_flop" not in summary:
+@VIEW.figure("flops-seconds", "Operations and the time they take")
+def flops_against_seconds(levers: "pd.DataFrame") -> Figure | None:
+    """A step of each variant: what lies to the left and above takes fewer operations and more time."""
+    if "step_flop" not in levers:
         return None
-    counted = summary[summary["step_flop"].notna()]
+    counted = levers[levers["step_flop"].notna()]
     counted = counted[counted.groupby("run_id")["step_flop"].transform("nunique") > 1]
     traces = [
         scatter(
@@ -276,58 +276,3 @@ def flops_against_seconds(summary: "pd.DataFrame") -> Figure | None:
     zero, several = {"rangemode": "tozero"}, len(traces) > 1
     titles = "GFLOP a step", "seconds a step"
     return figure(traces, *titles, showlegend=several, xaxis=zero, yaxis=zero) if traces else None
-
-
-LEVERS = Summary(
-    "levers",
-    "a row a variant of an ablation: rates, ratios with intervals, what Amdahl's law predicts",
-    lambda records: ablation_summary(records.samples),
-)
-VIEW = View(
-    made_from=tuple(ABLATIONS),
-    summary=LEVERS,
-    tables=(
-        Table(
-            name="levers",
-            title="Levers: iterations/s by variant, in turns; * computes other numbers",
-            heading="What each lever gives",
-            words=2,
-            rows=lambda records: ablation_rows(records.of(LEVERS)),
-            caption="Turns of all variants alternate within each round; ratios are medians over rounds, with 95% "
-            "intervals. A WGAN's it/s are critic iterations, the generator steps between them included. The baseline "
-            "is the published loop as it stands there: eager, NCHW, float32. Lever gives: how much faster all levers "
-            "are than all but that one. * computes other numbers than the baseline: see the run's notes.",
-        ),
-        Table(
-            name="flops",
-            title="FLOPs against seconds, fastest first",
-            heading="FLOPs against seconds",
-            words=2,
-            rows=lambda records: flop_rows(records.samples, records.of(LEVERS)),
-            caption="Fastest first; x and x time are relative to the recipe as it is. The last column names the "
-            "variants that take more operations and yet less time, in at least 19 of 20 rounds.",
-        ),
-    ),
-    plots=(
-        Plot(
-            name="variants",
-            title="Variants against the first",
-            draw=lambda records: variant_rates(records.of(LEVERS)),
-            caption="Rates within the same rounds over those of the recipe as it is, or of the plain loop: median with "
-            "its 95% bootstrap interval.",
-        ),
-        Plot(
-            name="waterfall",
-            title="From the plain loop to all levers",
-            draw=lambda records: waterfall(records.of(LEVERS)),
-            caption="What leaving each lever out costs, as factors of the rate; together is what they do to each other.",
-        ),
-        Plot(
-            name="flops-seconds",
-            title="Operations and the time they take",
-            draw=lambda records: flops_against_seconds(records.of(LEVERS)),
-            caption="A step of each variant: what lies to the left and above takes fewer operations and more time.",
-        ),
-    ),
-    tabled=tuple(ABLATIONS),
-)

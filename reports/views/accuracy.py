@@ -1,4 +1,4 @@
-"""Who reaches a target, how surely, and at what cost: seconds by three clocks, energy, and the last point of accuracy."""
+"""Who reaches a target, how surely, and at what cost: seconds by three clocks, energy, and the last point."""
 
 import math
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from wallclock.reports.format.text import (
 )
 from wallclock.reports.stats.intervals import by_seed, expected_time_to_target, time_to_target
 from wallclock.reports.views.points import costs_by_seed
-from wallclock.reports.views.view import Plot, Summary, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,12 +29,12 @@ HEADER = (
     *("s for the last point", "hardware", "date", "record"),
 )
 
+VIEW = View(("final_accuracy", CLOCK), tabled=("final_accuracy",))
 
+
+@VIEW.summary("time_to_target", "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy")
 def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the rows of `reports.time_to_target`, each target's fastest first, with what else a record is told by.
-
-    Args:
-        samples: from `reports.load`.
 
     Returns:
         Besides those columns: `process_s`, the median of cold starts; `energy_j`, the median of seeds, of the GPU, with
@@ -59,15 +59,19 @@ def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
     return found.sort_values([name for name in order if name in found], kind="stable", ignore_index=True)
 
 
-def leaderboard_rows(board: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the leaderboard.
+@VIEW.table("leaders", heading="Leaderboard")
+def leaderboard_rows(time_to_target: "pd.DataFrame") -> Rows:
+    """Each target's fastest first.
 
-    Args:
-        board: from `leaderboard`.
+    Times of different hardware do not compare: a ratio counts where both ran in turns on one device. train_eval runs
+    from whitening through the final evaluation and is the expected time when a miss is followed by another run;
+    resident begins with raw images on the device, process with the process (one cold start). Energy is the GPU's, of a
+    whole seed with compilation and looks on the way. The last point is the time from one percent below the target to
+    the target.
     """
     rows = []
-    distinguished = distinctions(board.loc[:, :"target"], [*NAMES, "target"]) if len(board) else []
-    for row, told in zip(board.to_dict("records"), distinguished, strict=True):
+    distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"]) if len(time_to_target) else []
+    for row, told in zip(time_to_target.to_dict("records"), distinguished, strict=True):
         names, p = [row["case"], row.get("dataset"), *told], significant(row["p_value"], 2)
         rows.append(
             [
@@ -96,16 +100,13 @@ def _known(value: float) -> str:
     return significant(value) if math.isfinite(value) else "not measured"
 
 
-def accuracy_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the time-to-accuracy table; a cell may have several lines.
-
-    Args:
-        summary: from `reports.time_to_target`.
-    """
+@VIEW.table("accuracy", title="Time to accuracy")
+def accuracy_rows(time_to_target: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the time-to-accuracy table; a cell may have several lines."""
     header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
-    distinguished = distinctions(summary.loc[:, :"target"], [*NAMES, "target"])
+    distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"])
     rows = []
-    for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
+    for row, told in zip(time_to_target.to_dict("records"), distinguished, strict=True):
         time = row.get(CLOCK, math.inf)
         interval = interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s")
         names = [row["case"] or row["benchmark"], *(row.get(k) for k in NAMES[1:])]
@@ -125,9 +126,14 @@ def accuracy_rows(summary: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
-    """Returns each seed's time as a dot, a miss as an open mark, and the expected time with its interval; or None."""
-    times = frame[(frame["metric"] == CLOCK) & frame["target"].notna()]
+@VIEW.figure("target", "Time to target")
+def time_to_target_dots(samples: "pd.DataFrame") -> Figure | None:
+    """A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts.
+
+    The diamond is the expected time when a miss is followed by another run (all time spent over hits), with its 95%
+    bootstrap interval.
+    """
+    times = samples[(samples["metric"] == CLOCK) & samples["target"].notna()]
     if times.empty:
         return None
     traces, labels = list[Figure](), list[str]()
@@ -175,38 +181,3 @@ def time_to_target_dots(frame: "pd.DataFrame") -> Figure | None:
         yaxis={**y, "ticks": ""},
         margin={"l": 8},
     )
-
-
-SCORES = Summary(
-    "time_to_target",
-    "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy",
-    lambda records: leaderboard(records.samples),
-)
-VIEW = View(
-    made_from=("final_accuracy", CLOCK),
-    summary=SCORES,
-    tables=(
-        Table(name="accuracy", title="Time to accuracy", rows=lambda records: accuracy_rows(records.of(SCORES))),
-        Table(
-            name="leaders",
-            heading="Leaderboard",
-            rows=lambda records: leaderboard_rows(records.of(SCORES)),
-            caption="Each target's fastest first. Times of different hardware do not compare: a ratio counts where "
-            "both ran in turns on one device. train_eval runs from whitening through the final evaluation and is the "
-            "expected time when a miss is followed by another run; resident begins with raw images on the device, "
-            "process with the process (one cold start). Energy is the GPU's, of a whole seed with compilation and "
-            "looks on the way. The last point is the time from one percent below the target to the target.",
-        ),
-    ),
-    plots=(
-        Plot(
-            name="target",
-            title="Time to target",
-            draw=lambda records: time_to_target_dots(records.samples),
-            caption="A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts. The "
-            "diamond is the expected time when a miss is followed by another run (all time spent over hits), with its "
-            "95% bootstrap interval.",
-        ),
-    ),
-    tabled=("final_accuracy",),
-)

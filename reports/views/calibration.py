@@ -10,7 +10,7 @@ from wallclock.reports.format.text import Rows
 from wallclock.reports.stats.intervals import wilson_interval
 from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, paired, stated_power
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
-from wallclock.reports.views.view import Summary, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,8 @@ FIGURES = (
     *("comparisons", "regressed", "improved", "unfit", "regressed_of_many", "improved_of_many"),
     *("stated_power", "printed_detectable", "true_detectable"),
 )
+
+VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
 
 
 def tallied(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
@@ -71,13 +73,9 @@ def _found_with_power(d: Array, rule: Rule) -> float:
     return math.expm1(high)
 
 
+@VIEW.summary("calibration", "a row a kind of noise: how many verdicts were false, power stated and true")
 def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row for each kind of noise and planted worsening: `noise`, `planted`, and `FIGURES`.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`.
-    """
+    """Returns one row for each kind of noise and planted worsening: `noise`, `planted`, and `FIGURES`."""
     import pandas as pd
 
     own = samples[samples["benchmark"] == BENCHMARK]
@@ -112,15 +110,20 @@ def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
     return base, head, again
 
 
-def calibration_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of verdicts whose truth is known.
+@VIEW.table(
+    "calibration",
+    title="Verdicts whose truth is known, alone and of 20 at once; power stated",
+    heading="Do the verdicts hold?",
+)
+def calibration_rows(calibration: "pd.DataFrame") -> Rows:
+    """Comparisons whose truth is known: of a program with itself, and with one that was slowed by a known share.
 
-    Args:
-        summary: from `calibration_summary`.
+    Shares of n with 95% intervals; the same when 20 are judged at once; the chance of finding what was planted, as
+    stated; the smallest worsening that the rows say they find, above the one that is found in truth.
     """
     header = ["noise", "slower", "n", "regressed", "improved", "of 20", "stated", "finds"]
     rows = []
-    for row in summary.to_dict("records"):
+    for row in calibration.to_dict("records"):
         n = int(row["comparisons"])
         rows.append(
             [
@@ -159,27 +162,3 @@ def wrong(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
             if wilson_interval(int(count), n).low > allowed:
                 found.append(f"{row['noise']}, {words}: {count:g} of {n} are false")
     return found
-
-
-CALIBRATION = Summary(
-    "calibration",
-    "a row a kind of noise: how many verdicts were false, power stated and true",
-    lambda records: calibration_summary(records.samples, records.runs),
-)
-VIEW = View(
-    made_from=(BENCHMARK,),
-    summary=CALIBRATION,
-    tables=(
-        Table(
-            name="calibration",
-            title="Verdicts whose truth is known, alone and of 20 at once; power stated",
-            heading="Do the verdicts hold?",
-            rows=lambda records: calibration_rows(records.of(CALIBRATION)),
-            caption="Comparisons whose truth is known: of a program with itself, and with one that was slowed by a "
-            "known share. Shares of n with 95% intervals; the same when 20 are judged at once; the chance of finding "
-            "what was planted, as stated; the smallest worsening that the rows say they find, above the one that is "
-            "found in truth.",
-        ),
-    ),
-    tabled=(BENCHMARK,),
-)

@@ -3,22 +3,28 @@
 from typing import TYPE_CHECKING
 
 from wallclock.reports.format.text import Rows, significant
-from wallclock.reports.views.view import Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
+VIEW = View(("choices",), tabled=("choices",))
 
-def choice_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of what was measured to choose each unit's convolutions.
 
-    Args:
-        frame: from `reports.load`.
+@VIEW.table(
+    "choices",
+    title="Convolutions, forward and backward, measured to choose what carries them out",
+    heading="Convolutions that were chosen",
+)
+def choice_rows(samples: "pd.DataFrame") -> Rows:
+    """Forward and backward of layers that are alike, measured before the first seed.
+
+    PyTorch's convolution and norm against ours, one word for each norm. The fastest right one is taken.
     """
     header = ["unit", "eager ms", "fastest ms", "fastest", "failed", "chosen"]
-    frame = frame[frame["benchmark"] == "choices"]
+    samples = samples[samples["benchmark"] == "choices"]
     rows = []
-    for case, group in frame.groupby("case", sort=False, observed=True):
+    for case, group in samples.groupby("case", sort=False, observed=True):
         times = group[group["metric"] == "latency"].groupby("variant", sort=False, observed=True)["value"].median()
         if times.empty:
             continue
@@ -35,19 +41,3 @@ def choice_rows(frame: "pd.DataFrame") -> Rows:
             ]
         )
     return header, rows
-
-
-VIEW = View(
-    made_from=("choices",),
-    tables=(
-        Table(
-            name="choices",
-            title="Convolutions, forward and backward, measured to choose what carries them out",
-            heading="Convolutions that were chosen",
-            rows=lambda records: choice_rows(records.samples),
-            caption="Forward and backward of layers that are alike, measured before the first seed: PyTorch's "
-            "convolution and norm against ours, one word for each norm. The fastest right one is taken.",
-        ),
-    ),
-    tabled=("choices",),
-)

@@ -11,7 +11,7 @@ from wallclock.reports.format.text import Rows, arrow, interval_text, plain, pre
 from wallclock.reports.stats.intervals import parameter_columns
 from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, paired, unpaired
 from wallclock.reports.store.schema import PLACE
-from wallclock.reports.views.view import Plot, Summary, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,8 @@ COLUMNS = (
     *("p_worse", "p_better", "detectable", "again_ratio", "tolerance", "verdict", "reason"),
 )
 
+VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
+
 
 def rule_of(request: dict[str, Any], benchmark: str) -> Rule:
     """Returns the rule that a comparison's request states for one of its benchmarks."""
@@ -35,12 +37,9 @@ def rule_of(request: dict[str, Any], benchmark: str) -> Rule:
     return Rule(**(named if own is None else {**named, "tolerance": own}))
 
 
+@VIEW.summary("comparisons", "a row a comparison, as `compare` prints it")
 def comparison_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the verdicts of all comparisons in the frames, one row for each metric of each benchmark.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`.
 
     Returns:
         `run_id` and `COLUMNS`: `base` and `head` medians, `ratio` head / base with its interval at the error rate,
@@ -260,17 +259,19 @@ def refuse_other_places(base: "pd.DataFrame", head: "pd.DataFrame") -> None:
             raise ValueError(f"they were measured apart: {column} is {told}; measure both sides in one place")
 
 
-def comparison_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of verdicts.
+@VIEW.table("comparisons", title="Head against base: ratios of medians of rounds, with intervals", heading="Verdicts")
+def comparison_rows(comparisons: "pd.DataFrame") -> Rows:
+    """Medians of rounds.
 
-    Args:
-        summary: from `comparison_summary` or `stored_summary`.
+    The ratio is Hodges and Lehmann's over paired rounds, its interval and the test are Wilcoxon's signed ranks. Finds:
+    the smallest worsening that so many rounds, as noisy as these, would have found four times in five. Verdicts hold
+    for all rows together: of those called regressed or improved, at most one in twenty is false on average.
     """
     header = ["benchmark", "base", "head", "head / base", "finds", "verdict"]
     rows = []
     # Comparisons of commands have their figures' names in common; the last part of a run's name tells them apart.
-    shared = summary.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in summary)
-    for row, of_several in zip(summary.to_dict("records"), shared, strict=True):
+    shared = comparisons.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in comparisons)
+    for row, of_several in zip(comparisons.to_dict("records"), shared, strict=True):
         unit = row["unit"] if present(row["unit"]) else ""
         figures = [f"{significant(row[side])}" if present(row[side]) else "" for side in (BASE, HEAD)]
         ratio = f"{row['ratio']:.3f}" if present(row["ratio"]) else ""
@@ -290,13 +291,15 @@ def comparison_rows(summary: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def ratios(summary: "pd.DataFrame") -> Figure | None:
-    """Returns head / base of each metric of each comparison, with its interval and tolerance; None without any.
+@VIEW.figure("ratios", "Head against base")
+def ratios(comparisons: "pd.DataFrame") -> Figure | None:
+    """The unit is the round: each side once, in fresh processes, in a drawn order.
 
-    Args:
-        summary: from `comparison_summary`.
+    An interval that touches the band is no proof of a change beyond the tolerance.
     """
-    shown = summary[summary["ratio_low"].notna() & (summary["ratio_low"] > 0) & (summary["ratio_high"] < 100)]
+    shown = comparisons[
+        comparisons["ratio_low"].notna() & (comparisons["ratio_low"] > 0) & (comparisons["ratio_high"] < 100)
+    ]
     if shown.empty:
         return None
     figure = ratio_dots(shown, "ratio", ("benchmark", "metric"), "verdict", "head / base; the band is the tolerance")
@@ -307,36 +310,3 @@ def ratios(summary: "pd.DataFrame") -> Figure | None:
         | {"line": {"width": 0}, "fillcolor": nth_colour(0), "opacity": 0.12, "layer": "below"},
     )
     return figure
-
-
-COMPARISONS = Summary(
-    "comparisons",
-    "a row a comparison, as `compare` prints it",
-    lambda records: comparison_summary(records.samples, records.runs),
-)
-VIEW = View(
-    made_from=(BENCHMARK,),
-    summary=COMPARISONS,
-    tables=(
-        Table(
-            name="comparisons",
-            title="Head against base: ratios of medians of rounds, with intervals",
-            heading="Verdicts",
-            rows=lambda records: comparison_rows(records.of(COMPARISONS)),
-            caption="Medians of rounds. The ratio is Hodges and Lehmann's over paired rounds, its interval and the "
-            "test are Wilcoxon's signed ranks. Finds: the smallest worsening that so many rounds, as noisy as these, "
-            "would have found four times in five. Verdicts hold for all rows together: of those called regressed or "
-            "improved, at most one in twenty is false on average.",
-        ),
-    ),
-    plots=(
-        Plot(
-            name="ratios",
-            title="Head against base",
-            draw=lambda records: ratios(records.of(COMPARISONS)),
-            caption="The unit is the round: each side once, in fresh processes, in a drawn order. An interval that "
-            "touches the band is no proof of a change beyond the tolerance.",
-        ),
-    ),
-    tabled=(BENCHMARK,),
-)

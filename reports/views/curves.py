@@ -7,7 +7,7 @@ import numpy as np
 
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import Figure, escaped, figure, json_number, json_numbers, nth_colour, scatter
-from wallclock.reports.views.view import Plot, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # tells looks on the way apart
 Styles = Mapping[str, tuple[str, str]]  # by metric: what its line is called, and how it is dashed
 
+VIEW = View(("accuracy", "train_loss"), curves=("accuracy", "elapsed_train_eval_s", "train_loss"))
 
-def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
-    """Returns accuracy of each seed over the train_eval clock; None without such samples.
 
-    Each trace carries both axes in `meta` ("time", "epoch"), so that the page can switch between them.
+@VIEW.figure("accuracy", "Accuracy over time")
+def accuracy_over_time(samples: "pd.DataFrame") -> Figure | None:
+    """One line a seed, at each evaluation; shaded is what lies between the lowest and the highest of three or more.
+
+    The clock stands still during all evaluations but the last.
     """
-    accuracy = _looks(frame[frame["phase"] == "steady"], "accuracy")
+    accuracy = _looks(samples[samples["phase"] == "steady"], "accuracy")
     if accuracy.empty:
         return None
-    clock = _looks(frame, "elapsed_train_eval_s")[[*LOOK, "value"]].rename(columns={"value": "elapsed_s"})
+    clock = _looks(samples, "elapsed_train_eval_s")[[*LOOK, "value"]].rename(columns={"value": "elapsed_s"})
     traces, groups = list[Figure](), list(by_label(accuracy.merge(clock, on=LOOK, how="left")))
     for position, (label, group) in enumerate(groups):
         label = escaped(label)
@@ -38,7 +41,7 @@ def accuracy_over_time(frame: "pd.DataFrame") -> Figure | None:
                 | {"line": {"color": nth_colour(position), "width": 1.75}}
                 | {"hovertemplate": f"seed {line['seed'].iloc[0]}: %{{y:.2f}} %<extra>{label}</extra>"}
             )
-    shapes, annotations = _target_lines(frame)
+    shapes, annotations = _target_lines(samples)
     changes = {"showlegend": len(groups) > 1, "shapes": shapes, "annotations": annotations}
     return figure(traces, "seconds of training (train_eval clock)", "accuracy, %", **changes)
 
@@ -83,14 +86,10 @@ def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
     ]
 
 
-def training_loss(frame: "pd.DataFrame", most_points: int = 300) -> Figure | None:
-    """Returns the training loss of each seed over steps; None without such samples.
-
-    Args:
-        frame: from `reports.load`.
-        most_points: of a line; longer ones show the mean of each stretch of steps.
-    """
-    losses = _looks(frame, "train_loss")
+@VIEW.figure("loss", "Training loss")
+def training_loss(samples: "pd.DataFrame", most_points: int = 300) -> Figure | None:
+    """One line a seed; long lines show means of stretches."""
+    losses = _looks(samples, "train_loss")
     if losses.empty:
         return None
     traces, groups = list[Figure](), list(by_label(losses))
@@ -140,24 +139,3 @@ def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
     """Returns one metric of each look; of a seed that a resumed run began anew, the last attempt's."""
     keys = [*LOOK, *(c for c in ("domain",) if c in frame)]  # a CycleGAN looks at both
     return frame[frame["metric"] == metric].drop_duplicates(keys, keep="last")
-
-
-VIEW = View(
-    made_from=("accuracy", "train_loss"),
-    plots=(
-        Plot(
-            name="accuracy",
-            title="Accuracy over time",
-            draw=lambda records: accuracy_over_time(records.samples),
-            caption="One line a seed, at each evaluation; shaded is what lies between the lowest and the highest of "
-            "three or more. The clock stands still during all evaluations but the last.",
-        ),
-        Plot(
-            name="loss",
-            title="Training loss",
-            draw=lambda records: training_loss(records.samples),
-            caption="One line a seed; long lines show means of stretches.",
-        ),
-    ),
-    curves=("accuracy", "elapsed_train_eval_s", "train_loss"),
-)

@@ -13,10 +13,10 @@ from wallclock.reports.stats.verdicts import Array
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.comparison import BENCHMARK as COMPARISON
 from wallclock.reports.views.comparison import HEAD
-from wallclock.reports.views.view import Plot, Records, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
@@ -25,18 +25,26 @@ POINT = ("run_id", "started_utc", "git_sha")
 # What makes two figures points of one line: everything but what is under test, the sources and the recipe's hash.
 _CHANGING = ("source_hash", "recipe_hash")
 
+VIEW = View()
 
-def series(records: Records) -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
+
+def series(
+    samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()
+) -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
     """Yields each series with what it is, as one row a run, oldest first.
 
     A series has one benchmark, case, variant, metric, machine and all settings; another GPU, driver, torch or flag is
     another series, and so is another command that was compared, or a study's turn. A comparison's points are its
     head's, at the commit that the head was.
 
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`.
+        curves: metrics that are left out, since they change over a run.
+
     Yields:
         What is the same in all of it, and a frame of `POINT` and `value`, the median of each run.
     """
-    samples, runs = records.samples, records.runs
     requests = dict(zip(runs["run_id"], runs["request"], strict=True))
     heads = {
         run_id: request["head"].get("revision")
@@ -44,7 +52,7 @@ def series(records: Records) -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
         if request.get("benchmark") == COMPARISON
     }
     subjects = {run_id: _subject(request) for run_id, request in requests.items()}
-    steady = samples[(samples["phase"] == "steady") & ~samples["metric"].isin(records.curves)]
+    steady = samples[(samples["phase"] == "steady") & ~samples["metric"].isin(curves)]
     steady = steady[np.isfinite(steady["value"].to_numpy())]
     compared = steady["benchmark"] == COMPARISON
     steady = steady[~compared | (steady["arm"] == HEAD)].astype({"git_sha": "str"})
@@ -97,8 +105,10 @@ def changes(values: Array) -> list[int]:
     return [place for place in found if place < n]
 
 
-def history_summary(records: Records) -> "pd.DataFrame":
+def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> "pd.DataFrame":
     """Returns one row for each series of two runs or more.
+
+    Arguments are those of `series`.
 
     Returns:
         The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (latest level over
@@ -107,7 +117,7 @@ def history_summary(records: Records) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for key, points in series(records):
+    for key, points in series(samples, runs, curves):
         values = points["value"].to_numpy(dtype=np.float64)
         cuts = [0, *changes(values), len(values)]
         levels = [float(np.median(values[a:b])) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
@@ -161,10 +171,11 @@ def history_rows(summary: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def trends(records: Records) -> Figure | None:
-    """Returns each series of at least six runs relative to its first, changes marked; None without such a series."""
+@VIEW.figure("trends", "History")
+def trends(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> Figure | None:
+    """One line a series of one machine and setting, relative to its first run; diamonds are where it changed."""
     traces: list[Figure] = []
-    for key, points in series(records):
+    for key, points in series(samples, runs, curves):
         values = points["value"].to_numpy(dtype="float64")
         if len(values) < 2 * SHORTEST or not (values > 0).all():
             continue
@@ -182,24 +193,10 @@ def trends(records: Records) -> Figure | None:
     return figure(traces, "", "of the first run's") if traces else None
 
 
-VIEW = View(
-    tables=(
-        Table(
-            name="history",
-            heading="Trends",
-            words=2,
-            rows=lambda records: history_rows(history_summary(records)),
-            caption="One row a series: one machine, one setting. x is the latest level over the first; changed at "
-            "names the commit at which a new level begins.",
-        ),
-    ),
-    plots=(
-        Plot(
-            name="trends",
-            title="History",
-            draw=trends,
-            caption="One line a series of one machine and setting, relative to its first run; diamonds are where it "
-            "changed.",
-        ),
-    ),
-)
+@VIEW.table("history", heading="Trends", words=2)
+def history_table(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]") -> Rows:
+    """One row a series: one machine, one setting.
+
+    x is the latest level over the first; changed at names the commit at which a new level begins.
+    """
+    return history_rows(history_summary(samples, runs, curves))

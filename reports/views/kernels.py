@@ -18,7 +18,7 @@ from wallclock.reports.format.plotly import (
 from wallclock.reports.format.text import Rows, or_nothing, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
-from wallclock.reports.views.view import Plot, Summary, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,14 +32,26 @@ ARITHMETIC_FLOP_PER_BYTE = 10
 # Rows of the summary for one variant at one case, by direction or by state of the cache.
 ByKind = dict[str, dict[Hashable, Any]]
 
+VIEW = View(
+    ("kernels",),
+    tabled=(
+        *("latency", "issue", "predicted_bytes", "operations", "operand_bytes"),
+        *("saved_bytes", "saved_beyond_output_bytes", "peak_bytes", "error"),
+    ),
+)
+FAILED = View(("kernels", "upsampling"))
 
-def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.DataFrame":
+
+@VIEW.summary(
+    "kernels", "a row a case and variant: latencies, bytes predicted, counted and kept, error, share of a copy's speed"
+)
+def kernel_summary(samples: "pd.DataFrame", benchmark: str = "kernels") -> "pd.DataFrame":
     """Returns one row for each variant of each case, direction and state of the cache.
 
     A variant that has failed its reference check, before or after it was timed, has no row; see `failed_rows`.
 
     Args:
-        frame: from `reports.load`.
+        samples: from `reports.load`.
         benchmark: whose samples; "upsampling" has the same ones.
 
     Returns:
@@ -53,7 +65,7 @@ def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.Dat
     """
     import pandas as pd
 
-    measured = frame[frame["benchmark"] == benchmark]
+    measured = samples[samples["benchmark"] == benchmark]
     if not len(measured) or "direction" not in measured:
         return pd.DataFrame()
     wrong = measured.loc[_failed(measured), [*CASE, "variant"]].drop_duplicates()
@@ -103,14 +115,13 @@ def _failed(measured: "pd.DataFrame") -> "pd.Series":
     return (measured["metric"] == "error") & (measured["status"] == "failed")
 
 
-def failed_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of variants that are wrong or could not run, with the reason.
-
-    Args:
-        frame: from `reports.load`.
-    """
+@FAILED.table(
+    "failed-kernels", title="Kernels that failed, and are left out above", heading="Kernels that failed", words=3
+)
+def failed_rows(samples: "pd.DataFrame") -> Rows:
+    """Variants that are wrong or could not run: they are in no table of times."""
     header = ["variant", "error", "case"]
-    failed = frame[frame["benchmark"].isin(("kernels", "upsampling")) & _failed(frame)]
+    failed = samples[samples["benchmark"].isin(("kernels", "upsampling")) & _failed(samples)]
     if failed.empty:  # no column "dtype" then
         return header, []
     rows = []
@@ -120,12 +131,9 @@ def failed_rows(frame: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def kernel_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the kernel table, with a hot cache; all columns are in the page and the JSON.
-
-    Args:
-        summary: from `kernel_summary`.
-    """
+@VIEW.table("latencies", title="Kernels: us, hot cache; MB kept for backward")
+def kernel_rows(kernels: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the kernel table, with a hot cache; all columns are in the page and the JSON."""
     header = ["case", "variant", "forward", "backward", "both", "of copy", "saved", "x eager"]
 
     def cells(by_direction: ByKind) -> list[str]:
@@ -138,16 +146,14 @@ def kernel_rows(summary: "pd.DataFrame") -> Rows:
             or_nothing(whole.get("x_eager")),
         ]
 
-    return header, _rows_by_case(summary[summary["cache"] == "hot"], "direction", cells) if len(summary) else []
+    return header, _rows_by_case(kernels[kernels["cache"] == "hot"], "direction", cells) if len(kernels) else []
 
 
-def kernel_detail_rows(summary: "pd.DataFrame") -> Rows:
+@VIEW.table("details", title="Kernels, whole: us hot (95% interval) and cold; MB kept besides the output")
+def kernel_detail_rows(kernels: "pd.DataFrame") -> Rows:
     """Returns the header and the cells of what the kernel table leaves out, of both directions or the only one.
 
     The interval and GB/s are of the hot latency; MB+ is what is kept for backward besides the output.
-
-    Args:
-        summary: from `kernel_summary`.
     """
     header = ["case", "variant", "95% interval", "cold", "GB/s", "MB+", "error"]
 
@@ -164,10 +170,10 @@ def kernel_detail_rows(summary: "pd.DataFrame") -> Rows:
             _error(whole["error"]),
         ]
 
-    if summary.empty:
+    if kernels.empty:
         return header, []
-    ways = summary.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
-    return header, _rows_by_case(summary[summary["direction"] == ways], "cache", cells)
+    ways = kernels.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
+    return header, _rows_by_case(kernels[kernels["direction"] == ways], "cache", cells)
 
 
 def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
@@ -185,16 +191,22 @@ def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], li
     return rows
 
 
-def kernel_cells(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the page's table, with each column of the summary that is not empty.
+@VIEW.table("kernels", heading="Kernels", words=4, dense=True)
+def kernel_cells(kernels: "pd.DataFrame") -> Rows:
+    """Median latencies.
 
-    Args:
-        summary: from `kernel_summary`.
+    MB predicted is what a variant should move, and us predicted what that takes at the speed of a copy measured in the
+    same run; GB/s is those bytes over the latency, and of copy the predicted over the measured time: below 100% it
+    takes longer than its bytes need, above it finds them in a cache. MB of operands is counted in a call, not
+    predicted: what its operators were given and gave back, each tensor once; where it is more, a variant copies on the
+    way, where it is less, an operator reads a tensor twice. us to queue is what the host takes to launch it: where that
+    is longer, a loop without a graph waits for the host. MB kept is for backward. Error is the largest against a
+    float64 reference, as a share of the reference's largest value. x is how many times as long another variant takes.
     """
     cells = []
-    others = [str(column).removeprefix("x_") for column in summary if str(column).startswith("x_")]
+    others = [str(column).removeprefix("x_") for column in kernels if str(column).startswith("x_")]
     others.sort(key=("eager", "compile").__contains__, reverse=True)  # what a user has today comes first
-    for record in summary.to_dict("records"):
+    for record in kernels.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         arithmetic = row["operations"] >= ARITHMETIC_FLOP_PER_BYTE * row["predicted_bytes"]
         interval = f"[{significant(row['latency_low_us'], 4)}, {significant(row['latency_high_us'], 4)}]"
@@ -231,11 +243,11 @@ def _error(share: float) -> str:
     return "" if math.isnan(share) else f"{share:.1e}"
 
 
+@VIEW.figure("speedups", "Kernels: times as fast as eager")
 def speedup_map(kernels: "pd.DataFrame") -> Figure | None:
-    """Returns how many times as fast as eager PyTorch each variant is at each case, forward and backward; None without.
+    """Hot cache, forward and backward where there is one.
 
-    Args:
-        kernels: from `kernel_summary`.
+    Blue is faster than eager PyTorch, orange slower.
     """
     if "x_eager" not in kernels:
         return None
@@ -264,13 +276,12 @@ def speedup_map(kernels: "pd.DataFrame") -> Figure | None:
     return figure([trace], "", "", height=90 + 26 * len(wide))
 
 
+@VIEW.figure("roofline", "Kernels against the speed of a copy")
 def roofline(kernels: "pd.DataFrame") -> Figure | None:
-    """Returns each variant's time over the bytes that it should move, and the line that a copy's speed draws; or None.
+    """Each variant's time over the bytes that it should move; the line is what a copy takes for as many.
 
-    A whisker reaches from there to the bytes that were counted at its operators.
-
-    Args:
-        kernels: from `kernel_summary`.
+    Both are measured in the same run. What lies below it finds its bytes in a cache. A whisker reaches to the bytes
+    counted at its operators.
     """
     if "predicted_us" not in kernels:
         return None
@@ -306,75 +317,3 @@ def roofline(kernels: "pd.DataFrame") -> Figure | None:
         name = f"a copy: {1e-3 / us_per_byte:,.0f} GB/s"
         traces.append(scatter(x, y, "lines", name=name, line=dashed, hoverinfo="skip"))
     return figure(traces, "predicted bytes, MB", "microseconds", xaxis={"type": "log"}, yaxis={"type": "log"})
-
-
-KERNELS = Summary(
-    "kernels",
-    "a row a case and variant: latencies, bytes predicted, counted and kept, error, share of a copy's speed",
-    lambda records: kernel_summary(records.samples),
-)
-VIEW = View(
-    made_from=("kernels",),
-    summary=KERNELS,
-    tables=(
-        Table(
-            name="latencies",
-            title="Kernels: us, hot cache; MB kept for backward",
-            rows=lambda records: kernel_rows(records.of(KERNELS)),
-        ),
-        Table(
-            name="details",
-            title="Kernels, whole: us hot (95% interval) and cold; MB kept besides the output",
-            rows=lambda records: kernel_detail_rows(records.of(KERNELS)),
-        ),
-        Table(
-            name="kernels",
-            heading="Kernels",
-            words=4,
-            dense=True,
-            rows=lambda records: kernel_cells(records.of(KERNELS)),
-            caption="Median latencies. MB predicted is what a variant should move, and us predicted what that takes at "
-            "the speed of a copy measured in the same run; GB/s is those bytes over the latency, and of copy the "
-            "predicted over the measured time: below 100% it takes longer than its bytes need, above it finds them in "
-            "a cache. MB of operands is counted in a call, not predicted: what its operators were given and gave back, "
-            "each tensor once; where it is more, a variant copies on the way, where it is less, an operator reads a "
-            "tensor twice. us to queue is what the host takes to launch it: where that is longer, a loop without a "
-            "graph waits for the host. MB kept is for backward. Error is the largest against a float64 reference, as a "
-            "share of the reference's largest value. x is how many times as long another variant takes.",
-        ),
-    ),
-    plots=(
-        Plot(
-            name="roofline",
-            title="Kernels against the speed of a copy",
-            draw=lambda records: roofline(records.of(KERNELS)),
-            caption="Each variant's time over the bytes that it should move; the line is what a copy takes for as "
-            "many, measured in the same run. What lies below it finds its bytes in a cache. A whisker reaches to the "
-            "bytes counted at its operators.",
-        ),
-        Plot(
-            name="speedups",
-            title="Kernels: times as fast as eager",
-            draw=lambda records: speedup_map(records.of(KERNELS)),
-            caption="Hot cache, forward and backward where there is one. Blue is faster than eager PyTorch, orange "
-            "slower.",
-        ),
-    ),
-    tabled=(
-        *("latency", "issue", "predicted_bytes", "operations", "operand_bytes"),
-        *("saved_bytes", "saved_beyond_output_bytes", "peak_bytes", "error"),
-    ),
-)
-FAILED = View(
-    made_from=("kernels", "upsampling"),
-    tables=(
-        Table(
-            name="failed-kernels",
-            title="Kernels that failed, and are left out above",
-            heading="Kernels that failed",
-            words=3,
-            rows=lambda records: failed_rows(records.samples),
-            caption="Variants that are wrong or could not run: they are in no table of times.",
-        ),
-    ),
-)

@@ -1,5 +1,6 @@
 """What the samples of `wallclock run loaders` come to: one table for each regime, as figures of two do not compare."""
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escape
 from wallclock.reports.format.text import Rows, interval_text, or_nothing, present, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
-from wallclock.reports.views.view import Plot, Summary, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,14 +19,20 @@ GROUP = ("regime", "form", "batch_size", "dataset", "set_images", "device", *PLA
 # What is compared within a regime, and its factor to the unit shown.
 KEY = {"one image": ("image_time", 1e6), "alone": ("images_per_s", 1.0), "training": ("step_time", 1e3)}
 KEY |= {"first batch": ("first_batch", 1e3)}
+TITLES = {
+    "one image": "Loaders, one image at a time in one process",
+    "alone": "Loaders alone",
+    "first batch": "Loaders, latency of the first batch",
+    "training": "Loaders while the device trains",
+}
 UNITS = {"one image": "us", "alone": "images/s", "first batch": "ms", "training": "step ms"}
 
+VIEW = View(("loaders",), tabled=("loaders",))
 
-def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+
+@VIEW.summary("loaders", "a row a pipeline and regime: images a second, latency, stall")
+def loader_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each pipeline of each regime, form and batch size.
-
-    Args:
-        frame: from `reports.load`.
 
     Returns:
         Columns `regime`, `form`, `batch_size`, `pipeline`, `dataset`, `set_images`, `device`, those of `PLACE`, `n`,
@@ -35,7 +42,7 @@ def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    measured = frame[(frame["benchmark"] == "loaders") & (frame["status"] == "ok")]
+    measured = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "ok")]
     if measured.empty or "regime" not in measured:
         return pd.DataFrame()
     rows: list[dict[str, Any]] = []
@@ -65,18 +72,18 @@ def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def loader_rows(summary: "pd.DataFrame", regime: str) -> Rows:
-    """Returns the header and the cells of a regime's table, narrow enough for a terminal.
+def loader_rows(loaders: "pd.DataFrame", regime: str) -> Rows:
+    """Medians with distribution-free 95% intervals; each regime stands for itself.
 
-    Args:
-        summary: from `loader_summary`.
-        regime: a key of `KEY`.
+    x device is how many times as fast the device-resident pipeline is. CPU us is the CPU time an image of all
+    processes; MB what opening the pipeline added to their memory. Growth is a step against one on a batch held in
+    memory, stall the share of a step that waits for its batch.
     """
     alone, training, single = (regime == name for name in ("alone", "training", "one image"))
     header = ["form", *([] if single else ["batch"]), "pipeline", UNITS[regime], "95% interval"]
     header += ["CPU us", "MB", "procs"] if alone else ["growth", "stall"] if training else []
     rows = []
-    for row in summary[summary["regime"] == regime].to_dict("records") if len(summary) else ():
+    for row in loaders[loaders["regime"] == regime].to_dict("records") if len(loaders) else ():
         interval = interval_text(row["low"], row["high"]) if row["n"] > 1 else ""
         size = [] if single else [f"{row['batch_size']:.0f}"]
         cells = [row["form"], *size, row["pipeline"], significant(row["value"], 4), interval]
@@ -89,13 +96,17 @@ def loader_rows(summary: "pd.DataFrame", regime: str) -> Rows:
     return header if training else [*header, "x device"], rows
 
 
-def loader_failures(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of pipelines that are wrong or could not run, with the reason.
+for _number, (_regime, _title) in enumerate(TITLES.items(), start=1):
+    _rows = functools.update_wrapper(functools.partial(loader_rows, regime=_regime), loader_rows)
+    VIEW.table(f"loaders-{_number}", title=_title, heading=_title, words=2)(_rows)
 
-    Args:
-        frame: from `reports.load`.
-    """
-    failed = frame[(frame["benchmark"] == "loaders") & (frame["status"] == "failed")]
+
+@VIEW.table(
+    "failed-loaders", title="Loaders that failed, and are left out above", heading="Loaders that failed", words=3
+)
+def loader_failures(samples: "pd.DataFrame") -> Rows:
+    """Pipelines that are wrong or could not run: they are in no table."""
+    failed = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "failed")]
     distinct = failed.drop_duplicates(["case", "variant", "error"])
     return ["case", "variant", "error"], [
         [str(row["case"]), str(row["variant"]), str(row["error"])] for _, row in distinct.iterrows()
@@ -107,26 +118,26 @@ def loader_labels(summary: "pd.DataFrame") -> list[str]:
     return [f"{r['form']} · {r['batch_size']:.0f} · {r['pipeline']}" for _, r in summary.iterrows()]
 
 
-def loader_rates(summary: "pd.DataFrame") -> Figure | None:
-    """Returns images/s of each pipeline alone as bars; None without such rows.
+@VIEW.figure("loaders", "Loaders alone")
+def loader_rates(loaders: "pd.DataFrame") -> Figure | None:
+    """Median images a second over whole epochs that nobody trains on, with a 95% interval.
 
-    Args:
-        summary: from `loader_summary`.
+    Longer is better.
     """
-    alone = summary[summary["regime"] == "alone"] if len(summary) else summary
+    alone = loaders[loaders["regime"] == "alone"] if len(loaders) else loaders
     if alone.empty:
         return None
     whiskers = errors(alone["high"] - alone["value"], alone["value"] - alone["low"], thickness=1.5)
     return _bars(alone, [("", alone["value"], COLOURS[0])], "images a second", error_x=whiskers)
 
 
-def loader_stalls(summary: "pd.DataFrame") -> Figure | None:
-    """Returns a training step's time by pipeline, what waits for the batch told apart; None without such rows.
+@VIEW.figure("stalls", "What a training step waits for")
+def loader_stalls(loaders: "pd.DataFrame") -> Figure | None:
+    """Median time of a step, and the part of it that waits for its batch.
 
-    Args:
-        summary: from `loader_summary`.
+    The held batch has no pipeline: what other steps take beyond it is what their pipelines cost.
     """
-    training = summary[summary["regime"] == "training"] if len(summary) else summary
+    training = loaders[loaders["regime"] == "training"] if len(loaders) else loaders
     if training.empty:
         return None
     stalled = training["value"] * training["stall"].fillna(0.0)
@@ -141,61 +152,3 @@ def _bars(summary: "pd.DataFrame", parts: "list[tuple[str, pd.Series, str]]", ti
         for name, values, colour in parts
     ]
     return stacked_bars(traces, labels, title, 30, showlegend=len(parts) > 1)
-
-
-LOADERS = Summary(
-    "loaders",
-    "a row a pipeline and regime: images a second, latency, stall",
-    lambda records: loader_summary(records.samples),
-)
-
-
-def _table(number: int, regime: str, title: str) -> Table:
-    return Table(
-        name=f"loaders-{number}",
-        title=title,
-        heading=title,
-        words=2,
-        rows=lambda records: loader_rows(records.of(LOADERS), regime),
-        caption="Medians with distribution-free 95% intervals; each regime stands for itself. x device is how many "
-        "times as fast the device-resident pipeline is. CPU us is the CPU time an image of all processes; MB what "
-        "opening the pipeline added to their memory. Growth is a step against one on a batch held in memory, stall the "
-        "share of a step that waits for its batch.",
-    )
-
-
-VIEW = View(
-    made_from=("loaders",),
-    summary=LOADERS,
-    tables=(
-        _table(1, "one image", "Loaders, one image at a time in one process"),
-        _table(2, "alone", "Loaders alone"),
-        _table(3, "first batch", "Loaders, latency of the first batch"),
-        _table(4, "training", "Loaders while the device trains"),
-        Table(
-            name="failed-loaders",
-            title="Loaders that failed, and are left out above",
-            heading="Loaders that failed",
-            words=3,
-            rows=lambda records: loader_failures(records.samples),
-            caption="Pipelines that are wrong or could not run: they are in no table.",
-        ),
-    ),
-    plots=(
-        Plot(
-            name="loaders",
-            title="Loaders alone",
-            draw=lambda records: loader_rates(records.of(LOADERS)),
-            caption="Median images a second over whole epochs that nobody trains on, with a 95% interval. Longer is "
-            "better.",
-        ),
-        Plot(
-            name="stalls",
-            title="What a training step waits for",
-            draw=lambda records: loader_stalls(records.of(LOADERS)),
-            caption="Median time of a step, and the part of it that waits for its batch. The held batch has no "
-            "pipeline: what other steps take beyond it is what their pipelines cost.",
-        ),
-    ),
-    tabled=("loaders",),
-)

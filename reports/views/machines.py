@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from wallclock.reports.format.text import Rows, present, stacked
 from wallclock.reports.store.schema import SLOWED
-from wallclock.reports.views.view import Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,13 +13,15 @@ MACHINE = ("gpu_name", "gpu_driver", "gpu_power_limit_w", "gpu_clocks_locked", "
 SOFTWARE = ("python", "torch", "triton", "cuda")
 READINGS = {"sm_clock_mhz": "MHz", "temperature_c": "C", "power_w": "W"}
 
+VIEW = View()
 
+
+@VIEW.table("places", title="Where and with what", heading="Where and with what", words=4)
 def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of places: a row for each machine with each set of versions.
+    """A row for each machine with each set of versions.
 
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`, of the same paths.
+    Clocks, temperature and power are those of a GPU, read beside the samples; that it was slowed down by heat or its
+    supply, and not by the power cap of any heavy load, would stand there too.
     """
     header = ["machine", "software", "while measured", "runs"]
     rows = []
@@ -61,19 +63,3 @@ def _range(readings: "pd.Series[float]", unit: str) -> str:
     known = readings.dropna()
     ends = dict.fromkeys(f"{end:,.0f}" for end in (known.min(), known.max())) if len(known) else ()
     return f"{' to '.join(ends)} {unit}" if ends else ""
-
-
-VIEW = View(
-    tables=(
-        Table(
-            name="places",
-            title="Where and with what",
-            heading="Where and with what",
-            words=4,
-            rows=lambda records: place_rows(records.samples, records.runs),
-            caption="A row for each machine with each set of versions. Clocks, temperature and power are those of a "
-            "GPU, read beside the samples; that it was slowed down by heat or its supply, and not by the power cap of "
-            "any heavy load, would stand there too.",
-        ),
-    ),
-)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import Figure, escaped, figure, nth_colour, scatter
-from wallclock.reports.views.view import Plot, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,12 +17,11 @@ FINAL = {"train_eval_s": "elapsed_train_eval_s", "final_accuracy": "accuracy"}
 CURVE = (*FINAL, *FINAL.values())
 POINTS = 12  # of accuracy, up to the highest that was seen: those before take less than an epoch together
 
+VIEW = View(CURVE)
+
 
 def point_costs(samples: "pd.DataFrame") -> "dict[str, dict[float, tuple[float, float, float]]]":
     """Returns for each case the seconds that each point of accuracy took: median, least and most of its seeds.
-
-    Args:
-        samples: from `reports.load`.
 
     Returns:
         By label, then by the accuracy in percent at which the point ends, on the `train_eval` clock.
@@ -74,10 +73,14 @@ def _point_costs(
     return {round(float(end), 6): float(cost) for end, cost in zip(ends, took, strict=True)}
 
 
-def accuracy_points(frame: "pd.DataFrame") -> Figure | None:
-    """Returns the seconds that each point of accuracy took, one line a case; None without two looks of a seed."""
+@VIEW.figure("points", "What each point of accuracy costs")
+def accuracy_points(samples: "pd.DataFrame") -> Figure | None:
+    """Seconds of the train_eval clock from one whole percent to the next, when each was first reached.
+
+    On straight lines between evaluations; median of the seeds.
+    """
     traces: list[Figure] = []
-    for position, (label, points) in enumerate(point_costs(frame).items()):
+    for position, (label, points) in enumerate(point_costs(samples).items()):
         median, low, high = zip(*points.values(), strict=True)
         traces.append(
             scatter(
@@ -93,17 +96,3 @@ def accuracy_points(frame: "pd.DataFrame") -> Figure | None:
         )
     titles = "accuracy reached, %", "seconds for the point below it"
     return figure(traces, *titles, showlegend=len(traces) > 1, yaxis={"rangemode": "tozero"}) if traces else None
-
-
-VIEW = View(
-    made_from=CURVE,
-    plots=(
-        Plot(
-            name="points",
-            title="What each point of accuracy costs",
-            draw=lambda records: accuracy_points(records.samples),
-            caption="Seconds of the train_eval clock from one whole percent to the next, when each was first reached, "
-            "on straight lines between evaluations; median of the seeds.",
-        ),
-    ),
-)

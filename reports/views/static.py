@@ -3,20 +3,28 @@
 from typing import TYPE_CHECKING
 
 from wallclock.reports.format.text import Rows
-from wallclock.reports.views.view import Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
+VIEW = View(("static",), tabled=("static",))
 
-def static_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of compiled kernels: the worst of each kernel for each target.
 
-    Args:
-        frame: from `reports.load`.
+@VIEW.table(
+    "compiled",
+    title="Compiled kernels: the worst of n forms, in bytes, and bytes a thread",
+    heading="Compiled kernels",
+    words=2,
+)
+def static_rows(samples: "pd.DataFrame") -> Rows:
+    """The worst of the n forms of a kernel for a GPU of compute capability sm.
+
+    Registers of a thread, bytes spilled, instructions of its code, shared memory of a program, bytes of a thread's
+    widest load and store, share of a multiprocessor's warps that fit.
     """
     header = ["kernel", "sm", "n", "regs", "spill", "instr", "shared", "load", "store", "warps"]
-    static = frame[frame["benchmark"] == "static"]
+    static = samples[samples["benchmark"] == "static"]
     rows: list[list[str]] = []
     if static.empty:  # no column "architecture" then
         return header, rows
@@ -39,21 +47,3 @@ def static_rows(frame: "pd.DataFrame") -> Rows:
         )
     rows.sort(key=lambda row: (row[0], int(row[1])))
     return header, rows
-
-
-VIEW = View(
-    made_from=("static",),
-    tables=(
-        Table(
-            name="compiled",
-            title="Compiled kernels: the worst of n forms, in bytes, and bytes a thread",
-            heading="Compiled kernels",
-            words=2,
-            rows=lambda records: static_rows(records.samples),
-            caption="The worst of the n forms of a kernel for a GPU of compute capability sm: registers of a thread, "
-            "bytes spilled, instructions of its code, shared memory of a program, bytes of a thread's widest load and "
-            "store, share of a multiprocessor's warps that fit.",
-        ),
-    ),
-    tabled=("static",),
-)

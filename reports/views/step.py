@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import COLOURS, Figure, bar, escaped, json_number, stacked_bars
 from wallclock.reports.format.text import Rows, rounded_percent, significant
-from wallclock.reports.views.view import Plot, Records, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
+
+VIEW = View(("phase_time", "operator_time"), tabled=("phase_time", "phase_overhead", "operator_time"))
 
 
 def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
@@ -37,12 +39,9 @@ def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
     return parts
 
 
-def phase_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the phase table: milliseconds for 1,000 images, and the timers' overhead.
-
-    Args:
-        frame: from `reports.load`.
-    """
+@VIEW.table("phases", title="Phases of a step, and evaluation, in ms for 1,000 images")
+def phase_rows(samples: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the phase table: milliseconds for 1,000 images, and the timers' overhead."""
     header = ["case", *PHASES, "overhead"]
     rows = [
         [
@@ -50,20 +49,22 @@ def phase_rows(frame: "pd.DataFrame") -> Rows:
             *(significant(means[name]) if name in means else "" for name in PHASES),
             rounded_percent(means.get("overhead"), "+.1f"),
         ]
-        for label, means in phase_parts(frame).items()
+        for label, means in phase_parts(samples).items()
     ]
     return header, rows
 
 
-def operator_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of where a profiler found a step's time, by operator.
+@VIEW.table(
+    "operators", title="Where a step's time goes, by operator", heading="Where a step's time goes, by operator", words=2
+)
+def operator_rows(samples: "pd.DataFrame") -> Rows:
+    """A profiler's pass of its own over steps at full resolution: time within each operator, without those it calls.
 
-    Args:
-        frame: from `reports.load`.
+    On a GPU, of the kernels that it launched. The profiler slows a step, so shares are what holds.
     """
     header = ["operator", "case", "ms a step", "share", "calls a step"]
     rows = []
-    for label, group in by_label(frame[frame["metric"] == "operator_time"]):
+    for label, group in by_label(samples[samples["metric"] == "operator_time"]):
         by_operator = group.groupby("operator", sort=False, observed=True)[["value", "calls"]].mean()
         for name, row in by_operator.sort_values("value", ascending=False).iterrows():
             share = f"{100 * row['value'] / by_operator['value'].sum():.1f}%"
@@ -71,10 +72,11 @@ def operator_rows(frame: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
-    """Returns where the time of a step and of an evaluation goes, as stacked bars; None without a phase pass."""
+@VIEW.figure("phases", "Where a step's time goes")
+def phase_breakdown(samples: "pd.DataFrame") -> Figure | None:
+    """Measured in a pass of its own."""
     parts: dict[str, dict[str, float]] = {}
-    for label, means in phase_parts(frame).items():
+    for label, means in phase_parts(samples).items():
         parts[escaped(label)] = {name: means[name] for name in PHASES[:-1] if name in means}
         if "evaluation" in means:
             parts[f"{escaped(label)} · evaluation"] = {"evaluation": means["evaluation"]}
@@ -83,44 +85,10 @@ def phase_breakdown(frame: "pd.DataFrame") -> Figure | None:
         own = {label: json_number(part[name]) for label, part in parts.items() if name in part}
         hover = f"{name}: %{{x:.3g}} ms<extra></extra>"
         traces += [bar(name, [*own.values()], [*own], colour, hover)] if own else []
-    return stacked_bars(traces, [*parts], "milliseconds for 1,000 images", 42) if parts else None
-
-
-def _overhead(records: Records) -> str:
-    samples = records.samples
+    if not parts:
+        return None
     overheads = samples.loc[samples["metric"] == "phase_overhead", "value"].dropna()
-    if overheads.empty:
-        return "Measured in a pass of its own; the timers' overhead was not recorded."
-    cost = f"{100 * overheads.median():+.1f}%"
-    return f"Measured in a pass of its own; the timers cost {cost} a step, which the bars hold."
-
-
-VIEW = View(
-    made_from=("phase_time", "operator_time"),
-    tables=(
-        Table(
-            name="phases",
-            title="Phases of a step, and evaluation, in ms for 1,000 images",
-            rows=lambda records: phase_rows(records.samples),
-        ),
-        Table(
-            name="operators",
-            title="Where a step's time goes, by operator",
-            heading="Where a step's time goes, by operator",
-            words=2,
-            rows=lambda records: operator_rows(records.samples),
-            caption="Of a profiler's pass of its own over steps at full resolution: time within each operator, without "
-            "those that it calls; on a GPU, of the kernels that it launched. The profiler slows a step, so shares are "
-            "what holds.",
-        ),
-    ),
-    plots=(
-        Plot(
-            name="phases",
-            title="Where a step's time goes",
-            draw=lambda records: phase_breakdown(records.samples),
-            caption=_overhead,
-        ),
-    ),
-    tabled=("phase_time", "phase_overhead", "operator_time"),
-)
+    cost = f"the timers cost {100 * overheads.median():+.1f}% a step, which the bars hold"
+    cost = cost if len(overheads) else "the timers' overhead was not recorded"
+    made = stacked_bars(traces, [*parts], "milliseconds for 1,000 images", 42)
+    return made | {"caption": f"Measured in a pass of its own; {cost}."}

@@ -5,23 +5,35 @@ from typing import TYPE_CHECKING
 from wallclock.reports.format.labels import distinctions
 from wallclock.reports.format.text import Rows, arrow, interval_text, present, significant, stacked
 from wallclock.reports.stats.intervals import summarise
-from wallclock.reports.views.view import Records, Summary, Table, View
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
 SUMMARY_NAMES = ("benchmark", "case", "variant", "arm", "metric")
-EVERY_METRIC = Summary(
-    "summary",
-    "a row a metric of a case: `n`, `median`, `ci_low`, `ci_high`, `min`, `max`, `failed`, `censored`",
-    lambda records: summarise(records.samples[~records.samples["metric"].isin(records.curves)]),
+
+VIEW = View()
+
+
+@VIEW.summary(
+    "summary", "a row a metric of a case: `n`, `median`, `ci_low`, `ci_high`, `min`, `max`, `failed`, `censored`"
 )
+def every_metric(samples: "pd.DataFrame", curves: "Sequence[str]") -> "pd.DataFrame":
+    """Returns `summarise` of all metrics but the points of curves."""
+    return summarise(samples[~samples["metric"].isin(curves)])
 
 
-def other_metrics(records: Records) -> "pd.DataFrame":
-    """Returns the rows of `EVERY_METRIC` that have no table of their own."""
-    summary, tabled = records.of(EVERY_METRIC), records.tabled
+def other_metrics(summary: "pd.DataFrame", tabled: "Sequence[str]") -> "pd.DataFrame":
+    """Returns the rows of `every_metric` that have no table of their own."""
     return summary[~summary["metric"].isin(tabled) & ~summary["benchmark"].isin(tabled)]
+
+
+@VIEW.table("other", title="Other metrics")
+def other_rows(summary: "pd.DataFrame", tabled: "Sequence[str]") -> Rows:
+    """Returns the rows of `summary_rows` for the metrics that have no table of their own."""
+    return summary_rows(other_metrics(summary, tabled))
 
 
 def summary_rows(summary: "pd.DataFrame") -> Rows:
@@ -52,9 +64,3 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
             ]
         )
     return header, rows
-
-
-VIEW = View(
-    summary=EVERY_METRIC,
-    tables=(Table(name="other", title="Other metrics", rows=lambda records: summary_rows(other_metrics(records))),),
-)
