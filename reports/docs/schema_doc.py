@@ -45,7 +45,7 @@ $documents
 # What `--json` prints, by command; lists hold one object a row.
 REPORT = {
     "runs": "a row a run: `run_id`, `run_status`, `error`, `notes`",
-    **{summary.name: summary.holds for view in VIEWS for summary in view.summaries},
+    **{name: holds for view in VIEWS for name, (_, holds) in view.summaries.items()},
 }
 DOCUMENTS: dict[str, dict[str, str]] = {
     "report, quick, suite, run, ablate, judge, calibrate": REPORT,

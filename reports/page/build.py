@@ -128,7 +128,7 @@ def _figures(records: Records) -> dict[str, dict[str, Any]]:
         if (drawn := records.make(figure.make)) is not None:
             drawn = json.loads(json.dumps(drawn, allow_nan=False, default=float))
             caption = drawn.pop("caption", figure.caption)
-            made[figure.name] = {"title": figure.title, "figure": drawn, "caption": caption}
+            made[figure.name] = {"title": figure.heading, "figure": drawn, "caption": caption}
     return made
 
 
@@ -139,24 +139,15 @@ def _tables(records: Records) -> dict[str, dict[str, Any]]:
     return {table.name: {"table": table, "header": header, "rows": rows} for table, header, rows in made if rows}
 
 
-def _summary(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+def _summary(rows: "pd.DataFrame") -> list[dict[Any, Any]]:
+    """Returns the rows of the table of all measurements, with what the page writes for some of their figures."""
     distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
-        {
-            "benchmark": row["benchmark"],
-            "case": row["case"],
-            "variant": row.get("variant") or "",
-            "parameters": ", ".join(told),
-            "metric": row["metric"],
-            "n": row["n"],
-            "failed": row["failed"],
-            "censored": row["censored"],
-            "median": row["median"] if row["n"] else None,
-            "median_text": significant(row["median"], 4) if row["n"] else "none",
-            "interval": interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
-            "unit": row["unit"],
-            "better": row["better"],
-        }
+        row
+        | {"variant": row.get("variant") or "", "parameters": ", ".join(told)}
+        | {"median": row["median"] if row["n"] else None}
+        | {"median_text": significant(row["median"], 4) if row["n"] else "none"}
+        | {"interval": interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else ""}
         for row, told in zip(rows.to_dict("records"), distinguished, strict=True)
     ]
 

@@ -63,24 +63,23 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Returns the bias-corrected and accelerated (BCa) bootstrap interval.
+    """Returns a statistic and its bias-corrected and accelerated (BCa) bootstrap interval.
+
+    With fewer than two distinct values the interval is unbounded.
 
     Args:
         samples: at least one value.
         statistic: maps [..., n] to [...], along the last axis.
-        confidence: of the two-sided interval.
-        resamples: drawn with replacement.
-        seed: of the drawing.
-
-    Returns:
-        The statistic and its interval; with fewer than two distinct values the interval is unbounded.
+        confidence: level of the two-sided interval.
+        resamples: number of samples drawn with replacement.
+        seed: seed of the drawing.
 
     Source: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987).
     """
     return _bootstrapped(tuple(np.asarray(samples, dtype=np.float64).tolist()), statistic, confidence, resamples, seed)
 
 
-@functools.lru_cache(maxsize=256)  # the tables and the page ask for the same
+@functools.lru_cache(maxsize=256)  # tables and page ask for the same intervals
 def _bootstrapped(
     samples: tuple[float, ...], statistic: Callable[[Array], Array], confidence: float, resamples: int, seed: int
 ) -> Interval:
@@ -233,12 +232,8 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
     rows = []
     for name, group in zip(names, np.split(order, starts[1:]) if len(order) else [], strict=True):
         finite = values[group][np.isfinite(values[group])]
-        row: dict[Any, Any] = {
-            **name,
-            "n": len(finite),
-            "failed": len(group) - len(finite),
-            "censored": int(censored[group].sum()),
-        }
+        row: dict[Any, Any] = {**name, "n": len(finite), "failed": len(group) - len(finite)}
+        row["censored"] = int(censored[group].sum())
         if len(finite):
             middle = median_interval(finite)
             row |= {"median": middle.value, "ci_low": middle.low, "ci_high": middle.high}

@@ -202,7 +202,7 @@ def paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
     """
     d = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     n = d.shape[-1]
-    return _judged(walsh_averages(d), _signed_rank_tail(n), n, n - 1, np.sqrt(_variance(d) / n), rule)
+    return _judge(walsh_averages(d), _signed_rank_tail(n), n, n - 1, np.sqrt(_variance(d) / n), rule)
 
 
 def unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
@@ -219,7 +219,7 @@ def unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Difference
     ordered = np.sort(np.nan_to_num(between, nan=0.0, posinf=np.inf, neginf=-np.inf))
     n, freedom = min(len(b), len(h)), len(b) + len(h) - 2
     error = np.sqrt(_variance(b[None]) / len(b) + _variance(h[None]) / len(h))
-    return _judged(ordered[None], _rank_sum_tail(len(b), len(h)), n, freedom, error, rule)[0]
+    return _judge(ordered[None], _rank_sum_tail(len(b), len(h)), n, freedom, error, rule)[0]
 
 
 def _variance(values: Array) -> Array:
@@ -230,7 +230,7 @@ def _variance(values: Array) -> Array:
         return np.nan_to_num(values.var(axis=-1, ddof=1), nan=np.inf)
 
 
-def _judged(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule: Rule) -> list[Differences]:
+def _judge(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule: Rule) -> list[Differences]:
     """Judges sorted pairwise differences, [comparisons, M], by the chance of so many of them on one side."""
     from scipy.special import stdtrit
 
@@ -295,21 +295,15 @@ def decide(rows: Sequence[Differences], rule: Rule) -> list[tuple[Verdict, str]]
     """
     spent = [min(1.0, row.p / share_of_look(row.n, rule)) for row in rows]
     stands = discoveries(spent, rule.error_rate)
-    return [_decided(row, stood, len(rows), rule) for row, stood in zip(rows, stands, strict=True)]
+    return [_verdict(row, stood, len(rows), rule) for row, stood in zip(rows, stands, strict=True)]
 
 
-def _decided(row: Differences, stands: bool, benchmarks: int, rule: Rule) -> tuple[Verdict, str]:
+def _verdict(row: Differences, stands: bool, benchmarks: int, rule: Rule) -> tuple[Verdict, str]:
     needed = rounds_needed(benchmarks, rule)
     tau = row.tolerance
     if stands:
-        return (
-            ("regressed", "worse_beyond_tolerance")
-            if row.p_worse < row.p_better
-            else (
-                "improved",
-                "better_beyond_tolerance",
-            )
-        )
+        worse = row.p_worse < row.p_better
+        return ("regressed", "worse_beyond_tolerance") if worse else ("improved", "better_beyond_tolerance")
     if -tau <= row.inner_low and row.inner_high <= tau and tau > 0:
         return "equivalent", "within_tolerance"
     if row.n < needed:

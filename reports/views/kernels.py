@@ -133,7 +133,7 @@ def failed_rows(samples: "pd.DataFrame") -> Rows:
 
 @VIEW.table("latencies", title="Kernels: us, hot cache; MB kept for backward")
 def kernel_rows(kernels: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the kernel table, with a hot cache; all columns are in the page and the JSON."""
+    """Returns the header and the cells of the terminal's table, with a hot cache; page and JSON have all columns."""
     header = ["case", "variant", "forward", "backward", "both", "of copy", "saved", "x eager"]
 
     def cells(by_direction: ByKind) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a view declares: summaries, tables and figures of one benchmark or subject, and what they are made from.
+"""What a view declares: summaries, tables and figures of one benchmark or subject.
 
 A function that makes one of them names in its parameters the frames that it takes: `samples`, `runs`, or a summary by
 its name. `Records` passes them, and makes each summary once.
@@ -17,59 +17,26 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table on the terminal, in Markdown and in notebooks, on the page, or in all of them.
+class Part:
+    """A table or a figure.
 
     Attributes:
-        name: its id on the page; page and terminal order tables by it.
-        make: returns `reports.format.text.Rows`: header, and cells, none where there is nothing to show.
-        title: stands above it on the terminal; without one it is on the page alone.
-        heading: stands above it on the page; without one it is on the terminal alone.
+        name: its id on the page, and what it is ordered by.
+        make: returns `reports.format.text.Rows` or a `reports.format.plotly.Figure`; see `View`.
+        heading: stands above it on the page; without one a table is on the terminal alone.
         caption: stands below it on the page.
-        words: number of leading columns that hold text, set flush left.
-        dense: whether it has many columns of one-line figures, and is sorted by them.
+        title: stands above a table on the terminal, in Markdown and in notebooks; without one it is on the page alone.
+        words: number of a table's leading columns that hold text, set flush left.
+        dense: whether a table has many columns of one-line figures, and is sorted by them.
     """
 
     name: str
     make: Callable[..., Any]
-    title: str
     heading: str
     caption: str
-    words: int
-    dense: bool
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure on the page.
-
-    Attributes:
-        name: its id; the page orders figures by it.
-        make: returns `reports.format.plotly.Figure`, or None where there is nothing to show; a key "caption" of it
-            stands in for `caption`.
-        title: stands above it.
-        caption: stands below it.
-    """
-
-    name: str
-    make: Callable[..., Any]
-    title: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A frame that `--json` prints, and that tables and figures are made from.
-
-    Attributes:
-        name: its key in the JSON document.
-        make: returns the frame.
-        holds: says what a row of it is, in docs/schema.md.
-    """
-
-    name: str
-    make: Callable[..., Any]
-    holds: str
+    title: str = ""
+    words: int = 1
+    dense: bool = False
 
 
 class View:
@@ -79,41 +46,44 @@ class View:
         made_from: benchmarks and metrics; where the records hold none of them, nothing is made. Empty: always made.
         curves: metrics whose samples are points of a curve, of which no median is taken.
         tabled: benchmarks and metrics that its tables show whole, and "Other metrics" leaves out.
+
+    Attributes:
+        summaries: by its key in the JSON document what makes each, and what a row of it is, for docs/schema.md.
+        tables: in the order of their definition; page and terminal have their own.
+        figures: likewise.
     """
 
     def __init__(
         self, made_from: Sequence[str] = (), *, curves: Sequence[str] = (), tabled: Sequence[str] = ()
     ) -> None:
         self.made_from, self.curves, self.tabled = {*made_from}, tuple(curves), tuple(tabled)
-        self.summaries: list[Summary] = []
-        self.tables: list[Table] = []
-        self.figures: list[Figure] = []
+        self.summaries: dict[str, tuple[Callable[..., Any], str]] = {}
+        self.tables: list[Part] = []
+        self.figures: list[Part] = []
 
     def summary(self, name: str, holds: str) -> Callable[[Make], Make]:
-        """Adds the summary that a function makes; see `Summary`."""
+        """Adds a frame that `--json` prints, and that tables and figures are made from."""
 
         def add(make: Make) -> Make:
-            self.summaries.append(Summary(name, make, holds))
+            self.summaries[name] = make, holds
             return make
 
         return add
 
-    def table(
-        self, name: str, *, title: str = "", heading: str = "", words: int = 1, dense: bool = False
-    ) -> Callable[[Make], Make]:
-        """Adds the table that a function makes, whose docstring is the caption; see `Table`."""
+    def table(self, name: str, *, heading: str = "", **shown: Any) -> Callable[[Make], Make]:
+        """Adds a table, whose caption is the docstring of what makes it; one without rows is not shown."""
 
         def add(make: Make) -> Make:
-            self.tables.append(Table(name, make, title, heading, _caption(make), words, dense))
+            self.tables.append(Part(name, make, heading, _caption(make), **shown))
             return make
 
         return add
 
-    def figure(self, name: str, title: str) -> Callable[[Make], Make]:
-        """Adds the figure that a function makes, whose docstring is the caption; see `Figure`."""
+    def figure(self, name: str, heading: str) -> Callable[[Make], Make]:
+        """Adds a figure of the page; what makes it may return None, or set its "caption"."""
 
         def add(make: Make) -> Make:
-            self.figures.append(Figure(name, make, title, _caption(make)))
+            self.figures.append(Part(name, make, heading, _caption(make)))
             return make
 
         return add
@@ -137,7 +107,7 @@ class Records:
         self._known: dict[str, Any] = {"samples": samples, "runs": runs}
         self._known["curves"] = [metric for view in views for metric in view.curves]
         self._known["tabled"] = [name for view in views for name in (*view.curves, *view.tabled)]
-        self._summaries = {summary.name: summary for view in views for summary in view.summaries}
+        self._makers = {name: make for view in views for name, (make, _) in view.summaries.items()}
 
     def make(self, make: Callable[..., Any]) -> Any:
         """Returns what a function makes of the records that its parameters name.
@@ -147,17 +117,17 @@ class Records:
         return make(*(self.frame(name) for name in inspect.signature(make).parameters if name in self))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._known or name in self._summaries
+        return name in self._known or name in self._makers
 
     def frame(self, name: str) -> Any:
         """Returns the samples, the runs, or a summary by its name."""
         if name not in self._known:
-            self._known[name] = self.make(self._summaries[name].make)
+            self._known[name] = self.make(self._makers[name])
         return self._known[name]
 
     def summaries(self) -> "dict[str, pd.DataFrame]":
         """Returns every summary by its name."""
-        return {name: self.frame(name) for name in self._summaries}
+        return {name: self.frame(name) for name in self._makers}
 
     @cached_property
     def shown(self) -> list[View]:
@@ -165,9 +135,6 @@ class Records:
         names = {*self.samples["benchmark"].unique(), *self.samples["metric"].unique()}
         names |= {request.get("benchmark") for request in self.runs["request"]}  # also of runs without a sample
         return [view for view in self.views if not view.made_from or names & view.made_from]
-
-
-Part = TypeVar("Part", Table, Figure)
 
 
 def ordered(parts: Iterable[Part], names: Sequence[str]) -> list[Part]:
