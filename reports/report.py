@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wallclock.reports.format.text import Rows, markdown, named_once
+from wallclock.reports.format.text import Rows, markdown, name_once
 from wallclock.reports.store.pictures import load_pictures
 from wallclock.reports.store.read import load_both
 from wallclock.reports.views.registry import VIEWS
-from wallclock.reports.views.view import Records, ordered
+from wallclock.reports.views.view import Records, in_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ class Report:
     def tables(self) -> dict[str, Rows]:
         """Returns header and cells of every table that has a row, by title."""
         titled = (table for view in self._records.shown for table in view.tables if table.title)
-        made = {table.title: self._records.make(table.make) for table in ordered(titled, ORDER)}
+        made = {table.title: self._records.make(table.make) for table in in_order(titled, ORDER)}
         return {title: rows for title, rows in made.items() if rows[1]}
 
     def markdown(self) -> str:
@@ -74,6 +74,6 @@ class Report:
 
         parts = []
         for title, rows in self.tables().items():
-            body = "".join(line("td", cells) for cells in named_once(rows))
+            body = "".join(line("td", cells) for cells in name_once(rows))
             parts.append(f"<h3>{html.escape(title)}</h3><table>{line('th', rows[0])}{body}</table>")
         return "".join(parts)

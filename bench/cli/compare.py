@@ -297,7 +297,7 @@ def calibrate(
     from wallclock.bench.cli.options import REPORT_PAGE, print_report
     from wallclock.bench.compare.calibration import CalibrationRequest, new_calibration
     from wallclock.reports.stats.verdicts import Rule
-    from wallclock.reports.views.calibration import calibration_summary, wrong
+    from wallclock.reports.views.calibration import calibration_summary, false_verdicts
 
     request = CalibrationRequest(
         comparisons=comparisons, planted=planted, loaded=loaded, simulated=simulated, rounds=rounds,
@@ -309,7 +309,7 @@ def calibrate(
     with interruptible(path):
         run.execute(lambda text: progress.print(text, markup=False))
     print_report([path], as_json=json_, html=path / REPORT_PAGE)
-    found = wrong(calibration_summary(reports.load(path), reports.load_runs(path)), request.rule)
+    found = false_verdicts(calibration_summary(reports.load(path), reports.load_runs(path)), request.rule)
     for text in found:
         typer.echo(f"wallclock: too many false verdicts: {text}", err=True)
     if found:

@@ -16,7 +16,7 @@ SUMMARY = "summary.md"
 MARK = re.compile(r"<!-- table: (?P<wanted>[^>]+) -->\n\n(?:\|.*\n)*")
 
 
-def refreshed(text: str, root: Path) -> str:
+def refresh(text: str, root: Path) -> str:
     """Returns Markdown with every marked table made anew.
 
     Args:
@@ -64,7 +64,7 @@ def main() -> None:
     """Writes the tables of this checkout anew."""
     root = Path(__file__).resolve().parents[2]
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
-        path.write_text(refreshed(path.read_text("utf-8"), root), "utf-8")
+        path.write_text(refresh(path.read_text("utf-8"), root), "utf-8")
     for folder in sorted(path for path in (root / "reports" / "published").iterdir() if path.is_dir()):
         (folder / SUMMARY).write_text(summary(folder), "utf-8")
 

@@ -92,14 +92,14 @@ def ratio_dots(shown: "pd.DataFrame", value: str, names: tuple[str, str], told: 
         axis: title of the horizontal axis.
     """
     pairs = zip(*(shown[name] for name in names), strict=True)
-    labels = [escaped(f"{a} · {b}").replace(", ", ",<br>") for a, b in pairs]
+    labels = [escape(f"{a} · {b}").replace(", ", ",<br>") for a, b in pairs]
     ends = shown[f"{value}_high"] - shown[value], shown[value] - shown[f"{value}_low"]
     trace = scatter(
         json_numbers(shown[value]),
         labels,
         error_x=errors(*ends, symmetric=False),
         marker={"size": 9, "color": nth_colour(0)},
-        text=[escaped(str(text)) for text in shown[told]],
+        text=[escape(str(text)) for text in shown[told]],
         hovertemplate="%{y}: %{x:.4f}, %{text}<extra></extra>",
         showlegend=False,
     )
@@ -123,6 +123,6 @@ def json_numbers(values: "Iterable[float]") -> list[float | None]:
     return [json_number(float(value)) for value in values]
 
 
-def escaped(label: str) -> str:
+def escape(label: str) -> str:
     """Returns a name such that Plotly, which reads some HTML, shows it as it is."""
     return label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")

@@ -18,7 +18,7 @@ WORDS = (
 )
 
 
-def named_once(rows: Rows) -> list[list[str]]:
+def name_once(rows: Rows) -> list[list[str]]:
     """Returns the cells as they are read from above: a case or a stage is named in the first of its rows."""
     header, cells = rows
     if header[0] not in ("case", "stage"):
@@ -35,9 +35,9 @@ def terminal(rows: Rows) -> "Table":
 
     class Cell(Text):
         def wrap(self, console: Any, width: int, **options: Any) -> Any:
-            return Text(broken(self.plain, width)).wrap(console, width, **options)
+            return Text(break_words(self.plain, width)).wrap(console, width, **options)
 
-    header, cells = rows[0], named_once(rows)
+    header, cells = rows[0], name_once(rows)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in header:
         numeric = name not in WORDS
@@ -47,7 +47,7 @@ def terminal(rows: Rows) -> "Table":
     return table
 
 
-def broken(text: str, width: int) -> str:
+def break_words(text: str, width: int) -> str:
     """Returns text in which words that a column does not hold go on in the next line, after a _, + or = if they can.
 
     Args:
@@ -72,7 +72,7 @@ def markdown(rows: Rows) -> str:
         escaped = (html.escape(c, quote=False).replace("\\", "\\\\").replace("|", "\\|") for c in cells)
         return "| " + " | ".join(c.replace("\n", "<br>") for c in escaped) + " |"
 
-    header, cells = rows[0], named_once(rows)
+    header, cells = rows[0], name_once(rows)
     return "\n".join([line(header), "|" + " --- |" * len(header), *map(line, cells)]) + "\n"
 
 
@@ -120,7 +120,7 @@ def interval_text(low: float | None, high: float | None, unit: str = "") -> str:
     return f"[{significant(low, 4)}, {significant(high, 4)}]{unit}"
 
 
-def stacked(*parts: str) -> str:
+def stack_lines(*parts: str) -> str:
     """Returns a cell of several lines, without the empty ones."""
     return "\n".join(part for part in parts if part)
 

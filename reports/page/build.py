@@ -19,7 +19,7 @@ from wallclock.reports.store.layout import StoreError
 from wallclock.reports.views.machines import SOFTWARE
 from wallclock.reports.views.registry import VIEWS
 from wallclock.reports.views.summaries import SUMMARY_NAMES, other_metrics
-from wallclock.reports.views.view import Records, ordered
+from wallclock.reports.views.view import Records, in_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,7 @@ def _csv(samples: "pd.DataFrame") -> bytes:
 def _figures(records: Records) -> dict[str, dict[str, Any]]:
     """Returns the figures that the records hold something for, each with what a reader has to know beside it."""
     made = {}
-    for figure in ordered((figure for view in records.shown for figure in view.figures), FIGURES):
+    for figure in in_order((figure for view in records.shown for figure in view.figures), FIGURES):
         if (drawn := records.make(figure.make)) is not None:
             drawn = json.loads(json.dumps(drawn, allow_nan=False, default=float))
             caption = drawn.pop("caption", figure.caption)
@@ -135,7 +135,7 @@ def _figures(records: Records) -> dict[str, dict[str, Any]]:
 def _tables(records: Records) -> dict[str, dict[str, Any]]:
     """Returns the page's tables that have a row, with header and cells."""
     headed = (table for view in records.shown for table in view.tables if table.heading)
-    made = ((table, *records.make(table.make)) for table in ordered(headed, TABLES))
+    made = ((table, *records.make(table.make)) for table in in_order(headed, TABLES))
     return {table.name: {"table": table, "header": header, "rows": rows} for table, header, rows in made if rows}
 
 

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from wallclock.reports.format.labels import NAMES, distinctions
-from wallclock.reports.format.text import interval_text, percent, percent_interval, present, significant, stacked
+from wallclock.reports.format.text import interval_text, percent, percent_interval, present, significant, stack_lines
 from wallclock.reports.views.accuracy import CLOCK
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def score_cards(scores: "pd.DataFrame") -> list[dict[str, Any]]:
         diverged = f"{row['diverged']} diverged (0%)" if row["diverged"] else ""
         repeated = f"{row['repeats']} repeated" if row["repeats"] else ""
         details = [
-            ("Reached", stacked(f"{hits} of {n}", diverged, repeated)),
+            ("Reached", stack_lines(f"{hits} of {n}", diverged, repeated)),
             ("P(reach)", f"{100 * row['hit_share']:.0f}%\n{percent_interval(row['hit_low'], row['hit_high'], 0)}"),
             (
                 "Mean accuracy",

@@ -190,7 +190,7 @@ def walsh_averages(differences: npt.ArrayLike) -> Array:
     return np.sort(np.nan_to_num(averages, nan=0.0, posinf=np.inf, neginf=-np.inf), axis=-1)
 
 
-def paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
+def judge_paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
     """Judges rounds in which base and head were measured together.
 
     Args:
@@ -205,7 +205,7 @@ def paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
     return _judge(walsh_averages(d), _signed_rank_tail(n), n, n - 1, np.sqrt(_variance(d) / n), rule)
 
 
-def unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
+def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
     """Judges runs that were made apart, such as stored ones.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from wallclock.reports.format.plotly import (
     COLOURS,
     Figure,
-    escaped,
+    escape,
     figure,
     json_numbers,
     nth_colour,
@@ -240,16 +240,16 @@ def waterfall(levers: "pd.DataFrame") -> Figure | None:
         traces.append(
             {
                 "type": "waterfall",
-                "name": escaped(str(case)),
+                "name": escape(str(case)),
                 "measure": ["absolute", *["relative"] * len(gains), "total"],
-                "x": [escaped(name) for name in ("plain loop", *names, "together", ALL)],
+                "x": [escape(name) for name in ("plain loop", *names, "together", ALL)],
                 "y": [0, *json_numbers(gains), 0],
                 "text": ["1", *texts, f"x{whole:.2f}"],
                 "textposition": "outside",
                 "increasing": {"marker": {"color": COLOURS[2]}},
                 "decreasing": {"marker": {"color": COLOURS[1]}},
                 "totals": {"marker": {"color": nth_colour(position)}},
-                "hovertemplate": f"{escaped(str(case))}, %{{x}}: %{{text}}<extra></extra>",
+                "hovertemplate": f"{escape(str(case))}, %{{x}}: %{{text}}<extra></extra>",
             }
         )
     return figure(traces, "", "speed-up, powers of two") if traces else None
@@ -266,8 +266,8 @@ def flops_against_seconds(levers: "pd.DataFrame") -> Figure | None:
         scatter(
             json_numbers(group["step_flop"] / 1e9),
             json_numbers(group["step_s"]),
-            name=escaped(str(case)),
-            text=[escaped(str(variant)) for variant in group["variant"]],
+            name=escape(str(case)),
+            text=[escape(str(variant)) for variant in group["variant"]],
             marker={"color": nth_colour(position), "size": 9},
             hovertemplate="%{text}: %{x:.4g} GFLOP, %{y:.4g} s<extra></extra>",
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wallclock.reports.format.labels import NAMES, by_label, distinctions
-from wallclock.reports.format.plotly import Figure, errors, escaped, figure, json_numbers, nth_colour, scatter
+from wallclock.reports.format.plotly import Figure, errors, escape, figure, json_numbers, nth_colour, scatter
 from wallclock.reports.format.text import (
     Rows,
     interval_text,
@@ -14,7 +14,7 @@ from wallclock.reports.format.text import (
     percent_interval,
     present,
     significant,
-    stacked,
+    stack_lines,
 )
 from wallclock.reports.stats.intervals import by_seed, expected_time_to_target, time_to_target
 from wallclock.reports.views.points import costs_by_seed
@@ -75,18 +75,20 @@ def leaderboard_rows(time_to_target: "pd.DataFrame") -> Rows:
         names, p = [row["case"], row.get("dataset"), *told], significant(row["p_value"], 2)
         rows.append(
             [
-                stacked(*(str(name) for name in names if present(name))),
+                stack_lines(*(str(name) for name in names if present(name))),
                 percent(row["target"]),
-                stacked(f"{100 * row['mean_accuracy']:.2f}%", f"n = {row['n']}", f"p = {p}" if row["n"] > 1 else ""),
-                stacked(f"{row['hits']} of {row['n']}", percent_interval(row["hit_low"], row["hit_high"], 0)),
-                stacked(_seconds(row[CLOCK]), interval_text(row[f"{CLOCK}_low"], row[f"{CLOCK}_high"])),
+                stack_lines(
+                    f"{100 * row['mean_accuracy']:.2f}%", f"n = {row['n']}", f"p = {p}" if row["n"] > 1 else ""
+                ),
+                stack_lines(f"{row['hits']} of {row['n']}", percent_interval(row["hit_low"], row["hit_high"], 0)),
+                stack_lines(_seconds(row[CLOCK]), interval_text(row[f"{CLOCK}_low"], row[f"{CLOCK}_high"])),
                 _seconds(row.get("resident_s", math.nan)),
                 _seconds(row["process_s"]),
                 _known(row["energy_j"]),
                 _known(row["last_point_s"]),
                 str(row.get("gpu_name") if present(row.get("gpu_name")) else row.get("cpu", "")),
                 row["date"],
-                stacked(*row["run_ids"]),
+                stack_lines(*row["run_ids"]),
             ]
         )
     return list(HEADER), rows
@@ -115,12 +117,12 @@ def accuracy_rows(time_to_target: "pd.DataFrame") -> Rows:
         repeats = f"{row['repeats']} repeated" if row["repeats"] else ""
         rows.append(
             [
-                stacked(*(str(name) for name in names if present(name)), *told),
+                stack_lines(*(str(name) for name in names if present(name)), *told),
                 percent(row["target"]),
-                stacked(f"{row['hits']} of {row['n']}", diverged, repeats),
-                stacked(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
+                stack_lines(f"{row['hits']} of {row['n']}", diverged, repeats),
+                stack_lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
                 significant(row["p_value"], 2),
-                stacked(f"{significant(time)} s" if time < math.inf else "unknown", interval),
+                stack_lines(f"{significant(time)} s" if time < math.inf else "unknown", interval),
             ]
         )
     return header, rows
@@ -138,7 +140,7 @@ def time_to_target_dots(samples: "pd.DataFrame") -> Figure | None:
         return None
     traces, labels = list[Figure](), list[str]()
     for position, (label, group) in enumerate(by_label(times, ["target"])):
-        labels.append(escaped(label))
+        labels.append(escape(label))
         colour, hit = nth_colour(position), group["reached"].fillna(False).to_numpy(dtype=bool)
         marks = (hit, "circle", 0, "reached after"), (~hit, "x-thin", 2.5, "missed: at least")
         for these, symbol, width, what in marks:

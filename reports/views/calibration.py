@@ -8,7 +8,7 @@ import numpy as np
 
 from wallclock.reports.format.text import Rows
 from wallclock.reports.stats.intervals import wilson_interval
-from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, paired, stated_power
+from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, judge_paired, stated_power
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
 from wallclock.reports.views.view import View
 
@@ -25,7 +25,7 @@ FIGURES = (
 VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
 
 
-def tallied(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
+def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
     """Returns what the verdicts come to over comparisons of one truth.
 
     Args:
@@ -42,8 +42,8 @@ def tallied(base: Array, head: Array, again: Array, planted: float, rule: Rule) 
         detectable, and the one that in truth is found with the rule's power in noise such as this.
     """
     d, same = np.log(head / base), np.log(again / base)
-    rows = paired(d, rule)
-    fit = [decide([row], rule)[0][0] not in ("regressed", "improved") for row in paired(same, rule)]
+    rows = judge_paired(d, rule)
+    fit = [decide([row], rule)[0][0] not in ("regressed", "improved") for row in judge_paired(same, rule)]
     alone = [decide([row], rule)[0][0] if ok else "unfit" for row, ok in zip(rows, fit, strict=True)]
     many: list[str] = []
     for start in range(0, len(rows), TOGETHER):
@@ -68,7 +68,7 @@ def _found_with_power(d: Array, rule: Rule) -> float:
     low, high = 0.0, 20 * float(np.std(d)) + math.log1p(rule.tolerance)
     for _ in range(16):
         middle = (low + high) / 2
-        found = [row.p <= rule.error_rate and row.p_worse < row.p_better for row in paired(d + middle, rule)]
+        found = [row.p <= rule.error_rate and row.p_worse < row.p_better for row in judge_paired(d + middle, rule)]
         low, high = (middle, high) if np.mean(found) < rule.power else (low, middle)
     return math.expm1(high)
 
@@ -88,7 +88,7 @@ def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Da
             planted = float(str(planted))
             sides = _measured(part[part["phase"] == "steady"])
             if sides is not None:
-                rows.append({"noise": noise, "planted": planted, **tallied(*sides, planted, rule)})
+                rows.append({"noise": noise, "planted": planted, **tally_verdicts(*sides, planted, rule)})
     made = pd.DataFrame(rows, columns=["noise", "planted", *FIGURES])
     order = {noise: place for place, noise in enumerate(dict.fromkeys(made["noise"]))}
     return made.sort_values(["noise", "planted"], key=lambda c: c.map(order) if c.name == "noise" else c)
@@ -145,7 +145,7 @@ def _share(count: float, n: int) -> str:
     return f"{100 * interval.value:.1f}%\n[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def wrong(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
+def false_verdicts(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
     """Returns in words where more verdicts are false than may be: those of a change no larger than the tolerance.
 
     Args:

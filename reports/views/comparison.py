@@ -9,7 +9,7 @@ import numpy as np
 from wallclock.reports.format.plotly import Figure, nth_colour, ratio_dots
 from wallclock.reports.format.text import Rows, arrow, interval_text, plain, present, significant
 from wallclock.reports.stats.intervals import parameter_columns
-from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, paired, unpaired
+from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, judge_paired, judge_unpaired
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
 
@@ -113,12 +113,12 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
     if (base <= 0).any() or (head <= 0).any():
         return row | {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
     sign = 1 if row["better"] == "lower" else -1
-    (differences,) = paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
+    (differences,) = judge_paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
     row["differences"] = differences
     again = units[AGAIN]
     twice = again.index.intersection(base.index)
     if len(twice):
-        (same,) = paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
+        (same,) = judge_paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
         row["again_ratio"] = math.exp(sign * same.value)
         # Fitness: base against base, by the same rule as head against base.
         if decide([same], rule)[0][0] in ("regressed", "improved"):
@@ -223,7 +223,7 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
             row |= {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
         else:
             sign = 1 if better == "lower" else -1
-            row["differences"] = unpaired(sign * np.log(own[0]), sign * np.log(own[1]), rule)
+            row["differences"] = judge_unpaired(sign * np.log(own[0]), sign * np.log(own[1]), rule)
         rows.append(row)
     return pd.DataFrame(_decided(rows, request), columns=list(COLUMNS))
 

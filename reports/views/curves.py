@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wallclock.reports.format.labels import by_label
-from wallclock.reports.format.plotly import Figure, escaped, figure, json_number, json_numbers, nth_colour, scatter
+from wallclock.reports.format.plotly import Figure, escape, figure, json_number, json_numbers, nth_colour, scatter
 from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def accuracy_over_time(samples: "pd.DataFrame") -> Figure | None:
     clock = _looks(samples, "elapsed_train_eval_s")[[*LOOK, "value"]].rename(columns={"value": "elapsed_s"})
     traces, groups = list[Figure](), list(by_label(accuracy.merge(clock, on=LOOK, how="left")))
     for position, (label, group) in enumerate(groups):
-        label = escaped(label)
+        label = escape(label)
         traces += _band(group, position, label)
         for line, shared in _seed_lines(group, position, label, "epoch"):
             epoch = json_numbers(line["epoch"])
@@ -94,7 +94,7 @@ def training_loss(samples: "pd.DataFrame", most_points: int = 300) -> Figure | N
         return None
     traces, groups = list[Figure](), list(by_label(losses))
     for position, (label, group) in enumerate(groups):
-        label = escaped(label)
+        label = escape(label)
         for line, shared in _seed_lines(group, position, label, "step"):
             stretches = np.array_split(np.arange(len(line)), min(most_points, len(line)))
             value, step = (line[name].astype("float64").to_numpy() for name in ("value", "step"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wallclock.reports.format.labels import distinctions
-from wallclock.reports.format.plotly import Figure, escaped, figure, json_numbers, nth_colour, scatter
+from wallclock.reports.format.plotly import Figure, escape, figure, json_numbers, nth_colour, scatter
 from wallclock.reports.format.text import Rows, arrow, plain, present, significant
 from wallclock.reports.stats.intervals import KEYS, parameter_columns
 from wallclock.reports.stats.verdicts import Array
@@ -180,9 +180,9 @@ def trends(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]
         if len(values) < 2 * SHORTEST or not (values > 0).all():
             continue
         label = " · ".join(str(key[k]) for k in ("benchmark", "case", "variant", "metric") if key.get(k))
-        commits = [escaped(str(sha)[:10]) for sha in points["git_sha"]]
-        colour, extra = nth_colour(len(traces) // 2), f"<extra>{escaped(label)}</extra>"
-        shared = {"name": escaped(label), "legendgroup": label}
+        commits = [escape(str(sha)[:10]) for sha in points["git_sha"]]
+        colour, extra = nth_colour(len(traces) // 2), f"<extra>{escape(label)}</extra>"
+        shared = {"name": escape(label), "legendgroup": label}
         x, y, at = [str(start) for start in points["started_utc"]], json_numbers(values / values[0]), changes(values)
         line = {"line": {"color": colour, "width": 1.5}, "marker": {"size": 5}, "text": commits}
         line["hovertemplate"] = "%{text}: %{y:.3f} of the first" + extra

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wallclock.reports.format.plotly import (
     Figure,
     errors,
-    escaped,
+    escape,
     figure,
     json_number,
     json_numbers,
@@ -262,8 +262,8 @@ def speedup_map(kernels: "pd.DataFrame") -> Figure | None:
     ratios = wide.to_numpy()
     trace: Figure = {
         "type": "heatmap",
-        "x": [escaped(str(name)) for name in wide.columns],
-        "y": [escaped(str(label)) for label in wide.index],
+        "x": [escape(str(name)) for name in wide.columns],
+        "y": [escape(str(label)) for label in wide.index],
         "z": [[json_number(math.log2(ratio)) if 0 < ratio < math.inf else None for ratio in row] for row in ratios],
         "text": [[f"{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in row] for row in ratios],
         "texttemplate": "%{text}",
@@ -296,9 +296,9 @@ def roofline(kernels: "pd.DataFrame") -> Figure | None:
             scatter(
                 json_numbers(group["predicted_bytes"] / 1e6),
                 json_numbers(group["latency_us"]),
-                name=escaped(str(variant)),
+                name=escape(str(variant)),
                 text=[
-                    escaped(f"{row['case']} {row['dtype']}, {row['direction']}, {row['cache']} cache: ")
+                    escape(f"{row['case']} {row['dtype']}, {row['direction']}, {row['cache']} cache: ")
                     + f"{100 * row['share_of_copy']:.0f}% of a copy"
                     for row in group.to_dict("records")
                 ],

@@ -4,7 +4,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escaped, json_numbers, stacked_bars
+from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escape, json_numbers, stacked_bars
 from wallclock.reports.format.text import Rows, interval_text, or_nothing, present, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
@@ -146,7 +146,7 @@ def loader_stalls(loaders: "pd.DataFrame") -> Figure | None:
 
 
 def _bars(summary: "pd.DataFrame", parts: "list[tuple[str, pd.Series, str]]", title: str, **more: Figure) -> Figure:
-    labels = [escaped(label) for label in loader_labels(summary)]
+    labels = [escape(label) for label in loader_labels(summary)]
     traces = [
         bar(name, json_numbers(values), labels, colour, f"%{{y}}: %{{x:.4g}} {title}<extra>{name}</extra>", **more)
         for name, values, colour in parts

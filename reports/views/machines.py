@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from wallclock.reports.format.text import Rows, present, stacked
+from wallclock.reports.format.text import Rows, present, stack_lines
 from wallclock.reports.store.schema import SLOWED
 from wallclock.reports.views.view import View
 
@@ -36,10 +36,10 @@ def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
         )
         rows.append(
             [
-                stacked(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
-                stacked(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
-                stacked(*(_range(own[column], unit) for column, unit in READINGS.items()), *dict.fromkeys(notes)),
-                stacked(
+                stack_lines(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
+                stack_lines(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
+                stack_lines(*(_range(own[column], unit) for column, unit in READINGS.items()), *dict.fromkeys(notes)),
+                stack_lines(
                     ", ".join(f"{count} {status}" for status, count in ended.items()),
                     " to ".join(dict.fromkeys((min(group["started_utc"])[:10], max(group["started_utc"])[:10]))),
                     *(f"commit {commit}" for commit in commits),

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wallclock.reports.format.labels import by_label
-from wallclock.reports.format.plotly import Figure, escaped, figure, nth_colour, scatter
+from wallclock.reports.format.plotly import Figure, escape, figure, nth_colour, scatter
 from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
@@ -87,11 +87,11 @@ def accuracy_points(samples: "pd.DataFrame") -> Figure | None:
                 list(points),
                 list(median),
                 "lines+markers",
-                name=escaped(label),
+                name=escape(label),
                 text=[f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True)],
                 line={"color": nth_colour(position), "width": 1.75, "shape": "hvh"},
                 marker={"size": 5},
-                hovertemplate=f"to %{{x:.0f}}%: %{{y:.3g}} s (seeds %{{text}})<extra>{escaped(label)}</extra>",
+                hovertemplate=f"to %{{x:.0f}}%: %{{y:.3g}} s (seeds %{{text}})<extra>{escape(label)}</extra>",
             )
         )
     titles = "accuracy reached, %", "seconds for the point below it"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from wallclock.reports.format.labels import by_label
-from wallclock.reports.format.plotly import COLOURS, Figure, bar, escaped, json_number, stacked_bars
+from wallclock.reports.format.plotly import COLOURS, Figure, bar, escape, json_number, stacked_bars
 from wallclock.reports.format.text import Rows, rounded_percent, significant
 from wallclock.reports.views.view import View
 
@@ -77,9 +77,9 @@ def phase_breakdown(samples: "pd.DataFrame") -> Figure | None:
     """Measured in a pass of its own."""
     parts: dict[str, dict[str, float]] = {}
     for label, means in phase_parts(samples).items():
-        parts[escaped(label)] = {name: means[name] for name in PHASES[:-1] if name in means}
+        parts[escape(label)] = {name: means[name] for name in PHASES[:-1] if name in means}
         if "evaluation" in means:
-            parts[f"{escaped(label)} · evaluation"] = {"evaluation": means["evaluation"]}
+            parts[f"{escape(label)} · evaluation"] = {"evaluation": means["evaluation"]}
     traces = []
     for name, colour in zip(PHASES, COLOURS, strict=False):
         own = {label: json_number(part[name]) for label, part in parts.items() if name in part}

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from wallclock.reports.format.labels import distinctions
-from wallclock.reports.format.text import Rows, arrow, interval_text, present, significant, stacked
+from wallclock.reports.format.text import Rows, arrow, interval_text, present, significant, stack_lines
 from wallclock.reports.stats.intervals import summarise
 from wallclock.reports.views.view import View
 
@@ -55,9 +55,9 @@ def summary_rows(summary: "pd.DataFrame") -> Rows:
         failed = f"{row['failed']} failed" if row["failed"] else ""
         rows.append(
             [
-                stacked(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
+                stack_lines(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
                 f"{row['metric']} {arrow(row['better'])}",
-                stacked(str(row["n"]), missed, failed),
+                stack_lines(str(row["n"]), missed, failed),
                 significant(row["median"], 4) if row["n"] else "none",
                 interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
                 row["unit"],

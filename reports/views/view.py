@@ -137,7 +137,7 @@ class Records:
         return [view for view in self.views if not view.made_from or names & view.made_from]
 
 
-def ordered(parts: Iterable[Part], names: Sequence[str]) -> list[Part]:
+def in_order(parts: Iterable[Part], names: Sequence[str]) -> list[Part]:
     """Returns parts in the order of their names; one that is not among them stands before the last."""
     place = {name: number for number, name in enumerate(names)}
     return sorted(parts, key=lambda part: place.get(part.name, len(names) - 1.5))

@@ -132,10 +132,10 @@ def test_what_differs_is_never_one_row_and_says_in_what(
 
 def test_a_case_is_named_in_the_first_of_its_rows_where_it_is_read_from_above() -> None:
     rows = (["case", "variant"], [["a", "x"], ["a", "y"], ["b", "y"], ["a", "x"]])
-    assert tables.named_once(rows) == [["a", "x"], ["", "y"], ["b", "y"], ["a", "x"]]
+    assert tables.name_once(rows) == [["a", "x"], ["", "y"], ["b", "y"], ["a", "x"]]
     assert tables.markdown(rows).splitlines()[3] == "|  | y |"
     others = (["kernel", "sm"], [["a", "80"], ["a", "90"]])
-    assert tables.named_once(others) == others[1]
+    assert tables.name_once(others) == others[1]
 
 
 def test_no_scores_make_an_empty_table(cifar_root: Path) -> None:
@@ -175,7 +175,7 @@ def test_intervals_without_ends_are_left_out() -> None:
     ],
 )
 def test_words_that_do_not_fit_break_where_names_do(text: str, width: int, lines: list[str]) -> None:
-    assert tables.broken(text, width).splitlines() == lines
+    assert tables.break_words(text, width).splitlines() == lines
 
 
 def test_a_long_name_is_broken_in_the_table_and_whole_where_there_is_room() -> None:

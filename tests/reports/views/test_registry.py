@@ -9,7 +9,7 @@ from wallclock.reports import load, load_runs
 from wallclock.reports.page.build import FIGURES, TABLES
 from wallclock.reports.report import ORDER, Report
 from wallclock.reports.views.registry import VIEWS
-from wallclock.reports.views.view import Records, View, ordered
+from wallclock.reports.views.view import Records, View, in_order
 
 
 def test_the_orders_name_all_tables_and_figures_once() -> None:
@@ -41,7 +41,7 @@ def test_a_view_needs_no_line_elsewhere(cifar_root: Path) -> None:
     assert view is own and table.caption == "How many samples each metric has."
     assert ["accuracy", "10"] in records.make(table.make)[1] == records.make(table.make)[1]
     assert made == [len(load(cifar_root))]
-    names = [part.name for part in ordered([*VIEWS[-1].tables, table, *VIEWS[0].tables], ORDER)]
+    names = [part.name for part in in_order([*VIEWS[-1].tables, table, *VIEWS[0].tables], ORDER)]
     assert names[-2:] == ["counted", "places"]
 
 
