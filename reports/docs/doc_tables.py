@@ -20,8 +20,8 @@ def refresh(text: str, root: Path) -> str:
     """Returns Markdown with every marked table made anew.
 
     Args:
-        text: of a file.
-        root: that the folders are relative to.
+        text: content of a file.
+        root: folder that the marks' folders are relative to.
 
     Raises:
         StoreError: if a folder holds no run.
@@ -45,7 +45,7 @@ def _tables(folder: Path) -> dict[str, Rows]:
 
 
 def _of_cases(rows: Rows, cases: list[str]) -> Rows:
-    """The rows of the cases wanted."""
+    """Returns the rows of the cases wanted."""
     header, cells = rows
     chosen = {case: [row for row in cells if fnmatch(" ".join(row[0].split()), case)] for case in cases}
     if missing := [case for case, found in chosen.items() if not found]:

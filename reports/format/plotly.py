@@ -19,9 +19,9 @@ def figure(traces: Sequence[Figure], x_title: str, y_title: str, **changes: Any)
     """Returns a figure of traces with titles of the axes, in the layout that all figures share.
 
     Args:
-        traces: Plotly's.
-        x_title: of the horizontal axis.
-        y_title: of the vertical axis.
+        traces: dictionaries as Plotly takes them.
+        x_title: title of the horizontal axis.
+        y_title: title of the vertical axis.
         changes: entries of the layout; a mapping adds to the entries of the shared one.
     """
     axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4, "separatethousands": True}
@@ -54,10 +54,10 @@ def bar(name: str, x: Sequence[float | None], y: Sequence[str], colour: str, hov
     """Returns a trace of horizontal bars.
 
     Args:
-        name: of the trace.
+        name: name of the trace.
         x: lengths.
         y: labels.
-        colour: of all bars.
+        colour: colour of all bars.
         hover: text at the pointer, in Plotly's template language.
         more: entries of the trace.
     """
@@ -70,8 +70,8 @@ def stacked_bars(traces: Sequence[Figure], labels: Sequence[str], x_title: str, 
 
     Args:
         traces: from `bar`.
-        labels: of all bars, in order.
-        x_title: of the horizontal axis.
+        labels: labels of all bars, in order.
+        x_title: title of the horizontal axis.
         height: pixels for each label.
         changes: entries of the layout.
     """

@@ -51,7 +51,7 @@ def break_words(text: str, width: int) -> str:
     """Returns text in which words that a column does not hold go on in the next line, after a _, + or = if they can.
 
     Args:
-        text: of a cell.
+        text: text of a cell.
         width: characters that the column holds, at least 1.
     """
 

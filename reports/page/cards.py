@@ -14,11 +14,7 @@ WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
 def score_cards(scores: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Returns a card for each recipe and target.
-
-    Args:
-        scores: from `reports.views.accuracy.leaderboard`.
-    """
+    """Returns a card for each row of the leaderboard, that is for each recipe and target."""
     cards = []
     distinguished = distinctions(scores.loc[:, :"target"], [*NAMES, "target"])
     for row, told in zip(scores.to_dict("records"), distinguished, strict=True):

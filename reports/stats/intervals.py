@@ -37,7 +37,7 @@ def median_interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Interva
 
     Args:
         samples: at least one value.
-        confidence: of the two-sided interval; with too few samples for it, the whole range.
+        confidence: level of the two-sided interval; with too few samples for it, the whole range.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     n = len(ordered)
@@ -107,7 +107,7 @@ def mean_reaches_p(values: npt.ArrayLike, target: float) -> float:
 
     Args:
         values: one a run; one-sided one-sample t-test.
-        target: that the mean has to reach.
+        target: value that the mean has to reach.
 
     Returns:
         A probability; not-a-number with fewer than two distinct values, which show nothing.
@@ -147,9 +147,9 @@ def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
     """Returns a share and its Wilson score interval.
 
     Args:
-        hits: of `n`.
+        hits: successes among the `n`.
         n: at least one.
-        confidence: of the two-sided interval.
+        confidence: level of the two-sided interval.
 
     Source: Wilson, Probable Inference, JASA 22 (1927).
     """
@@ -176,11 +176,11 @@ def expected_time_to_target(
     tail's share of resamples hold no hit at all.
 
     Args:
-        times: of each run, seconds, hit or miss.
+        times: seconds of each run, hit or miss.
         reached: whether each reached the target.
-        confidence: of the two-sided interval.
+        confidence: level of the two-sided interval.
         resamples: drawn with replacement.
-        seed: of the drawing.
+        seed: seed of the drawing.
 
     Returns:
         Infinite without a hit; unbounded with a single run.

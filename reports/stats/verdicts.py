@@ -32,9 +32,9 @@ class Rule:
     """How a verdict is reached.
 
     Attributes:
-        tolerance: a change up to this share is no matter; a verdict is about more than it.
+        tolerance: a change up to this share does not matter; a verdict is about more than it.
         error_rate: chance of a false `regressed` or `improved`, for one benchmark; the false discovery rate for many.
-        power: with which the detectable change is found.
+        power: chance with which the detectable change is found.
         spend: whether rounds may be added until the verdict is clear; then each look may use only its share of the
             error rate, see `share_of_look`.
     """
@@ -60,14 +60,14 @@ class Differences:
 
     Attributes:
         n: rounds, or runs of the smaller side.
-        tolerance: of the rule, as a logarithm.
+        tolerance: tolerance of the rule, as a logarithm.
         value: Hodges-Lehmann estimate.
-        low: of the interval at the rule's error rate.
-        high: of it.
-        inner_low: of the interval that has to lie within the tolerance for `equivalent` (90% at an error rate of 5%).
-        inner_high: of it.
-        p_worse: of "it is not worse by more than the tolerance", one-sided.
-        p_better: of "it is not better by more than the tolerance", one-sided.
+        low: lower end of the interval at the rule's error rate.
+        high: upper end of it.
+        inner_low: lower end of the interval that has to lie within the tolerance for `equivalent` (90% at a rate of 5%).
+        inner_high: upper end of it.
+        p_worse: one-sided p-value of "it is not worse by more than the tolerance".
+        p_better: one-sided p-value of "it is not better by more than the tolerance".
         detectable: smallest worsening that so many rounds as noisy as these find with the rule's power.
     """
 
@@ -84,7 +84,7 @@ class Differences:
 
     @property
     def p(self) -> float:
-        """Of "it differs by no more than the tolerance", two-sided."""
+        """Two-sided p-value of "it differs by no more than the tolerance"."""
         return min(1.0, 2 * min(self.p_worse, self.p_better))
 
 
@@ -97,8 +97,8 @@ def share_of_look(rounds: int, rule: Rule) -> float:
     looks depend on each other).
 
     Args:
-        rounds: done.
-        rule: that is followed.
+        rounds: number of rounds done.
+        rule: the rule that is followed.
     """
     if not rule.spend:
         return 1.0
@@ -117,9 +117,9 @@ def stated_power(row: Differences, worsening: float, rule: Rule) -> float:
     """Returns the chance with which rounds as noisy as these find a worsening, by what `row.detectable` states.
 
     Args:
-        row: of paired rounds.
+        row: result of paired rounds.
         worsening: a share, such as 0.05.
-        rule: that was followed.
+        rule: the rule that was followed.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -195,7 +195,7 @@ def judge_paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
 
     Args:
         differences: ln(head / base) of each round, positive where worse, [n], or [comparisons, n].
-        rule: to follow.
+        rule: the rule to follow.
 
     Returns:
         One for each comparison.
@@ -210,8 +210,8 @@ def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Diff
 
     Args:
         base: logarithm of each run's value, its sign turned where higher is better; infinity for a miss.
-        head: the same of the other side.
-        rule: to follow.
+        head: those of the other side.
+        rule: the rule to follow.
     """
     b, h = np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)
     with np.errstate(invalid="ignore"):
@@ -290,8 +290,8 @@ def decide(rows: Sequence[Differences], rule: Rule) -> list[tuple[Verdict, str]]
     """Returns verdict and reason of each benchmark of one comparison, all of them together.
 
     Args:
-        rows: of all benchmarks, each with its own tolerance; a benchmark that could not be judged is none of them.
-        rule: of the error rate.
+        rows: one for each benchmark that could be judged, with its own tolerance.
+        rule: states the error rate.
     """
     spent = [min(1.0, row.p / share_of_look(row.n, rule)) for row in rows]
     stands = discoveries(spent, rule.error_rate)

@@ -110,7 +110,7 @@ class RunWriter:
         """Ends the run. A run that may go on keeps its JSON lines; any other becomes Parquet.
 
         Args:
-            status: how it ended.
+            status: how the run ended.
             error: why, in words, unless it is done.
         """
         try:

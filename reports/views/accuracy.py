@@ -1,4 +1,4 @@
-"""Who reaches a target, how surely, and at what cost: seconds by three clocks, energy, and the last point."""
+"""Time to accuracy: which recipes reach a target, how surely, and at what cost in seconds and energy."""
 
 import math
 from typing import TYPE_CHECKING

@@ -26,14 +26,14 @@ VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
 
 
 def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
-    """Returns what the verdicts come to over comparisons of one truth.
+    """Counts the verdicts on comparisons of one truth.
 
     Args:
         base: times, [comparisons, rounds].
         head: times of the other side.
         again: times of the base's second turn.
         planted: share by which the head is slower in truth.
-        rule: that is followed.
+        rule: the rule that is followed.
 
     Returns:
         `FIGURES`: `comparisons`; how many are `regressed` and `improved`, each judged alone; `unfit`, those of which
@@ -64,7 +64,7 @@ def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule:
 
 
 def _found_with_power(d: Array, rule: Rule) -> float:
-    """The worsening that is found with the rule's power when it is added to differences of nothing."""
+    """Returns the worsening that is found with the rule's power when it is added to differences of nothing."""
     low, high = 0.0, 20 * float(np.std(d)) + math.log1p(rule.tolerance)
     for _ in range(16):
         middle = (low + high) / 2
@@ -102,7 +102,7 @@ def _simulated(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
-    """Times of base, head and base again, [comparisons, rounds], of the comparisons that are whole."""
+    """Returns times of base, head and base again, [comparisons, rounds], of the comparisons that are whole."""
     wide = samples.pivot_table(index="comparison", columns=["arm", "round"], values="value", observed=True).dropna()
     if wide.empty or not {BASE, HEAD, AGAIN} <= set(wide.columns.get_level_values(0)):
         return None
@@ -150,7 +150,7 @@ def false_verdicts(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
 
     Args:
         summary: from `calibration_summary`.
-        rule: that was followed; its error rate is overstepped where even the interval's lower end lies above it.
+        rule: the rule that was followed; its error rate is exceeded where even the interval's lower end lies above it.
     """
     found, allowed = [], rule.error_rate
     for row in summary[summary["planted"] <= rule.tolerance].to_dict("records"):

@@ -1,4 +1,4 @@
-"""What a comparison measured, as verdicts: from its rounds, or from runs that were stored apart."""
+"""Verdicts on base and head: from the rounds of a comparison, or from runs that were stored apart."""
 
 import math
 from collections.abc import Iterator
@@ -59,8 +59,8 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
     """Returns the verdicts of one comparison, from the samples of its rounds.
 
     Args:
-        samples: of one run.
-        request: of that run; names its benchmarks, rule and tolerances.
+        samples: those of one run.
+        request: that run's request; names its benchmarks, rule and tolerances.
     """
     rows = []
     if "attempt" in samples:  # rounds that were begun and, after an interruption, taken again
@@ -82,7 +82,7 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
 
 
 def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) -> dict[str, Any]:
-    """One metric of one benchmark; `differences` where it can be judged, else a verdict."""
+    """Returns a row for one metric of one benchmark: `differences` where it can be judged, else a verdict."""
     first = group.iloc[0]
     row: dict[str, Any] = {k: str(first[k]) for k in ("metric", "unit", "better")}
     row |= {"benchmark": name, "tolerance": rule.tolerance}
@@ -130,7 +130,7 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
 
 
 def _by_round(samples: "pd.DataFrame") -> "pd.Series[float]":
-    """The unit of the statistics: each round's median of what its process printed."""
+    """Returns the unit of the statistics: each round's median of what its process printed."""
     return samples.groupby("round")["value"].median()
 
 
@@ -167,7 +167,7 @@ def _decided(rows: list[dict[str, Any]], request: dict[str, Any]) -> list[dict[s
 
 
 def _ratios(differences: Differences, better: str) -> dict[str, Any]:
-    """Differences as ratios head / base of the metric itself."""
+    """Returns differences as ratios head / base of the metric itself."""
     d = differences
     value, low, high = (d.value, d.low, d.high) if better == "lower" else (-d.value, -d.high, -d.low)
     return {
@@ -194,7 +194,7 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
     Args:
         base: samples, from `reports.load`.
         head: samples of the other side.
-        rule: to follow.
+        rule: the rule to follow.
 
     Returns:
         `COLUMNS`, one row for each metric of each case.
@@ -229,7 +229,7 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
 
 
 def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, str], Array]]:
-    """For each metric of each case, a figure for every run, or for every seed of it; a miss is infinitely slow."""
+    """Yields for each metric of each case a figure for every run, or every seed of it; a miss is infinitely slow."""
     steady = frame[(frame["phase"] == "steady") & ~frame["metric"].isin(CONTEXT)]
     steady = steady[np.isfinite(steady["value"].to_numpy()) | steady["censored"].fillna(False).to_numpy(dtype=bool)]
     names = ["benchmark", "case", "variant", *parameter_columns(frame)]

@@ -1,4 +1,4 @@
-"""How figures went from run to run: trends of one series, and where they changed."""
+"""History: how the figures of one series went from run to run, and at which commits they changed."""
 
 import math
 from typing import TYPE_CHECKING, Any

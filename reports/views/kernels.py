@@ -1,4 +1,4 @@
-"""What the samples of `wallclock run kernels` come to: each variant at each case beside the others and the machine."""
+"""Kernels: each variant at each case beside the others, its predicted bytes and the speed of a copy."""
 
 import math
 import textwrap
@@ -52,7 +52,7 @@ def kernel_summary(samples: "pd.DataFrame", benchmark: str = "kernels") -> "pd.D
 
     Args:
         samples: from `reports.load`.
-        benchmark: whose samples; "upsampling" has the same ones.
+        benchmark: name of the benchmark; "upsampling" records the same metrics.
 
     Returns:
         Columns `operation`, `case`, `variant`, `dtype`, `direction`, `cache`, those of `PLACE`, `n`, `latency_us` with

@@ -1,4 +1,4 @@
-"""What the samples of `wallclock run loaders` come to: one table for each regime, as figures of two do not compare."""
+"""Loaders: one table for each regime, since figures of two regimes do not compare."""
 
 import functools
 import math

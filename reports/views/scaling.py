@@ -1,4 +1,4 @@
-"""What several devices would make of a step that one of them was measured at: a projection, and called one."""
+"""Projection from one device to several: how much faster a step would be."""
 
 from typing import TYPE_CHECKING, Any
 

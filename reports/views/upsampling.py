@@ -1,4 +1,4 @@
-"""What `wallclock run upsampling` comes to: the fastest and the cleanest at each stage, and all checkerboards."""
+"""Upsampling: the fastest and the cleanest variant at each stage, and all checkerboards."""
 
 import math
 from typing import TYPE_CHECKING, Any
