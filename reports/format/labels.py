@@ -20,9 +20,7 @@ WITHIN = ("phase_name", "images", "ms", "elapsed_s", "operator", "calls")
 def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":
     """Yields the samples of each case under the shortest label that tells it from the others in the frame.
 
-    Args:
-        frame: from `reports.load`.
-        more: columns that tell cases apart, besides those that always do.
+    `more` names columns that tell cases apart, besides those that always do.
     """
     import pandas as pd
 
@@ -40,9 +38,8 @@ def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple
 def distinctions(cases: "pd.DataFrame", names: Sequence[str]) -> list[list[str]]:
     """Returns for each case what tells it from the cases of the same names, as "column=value".
 
-    Args:
-        cases: one row each, without columns that hold results.
-        names: columns that are shown in any case; the others are looked at where these agree.
+    The frame has one row a case and no column of results. Columns `names` are shown in any case; the others are looked
+    at where these agree.
     """
     own = [name for name in names if name in cases]
     others = [str(column) for column in cases if column not in own]

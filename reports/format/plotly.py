@@ -18,11 +18,7 @@ COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
 def figure(traces: Sequence[Figure], x_title: str, y_title: str, **changes: Any) -> Figure:
     """Returns a figure of traces with titles of the axes, in the layout that all figures share.
 
-    Args:
-        traces: dictionaries as Plotly takes them.
-        x_title: title of the horizontal axis.
-        y_title: title of the vertical axis.
-        changes: entries of the layout; a mapping adds to the entries of the shared one.
+    `changes` replaces entries of the layout; a mapping adds to the entries of the shared one.
     """
     axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4, "separatethousands": True}
     layout: Figure = {
@@ -51,30 +47,13 @@ def errors(above: "Iterable[float]", below: "Iterable[float]", **more: Any) -> F
 
 
 def bar(name: str, x: Sequence[float | None], y: Sequence[str], colour: str, hover: str, **more: Any) -> Figure:
-    """Returns a trace of horizontal bars.
-
-    Args:
-        name: name of the trace.
-        x: lengths.
-        y: labels.
-        colour: colour of all bars.
-        hover: text at the pointer, in Plotly's template language.
-        more: entries of the trace.
-    """
+    """Returns a trace of horizontal bars of lengths `x` at labels `y`, with a template of the text at the pointer."""
     shared = {"type": "bar", "orientation": "h", "marker": {"color": colour}}
     return {**shared, "name": name, "x": x, "y": y, "hovertemplate": hover, **more}
 
 
 def stacked_bars(traces: Sequence[Figure], labels: Sequence[str], x_title: str, height: int, **changes: Any) -> Figure:
-    """Returns a figure of horizontal bars, stacked, the first label on top.
-
-    Args:
-        traces: from `bar`.
-        labels: labels of all bars, in order.
-        x_title: title of the horizontal axis.
-        height: pixels for each label.
-        changes: entries of the layout.
-    """
+    """Returns a figure of traces from `bar`, stacked, `height` pixels for each label, the first label on top."""
     order = {"type": "category", "categoryorder": "array", "categoryarray": list(labels), "autorange": "reversed"}
     changes |= {"barmode": "stack", "bargap": 0.35, "height": 140 + height * len(labels)}
     changes |= {"legend": {"traceorder": "normal"}, "yaxis": {**order, "showgrid": False}}
@@ -84,12 +63,8 @@ def stacked_bars(traces: Sequence[Figure], labels: Sequence[str], x_title: str, 
 def ratio_dots(shown: "pd.DataFrame", value: str, names: tuple[str, str], told: str, axis: str) -> Figure:
     """Returns a dot a row with its interval, on a line of its own, and a vertical line at 1.
 
-    Args:
-        shown: rows with columns `value`, `<value>_low` and `<value>_high`.
-        value: column of the ratio.
-        names: columns that label a row.
-        told: column that is shown at the pointer.
-        axis: title of the horizontal axis.
+    The ratio and its interval are the columns `value`, `<value>_low` and `<value>_high`; the columns `names` label a
+    row, and the column `told` is shown at the pointer.
     """
     pairs = zip(*(shown[name] for name in names), strict=True)
     labels = [escape(f"{a} · {b}").replace(", ", ",<br>") for a, b in pairs]

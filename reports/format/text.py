@@ -48,12 +48,7 @@ def terminal(rows: Rows) -> "Table":
 
 
 def break_words(text: str, width: int) -> str:
-    """Returns text in which words that a column does not hold go on in the next line, after a _, + or = if they can.
-
-    Args:
-        text: text of a cell.
-        width: characters that the column holds, at least 1.
-    """
+    """Returns text in which words longer than `width` go on in the next line, after a _, + or = if they can."""
 
     def lines(word: str) -> str:
         if len(word) <= width:

@@ -35,9 +35,7 @@ class Interval:
 def median_interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     """Returns the median and its distribution-free interval, from order statistics (exact binomial ranks).
 
-    Args:
-        samples: at least one value.
-        confidence: level of the two-sided interval; with too few samples for it, the whole range.
+    With too few samples for the confidence the interval is the whole range.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     n = len(ordered)
@@ -65,14 +63,7 @@ def bootstrap_interval(
 ) -> Interval:
     """Returns a statistic and its bias-corrected and accelerated (BCa) bootstrap interval.
 
-    With fewer than two distinct values the interval is unbounded.
-
-    Args:
-        samples: at least one value.
-        statistic: maps [..., n] to [...], along the last axis.
-        confidence: level of the two-sided interval.
-        resamples: number of samples drawn with replacement.
-        seed: seed of the drawing.
+    The statistic maps [..., n] to [...]. With fewer than two distinct values the interval is unbounded.
 
     Source: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987).
     """
@@ -103,14 +94,9 @@ def _bootstrapped(
 
 
 def mean_reaches_p(values: npt.ArrayLike, target: float) -> float:
-    """Returns the p-value of "the mean is below the target": small when the runs show that it is reached.
+    """Returns the p-value of "the mean is below the target", by a one-sided t-test over a value a run.
 
-    Args:
-        values: one a run; one-sided one-sample t-test.
-        target: value that the mean has to reach.
-
-    Returns:
-        A probability; not-a-number with fewer than two distinct values, which show nothing.
+    It is small when the runs show that the target is reached; fewer than two distinct values show nothing: NaN.
     """
     x = np.asarray(values, dtype=np.float64)
     if len(np.unique(x)) < 2:
@@ -144,12 +130,7 @@ def _student_tail(t: float, freedom: int) -> float:
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
-    """Returns a share and its Wilson score interval.
-
-    Args:
-        hits: successes among the `n`.
-        n: at least one.
-        confidence: level of the two-sided interval.
+    """Returns a share, `hits` of at least one `n`, and its Wilson score interval.
 
     Source: Wilson, Probable Inference, JASA 22 (1927).
     """
@@ -162,28 +143,14 @@ def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def expected_time_to_target(
-    times: npt.ArrayLike,
-    reached: npt.ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    times: npt.ArrayLike, reached: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Returns the expected time until a run reaches the target, when a run that misses is followed by another.
 
     That is the time of all runs over the number of hits: a miss spends its budget and adds no hit, so it is censored
     and never dropped. The interval is a percentile bootstrap over runs; its upper end is infinite when more than the
     tail's share of resamples hold no hit at all.
-
-    Args:
-        times: seconds of each run, hit or miss.
-        reached: whether each reached the target.
-        confidence: level of the two-sided interval.
-        resamples: drawn with replacement.
-        seed: seed of the drawing.
-
-    Returns:
-        Infinite without a hit; unbounded with a single run.
+    The time is infinite without a hit, the interval unbounded with a single run.
     """
     time, hit = np.asarray(times, dtype=np.float64), np.asarray(reached, dtype=bool)
     if not hit.any():

@@ -64,7 +64,7 @@ class Differences:
         value: Hodges-Lehmann estimate.
         low: lower end of the interval at the rule's error rate.
         high: upper end of it.
-        inner_low: lower end of the interval that has to lie within the tolerance for `equivalent` (90% at a rate of 5%).
+        inner_low: lower end of the interval that must lie within the tolerance for `equivalent` (90% at a rate of 5%).
         inner_high: upper end of it.
         p_worse: one-sided p-value of "it is not worse by more than the tolerance".
         p_better: one-sided p-value of "it is not better by more than the tolerance".
@@ -95,10 +95,6 @@ def share_of_look(rounds: int, rule: Rule) -> float:
     1 / (k (k + 1)) of the error rate: 1/2, 1/6, 1/12, ... Shares add up to less than one however long it goes on, so
     whoever looks again and again errs no more often than who looks once (a union bound, which asks nothing of how the
     looks depend on each other).
-
-    Args:
-        rounds: number of rounds done.
-        rule: the rule that is followed.
     """
     if not rule.spend:
         return 1.0
@@ -114,13 +110,7 @@ def next_look(rounds: int) -> int:
 
 
 def stated_power(row: Differences, worsening: float, rule: Rule) -> float:
-    """Returns the chance with which rounds as noisy as these find a worsening, by what `row.detectable` states.
-
-    Args:
-        row: result of paired rounds.
-        worsening: a share, such as 0.05.
-        rule: the rule that was followed.
-    """
+    """Returns the chance that rounds as noisy as these find a worsening (a share), by what `row.detectable` states."""
     from scipy.special import stdtr, stdtrit
 
     freedom = max(1, row.n - 1)
@@ -175,13 +165,9 @@ def _normal_tail(total: int, variance: float) -> Array:
 
 
 def walsh_averages(differences: npt.ArrayLike) -> Array:
-    """Returns the averages of every two differences, each with itself too, in order.
+    """Returns the averages of every two of [..., n] differences, each with itself too, in order: [..., n (n + 1) / 2].
 
-    Args:
-        differences: [..., n]; infinities for a side that missed, whose average with their opposite is zero.
-
-    Returns:
-        [..., n (n + 1) / 2].
+    Infinities stand for a side that missed; their average with their opposite is zero.
     """
     d = np.asarray(differences, dtype=np.float64)
     first, second = np.triu_indices(d.shape[-1])
@@ -191,14 +177,9 @@ def walsh_averages(differences: npt.ArrayLike) -> Array:
 
 
 def judge_paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
-    """Judges rounds in which base and head were measured together.
+    """Judges each comparison by its rounds, in which base and head were measured together.
 
-    Args:
-        differences: ln(head / base) of each round, positive where worse, [n], or [comparisons, n].
-        rule: the rule to follow.
-
-    Returns:
-        One for each comparison.
+    The differences are ln(head / base) of each round, positive where worse, [n] or [comparisons, n].
     """
     d = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     n = d.shape[-1]
@@ -208,10 +189,7 @@ def judge_paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
 def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
     """Judges runs that were made apart, such as stored ones.
 
-    Args:
-        base: logarithm of each run's value, its sign turned where higher is better; infinity for a miss.
-        head: those of the other side.
-        rule: the rule to follow.
+    Of each side's runs the logarithms are given, their signs turned where higher is better; infinity for a miss.
     """
     b, h = np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)
     with np.errstate(invalid="ignore"):
@@ -289,9 +267,7 @@ def discoveries(p_values: Sequence[float], error_rate: float) -> list[bool]:
 def decide(rows: Sequence[Differences], rule: Rule) -> list[tuple[Verdict, str]]:
     """Returns verdict and reason of each benchmark of one comparison, all of them together.
 
-    Args:
-        rows: one for each benchmark that could be judged, with its own tolerance.
-        rule: states the error rate.
+    Rows are those of the benchmarks that could be judged, each with its own tolerance; the rule states the error rate.
     """
     spent = [min(1.0, row.p / share_of_look(row.n, rule)) for row in rows]
     stands = discoveries(spent, rule.error_rate)

@@ -39,17 +39,9 @@ class Picture:
 
 
 def write_picture(run: Path, name: str, pixels: "npt.NDArray[np.uint8]", *, title: str, caption: str) -> Path:
-    """Writes a picture of a run in one piece: a process that is killed leaves the whole file or none.
+    """Writes a picture, uint8 [H, W] or [H, W, 3], into a run's directory and returns its path; see `Picture`.
 
-    Args:
-        run: the run's directory.
-        name: file name without its ending.
-        pixels: uint8 [H, W] or [H, W, 3].
-        title: see `Picture`.
-        caption: see `Picture`.
-
-    Returns:
-        The file's path.
+    It is written in one piece: a process that is killed leaves the whole file or none.
 
     Raises:
         StoreError: if it cannot be written.

@@ -15,9 +15,6 @@ def read(path: Path) -> tuple[Run, list[Sample]]:
     A scalar in a test's `extra_info` becomes a parameter, except "benchmark", "case" and "variant", which name the
     sample; a test without them is named as pytest names it.
 
-    Args:
-        path: a file written by `pytest --benchmark-json`.
-
     Raises:
         StoreError: if the file is damaged, or of another kind.
     """

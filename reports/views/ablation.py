@@ -40,10 +40,7 @@ VIEW = View(tuple(ABLATIONS), tabled=tuple(ABLATIONS))
 def ablation_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each variant of each interleaved run: its rate, and its rate over others' in the same rounds.
 
-    The baseline is the plain loop, or, of a grid, the recipe as it is.
-
-    Args:
-        samples: from `reports.load`; warm-up rounds are left out.
+    The baseline is the plain loop, or, of a grid, the recipe as it is. Warm-up rounds are left out.
 
     Returns:
         Columns `run_id`, `benchmark`, `case`, `variant`, `levers`, `changes_mathematics`, `rounds`, `it_per_s` with

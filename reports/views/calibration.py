@@ -28,12 +28,8 @@ VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
 def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
     """Counts the verdicts on comparisons of one truth.
 
-    Args:
-        base: times, [comparisons, rounds].
-        head: times of the other side.
-        again: times of the base's second turn.
-        planted: share by which the head is slower in truth.
-        rule: the rule that is followed.
+    Times of base, head and the base's second turn are [comparisons, rounds]; in truth the head is slower by the share
+    `planted`.
 
     Returns:
         `FIGURES`: `comparisons`; how many are `regressed` and `improved`, each judged alone; `unfit`, those of which
@@ -148,9 +144,7 @@ def _share(count: float, n: int) -> str:
 def false_verdicts(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
     """Returns in words where more verdicts are false than may be: those of a change no larger than the tolerance.
 
-    Args:
-        summary: from `calibration_summary`.
-        rule: the rule that was followed; its error rate is exceeded where even the interval's lower end lies above it.
+    The rule's error rate is exceeded where even the lower end of the share's interval lies above it.
     """
     found, allowed = [], rule.error_rate
     for row in summary[summary["planted"] <= rule.tolerance].to_dict("records"):

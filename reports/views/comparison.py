@@ -56,12 +56,7 @@ def comparison_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Dat
 
 
 def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the verdicts of one comparison, from the samples of its rounds.
-
-    Args:
-        samples: those of one run.
-        request: that run's request; names its benchmarks, rule and tolerances.
-    """
+    """Returns the verdicts of one comparison, from the samples of its run and the request of that run."""
     rows = []
     if "attempt" in samples:  # rounds that were begun and, after an interruption, taken again
         attempts = samples["attempt"].fillna(0)
@@ -190,11 +185,6 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
 
     What one process sampled says nothing of how far processes differ, so that a single run on either side is never
     enough for a verdict.
-
-    Args:
-        base: samples, from `reports.load`.
-        head: samples of the other side.
-        rule: the rule to follow.
 
     Returns:
         `COLUMNS`, one row for each metric of each case.

@@ -107,15 +107,7 @@ def training_loss(samples: "pd.DataFrame", most_points: int = 300) -> Figure | N
 
 
 def loss_curves(frame: "pd.DataFrame", benchmark: str, styles: Styles, y_title: str, x_title: str) -> Figure | None:
-    """Returns metrics of a generative network over its steps; None without such samples.
-
-    Args:
-        frame: from `reports.load`.
-        benchmark: such as "wgan".
-        styles: name and dash of each metric's line.
-        y_title: what the metrics have in common.
-        x_title: what a step is.
-    """
+    """Returns metrics of a generative network's benchmark over its steps; None without such samples."""
     traces: list[Figure] = []
     own = frame[frame["benchmark"] == benchmark]
     for metric, (name, dash) in styles.items() if len(own) else ():

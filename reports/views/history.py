@@ -35,12 +35,7 @@ def series(
 
     A series has one benchmark, case, variant, metric, machine and all settings; another GPU, driver, torch or flag is
     another series, and so is another command that was compared, or a study's turn. A comparison's points are its
-    head's, at the commit that the head was.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`.
-        curves: metrics that are left out, since they change over a run.
+    head's, at the commit that the head was. Curves change over a run, and are left out.
 
     Yields:
         What is the same in all of it, and a frame of `POINT` and `value`, the median of each run.
@@ -88,9 +83,6 @@ def changes(values: Array) -> list[int]:
     Logarithms are cut into levels by PELT (squared errors), at a penalty of 3 ln(n) in units of the noise between
     neighbours, which is what a level of its own has to explain to be believed.
 
-    Args:
-        values: positive, in order.
-
     Source: Killick, Fearnhead and Eckley, Optimal Detection of Changepoints (2012), as `ruptures` carries it out.
     """
     import ruptures
@@ -107,8 +99,6 @@ def changes(values: Array) -> list[int]:
 
 def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> "pd.DataFrame":
     """Returns one row for each series of two runs or more.
-
-    Arguments are those of `series`.
 
     Returns:
         The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (latest level over
@@ -139,11 +129,7 @@ def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequ
 
 
 def history_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of trends.
-
-    Args:
-        summary: from `history_summary`.
-    """
+    """Returns the header and the cells of the table of trends, from `history_summary`."""
     header = ["case", "metric", "runs", "first", "latest", "x", "changed at"]
     rows: list[list[str]] = []
     if summary.empty:
@@ -184,9 +170,9 @@ def trends(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]
         colour, extra = nth_colour(len(traces) // 2), f"<extra>{escape(label)}</extra>"
         shared = {"name": escape(label), "legendgroup": label}
         x, y, at = [str(start) for start in points["started_utc"]], json_numbers(values / values[0]), changes(values)
-        line = {"line": {"color": colour, "width": 1.5}, "marker": {"size": 5}, "text": commits}
+        line: Figure = {"line": {"color": colour, "width": 1.5}, "marker": {"size": 5}, "text": commits}
         line["hovertemplate"] = "%{text}: %{y:.3f} of the first" + extra
-        marks = {"marker": {"size": 12, "symbol": "diamond-open", "color": colour}, "showlegend": False}
+        marks: Figure = {"marker": {"size": 12, "symbol": "diamond-open", "color": colour}, "showlegend": False}
         marks |= {"text": [commits[i] for i in at], "hovertemplate": "changed at %{text}" + extra}
         traces += [scatter(x, y, "lines+markers", **shared, **line)]
         traces += [scatter([x[i] for i in at], [y[i] for i in at], **shared, **marks)]

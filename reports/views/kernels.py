@@ -50,10 +50,6 @@ def kernel_summary(samples: "pd.DataFrame", benchmark: str = "kernels") -> "pd.D
 
     A variant that has failed its reference check, before or after it was timed, has no row; see `failed_rows`.
 
-    Args:
-        samples: from `reports.load`.
-        benchmark: name of the benchmark; "upsampling" records the same metrics.
-
     Returns:
         Columns `operation`, `case`, `variant`, `dtype`, `direction`, `cache`, those of `PLACE`, `n`, `latency_us` with
         `latency_low_us` and `latency_high_us`, `issue_us` (what the host took to queue a call; GPU only),

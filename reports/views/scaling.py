@@ -23,9 +23,6 @@ def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     A step of n devices is a step of one on its part of the batch, and then a ring's all-reduce of the gradients, in
     which each device sends 2(n-1)/n of them: `bench.engine.ranks` adds them up after backward, and hides nothing of it.
 
-    Args:
-        frame: samples, from `reports.load`; warm-up rounds are left out.
-
     Returns:
         Columns `run_id`, `case`, `devices`, `part` (images), `part_s` (median), `gradient_bytes`, `at_most` with `_low`
         and `_high`: how many times as fast a step is if the exchange takes no time (median over rounds of the ratio,

@@ -19,9 +19,6 @@ def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
     """Returns for each case the mean time of each of its phases, in milliseconds for 1,000 images.
 
     Means add up to the whole, and batches of any size compare. `overhead` is what the timers cost, a share of a step.
-
-    Args:
-        frame: from `reports.load`.
     """
     if not {"phase_name", "images"} <= set(frame):
         return {}

@@ -37,11 +37,7 @@ def other_rows(summary: "pd.DataFrame", tabled: "Sequence[str]") -> Rows:
 
 
 def summary_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of any metric; of the rest, what tells rows apart.
-
-    Args:
-        summary: from `reports.summarise`.
-    """
+    """Returns the header and the cells of the table of any metric; of the rest, what tells rows apart."""
     header = ["case", "metric", "n", "median", "95% interval", "unit"]
     distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)
     several = summary["benchmark"].nunique() > 1
