@@ -22,16 +22,15 @@ def score_cards(scores: "pd.DataFrame") -> list[dict[str, Any]]:
         p, time = row["p_value"], row.get(CLOCK, math.inf)
         if not hits:
             kind, word = "bad", "target missed"
+            reason = f"No run of {n} reached {percent(target)}: the time to target is unknown."
         elif p < 0.05:
             kind, word = "good", "mean at or above target"
+            reason = f"The runs show that the mean accuracy is at least {percent(target)} (p = {significant(p)})."
         else:
             kind, word = "open", "not shown"
-        reasons = {
-            "bad": f"No run of {n} reached {percent(target)}: the time to target is unknown.",
-            "good": f"The runs show that the mean accuracy is at least {percent(target)} (p = {significant(p)}).",
-            "open": f"{n} run{'s do' if n > 1 else ' does'} not show a mean accuracy of at least {percent(target)} "
-            + (f"(p = {significant(p)})." if p == p else "(a test needs two different results)."),
-        }
+            why = f"p = {significant(p)}" if p == p else "a test needs two different results"
+            reason = f"{n} run{'s do' if n > 1 else ' does'} not show a mean accuracy of at least {percent(target)} "
+            reason += f"({why})."
         diverged = f"{row['diverged']} diverged (0%)" if row["diverged"] else ""
         repeated = f"{row['repeats']} repeated" if row["repeats"] else ""
         details = [
@@ -50,7 +49,7 @@ def score_cards(scores: "pd.DataFrame") -> list[dict[str, Any]]:
                 "target": percent(target),
                 "kind": kind,
                 "word": word,
-                "reason": reasons[kind],
+                "reason": reason,
                 "time": f"{significant(time)} s" if time < math.inf else "unknown",
                 "interval": interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s"),
                 "details": details,

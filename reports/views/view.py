@@ -114,10 +114,8 @@ class Records:
 
         They may also name `curves` and `tabled`, those of all views.
         """
-        return make(*(self.frame(name) for name in inspect.signature(make).parameters if name in self))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._known or name in self._makers
+        named = inspect.signature(make).parameters.keys() & {*self._known, *self._makers}
+        return make(**{name: self.frame(name) for name in named})
 
     def frame(self, name: str) -> Any:
         """Returns the samples, the runs, or a summary by its name."""
