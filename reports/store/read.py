@@ -254,9 +254,11 @@ def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "rai
 def load_both(
     paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise"
 ) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Returns what `load` and `load_runs` return, from one reading of the files."""
-    stored = _read_all(paths, on_damage, with_samples=True)
-    return _sample_frame(*stored), _run_frame(*stored)
+    """Returns what `load` and `load_runs` return, from one reading of the files; from two where some are skipped."""
+    stored, skipped = _read_all(paths, on_damage, with_samples=True)
+    # A run whose samples alone are damaged is still one of the runs.
+    runs = load_runs(paths, on_damage=on_damage) if skipped else _run_frame(stored, skipped)
+    return _sample_frame(stored, skipped), runs
 
 
 def _run_frame(stored: list[StoredRun], skipped: list[str]) -> "pd.DataFrame":
