@@ -202,7 +202,7 @@ def _benchmarks(
         if kinds != {"recipe"}:
             return [Benchmark(name="command", command="", timeout_s=timeout)]
         from wallclock.bench.compare.recipe_turn import parse_recipe
-        from wallclock.reports.format.text import ABLATIONS
+        from wallclock.reports.views.ablation import ABLATIONS
 
         tasks = {parse_recipe(side.text, "cpu")[0] for side in sides}
         if len(tasks) > 1:
@@ -297,7 +297,7 @@ def calibrate(
     from wallclock.bench.cli.options import REPORT_PAGE, print_report
     from wallclock.bench.compare.calibration import CalibrationRequest, new_calibration
     from wallclock.reports.stats.verdicts import Rule
-    from wallclock.reports.views.calibration import calibration_summary, wrong
+    from wallclock.reports.views.calibration import calibration_summary, false_verdicts
 
     request = CalibrationRequest(
         comparisons=comparisons, planted=planted, loaded=loaded, simulated=simulated, rounds=rounds,
@@ -309,7 +309,7 @@ def calibrate(
     with interruptible(path):
         run.execute(lambda text: progress.print(text, markup=False))
     print_report([path], as_json=json_, html=path / REPORT_PAGE)
-    found = wrong(calibration_summary(reports.load(path), reports.load_runs(path)), request.rule)
+    found = false_verdicts(calibration_summary(reports.load(path), reports.load_runs(path)), request.rule)
     for text in found:
         typer.echo(f"wallclock: too many false verdicts: {text}", err=True)
     if found:
@@ -375,14 +375,17 @@ def history(
     """
     from wallclock import reports
     from wallclock.reports.format import text as tables
+    from wallclock.reports.store.read import load_both
     from wallclock.reports.views.history import history_rows, history_summary
+    from wallclock.reports.views.registry import VIEWS
+    from wallclock.reports.views.view import Records
 
-    samples, runs = reports.load(paths, on_damage="skip"), reports.load_runs(paths, on_damage="skip")
+    samples, runs = load_both(paths, on_damage="skip")
     if metric is not None:
         if metric not in set(samples["metric"]):
             raise ValueError(f"no metric '{metric}' there; there are {', '.join(sorted(samples['metric'].unique()))}")
         samples = samples[samples["metric"] == metric]
-    summary = history_summary(samples, runs)
+    summary = Records(samples, runs, VIEWS).make(history_summary)
     if html is not None:
         reports.build_page(samples, runs, html)
     if json_:

@@ -68,9 +68,7 @@ class LivePage:
         with TemporaryDirectory() as aside:
             out = Path(aside) / "report.html"
             try:
-                found = [path for path in self.paths if path.exists()]
-                samples, runs = (read(found, on_damage="skip") for read in (reports.load, reports.load_runs))
-                reports.build_page(samples, runs, out, reports.load_pictures(found, on_damage="skip"))
+                reports.Report([path for path in self.paths if path.exists()]).page(out)
             except StoreError:
                 return NOTHING_YET
             return out.read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from wallclock.bench.measure.processes import time_process
 from wallclock.reports.stats.verdicts import Array, Rule
 from wallclock.reports.store.schema import Run, RunStatus, Sample
 from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
-from wallclock.reports.views.calibration import BENCHMARK, tallied
+from wallclock.reports.views.calibration import BENCHMARK, tally_verdicts
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
 
 NOISES = ("normal", "drift", "two clock speeds", "heavy tails", "autocorrelated")
@@ -122,7 +122,7 @@ class CalibrationRun:
         for noise in NOISES:
             for planted in sorted({0.0, request.rule.tolerance, *request.worsenings}):
                 sides = simulated_times(noise, request.simulated, request.rounds, planted, request.seed)
-                for metric, value in tallied(*sides, planted, request.rule).items():
+                for metric, value in tally_verdicts(*sides, planted, request.rule).items():
                     unit = "fraction" if metric.endswith(("power", "detectable")) else "count"
                     self.writer.add(self._sample(metric, unit, value, f"{noise}, simulated", planted))
             observe(f"simulated {request.simulated:,} comparisons of each kind: {noise}")

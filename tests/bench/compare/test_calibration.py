@@ -5,17 +5,17 @@ from wallclock import reports
 from wallclock.bench.compare import calibration
 from wallclock.bench.compare.calibration import LOADED, NOISES, CalibrationRequest, new_calibration, simulated_times
 from wallclock.reports.stats.verdicts import Rule
-from wallclock.reports.views.calibration import calibration_rows, calibration_summary, tallied, wrong
+from wallclock.reports.views.calibration import calibration_rows, calibration_summary, false_verdicts, tally_verdicts
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_no_noise_makes_verdicts_false_and_what_is_stated_is_found(noise):
     rule = Rule()
     for planted in (0.0, rule.tolerance):
-        found = tallied(*simulated_times(noise, 2000, 12, planted, 0), planted, rule)
+        found = tally_verdicts(*simulated_times(noise, 2000, 12, planted, 0), planted, rule)
         assert found["regressed"] + found["improved"] <= 0.05 * 2000
         assert found["regressed_of_many"] + found["improved_of_many"] <= 0.05 * 2000
-    found = tallied(*simulated_times(noise, 2000, 12, 0.10, 0), 0.10, rule)
+    found = tally_verdicts(*simulated_times(noise, 2000, 12, 0.10, 0), 0.10, rule)
     assert found["regressed"] / 2000 == pytest.approx(found["stated_power"], abs=0.1) and found["improved"] == 0
     assert found["printed_detectable"] == pytest.approx(found["true_detectable"], rel=0.2)  # honest
 
@@ -59,7 +59,7 @@ def test_false_verdicts_are_said_and_end_the_command_with_3(tmp_path, wallclock,
 def test_requests_out_of_range_are_refused(wallclock):
     code, _, err = wallclock("calibrate", "--rounds", "3")
     assert code == 2 and "expected 6 or more" in err
-    assert wrong(calibration_summary(*_nothing()), Rule()) == []
+    assert false_verdicts(calibration_summary(*_nothing()), Rule()) == []
 
 
 def _nothing():

@@ -21,9 +21,15 @@ from wallclock.bench.cases.loaders.run import LoadersRequest, new_run, resumed_r
 from wallclock.bench.tasks.cifar import run as cifar
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format import text as tables
-from wallclock.reports.page import plots
 from wallclock.reports.store.write import StoreError
-from wallclock.reports.views.loaders import loader_failures, loader_summary, loader_tables
+from wallclock.reports.views.loaders import (
+    TITLES,
+    loader_failures,
+    loader_rates,
+    loader_rows,
+    loader_stalls,
+    loader_summary,
+)
 
 ROOT = Path(__file__).parents[4]
 SMALL = {"data": "synthetic", "device": "cpu", "images": 240, "batch_sizes": (60,), "rounds": 2, "steps": 1}
@@ -72,10 +78,10 @@ def test_every_regime_has_its_samples_and_its_table(tmp_path):
     assert order["slot"].tolist() == [0, 1, 2, 0, 1, 2]
 
     summary = loader_summary(frame)
-    titled = loader_tables(summary)
-    assert len(titled) == 4
-    for title, (header, rows) in titled.items():
-        assert len(rows) == (8 if "trains" in title else 6) and all(len(row) == len(header) for row in rows)
+    assert len(TITLES) == 4
+    for regime in TITLES:
+        header, rows = loader_rows(summary, regime)
+        assert len(rows) == (8 if regime == "training" else 6) and all(len(row) == len(header) for row in rows)
         console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
         console.print(tables.terminal((header, rows)))
         assert max(map(len, console.export_text().splitlines())) <= 80
@@ -88,8 +94,8 @@ def test_every_regime_has_its_samples_and_its_table(tmp_path):
     training = summary[(summary["regime"] == "training") & (summary["form"] == "pixels")].set_index("pipeline")
     ratio = training.loc["dali", "value"] / training.loc[loader_trial.HELD, "value"]
     assert training.loc["dali", "growth"] == pytest.approx(ratio - 1)
-    assert len(plots.loader_rates(frame)["data"][0]["x"]) == 6
-    computing, waiting = plots.loader_stalls(frame)["data"]
+    assert len(loader_rates(summary)["data"][0]["x"]) == 6
+    computing, waiting = loader_stalls(summary)["data"]
     for whole, parts in zip(summary[summary["regime"] == "training"]["value"],
                             zip(computing["x"], waiting["x"], strict=True), strict=True):  # fmt: skip
         assert sum(parts) == pytest.approx(whole, rel=1e-5)
