@@ -11,8 +11,9 @@ import torch
 from wallclock.bench.cases.kernels.trial import DTYPES, Trial, failures, in_a_line
 from wallclock.bench.measure.environment import last_level_cache_bytes, provenance, resolve_device
 from wallclock.bench.measure.numerics import numerics
+from wallclock.bench.measure.sampling import measure
 from wallclock.bench.measure.telemetry import Telemetry
-from wallclock.bench.measure.timing import Deadline, measure, now_s
+from wallclock.bench.measure.timing import Deadline, now_s
 from wallclock.bench.runs.resume import begun_run, check_same_place
 from wallclock.bench.runs.select import is_chosen
 from wallclock.kernels.cases import SPECS

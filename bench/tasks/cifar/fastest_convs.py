@@ -14,7 +14,7 @@ from torch import nn
 
 from wallclock.bench.cases.kernels.trial import failures, in_a_line, relative_error
 from wallclock.bench.engine.compile import compiled
-from wallclock.bench.measure.timing import Measurement, measure
+from wallclock.bench.measure.sampling import Measurement, measure
 from wallclock.kernels.spec import TOLERANCES
 from wallclock.models.layers import Unit, choose, units
 from wallclock.models.recipes.recipe import Implementation, Implementations
