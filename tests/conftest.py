@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # they share the cores, and more thre
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
+WORKER_BYTES = 3 << 30  # of memory that a worker with torch needs at its most
 REAL_IMAGES = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10-jpeg"
 
 
@@ -24,10 +26,12 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the whole set; one for what is timed, measured, named by file, or shares a GPU."""
+    """A process for each core for the whole set; one for what is timed, measured, named by file, or shares a GPU."""
     whole = config.args == config.getini("testpaths")
     timed = config.option.markexpr not in ("not slow", "slow and not timed") or config.option.benchmark_only
-    return 2 if whole and not timed and not torch.cuda.is_available() else 0
+    if not whole or timed or torch.cuda.is_available():
+        return 0
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // WORKER_BYTES))
 
 
 @pytest.fixture(scope="session")
