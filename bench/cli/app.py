@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
 from typing import NoReturn
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(run_app, name="run")
 app.add_typer(data_app, name="data")
+command: Callable[..., None]
 for command in (ablate, tune, compare, gate, bisect, history, calibrate, quick, suite, report, serve):
     app.command()(command)
 app.command("list")(list_)

@@ -42,7 +42,9 @@ def bisect(
     usual = read_settings(repository).get("tolerance", 0.02) if chosen.tolerance is None else chosen.tolerance
     rule = Rule(tolerance=usual if tolerance is None else tolerance)
     folder = out / new_run_id("bisect")
-    search = Bisection(repository, chosen, rule, seconds(budget), folder, typed_command())
+    search = Bisection(
+        repository=repository, benchmark=chosen, rule=rule, step_s=seconds(budget), out=folder, command=typed_command()
+    )
     with interruptible(folder):
         found = search.find(sides[0], sides[1], print_progress)
     lines = describe_commits(repository, found.candidates)

@@ -14,7 +14,7 @@ def list_(json_: Json = False) -> None:
     from wallclock.bench.suite import quick_plan, suite_plan
     from wallclock.models.recipes import CYCLEGAN_RECIPES, RECIPES, WGAN_RECIPES
 
-    kinds = {"recipe": RECIPES, "WGAN recipe": WGAN_RECIPES, "CycleGAN recipe": CYCLEGAN_RECIPES}
+    kinds: dict[str, Any] = {"recipe": RECIPES, "WGAN recipe": WGAN_RECIPES, "CycleGAN recipe": CYCLEGAN_RECIPES}
     recipes = {kind: [make("cpu") for make in makers.values()] for kind, makers in kinds.items()}
     plans = {plan.name: {job.name: job.summary for job in plan.jobs} for plan in (quick_plan(), suite_plan())}
     if json_:

@@ -51,10 +51,11 @@ class Found:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Bisection:
     """A search for the commit that made one benchmark slower.
 
-    Args:
+    Attributes:
         repository: the repository of the commits.
         benchmark: the benchmark that became slower; its first judged metric decides unless it names one.
         rule: turns the rounds of good and bad into a verdict (tolerance, error rate).
@@ -63,11 +64,12 @@ class Bisection:
         command: the command line as typed.
     """
 
-    def __init__(
-        self, repository: Path, benchmark: Benchmark, rule: Rule, step_s: float, out: Path, command: str
-    ) -> None:
-        self.repository, self.benchmark, self.out, self.command = repository, benchmark, out, command
-        self.rule, self.step_s = replace(rule, spend=True), step_s
+    repository: Path
+    benchmark: Benchmark
+    rule: Rule
+    step_s: float
+    out: Path
+    command: str
 
     def find(self, good: Subject, bad: Subject, observe: Callable[[str], None]) -> Found:
         """Searches, and returns the commit or those that it may be.
@@ -108,9 +110,9 @@ class Bisection:
         head = Subject(kind="git", text=revision[:12], revision=revision)
         benchmarks = [replace(self.benchmark, tolerance=None)]
         with ExitStack() as stack:
-            sides = [stack.enter_context(prepare_side(one, benchmarks, self.repository)) for one in (good, head)]
-            plan, deadline = Plan(rule=rule), Deadline(self.step_s)
-            run = Comparison(benchmarks, *sides, plan, self.out, self.command, deadline=deadline)
+            fast, slow = (stack.enter_context(prepare_side(one, benchmarks, self.repository)) for one in (good, head))
+            plan, deadline = Plan(rule=replace(rule, spend=True)), Deadline(self.step_s)
+            run = Comparison(benchmarks, fast, slow, plan, self.out, self.command, deadline=deadline)
             run.execute(lambda text: None)
         return {str(key): value for key, value in run.verdicts().to_dict("records")[0].items()}
 

@@ -29,7 +29,8 @@ def read_figures(output: str) -> Iterator[dict[str, Any]]:
             continue
         if not isinstance(record, dict) or "metric" not in record:
             continue
-        value, unit, why = record.get("value"), record.get("unit"), ""
+        value: Any = record.get("value")
+        unit, why = record.get("unit"), ""
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             why = "a value is a finite number"
         elif not unit or not isinstance(unit, str):

@@ -18,8 +18,10 @@ from wallclock.bench.measure.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
 # Variables that decide how torch and its libraries compute begin so; those with the endings only say where files lie.
-FLAG_PREFIXES = ("CUDA_", "CUBLAS_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_")
-FLAG_PREFIXES += ("TRITON_", "MALLOC_", "GLIBC_")
+FLAG_PREFIXES = (
+    *("CUDA_", "CUBLAS_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_"),
+    *("TRITON_", "MALLOC_", "GLIBC_"),
+)
 PATH_ENDINGS = ("_DIR", "_PATH", "_HOME")
 
 

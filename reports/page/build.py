@@ -137,7 +137,7 @@ def _breakable(value: object) -> "Markup":
 
 
 def _template(name: str) -> str:
-    return (resources.files("reports") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("wallclock.reports.page") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _plotly_script() -> bytes:

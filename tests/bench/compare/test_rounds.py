@@ -137,7 +137,7 @@ def test_a_benchmark_that_is_another_on_either_side_is_invalid(repository, commi
     assert code == 3 and "is not the same on" in " ".join(out.split())
 
 
-def test_a_budget_is_spent_until_the_verdict_is_clear(repository, tmp_path, wallclock):
+def test_a_budget_is_spent_until_the_verdict_is_clear(repository, commit, tmp_path, wallclock):
     code, _, err = wallclock(
         "gate", "before", "slow", "--repository", repository, "--budget", "60s", "--out", tmp_path / "a"
     )
