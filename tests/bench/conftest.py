@@ -38,7 +38,7 @@ def trained_run(tmp_path_factory):
     """A finished run of a tiny recipe, trained once for all tests that read one: its folder, and what was printed."""
     out, err, folder = io.StringIO(), io.StringIO(), tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        command = ["run", "cifar", *TINY, "--set", "epochs=1", "--target", "0.05", "--out", str(folder)]
+        command = ["run", "cifar", *TINY, "--set", "epochs=0.4", "--target", "0.05", "--out", str(folder)]
         patch.setattr(sys, "argv", ["wallclock", *command])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 from wallclock.models.recipes import get_recipe
 
-# The same for the command line: one epoch takes well under a second.
-TINY = ("--set", 'model_arguments={"widths":[8,8,8]}', "--set", "batch_size=100", "--set", "resolutions=[]")
+# For the command line: steps that take milliseconds, and one look at each epoch of 50 of them.
+TINY = (
+    *("--set", 'model_arguments={"widths":[8,8,8]}', "--set", "batch_size=100", "--set", "resolutions=[]"),
+    *("--set", "precision=fp32", "--set", "tta=null"),
+)
 
 
 def tiny_recipe(**changes):
