@@ -10,30 +10,37 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-# Of a sample, all that says what it is a value of; where and when it was taken, and the value, differ from run to run.
-NAMES = ("benchmark", "case", "variant", "arm", "metric", "unit", "better", "phase", "status", "target", "parameters")
+# All that says what a sample is a value of; the value, and when it was taken, differ from run to run.
+NAMES = ("benchmark", "case", "variant", "arm", "metric", "unit", "better", "phase", "status", "target")
+BY_MACHINE = ("precision", "workers")  # float32 where the CPU emulates bfloat16; as many workers as cores allow
 
 
 def record_shape(folder: Path) -> list[dict[str, Any]]:
     """Returns the runs below a folder in order of their names, each without what differs from run to run."""
     shapes = [_run_shape(path.parent) for path in sorted(Path(folder).rglob("samples.parquet"))]
-    return sorted(shapes, key=lambda shape: shape["name"])
+    return sorted(shapes, key=lambda shape: (shape["name"], shape["samples"]))
 
 
 def _run_shape(run: Path) -> dict[str, Any]:
     record = pq.read_table(run / "run.parquet").to_pylist()[0]
     samples = pq.read_table(run / "samples.parquet").to_pylist()
-    request = json.loads(record["request"])
+    request, recipe, environment = (json.loads(record[key]) for key in ("request", "recipe", "environment"))
     return {
         "name": record["run_id"].split("-", 1)[1].rpartition("-")[0],
-        "columns": sorted({*record, *(column for sample in samples for column in sample)}),
+        "run_columns": sorted(record),
+        "sample_columns": sorted(samples[0]),
         "request": sorted(request),
-        "benchmark": request["benchmark"],
-        "recipe": json.loads(record["recipe"]),
-        "environment": sorted(json.loads(record["environment"])),
-        "samples": sorted({json.dumps([sample[column] for column in NAMES]) for sample in samples}),
+        "environment": sorted(name for name in environment if not name.isupper()),  # variables of the shell are
+        "recipe": {key: value for key, value in recipe.items() if key not in BY_MACHINE},
+        "samples": sorted({_sample_name(sample) for sample in samples}),
     }
 
 
+def _sample_name(sample: dict[str, Any]) -> str:
+    parameters = json.loads(sample["parameters"])
+    named = [str(sample[name]) for name in NAMES if sample[name] not in (None, "")]
+    return "; ".join([*named, *(f"{key}={value}" for key, value in parameters.items() if key not in BY_MACHINE)])
+
+
 if __name__ == "__main__":
-    json.dump(record_shape(Path(sys.argv[1])), sys.stdout, indent=1, sort_keys=True)
+    json.dump(record_shape(Path(sys.argv[1])), sys.stdout, indent=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from record_shape import record_shape
 
 from wallclock import reports
 from wallclock.bench.measure.timing import now_s
@@ -53,6 +54,7 @@ def test_quick_takes_at_most_3_minutes_and_4_gib_and_leaves_tables_and_a_page(tm
     (page,) = tmp_path.rglob("*.html")
     assert "Time to accuracy" in quick.out and f"report: {page}" in quick.out
     assert page.stat().st_size > 1 << 20
+    assert record_shape(tmp_path) == json.loads(Path(__file__).with_name("quick_records.json").read_text())
     accuracies = reports.load(tmp_path).query("metric == 'final_accuracy'")["value"]
     assert len(accuracies) >= 2 and accuracies.min() >= 0.94
 
