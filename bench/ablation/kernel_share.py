@@ -15,7 +15,7 @@ from torch import nn
 
 from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.measure.numerics import numerics
-from wallclock.bench.measure.timing import measure
+from wallclock.bench.measure.sampling import measure
 from wallclock.bench.measure.turns import Contender
 from wallclock.models.layers import ActBatchNorm, BatchNormAct, Conv2d, InstanceNormAct, Unit, choose
 from wallclock.models.recipes.recipe import Implementations

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from wallclock.bench.measure.timing import measure
+from wallclock.bench.measure.sampling import measure
 from wallclock.bench.runs.cases import measured_under
 from wallclock.kernels.upsample_conv import collapse, upsample_conv, upsample_conv_ref
 

@@ -9,7 +9,8 @@ import torch
 
 from wallclock.bench.cases.kernels.trial import DTYPES, Trial
 from wallclock.bench.measure.environment import last_level_cache_bytes
-from wallclock.bench.measure.timing import Deadline, measure
+from wallclock.bench.measure.sampling import measure
+from wallclock.bench.measure.timing import Deadline
 from wallclock.bench.runs.cases import CaseDone, CaseRequest, CaseRun, Part
 from wallclock.bench.runs.select import is_chosen
 from wallclock.kernels.cases import SPECS

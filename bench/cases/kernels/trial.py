@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from wallclock.bench.measure.operator_bytes import Operands
+from wallclock.bench.measure.sampling import Measurement, measure
 from wallclock.bench.measure.telemetry import Telemetry
-from wallclock.bench.measure.timing import Measurement, measure
 from wallclock.kernels.spec import (
     TOLERANCES,
     Case,

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from wallclock.bench.measure.timing import PhaseTimer, RunClocks, measure, now_s, process_tree_cpu_s, synchronize
+from wallclock.bench.measure.sampling import measure
+from wallclock.bench.measure.timing import PhaseTimer, RunClocks, now_s, process_tree_cpu_s, synchronize
 from wallclock.bench.tasks.cifar.trainer import DTYPES, Trainer
 from wallclock.kernels.augment import Augmentation, augment_ref, draw
 from wallclock.loaders.batches import BatchOptions, Dataset, Split

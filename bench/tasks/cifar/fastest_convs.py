@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from wallclock.bench.engine.compile import compile_network
-from wallclock.bench.measure.timing import Measurement, measure
+from wallclock.bench.measure.sampling import Measurement, measure
 from wallclock.kernels.spec import TOLERANCES, failures, in_a_line, relative_error
 from wallclock.models.layers import Unit, choose, units
 from wallclock.models.recipes.recipe import Implementation, Implementations

@@ -12,7 +12,7 @@ from wallclock.bench.cases.upsampling import small_gan as upsampling_gan
 from wallclock.bench.cases.upsampling.run import UpsamplingRequest, new_run, real_images, resumed_run
 from wallclock.bench.cases.upsampling.small_gan import SmallGan, doublings
 from wallclock.bench.cases.upsampling.trial import UPSAMPLING, UpsamplingTrial
-from wallclock.bench.cli.options import print_report
+from wallclock.bench.cli.output import print_report
 from wallclock.bench.measure.timing import Deadline
 from wallclock.kernels.spec import Case
 from wallclock.loaders.batches import Dataset, Split
