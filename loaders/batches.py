@@ -107,6 +107,11 @@ class Split:
     test: Dataset
 
     @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.train.name
+
+    @property
     def content_hash(self) -> str:
         """The sha256 of both sets' hashes: equal only when both are."""
         return hashlib.sha256((self.train.content_hash + self.test.content_hash).encode()).hexdigest()

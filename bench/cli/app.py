@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from wallclock.bench.cli.ablate import ablate
+from wallclock.bench.cli.ablate import ablate_app
 from wallclock.bench.cli.compare import bisect, calibrate, compare, gate, history
 from wallclock.bench.cli.options import (
     INVALID_RESULT,
@@ -51,7 +51,7 @@ data_app = typer.Typer(
 )
 app.add_typer(run_app, name="run")
 app.add_typer(data_app, name="data")
-app.command()(ablate)
+app.add_typer(ablate_app, name="ablate")
 app.command()(tune)
 app.command()(compare)
 app.command()(gate)
@@ -169,36 +169,25 @@ def list_(json_: Json = False) -> None:
     from rich.table import Table
 
     from wallclock.bench.suite import quick_plan, suite_plan
-    from wallclock.models.recipes import CYCLEGAN_RECIPES, RECIPES, WGAN_RECIPES
+    from wallclock.bench.tasks.registry import TASKS
 
-    recipes = [RECIPES[name]("cpu") for name in RECIPES]
-    wgan_recipes = [WGAN_RECIPES[name]("cpu") for name in WGAN_RECIPES]
-    cyclegan_recipes = [CYCLEGAN_RECIPES[name]("cpu") for name in CYCLEGAN_RECIPES]
+    recipes = {task: [task.recipes[name]("cpu") for name in task.recipes] for task in TASKS.values()}
     plans = [quick_plan(), suite_plan()]
     if json_:
         document = {
-            "recipes": {recipe.name: recipe.resolved() for recipe in recipes},
-            "wgan_recipes": {recipe.name: recipe.resolved() for recipe in wgan_recipes},
-            "cyclegan_recipes": {recipe.name: recipe.resolved() for recipe in cyclegan_recipes},
-            **{plan.name: {job.name: job.summary for job in plan.jobs} for plan in plans},
+            "recipes" if task.unnamed else f"{task.name}_recipes": {recipe.name: recipe.resolved() for recipe in made}
+            for task, made in recipes.items()
         }
+        document |= {plan.name: {job.name: job.summary for job in plan.jobs} for plan in plans}
         typer.echo(json.dumps(document, indent=2))
         return
     out, _ = consoles()
-    table = Table("recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
-    for recipe in recipes:
-        table.add_row(recipe.name, f"{recipe.epochs:g}", str(recipe.batch_size), recipe.summary)
-    out.print(table)
-    wgan_rows = [
-        (each.name, f"{sum(stage.epochs for stage in each.stages):g}", f"{each.batch_size}", each.summary)
-        for each in wgan_recipes
-    ]
-    cyclegan_rows = [(each.name, f"{each.epochs}", f"{each.batch_size}", each.summary) for each in cyclegan_recipes]
-    for kind, rows in (("WGAN", wgan_rows), ("CycleGAN", cyclegan_rows)):
-        table = Table(f"{kind} recipe", "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
-        for row in rows:
-            table.add_row(*row)
-        out.print()
+    for task, made in recipes.items():
+        table = Table(f"{task.title} recipe".strip(), "epochs", "batch", "what it is", box=None, padding=(0, 2, 0, 0))
+        for recipe in made:
+            table.add_row(recipe.name, f"{recipe.epochs:g}", str(recipe.batch_size), recipe.summary)
+        if not task.unnamed:
+            out.print()
         out.print(table)
     for plan in plans:
         table = Table(f"wallclock {plan.name}", "", box=None, padding=(0, 2, 0, 0))

@@ -204,7 +204,7 @@ def _benchmarks(
         from wallclock.bench.compare.recipe_turn import parse_recipe
         from wallclock.reports.format.text import ABLATIONS
 
-        tasks = {parse_recipe(side.text, "cpu")[0] for side in sides}
+        tasks = {parse_recipe(side.text, "cpu")[0].name for side in sides}
         if len(tasks) > 1:
             raise ValueError(f"{' and '.join(sorted(tasks))} have no figure in common; compare recipes of one task")
         (task,) = tasks

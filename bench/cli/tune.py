@@ -10,7 +10,7 @@ import typer
 from wallclock.bench.cli.options import RUNS, Cpus, Device, Json, On, Out, Set, consoles, interruptible, typed_command
 
 if TYPE_CHECKING:
-    from wallclock.bench.tasks.cifar.run import Observer
+    from wallclock.bench.runs.training import Observer
     from wallclock.bench.tasks.cifar.tuning import TuningRequest
 
 

@@ -55,7 +55,7 @@ def counted(text: str) -> dict[str, tuple[float, str]]:
     task, recipe, options = parse_recipe(text, "cpu")
     compiled = recipe.implementations.compile
     with ExitStack() as stack:
-        turn = turns_of(task, recipe, options, "cpu")("recipe", recipe)(stack)
+        turn = turns_of(task, recipe, options, "cpu")(stack)
         turn()
         figures: dict[str, tuple[float, str]] = {}
         if compiled:  # the operators are inside the graphs

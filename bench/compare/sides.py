@@ -19,7 +19,6 @@ from wallclock.reports.store.write import RECORDS, SAMPLE_TABLE
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
 KINDS: tuple[Kind, ...] = ("run", "git", "tree", "recipe", "cmd")
 Counted = Literal["callgrind", "printed", "never"]
-TASKS = ("cifar", "wgan", "cyclegan")
 PROJECT = "pyproject.toml"
 SHELL = "/bin/sh"
 
@@ -147,6 +146,8 @@ def parse_subject(text: str, directory: Path) -> Subject:
     prefix, colon, rest = text.partition(":")
     if colon and prefix in KINDS:
         return _of_kind(prefix, rest.strip(), directory)
+    from wallclock.bench.tasks.registry import TASKS
+
     words = text.split()
     if not words:
         raise ValueError("a subject is empty; name a stored run, a git revision, a recipe or a command")

@@ -147,7 +147,7 @@ def _of_wgan(
 ) -> tuple[str, Split, list[Judged]]:
     split = wgan.load_split(request["data"], recipe.image_size, request["only_class"])
     recipe = recipe.without(*recipe.levers())
-    trainer = WganTrainer(recipe, split.train, device=device, seed=0)
+    trainer = WganTrainer(recipe, split, device=device, seed=0)
     _take(trainer.generator, stored, "generator")
     trainer.generator.eval()
     noise = noise_generator(device, 3)
@@ -171,7 +171,7 @@ def _of_cyclegan(
     margin = (recipe.load_size - recipe.image_size) // 2
     inside = slice(margin, margin + recipe.image_size)
     for name, source, target, told in (("g_a", 0, 1, "A to B"), ("g_b", 1, 0, "B to A")):
-        _take(trainer.nets.named()[name], stored, name)
+        _take(trainer.networks[name], stored, name)
         trained_on = data.train[target][:MOST_REAL, inside, inside]
         sets.append(Judged(told, trainer.translated(name, data.test[source][:]), trained_on, data.test[target][:]))
     return recipe.name, synthetic_split(), sets
