@@ -84,6 +84,11 @@ class AblationRun(TrainingRun):
         self.ablation = Ablation(self.task, self.request, self.data)
         self.rounds_done = self._rounds_done() if self.resumed else 0
 
+    @classmethod
+    def check(cls, task: Task, request: AblationRequest, data: Any) -> None:
+        """Refuses data that are too few for a turn."""
+        Ablation(task, request, data)
+
     def _rounds_done(self) -> int:
         samples = load(self.writer.path)
         turns = samples[samples["metric"] == self.ablation.turns.STEP_METRIC]

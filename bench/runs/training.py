@@ -75,6 +75,10 @@ class TrainingRun:
         self.deadline = deadline or Deadline(None)
         self.device = torch.device(request.device)
 
+    @classmethod
+    def check(cls, task: Task, request: Any, data: Any) -> None:
+        """Refuses what cannot be measured, besides recipes that cannot run, with ValueError."""
+
     def execute(self, observe: Observer) -> str:
         """Runs what is left and ends the records.
 
@@ -160,6 +164,7 @@ def plan_run(task: Task, request: Request, command: str) -> tuple[Any, Run]:
     recipe, data = request.recipe, training.load(request)
     for each in request.recipes():
         training.check(each, data, torch.device(request.device))
+    training.runs[type(request)].check(task, request, data)
     name = recipe.name if task.unnamed and task.name == request.BENCHMARK else f"{request.BENCHMARK}-{recipe.name}"
     stored, notes = request.stored(), training.notes(recipe, data)
     return data, new_record(name.replace(" ", "-"), recipe, stored, data, command, *notes)

@@ -50,11 +50,18 @@ def resume(path):
     return resumed_run(TASK, CifarRequest, path)
 
 
-def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_path, monkeypatch):
-    monkeypatch.setattr(RunClocks, "_first", True)
-    status, path = execute(request(seeds=2, phases=3), small_split, tmp_path)
+@pytest.fixture(scope="module")
+def two_seeds(small_split, tmp_path_factory):
+    """The records of a run of two seeds, the first of which is the first of its process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunClocks, "_first", True)
+        status, path = execute(request(seeds=2, phases=3), small_split, tmp_path_factory.mktemp("two"))
     assert status == "done"
-    frame = reports.load(path)
+    return path
+
+
+def test_a_run_records_every_look_every_seed_and_every_clock(two_seeds):
+    frame = reports.load(two_seeds)
     looks = frame[frame["metric"] == "accuracy"]
     assert looks.groupby("seed")["epoch"].apply(list).to_list() == [[1.0, 2.0], [1.0, 2.0]]
     assert frame[frame["metric"] == "train_loss"]["value"].between(0.5, 4).all()
@@ -65,8 +72,6 @@ def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_pa
     assert (times["train_eval_s"] <= times["resident_s"]).all()
     assert times.loc[0, "process_s"] > times.loc[0, "resident_s"]
     assert math.isnan(times.loc[1, "process_s"])  # the second seed did not start cold
-    again = reports.load(execute(request(), small_split, tmp_path)[1])
-    assert "process_s" not in set(again["metric"])  # nor does another run of this process
     phases = frame[frame["metric"] == "phase_time"]
     assert phases.groupby("phase_name").size().to_dict() == {
         "backward": 3, "data": 3, "evaluation": 3, "forward": 3, "optimiser": 3
@@ -85,14 +90,15 @@ def test_a_missed_target_is_a_censored_result(small_split, tmp_path):
     assert reports.time_to_target(frame).loc[0, "hits"] == 0
 
 
-def test_the_same_seed_gives_the_same_digits_and_another_does_not(small_split, tmp_path):
-    values = {}
-    for name, seeds in (("first", 2), ("again", 2)):
-        frame = reports.load(execute(request(seeds=seeds), small_split, tmp_path / name)[1])
+def test_the_same_seed_gives_the_same_digits_and_another_does_not(two_seeds, small_split, tmp_path):
+    values = []
+    for path in (two_seeds, execute(request(seeds=1), small_split, tmp_path)[1]):
+        frame = reports.load(path)
         kept = frame[frame["metric"].isin(["accuracy", "train_loss", "final_accuracy"])]
-        values[name] = kept.groupby("seed")["value"].apply(list).to_dict()
-    assert values["first"] == values["again"]
-    assert values["first"][0] != values["first"][1]
+        values.append(kept.groupby("seed")["value"].apply(list).to_dict())
+    assert "process_s" not in set(frame["metric"])  # another run of this process does not start cold
+    first, again = values
+    assert again[0] == first[0] and first[0] != first[1]
 
 
 SMALL = {
@@ -140,22 +146,26 @@ def test_kernels_that_cannot_run_are_refused_with_the_next_step(small_split, mon
         Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
 
 
+def losses_by(pipeline, split, root):
+    recipe = tiny_recipe(
+        pipeline=pipeline, epochs=1, precision="fp32", resolutions=(Resolution(size=16, until_epoch=0.5),)
+    )
+    frame = reports.load(execute(request(recipe), split, root)[1])
+    assert set(frame["pipeline"]) == {pipeline} and set(frame["padding"]) == {"reflect"}
+    return frame[frame["metric"] == "train_loss"]["value"].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def losses_of_device(small_split, tmp_path_factory):
+    return losses_by("device", small_split, tmp_path_factory.mktemp("device"))
+
+
 @pytest.mark.parametrize("pipeline", ["dataloader", "dali", "webdataset"])
-def test_every_pipeline_trains(pipeline, small_split, tmp_path, monkeypatch):
+def test_every_pipeline_trains(pipeline, losses_of_device, small_split, tmp_path, monkeypatch):
     """Those that shuffle as the device does give its very losses; shards come in another order, and cost no more."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def frame_of(name):
-        recipe = tiny_recipe(
-            pipeline=name, epochs=1, precision="fp32", resolutions=(Resolution(size=16, until_epoch=0.5),)
-        )
-        frame = reports.load(execute(request(recipe), small_split, tmp_path / name)[1])
-        assert set(frame["pipeline"]) == {name} and set(frame["padding"]) == {"reflect"}
-        return frame
-
-    found, expected = frame_of(pipeline), frame_of("device")
-    losses = [frame[frame["metric"] == "train_loss"]["value"].to_numpy() for frame in (found, expected)]
-    assert losses[0] == pytest.approx(losses[1], rel=0.1 if pipeline == "webdataset" else 0.02)
+    losses = losses_by(pipeline, small_split, tmp_path)
+    assert losses == pytest.approx(losses_of_device, rel=0.1 if pipeline == "webdataset" else 0.02)
 
 
 def test_a_pipeline_that_is_not_installed_is_refused_before_anything_is_recorded(tmp_path, monkeypatch):
