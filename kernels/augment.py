@@ -9,24 +9,25 @@ from typing import Literal, get_args
 
 import torch
 
+from wallclock.kernels.operator import operator
 from wallclock.kernels.philox import philox_ref
 
 Flip = Literal["alternating", "random", "none"]
 Padding = Literal["reflect", "zero"]
 
-# Weights of red, green and blue in the grey that contrast is about (ITU-R BT.601, as torchvision).
+# Weights of red, green and blue in the grey that contrast is measured from (ITU-R BT.601, as torchvision).
 GREY = (0.299, 0.587, 0.114)
-# Mean and standard deviation of CIFAR-10's training pixels, of a range of 0 to 1.
+# Mean and standard deviation of CIFAR-10's training pixels, which range from 0 to 1.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
 TILE = 4096  # values that a program makes: all of a CIFAR image
-WARPS = 2  # so that what rows have in common is worked out for few threads
+WARPS = 2  # few, because each thread computes what the rows have in common
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image: pad, crop at random, flip, jitter, cut a square out.
+    """Random changes of a training image: pad, crop, flip, jitter, cut a square out.
 
     Attributes:
         pad: pixels of padding on every side before the crop back to the image's size.
@@ -34,7 +35,7 @@ class Augmentation:
             that two epochs show every image both ways; "random" tosses a coin for each; "none".
         cutout: edge of a square set to the mean colour, pixels; 0 for none.
         brightness: factors are uniform in [1 - brightness, 1 + brightness]; 0 for none.
-        contrast: the same.
+        contrast: factors are uniform in [1 - contrast, 1 + contrast]; 0 for none.
         padding: "reflect" mirrors the image at its edge pixels, which are not repeated; "zero" is black.
 
     Raises:
@@ -68,7 +69,7 @@ def augment_ref(
     contrast: float = 1.0,
     padding: Padding = "reflect",
 ) -> torch.Tensor:
-    """Defines the augmentation of one image; every pipeline is held to it, image by image.
+    """Defines the augmentation of one image; every pipeline is tested against it, image by image.
 
     Args:
         image_HWC: uint8 [H, W, 3].
@@ -76,8 +77,8 @@ def augment_ref(
         flip: whether the cropped image is mirrored left to right.
         cutout: centre row, centre column and edge of a square set to the mean colour, or None.
         brightness: factor on the pixels, which are clipped to their range.
-        contrast: factor on the distance to the crop's mean grey, clipped too, after the brightness.
-        padding: what pixels outside the image are: its reflection (the edge row is not repeated), or black.
+        contrast: factor on the distance to the crop's mean grey, applied after the brightness, and clipped too.
+        padding: pixels outside the image: its reflection (without the edge itself), or black.
 
     Returns:
         float32 [3, H, W], normalised by `MEAN` and `STD`.
@@ -114,10 +115,10 @@ def _outside(positions: torch.Tensor, size: int) -> torch.Tensor:
 
 @functools.cache
 def _constants(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scale and bias for a row of pixels, float32 [3 * width], and grey, float32 [3].
+    """Returns scale and bias for a row of pixels, float32 [3 * width], and weights of grey, float32 [3].
 
-    On the device once and for all: copying them would make the host wait. By rows, as a CPU takes 2.6 ms to normalise
-    1,000 images with three numbers and 0.7 with 96.
+    They stay on the device, because a copy would make the host wait. A CPU takes 2.6 ms to normalise 1,000 images by
+    three numbers, and 0.7 ms by a row of 96.
     """
     std = torch.tensor(STD, device=device)
     scale, bias = 1 / (255 * std), -torch.tensor(MEAN, device=device) / std
@@ -137,9 +138,9 @@ def augment(
     padding: Padding = "reflect",
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Gathers and augments a batch as told, without host synchronisation; equal to `augment_ref` image by image.
+    """Gathers and augments a batch without host synchronisation; equal to `augment_ref` image by image.
 
-    The padding is never built: its pixels are read through reflected indices.
+    The padding is not built: its pixels are read through reflected indices.
 
     Args:
         images_MHWC: uint8 [M, H, W, 3], the whole data set.
@@ -151,7 +152,7 @@ def augment(
         brightness: float32 [N]; None for no change.
         contrast: float32 [N]; None for no change.
         padding: see `augment_ref`.
-        dtype: of the result; normalised in float32, then rounded once.
+        dtype: dtype of the result; normalised in float32, then rounded once.
 
     Returns:
         [N, 3, H, W] of `dtype` in channels-last memory, on the device of the images.
@@ -200,17 +201,17 @@ def augment(
 def draw(
     augmentation: Augmentation, seed: int, epoch: int, samples: torch.Tensor, height: int, width: int
 ) -> dict[str, torch.Tensor]:
-    """Draws what befalls each sample in an epoch: the arguments of `augment` that hold a number for each image.
+    """Draws the random arguments of `augment` for each sample of an epoch.
 
-    They depend on seed, epoch and sample alone: not on the batch, the device or what was drawn before.
+    They depend on seed, epoch and sample alone, whatever the batch, the device and earlier draws.
 
     Args:
-        augmentation: what is drawn.
+        augmentation: ranges of the random numbers.
         seed: in [0, 2**63).
         epoch: from 0.
-        samples: int64 [N], places in the data set.
+        samples: int64 [N], indices into the data set.
         height: of the images, pixels.
-        width: the same.
+        width: of the images, pixels.
     """
     pad, flip, drawn = augmentation.pad, augmentation.flip, {}
     if pad or flip == "random":
@@ -253,11 +254,11 @@ def augment_fused(
 
     Args:
         images_MHWC: uint8 [M, H, W, 3], the whole data set.
-        indices: int64 [N] into it; one that is outside of it makes an image of NaN, as nobody can wait for an error.
-        augmentation: what is drawn.
+        indices: int64 [N] into it; one outside of it makes an image of NaN: raising would make the host wait.
+        augmentation: ranges of the random numbers.
         seed: in [0, 2**63).
         epoch: from 0.
-        dtype: of the result; normalised in float32, then rounded once.
+        dtype: dtype of the result; normalised in float32, then rounded once.
 
     Returns:
         [N, 3, H, W] of `dtype` in channels-last memory, on the device of the images.
@@ -265,7 +266,7 @@ def augment_fused(
     Raises:
         ValueError: if shapes, types or devices do not fit, or an image is too small for the padding.
 
-    Cost: reads 3NHW bytes (twice with contrast where `TILE` does not hold an image), writes 3NHW elements.
+    Cost: reads 3NHW bytes (twice with contrast if an image exceeds `TILE`), writes 3NHW elements.
     """
     if images_MHWC.dtype != torch.uint8 or images_MHWC.ndim != 4 or images_MHWC.shape[3] != 3 or not len(images_MHWC):
         raise ValueError(f"images are {_described(images_MHWC)}; expected uint8 [M, H, W, 3] and at least one")
@@ -288,7 +289,12 @@ def _described(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-@torch.library.custom_op("wallclock::augment", mutates_args=())
+def _output(images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    _, height, width, channels = images.shape
+    return images.new_empty(len(indices), height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
+
+
+@operator("augment", outputs=_output)
 def _augment(
     images: torch.Tensor,
     indices: torch.Tensor,
@@ -320,13 +326,3 @@ def _augment(
             BLACK=True if padding == "zero" else None, num_warps=WARPS,
         )  # fmt: skip
     return out
-
-
-def _output(images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    _, height, width, channels = images.shape
-    return images.new_empty(len(indices), height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
-
-
-@_augment.register_fake
-def _(images, indices, seed, epoch, pad, flip, cutout, brightness, contrast, padding, dtype):  # type: ignore[no-untyped-def]
-    return _output(images, indices, dtype)

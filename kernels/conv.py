@@ -1,4 +1,4 @@
-"""Convolutions as matrix products over channels-last maps, with a norm on the way in or its statistics on the way out.
+"""Convolutions as matrix products over channels-last maps, with a norm of the input or statistics of the output.
 
 Launches of `kernels.jit.conv`; the operations built on them are `conv_bn_act` and `upsample_conv`.
 
@@ -15,17 +15,17 @@ import triton
 from wallclock.kernels.batch_norm_act import accumulator
 from wallclock.kernels.jit import conv as jit
 
-PIXELS = 64  # that a filter's gradient takes at a time, of 16 bits each
-PROGRAMS = 264  # that a filter's gradient is split into: two to each multiprocessor of the largest GPUs, and fixed
+PIXELS = 64  # pixels of 16 bits that a filter's gradient takes at a time
+PROGRAMS = 264  # programs of a filter's gradient: two on each multiprocessor of the largest GPUs, and fixed
 
 
 class Norm(NamedTuple):
-    """A norm and an activation that have yet to be applied to a map: what a product does while it reads the map.
+    """A norm and an activation that a product applies to a map while it reads the map.
 
     Attributes:
         table: [5, C], float32 (float64 for a float64 map): scale, shift, mean, reciprocal deviation, biased variance.
-        act: a name in `kernels.batch_norm_act.ACTS`.
-        negative_slope: of leaky_relu.
+        act: one of `kernels.batch_norm_act.ACTS`.
+        negative_slope: slope of leaky_relu below zero.
     """
 
     table: torch.Tensor
@@ -34,7 +34,7 @@ class Norm(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """How a product is cut up: BLOCK_M rows by BLOCK_N columns, BLOCK_K of the inner dimension at a time."""
+    """A division of a product: BLOCK_M rows by BLOCK_N columns, BLOCK_K of the inner dimension at a time."""
 
     block_m: int
     block_n: int
@@ -43,7 +43,7 @@ class Tiles(NamedTuple):
     num_stages: int
 
     def options(self) -> dict[str, int]:
-        """Returns what a launch takes."""
+        """Returns the tiles as options of a launch."""
         return {
             "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k,
             "num_warps": self.num_warps, "num_stages": self.num_stages,
@@ -51,13 +51,13 @@ class Tiles(NamedTuple):
 
 
 def tiles(rows: int, columns: int, inner: int, element_bytes: int) -> Tiles:
-    """Returns how to cut up a product.
+    """Returns how to divide a product.
 
     Args:
-        rows: of the result.
-        columns: of the result.
+        rows: rows of the result.
+        columns: columns of the result.
         inner: channels that are summed over at one place of the filter.
-        element_bytes: of what is multiplied.
+        element_bytes: bytes of an element of the factors.
     """
     block_n = _block(columns, 128)
     block_m = 128 if triton.cdiv(rows, 128) * triton.cdiv(columns, block_n) >= PROGRAMS // 2 else 64
@@ -85,8 +85,14 @@ def output_size(size: int, filter_size: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - filter_size) // stride + 1
 
 
+def convolution_output(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+    """Returns an uninitialised map [N, K, P, Q] for the convolution of x [N, C, H, W] by filters [K, C, R, S]."""
+    p, q = (output_size(x.shape[i], filters.shape[i], stride, padding) for i in (2, 3))
+    return new_map(x, len(x), len(filters), p, q)
+
+
 def _precision(dtype: torch.dtype) -> str:
-    """As cuDNN does: float32 through TensorFloat-32 where that is allowed, in three products where it is not."""
+    """Returns how factors are multiplied: float32 as cuDNN does, in TensorFloat-32 if allowed, or in three products."""
     if dtype != torch.float32:
         return "widened" if dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1" else "ieee"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
@@ -105,24 +111,24 @@ def conv(
     norm: Norm | None = None,
     stats: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Convolves.
+    """Returns a convolution and, if asked for, statistics of its output.
 
     Args:
         x: [N, C, H, W], dense.
         filters: [K, C, R, S] of x's dtype, dense.
-        stride: in both directions.
-        padding: zeros around what is convolved.
-        norm: applied to x while it is read.
-        stats: give statistics of the output as well.
+        stride: stride in both directions.
+        padding: zeros around the normalised x.
+        norm: applied to x while it is read; or None.
+        stats: whether statistics are wanted.
 
     Returns:
-        y [N, K, P, Q]; if `stats`, mean and sum of squared deviations by tile of pixels [2, tiles, K], and a tile's
-        number of pixels, of which the last tile may have fewer.
+        y [N, K, P, Q]; mean and sum of squared deviations of each tile of pixels [2, tiles, K], of no tiles without
+        `stats`; and a tile's number of pixels, which the last tile may fall short of.
     """
     n, c, h, w = x.shape
     k, _, r, s = filters.shape
-    p, q = output_size(h, r, stride, padding), output_size(w, s, stride, padding)
-    y = new_map(x, n, k, p, q)
+    y = convolution_output(x, filters, stride, padding)
+    p, q = y.shape[2:]
     wide, acc = accumulator(x.dtype)
     rows = n * p * q
     cut = tiles(rows, k, c, x.element_size())
@@ -155,18 +161,18 @@ def conv_affine_act(
     Args:
         x: [N, C, H, W], dense.
         filters: [K, C, R, S] of x's dtype, dense.
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
         scale: [K], or None for ones.
         shift: [K], or None for zeros.
-        act: a name in `kernels.batch_norm_act.ACTS`.
-        negative_slope: of leaky_relu.
-        residual: [N, K, P, Q] of x's dtype, dense, or None.
+        act: one of `kernels.batch_norm_act.ACTS`.
+        negative_slope: slope of leaky_relu below zero.
+        residual: [N, K, P, Q] of x's dtype, dense; or None.
     """
     n, c, h, w = x.shape
     k, _, r, s = filters.shape
-    p, q = output_size(h, r, stride, padding), output_size(w, s, stride, padding)
-    y = new_map(x, n, k, p, q)
+    y = convolution_output(x, filters, stride, padding)
+    p, q = y.shape[2:]
     cut = tiles(n * p * q, k, c, x.element_size())
     jit.conv_kernel[(triton.cdiv(n * p * q, cut.block_m) * triton.cdiv(k, cut.block_n),)](
         x, filters, y, None, None, None, scale, shift, residual, None, n * p * q, h, w, p, q, p, q,
@@ -193,16 +199,16 @@ def conv_transposed(
         dy: [N, K, P, Q], dense.
         filters: [K, C, R, S] of dy's dtype, dense.
         height: H of the convolution's input.
-        width: W of it.
-        stride: of the convolution.
-        padding: of the convolution.
+        width: W of the convolution's input.
+        stride: stride of the convolution.
+        padding: padding of the convolution.
         of: the map [N, C, H, W] that the convolution read through a norm, and that norm: the gradient is then that of
             the norm's output before the activation.
         shift: [C], added to the result; not together with `of`.
 
     Returns:
-        [N, C, H, W]; with `of` also the sums over pixels of it, and of it times the normalised map, by tile:
-        [2, tiles, C].
+        The gradient [N, C, H, W]; and with `of` each tile's sums over pixels of the gradient, and of the gradient times
+        the normalised map, [2, tiles, C].
     """
     n, k, p, q = dy.shape
     _, c, r, s = filters.shape
@@ -241,10 +247,10 @@ def filter_gradient(
         dy: [N, K, P, Q], dense.
         x: [N, C, H, W] of dy's dtype, dense.
         filter_size: R and S.
-        stride: of the convolution.
-        padding: of the convolution.
-        norm: that the convolution applied to x.
-        dtype: of the result.
+        stride: stride of the convolution.
+        padding: padding of the convolution.
+        norm: the norm that the convolution applied to x; or None.
+        dtype: dtype of the result.
     """
     n, k, p, q = dy.shape
     _, c, h, w = x.shape

@@ -4,73 +4,53 @@ Shape legend: N images, H, W input map, C input channels, P, Q output map, K out
 tensors in channels-last memory.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from wallclock.kernels import conv_bn_operators  # noqa: F401  registers the operators
 from wallclock.kernels.batch_norm_act import Act, Save, batch_norm_act, batch_norm_act_ref, check_norm, dense
+from wallclock.kernels.checks import check_residual
 from wallclock.kernels.conv import output_size
 
 
 def conv_bn_act_ref(
     x: torch.Tensor,
     filters: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    *,
+    *norm: torch.Tensor | None,
     stride: int = 1,
     padding: int = 0,
-    training: bool,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    act: Act = "none",
-    negative_slope: float = 0.01,
     residual: torch.Tensor | None = None,
+    **options: Any,
 ) -> torch.Tensor:
-    """Defines the operation: `act(batch_norm(conv(x))) + residual`, computed in float32 at least.
+    """Defines `conv_bn_act`: `act(batch_norm(conv(x))) + residual`, computed in float32 at least.
 
     Args:
         x: [N, C, H, W], floating.
         filters: [K, C, R, S].
-        weight: gamma [K], or None for ones.
-        bias: beta [K], or None for zeros.
-        running_mean: [K], updated in place in training; None to keep none.
-        running_var: [K], the same; holds the unbiased variance.
-        stride: of the convolution.
+        norm: gamma, beta, running mean and running variance, as `batch_norm_act_ref` takes them.
+        stride: stride of the convolution.
         padding: zeros around x.
-        training: normalise by the batch's statistics rather than the running ones.
-        momentum: weight of the batch in the running statistics.
-        eps: added to the variance.
-        act: one of `kernels.batch_norm_act.ACTS`.
-        negative_slope: of leaky_relu.
-        residual: [N, K, P, Q] of x's dtype, or None.
-
-    Returns:
-        [N, K, P, Q] of x's dtype.
+        residual: [N, K, P, Q] of x's dtype; or None.
+        options: the other keyword arguments of `batch_norm_act_ref`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     y = F.conv2d(x.to(wide), filters.to(wide), stride=stride, padding=padding)
-    return batch_norm_act_ref(
-        y, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, act=act,
-        negative_slope=negative_slope, residual=None if residual is None else residual.to(wide),
-    ).to(x.dtype)  # fmt: skip
+    return batch_norm_act_ref(y, *norm, residual=None if residual is None else residual.to(wide), **options).to(x.dtype)
 
 
 class Deferred(NamedTuple):
-    """A map whose batch norm and activation are left to whoever reads it, so that they need no pass of their own.
+    """A map whose batch norm and activation are applied by the operation that reads it, without a pass of their own.
 
     Attributes:
-        map: [N, C, H, W], dense: what the norm normalises.
-        table: of the norm, see `kernels.conv.Norm`; the batch's statistics.
+        map: [N, C, H, W], dense, before the norm.
+        table: the norm's table with the batch's statistics, see `kernels.conv.Norm`.
         weight: gamma [C], or None.
         bias: beta [C], or None.
         eps: added to the variance.
         act: one of `kernels.batch_norm_act.ACTS`.
-        negative_slope: of leaky_relu.
+        negative_slope: slope of leaky_relu below zero.
     """
 
     map: torch.Tensor
@@ -82,11 +62,11 @@ class Deferred(NamedTuple):
     negative_slope: float
 
     def applied(self, residual: torch.Tensor | None = None, save: Save = "input") -> torch.Tensor:
-        """Returns `act(norm(map)) + residual`, [N, C, H, W]: a read of the map (and the residual) and a write.
+        """Returns `act(norm(map)) + residual`, [N, C, H, W], after one read of each and one write.
 
         Args:
-            residual: [N, C, H, W] of the map's dtype, or None.
-            save: what backward reads; see `kernels.batch_norm_act`.
+            residual: [N, C, H, W] of the map's dtype; or None.
+            save: tensors that backward reads; see `batch_norm_act`.
         """
         return torch.ops.wallclock.batch_norm_act(
             self.map, self.weight, self.bias, self.table[2], self.table[4], residual, True, self.eps, self.act,
@@ -106,25 +86,17 @@ def deferred(
     act: Act = "none",
     negative_slope: float = 0.01,
 ) -> Deferred:
-    """Leaves a training batch norm and its activation to the convolution that reads x next: one read, of statistics.
+    """Leaves a training batch norm and its activation to the convolution that reads x [N, C, H, W] next.
 
-    Args:
-        x: [N, C, H, W], floating.
-        weight: gamma [C], given together with `bias` or not at all.
-        bias: beta [C].
-        running_mean: [C], updated in place; None to keep none.
-        running_var: [C], the same.
-        momentum: weight of the batch in the running statistics.
-        eps: added to the variance.
-        act: one of `kernels.batch_norm_act.ACTS`.
-        negative_slope: of leaky_relu.
+    The arguments are those of `batch_norm_act` in training. It reads x once, for the statistics.
 
     Raises:
         ValueError: if there is only one value a channel.
     """
-    check_norm(x.shape[1], weight, bias, running_mean, running_var, True, momentum, act)
+    norm = (weight, bias, running_mean, running_var)
+    check_norm(x.shape[1], *norm, training=True, momentum=momentum, act=act)
     x = dense(x)
-    # The gradients of gamma and beta are the reader's, as that of x through its statistics.
+    # The reader computes the gradients of gamma and beta, and that of x through its statistics.
     given = (None if t is None else t.detach() for t in (weight, bias))
     table = torch.ops.wallclock.norm_table(x.detach(), *given, eps)
     _update(running_mean, running_var, table, x, momentum)
@@ -150,27 +122,17 @@ def conv_bn_act(
     save: Save = "input",
     defer: bool = False,
 ) -> torch.Tensor | Deferred:
-    """Computes `conv_bn_act_ref` with the statistics from the convolution's own kernel, and its gradients.
+    """Returns `act(batch_norm(conv(x))) + residual`, with statistics from the convolution's kernel, and its gradients.
 
-    Args:
-        x: [N, C, H, W], floating; what is not in channels-last memory is copied into it. Or a deferred map, whose norm
-            and activation are applied while it is read.
+    It takes the arguments of `batch_norm_act`, with vectors of K channels, and:
+        x: [N, C, H, W], floating; copied if it is not in channels-last memory. Or a deferred map, whose norm and
+            activation are applied while it is read.
         filters: [K, C, R, S]; converted to x's dtype.
-        weight: gamma [K], given together with `bias` or not at all.
-        bias: beta [K].
-        running_mean: [K], updated in place in training; None to keep none.
-        running_var: [K], the same; holds the unbiased variance.
-        stride: of the convolution.
+        stride: stride of the convolution.
         padding: zeros around the activated x.
-        training: normalise by the batch's statistics rather than the running ones. Without gradients the latter are
-            folded into one kernel with convolution, activation and residual.
-        momentum: weight of the batch in the running statistics.
-        eps: added to the variance.
-        act: one of `kernels.batch_norm_act.ACTS`.
-        negative_slope: of leaky_relu.
-        residual: [N, K, P, Q] of x's dtype, added after the activation, or None.
-        save: what the norm's backward reads; see `kernels.batch_norm_act`.
-        defer: in training, leave norm and activation to the reader; not with a residual.
+        residual: [N, K, P, Q] of x's dtype, added after the activation; or None.
+        defer: in training, leave norm and activation to the operation that reads the result; not with a residual.
+    Evaluation without gradients folds the running statistics into one kernel with convolution and activation.
 
     Returns:
         [N, K, P, Q] of x's dtype in channels-last memory, or that map deferred.
@@ -181,13 +143,14 @@ def conv_bn_act(
 
     Numerics: products of x's type summed in float32 (float64 for float64; float32 through TensorFloat-32 where
     `torch.backends.cudnn.allow_tf32`); statistics of the rounded output, by tile, merged in fixed order; no atomics.
-    Cost: beside the convolution's own traffic, passes over y: forward 2, backward 5; deferred 0 and 4.
+    Cost: passes over y beside the convolution's own traffic: forward 2, backward 5; deferred 0 and 4.
     Source: Jung et al., https://arxiv.org/abs/1807.01702 (fission and fusion of batch norm); cuDNN's graph samples
     "scale-bias-relu, convolution, statistics".
     """
     source = x.map if isinstance(x, Deferred) else x
     _check(source, filters, stride, padding, residual if not defer else None)
-    check_norm(filters.shape[0], weight, bias, running_mean, running_var, training, momentum, act)
+    norm = (weight, bias, running_mean, running_var)
+    check_norm(filters.shape[0], *norm, training=training, momentum=momentum, act=act)
     if defer and residual is not None:
         raise ValueError("a deferred map takes no residual; leave out `defer` where one is added")
     parameters = (filters, weight, bias)
@@ -200,11 +163,10 @@ def conv_bn_act(
     if wants_gradient or isinstance(x, Deferred):
         y, _ = convolved(x, filters, stride=stride, padding=padding)
         return batch_norm_act(
-            y, weight, bias, running_mean, running_var, training=False, eps=eps, act=act,
-            negative_slope=negative_slope, residual=residual, save=save,
-        )  # fmt: skip
+            y, *norm, training=False, eps=eps, act=act, negative_slope=negative_slope, residual=residual, save=save
+        )
     return torch.ops.wallclock.conv_bn_act_folded(
-        x, filters, weight, bias, running_mean, running_var, residual, stride, padding, eps, act, negative_slope
+        x, filters, *norm, residual, stride, padding, eps, act, negative_slope
     )
 
 
@@ -216,17 +178,17 @@ def convolved(
     padding: int = 0,
     stats_for: tuple[torch.Tensor | None, torch.Tensor | None, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Convolves a map, deferred or not, with gradients.
+    """Returns a convolution, with gradients, and the table of a norm of its output.
 
     Args:
-        x: [N, C, H, W], floating, or a deferred map.
+        x: [N, C, H, W], floating; or a deferred map.
         filters: [K, C, R, S]; converted to x's dtype.
-        stride: of the convolution.
+        stride: stride of the convolution.
         padding: zeros around the activated x.
-        stats_for: gamma, beta and eps of a norm of the output, whose table is then made as well.
+        stats_for: gamma, beta and eps of the norm whose table is wanted; or None.
 
     Returns:
-        [N, K, P, Q], and the table [5, K] or an empty one.
+        [N, K, P, Q], and the table [5, K], or an empty one if none is wanted.
     """
     norm: tuple[object, ...] = (None, None, None, "none", 0.0)
     if isinstance(x, Deferred):
@@ -246,9 +208,7 @@ def _check(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int, re
     p, q = (output_size(x.shape[i], filters.shape[i], stride, padding) for i in (2, 3))
     if p < 1 or q < 1:
         raise ValueError(f"filters of {tuple(filters.shape[2:])} do not fit on a map of {tuple(x.shape[2:])}")
-    expected = (x.shape[0], filters.shape[0], p, q)
-    if residual is not None and (residual.shape != expected or residual.dtype != x.dtype):
-        raise ValueError(f"residual is {residual.dtype} {tuple(residual.shape)}; expected {x.dtype} {expected}")
+    check_residual(residual, x.dtype, (x.shape[0], filters.shape[0], p, q))
 
 
 def _update(

@@ -1,24 +1,35 @@
-"""The operators of `kernels.conv_bn_act`, forward and backward, as `torch.library` and so the compiler know them.
+"""The operators of `kernels.conv_bn_act`, forward and backward, as `torch.library` and the compiler know them.
 
 Shape legend: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S filter. Maps are NCHW
 tensors in channels-last memory.
 """
 
+from typing import Any
+
 import torch
 import triton
 
 from wallclock.kernels.batch_norm_act import accumulator, dense, plan
-from wallclock.kernels.conv import Norm, conv, conv_affine_act, conv_transposed, filter_gradient, new_map, output_size
+from wallclock.kernels.conv import (
+    Norm,
+    conv,
+    conv_affine_act,
+    conv_transposed,
+    convolution_output,
+    filter_gradient,
+    new_map,
+)
 from wallclock.kernels.jit import batch_norm_act as norm_jit
 from wallclock.kernels.jit import conv_bn_act as jit
+from wallclock.kernels.operator import Gradients, operator
 
-GROUP = 64  # tiles that are merged at once; more than one group is merged in two launches
+GROUP = 64  # tiles that one program merges; several groups take further launches
 
 
 def _table(
     partial: torch.Tensor, split_rows: int, m: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """Returns a norm's table from mean and sum of squared deviations by split, [2, S, C]."""
+    """Returns a norm's table, given mean and sum of squared deviations of each split, [2, S, C]."""
     _, splits, c = partial.shape
     acc = accumulator(partial.dtype)[1]
     table = partial.new_empty(5, c)
@@ -36,8 +47,8 @@ def _table(
     return table
 
 
-def _summed(partial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the two sums [C] of those by split, [2, S, C]."""
+def _sum_splits(partial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns two sums [C], given those of each split, [2, S, C]."""
     acc = accumulator(partial.dtype)[1]
     while partial.shape[1] > 1:
         _, splits, c = partial.shape
@@ -54,11 +65,15 @@ def _filters(filters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return filters.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("wallclock::norm_table", mutates_args=())
+def _table_output(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((5, x.shape[1]), dtype=accumulator(x.dtype)[0])
+
+
+@operator("norm_table", outputs=_table_output)
 def _norm_table(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     """Returns the table [5, C] of a norm of x by its own statistics."""
     if x.numel() == 0:
-        return x.new_zeros((5, x.shape[1]), dtype=accumulator(x.dtype)[0])
+        return _table_output(x).zero_()
     x = dense(x)
     m, c = x.numel() // x.shape[1], x.shape[1]
     cut = plan(m, c, resident_programs=None)
@@ -70,12 +85,40 @@ def _norm_table(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor
     return _table(partial, cut.split_rows, m, weight, bias, eps)
 
 
-@_norm_table.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
-    return x.new_empty((5, x.shape[1]), dtype=accumulator(x.dtype)[0])
+def _forward_outputs(
+    x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int, stats: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    table = x.new_empty((5 if stats else 0, len(filters)), dtype=accumulator(x.dtype)[0])
+    return convolution_output(x, filters, stride, padding), table
 
 
-@torch.library.custom_op("wallclock::conv_bn", mutates_args=())
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, filters, norm_table, norm_weight, norm_bias, *options = inputs
+    ctx.options = options[:4]
+    ctx.parameter_dtypes = [None if p is None else p.dtype for p in (norm_weight, norm_bias)]
+    ctx.save_for_backward(x, filters, norm_table)
+
+
+def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+    wants_x, wants_dfilters, _, *wants_parameters = ctx.needs_input_grad[:5]
+    has_norm = ctx.saved_tensors[2] is not None
+    wants_dx = wants_x or (has_norm and any(wants_parameters))
+    dx, dfilters, *of_norm = torch.ops.wallclock.conv_bn_backward(
+        dy, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dfilters
+    )
+    dweight, dbias = (
+        gradient.to(dtype) if dtype is not None and wanted else None
+        for wanted, gradient, dtype in zip(wants_parameters, of_norm, ctx.parameter_dtypes, strict=True)
+    )
+    return {
+        "x": dx if wants_dx else None,
+        "filters": dfilters if wants_dfilters else None,
+        "norm_weight": dweight,
+        "norm_bias": dbias,
+    }
+
+
+@operator("conv_bn", outputs=_forward_outputs, keep=_keep, gradients=_gradients)
 def _forward(
     x: torch.Tensor,
     filters: torch.Tensor,
@@ -91,10 +134,10 @@ def _forward(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns y and the table of a norm of it.
+    """Returns y, and the table of a norm of y if `stats`.
 
-    `table`, `act` and `slope` are of the norm of x; its `norm_weight` and `norm_bias` are in the table already, and are
-    here for their gradients.
+    `table`, `act` and `slope` belong to the norm of x; its `norm_weight` and `norm_bias` are in the table already, and
+    are arguments for their gradients alone.
     """
     y, made = _forward_outputs(x, filters, stride, padding, stats)
     if x.numel() == 0:
@@ -108,22 +151,18 @@ def _forward(
     return y, made
 
 
-def _forward_outputs(
-    x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int, stats: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    k, _, r, s = filters.shape
-    y = new_map(
-        x, x.shape[0], k, output_size(x.shape[2], r, stride, padding), output_size(x.shape[3], s, stride, padding)
-    )
-    return y, x.new_empty((5 if stats else 0, k), dtype=accumulator(x.dtype)[0])
+def _backward_outputs(
+    x: torch.Tensor, filters: torch.Tensor, norm_table: torch.Tensor | None, wants_dx: bool, wants_dfilters: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    n, c, h, w = x.shape
+    dx = new_map(x, n, c, h, w) if wants_dx else x.new_empty(0)
+    dfilters = torch.empty_like(filters, memory_format=torch.channels_last) if wants_dfilters else filters.new_empty(0)
+    channels = c if wants_dx and norm_table is not None else 0
+    wide = accumulator(x.dtype)[0]
+    return dx, dfilters, x.new_empty(channels, dtype=wide), x.new_empty(channels, dtype=wide)
 
 
-@_forward.register_fake
-def _(x, filters, table, norm_weight, norm_bias, act, slope, stride, padding, stats, weight, bias, eps):  # type: ignore[no-untyped-def]
-    return _forward_outputs(x, filters, stride, padding, stats)
-
-
-@torch.library.custom_op("wallclock::conv_bn_backward", mutates_args=())
+@operator("conv_bn_backward", outputs=_backward_outputs)
 def _backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -136,7 +175,7 @@ def _backward(
     wants_dx: bool,
     wants_dfilters: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the gradients of x, filters, and the norm's gamma and beta; those not wanted are empty."""
+    """Returns the gradients of x, filters, and the norm's gamma and beta; empty ones where none is wanted."""
     dx, dfilters, dweight, dbias = _backward_outputs(x, filters, norm_table, wants_dx, wants_dfilters)
     if dy.numel() == 0:
         return dx, dfilters.zero_(), dweight.zero_(), dbias.zero_()
@@ -153,7 +192,7 @@ def _backward(
             of=None if norm is None else (x, norm),
         )  # fmt: skip
         if norm is not None:
-            dbias, dweight = _summed(partial)
+            dbias, dweight = _sum_splits(partial)
             m, c = x.numel() // x.shape[1], x.shape[1]
             block_c = min(triton.next_power_of_2(c), 64)
             block_m = 4096 // block_c
@@ -163,51 +202,11 @@ def _backward(
     return dx, dfilters, dweight, dbias
 
 
-def _backward_outputs(
-    x: torch.Tensor, filters: torch.Tensor, norm_table: torch.Tensor | None, wants_dx: bool, wants_dfilters: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    n, c, h, w = x.shape
-    dx = new_map(x, n, c, h, w) if wants_dx else x.new_empty(0)
-    dfilters = torch.empty_like(filters, memory_format=torch.channels_last) if wants_dfilters else filters.new_empty(0)
-    channels = c if wants_dx and norm_table is not None else 0
-    wide = accumulator(x.dtype)[0]
-    return dx, dfilters, x.new_empty(channels, dtype=wide), x.new_empty(channels, dtype=wide)
+def _folded_output(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+    return _forward_outputs(x, filters, stride, padding, stats=False)[0]
 
 
-@_backward.register_fake
-def _(dy, x, filters, norm_table, norm_act, negative_slope, stride, padding, wants_dx, wants_dfilters):  # type: ignore[no-untyped-def]
-    return _backward_outputs(x, filters, norm_table, wants_dx, wants_dfilters)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, filters, norm_table, norm_weight, norm_bias, *options = inputs
-    ctx.options = options[:4]
-    ctx.parameter_dtypes = [None if p is None else p.dtype for p in (norm_weight, norm_bias)]
-    ctx.save_for_backward(x, filters, norm_table)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward_formula(ctx, dy, _):  # type: ignore[no-untyped-def]
-    if dy is None:
-        return (None,) * 13
-    x, filters, norm_table = ctx.saved_tensors
-    through_norm = norm_table is not None and any(ctx.needs_input_grad[at] for at in (3, 4))
-    wants_dx, wants_dfilters = ctx.needs_input_grad[0] or through_norm, ctx.needs_input_grad[1]
-    dx, dfilters, *of_norm = torch.ops.wallclock.conv_bn_backward(
-        dy, x, filters, norm_table, *ctx.options, wants_dx, wants_dfilters
-    )
-    of_norm = [
-        gradient.to(dtype) if dtype is not None and ctx.needs_input_grad[at] else None
-        for at, gradient, dtype in zip((3, 4), of_norm, ctx.parameter_dtypes, strict=True)
-    ]
-    return dx if wants_dx else None, dfilters if wants_dfilters else None, None, *of_norm, *(None,) * 8
-
-
-torch.library.register_autograd("wallclock::conv_bn", _backward_formula, setup_context=_setup_context)
-
-
-@torch.library.custom_op("wallclock::conv_bn_act_folded", mutates_args=())
+@operator("conv_bn_act_folded", outputs=_folded_output)
 def _folded(
     x: torch.Tensor,
     filters: torch.Tensor,
@@ -222,17 +221,12 @@ def _folded(
     act: str,
     negative_slope: float,
 ) -> torch.Tensor:
-    """Returns the whole operation by the running statistics; without gradients."""
+    """Returns the whole operation with the running statistics; it has no gradients."""
     if x.numel() == 0:
-        return _forward_outputs(x, filters, stride, padding, False)[0]
+        return _folded_output(x, filters, stride, padding)
     moments = torch.stack([running_mean, running_var])[:, None].to(accumulator(x.dtype)[0])
     table = _table(moments, 1, 1, weight, bias, eps)
     return conv_affine_act(
         dense(x), _filters(filters, x), stride=stride, padding=padding, scale=table[0], shift=table[1], act=act,
         negative_slope=negative_slope, residual=None if residual is None else dense(residual),
     )  # fmt: skip
-
-
-@_folded.register_fake
-def _(x, filters, weight, bias, running_mean, running_var, residual, stride, padding, eps, act, negative_slope):  # type: ignore[no-untyped-def]
-    return _forward_outputs(x, filters, stride, padding, False)[0]

@@ -1,4 +1,4 @@
-"""PyTorch's instance norm, with the right gradient for one image too; needs no Triton."""
+"""PyTorch's instance norm, with the right gradient for one image too."""
 
 import torch
 from torch.nn import functional as F
@@ -7,10 +7,10 @@ from torch.nn import functional as F
 def instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, *, eps: float = 1e-5
 ) -> torch.Tensor:
-    """Returns PyTorch's instance norm of a map [N, C, H, W], of one image as batch norm.
+    """Returns PyTorch's instance norm of a map [N, C, H, W]; one image is normalised as a batch.
 
-    On a CPU the gradient of `F.instance_norm` is wrong for one image where the incoming one lies in channels-last
-    memory (PyTorch 2.11 to 2.15), as after a convolution; batch norm computes the same, and has the right one.
+    On a CPU the gradient of `F.instance_norm` is wrong for one image if the output's gradient lies in channels-last
+    memory (PyTorch 2.11 to 2.15), as after a convolution; batch norm computes the same with the right gradient.
 
     Args:
         x: floating.

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-KEPT = 64  # tables; the gradients of a loop that frees them lie at one of a few addresses
+KEPT = 64  # tables; gradients that a loop frees and makes again lie at one of a few addresses
 
 _Key = tuple[torch.device, int, int, tuple[int, ...], tuple[int, ...]]
 _tables: OrderedDict[_Key, torch.Tensor] = OrderedDict()
-_captured: dict[_Key, torch.Tensor] = {}  # graphs read these for as long as they live, which nobody here can know
+_captured: dict[_Key, torch.Tensor] = {}  # graphs read these as long as they live, which is unknown here
 
 
 def memory_order(x: torch.Tensor) -> tuple[int, ...]:
@@ -38,19 +38,19 @@ def lying_as(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def table(lists: Sequence[Sequence[torch.Tensor]], block: int, element_bytes: int = 4) -> torch.Tensor:
-    """Returns the table of several lists of tensors that lie in memory alike.
+    """Returns the table of several lists of tensors of the same memory orders.
 
-    It is a function of the addresses it is looked up by, so it can never be stale; tables a graph was captured with are
-    kept for good, and so are the last `KEPT` others.
+    It is found by the addresses that it holds, so it cannot be stale. Tables that a graph was captured with are kept
+    for good; of the others, the last `KEPT`.
 
     Args:
-        lists: the same number of dense tensors each, of the same sizes in turn, on one device.
-        block: elements of a row at most.
-        element_bytes: of every tensor.
+        lists: equally many dense tensors each, of the same sizes in turn, on one device.
+        block: the most elements of a row.
+        element_bytes: bytes of an element of every tensor.
 
     Returns:
-        int64 [rows, len(lists) + 5] on the device: an address for each list, the number of elements, how many elements
-        of all tensors lie before the row, the tensor's first row, its number of rows, its length along dimension 0.
+        int64 [rows, len(lists) + 5] on the device: an address for each list, the number of elements, the elements of
+        all tensors before the row, the tensor's first row, its number of rows, its length along dimension 0.
 
     Raises:
         ValueError: if a graph is being captured and the addresses are new: a copy from the host cannot be captured.
@@ -70,7 +70,7 @@ def table(lists: Sequence[Sequence[torch.Tensor]], block: int, element_bytes: in
                 "a tensor has moved since the last step, and a CUDA graph is being captured; take a step before the "
                 "capture, and keep gradients where they are with zero_grad(set_to_none=False)"
             )
-        found = _tables[key] = _made(addresses, sizes, block, element_bytes, device)
+        found = _tables[key] = _new_table(addresses, sizes, block, element_bytes, device)
         while len(_tables) > KEPT:
             _tables.popitem(last=False)
     elif key in _tables:
@@ -80,7 +80,7 @@ def table(lists: Sequence[Sequence[torch.Tensor]], block: int, element_bytes: in
     return found
 
 
-def _made(
+def _new_table(
     addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int, device: torch.device
 ) -> torch.Tensor:
     filled = torch.tensor(table_rows(addresses, sizes, block, element_bytes), dtype=torch.int64)
@@ -105,5 +105,5 @@ def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int, eleme
 
 
 def aligned(lists: Sequence[Sequence[torch.Tensor]]) -> bool:
-    """Whether every tensor begins at a multiple of 16 bytes, so that accesses may be wide."""
+    """Returns whether every tensor begins at a multiple of 16 bytes, so that accesses may be wide."""
     return all(t.data_ptr() % 16 == 0 for tensors in lists for t in tensors)

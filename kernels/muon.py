@@ -5,18 +5,20 @@ Shape legend: O output channels, I input channels, H, W kernel height and width;
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from wallclock.kernels.multi_tensor import aligned, lying_as, memory_order, table
+from wallclock.kernels.operator import operator
+from wallclock.kernels.optimizer import Implementation, OneStateOptimizer, Rate, Tensors, check_lists, number_and_tensor
 
 # Quintic coefficients chosen for the steepest slope at zero: singular values land in about [0.7, 1.2], not at one,
 # which costs no accuracy (Keller Jordan, https://kellerjordan.github.io/posts/muon/).
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-BLOCK = 1024  # elements of a Triton program
-PARTS = 256  # partial sums that it adds at once: a bank of 262,144 elements
+BLOCK = 1024  # elements of a program
+PARTS = 256  # partial sums that a program adds at once, which is a bank of 262,144 elements
 
 
 def newton_schulz_ref(
@@ -28,15 +30,15 @@ def newton_schulz_ref(
         matrix: [M, N], any floating dtype, any device.
         steps: iterations; three suffice for training.
         eps: added to the Frobenius norm, so that a zero matrix stays zero.
-        dtype: to run in; None for bfloat16, or float64 where the matrix is.
+        dtype: dtype of the iteration; None for bfloat16, or float64 for a float64 matrix.
 
     Returns:
-        [M, N] in the dtype the iteration ran in.
+        [M, N] in the dtype of the iteration.
 
     Raises:
         ValueError: if `matrix` is not two-dimensional.
 
-    Numerics: bfloat16 throughout by default, as the published recipe; the error is far below the spread that the
+    Numerics: bfloat16 throughout by default, as in the published recipe; the error is far below the spread that the
         coefficients allow.
     Cost: per step 2*M*M*N + 2*M*M*M + 2*M*M*N operations for M <= N.
     Source: https://kellerjordan.github.io/posts/muon/
@@ -57,23 +59,15 @@ def newton_schulz_ref(
     return x.T if tall else x
 
 
-def muon_ref(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    steps: int = 3,
-) -> None:
+def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3) -> None:
     """Defines a step of `Muon`, filter by filter and in place.
 
     Args:
         params: filters OIHW or matrices, floating; overwritten.
         grads: their gradients.
         buffers: averages of the gradients; overwritten.
-        lr: step size.
-        momentum: of the average.
+        lr: step size; see `kernels.optimizer.Rate`.
+        momentum: decay of the average.
         steps: Newton-Schulz iterations.
 
     Source: https://github.com/KellerJordan/cifar10-airbench
@@ -84,10 +78,8 @@ def muon_ref(
         p.copy_(p * (len(p) ** 0.5 / p.norm()) - lr * update)
 
 
-def newton_schulz(
-    stacks: Sequence[torch.Tensor], steps: int = 3, out: Sequence[torch.Tensor] | None = None
-) -> list[torch.Tensor]:
-    """The iteration of `newton_schulz_ref` on stacks of matrices, step by step.
+def newton_schulz(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[torch.Tensor]:
+    """Runs the iteration of `newton_schulz_ref` on stacks of matrices, step by step.
 
     Args:
         stacks: [B, M, N] each, floating, every matrix divided by its norm.
@@ -115,26 +107,16 @@ def newton_schulz(
 
 
 def gram_is_less(m: int, n: int, steps: int) -> bool:
-    """Whether `newton_schulz_gram` takes fewer operations for [M, N], M <= N, than `newton_schulz`."""
+    """Returns whether `newton_schulz_gram` takes fewer operations for [M, N], M <= N, than `newton_schulz`."""
     return steps > 1 and 4 * n + (8 * steps - 6) * m < steps * (4 * n + 2 * m)
 
 
-def newton_schulz_gram(
-    stacks: Sequence[torch.Tensor], steps: int = 3, out: Sequence[torch.Tensor] | None = None
-) -> list[torch.Tensor]:
-    """The same in the algebra of Gram matrices, where that is less.
+def newton_schulz_gram(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[torch.Tensor]:
+    """Runs `newton_schulz` in the algebra of Gram matrices, where that takes fewer operations.
 
     Each step multiplies X by a polynomial of G = X X^T, all of which commute: p = a + b G + c G^2 takes G to p G p, the
     product P of all p is kept, and X is multiplied once, by P. P is kept as a multiple of the identity and the rest.
-    Stacks with the same smaller side share that algebra.
-
-    Args:
-        stacks: [B, M, N] each, float64, every matrix divided by its norm.
-        steps: iterations.
-        out: where to write the results, shaped as the stacks; None for new memory.
-
-    Returns:
-        Tensors as the stacks.
+    Stacks with the same smaller side share that algebra. Arguments and result are those of `newton_schulz`, in float64.
 
     Raises:
         ValueError: if a stack is not float64.
@@ -143,8 +125,8 @@ def newton_schulz_gram(
         outweighs all others: there the multiple and the rest, 41 times the result, cancel, and did so with the algebra
         alone in float64 (7e-6). TensorFloat-32, which a GPU may use for float32, rounds factors to 11 bits.
     Cost: 4*M*M*N + (8*steps - 6)*M*M*M operations a matrix for M <= N: 0.47 times those of `newton_schulz` for
-        [256, 2304] and three steps; from 2*N <= 3*M on not fewer, and then it is `newton_schulz`. On a GPU without
-        fast float64 leave it to "eager".
+        [256, 2304] and three steps. From 2*N <= 3*M on that is not fewer, and `newton_schulz` is called. On a GPU
+        without fast float64 choose "eager".
     """
     for x in stacks:
         if x.dtype != torch.float64:
@@ -173,7 +155,7 @@ def newton_schulz_gram(
 
 
 def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[tuple[Any, list[Any]]]:
-    """Items by key, keys in the order they first come."""
+    """Returns items by key, keys in the order of their first items."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -181,36 +163,27 @@ def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[tuple[Any,
 
 
 def _as_matrix(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[O, I*H*W], its columns in the memory order of `like`: a view where `x` lies alike, with O outermost.
+    """Returns [O, I*H*W], its columns in the memory order of `like`: a view if `x` has that order, with O outermost.
 
-    The iteration takes permuted columns to permuted columns.
+    The iteration of permuted columns is the permuted iteration.
     """
-    order = sorted(range(1, x.ndim), key=lambda d: like.stride()[d], reverse=True)
-    return x.permute(0, *order).reshape(len(x), -1)
+    return x.permute(0, *_inner_order(like)).reshape(len(x), -1)
+
+
+def _inner_order(x: torch.Tensor) -> list[int]:
+    """Returns the dimensions but the first, from the outermost in memory to the innermost."""
+    return sorted(range(1, x.ndim), key=lambda d: x.stride()[d], reverse=True)
 
 
 def muon_eager_(
-    params: list[torch.Tensor],
-    grads: list[torch.Tensor],
-    buffers: list[torch.Tensor],
-    *,
-    lr: float | torch.Tensor,
-    momentum: float,
-    steps: int = 3,
+    params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3
 ) -> None:
-    """The same by foreach operations, and the iteration of all parameters of equal shape at once.
+    """Takes the step of `muon_ref` by foreach operations, and iterates all parameters of equal shape at once.
 
-    Args:
-        params: as `muon_ref`, any layout; overwritten.
-        grads: as `muon_ref`.
-        buffers: the same; overwritten.
-        lr: as `muon_ref`, or a tensor of one element on the device, which a CUDA graph reads in each replay.
-        momentum: as `muon_ref`.
-        steps: the same.
+    The arguments are the same, in any layout.
 
     Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
-    Cost: a product for all filters of one shape. `newton_schulz_gram` is left to `muon_triton_`: in float64 it takes a
-        CPU longer than this.
+    Cost: a product for all filters of one shape. `newton_schulz_gram`, in float64, would take a CPU longer.
     """
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, grads)
@@ -227,8 +200,7 @@ def muon_eager_(
         stacks.append(x if dtype == torch.float64 else x.bfloat16())
     for (_, places), updates in zip(groups, newton_schulz(stacks, steps), strict=True):
         for i, update in zip(places, updates, strict=True):
-            strides = params[i].stride()
-            order = sorted(range(1, params[i].ndim), key=strides.__getitem__, reverse=True)
+            order = _inner_order(params[i])
             step = update.view(len(update), *(params[i].shape[d] for d in order)).to(params[i].dtype)
             if isinstance(lr, torch.Tensor):
                 params[i].permute(0, *order).addcmul_(step, lr.to(step.dtype), value=-1)
@@ -237,64 +209,49 @@ def muon_eager_(
 
 
 def muon_triton_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
-    *,
-    lr: float | torch.Tensor,
-    momentum: float,
-    steps: int = 3,
+    params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3
 ) -> None:
-    """The same with everything but the matrix products in three Triton launches.
+    """Takes the step of `muon_eager_` with everything but the matrix products in three Triton launches.
 
     Args:
         params: float32, dense in memory with O outermost (contiguous or channels-last); overwritten.
-        grads: float32; copied where one lies otherwise than its parameter.
-        buffers: float32, each lying as its parameter; overwritten.
-        lr: as `muon_eager_`.
-        momentum: the same.
-        steps: the same.
+        grads: float32; copied where the memory order is not that of the parameter.
+        buffers: float32, each in the memory order of its parameter; overwritten.
+        lr: step size.
+        momentum: decay of the average.
+        steps: Newton-Schulz iterations.
 
     Raises:
-        ValueError: if a tensor is not float32, not dense, or lies otherwise.
+        ValueError: if a tensor is not float32, not dense, or in another memory order.
 
     Numerics: float32, sums of squares in a fixed order; the iteration in float64, by `newton_schulz_gram`.
     Cost: without the products, reads parameter, gradient and buffer, writes buffer and direction; reads the direction,
         writes its quotient by the norm; reads parameter and update, writes the parameter: 48 bytes a parameter.
     """
-    for p, g, v in zip(params, grads, buffers, strict=True):
-        for name, t in (("param", p), ("grad", g), ("momentum_buffer", v)):
-            if t.dtype != torch.float32 or t.shape != p.shape:
-                raise ValueError(
-                    f"a {name} is {t.dtype} {tuple(t.shape)}; expected torch.float32 {tuple(p.shape)}, "
-                    'or use implementation="eager"'
-                )
-        order = memory_order(p)
-        if memory_order(v) != order or (len(p) > 1 and p.numel() and order[0] != 0):
+    check_lists(params, grads, "momentum_buffer", buffers)
+    for p in params:
+        if len(p) > 1 and p.numel() and memory_order(p)[0] != 0:
             raise ValueError(
-                f"strides of a parameter are {p.stride()}, of its buffer {v.stride()}; expected both the same, "
-                'output channels outermost, or use implementation="eager"'
+                f'a param has strides {p.stride()}; expected output channels outermost, or use implementation="eager"'
             )
     places = [i for i, p in enumerate(params) if p.numel()]
-    # Equal shapes side by side, so that they are stacks of one workspace.
+    # Equal shapes side by side, so that they form stacks of one workspace.
     places = [i for _, group in _grouped(places, lambda i: (len(params[i]), params[i].numel())) for i in group]
-    by_tensor = isinstance(lr, torch.Tensor)
     torch.ops.wallclock.muon_(
         [params[i] for i in places],
         [lying_as(grads[i], params[i]) for i in places],
         [buffers[i] for i in places],
-        0.0 if by_tensor else lr,
-        lr if by_tensor else None,
+        *number_and_tensor(lr),
         momentum,
         steps,
     )
 
 
-@torch.library.custom_op("wallclock::muon_", mutates_args=("params", "buffers"))
+@operator("muon_", mutates=("params", "buffers"))
 def _in_place(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    buffers: Tensors,
     lr: float,
     lr_tensor: torch.Tensor | None,
     momentum: float,
@@ -327,78 +284,39 @@ def _in_place(
     )  # fmt: skip
 
 
-@_in_place.register_fake
-def _(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    buffers: Sequence[torch.Tensor],
-    lr: float,
-    lr_tensor: torch.Tensor | None,
-    momentum: float,
-    steps: int,
-) -> None:
-    return None
-
-
-class Muon(torch.optim.Optimizer):
+class Muon(OneStateOptimizer):
     """Muon for convolution filters, with each filter bank rescaled to the norm sqrt(O) before its step.
 
     Args:
         params: filters OIHW (or matrices), float32; or groups of them, as torch's optimisers take.
         lr: step size relative to a bank of norm sqrt(O): a number, or a tensor of one element on the device.
-        momentum: of the gradient average, Nesterov form.
+        momentum: decay of the gradient average, used in Nesterov's form.
         steps: Newton-Schulz iterations.
-        implementation: "eager" by stacks and foreach operations, the iteration in bfloat16; "triton" with three
-            launches beside the products, which are those of Gram matrices in float64.
+        implementation: "eager" by foreach operations, iterates in bfloat16; "triton" takes three launches beside the
+            products, which are those of Gram matrices in float64.
 
     Raises:
         ValueError: if a parameter has fewer than two dimensions (biases belong to another optimiser), or there is no
             such implementation.
     """
 
+    state_name = "momentum_buffer"
+    option_names = ("lr", "momentum", "steps")
+    updates = {"eager": muon_eager_, "triton": muon_triton_}
+
     def __init__(
         self,
         params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
         *,
-        lr: float | torch.Tensor,
+        lr: Rate,
         momentum: float = 0.6,
         steps: int = 3,
-        implementation: Literal["eager", "triton"] = "eager",
+        implementation: Implementation = "eager",
     ) -> None:
-        if implementation not in ("eager", "triton"):
-            raise ValueError(f"implementation is '{implementation}'; expected eager or triton")
-        self.implementation = implementation
-        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps}, implementation)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim < 2:
                     raise ValueError(
                         f"Muon orthogonalises matrices, got a parameter of shape {tuple(p.shape)}; give it to SGD"
                     )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"implementation": self.implementation}
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Takes one step on every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        update = muon_triton_ if self.implementation == "triton" else muon_eager_
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            if params:
-                update(
-                    params,
-                    [p.grad for p in params],
-                    [self.state[p]["momentum_buffer"] for p in params],
-                    lr=group["lr"],
-                    momentum=group["momentum"],
-                    steps=group["steps"],
-                )
-        return loss

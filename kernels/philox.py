@@ -1,6 +1,6 @@
 """Philox 4x32-10, a counter-based generator: random numbers that depend on their key and counter alone.
 
-The same numbers come from `triton.language.philox` in a kernel and from here in plain PyTorch, on any device.
+`triton.language.philox` gives the same numbers in a kernel as this module does in plain PyTorch, on any device.
 """
 
 import torch
@@ -11,7 +11,7 @@ _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 
 
 def _high_word(factor: int, x: torch.Tensor) -> torch.Tensor:
-    """The upper 32 bits of a product of two 32-bit numbers, whose 64 bits int64 would overflow."""
+    """Returns the upper 32 bits of a product of two 32-bit numbers, whose 64 bits would overflow int64."""
     return (factor * (x >> 16) + (factor * (x & 0xFFFF) >> 16)) >> 16
 
 

@@ -14,12 +14,12 @@ MAX_PIXELS = 64
 
 
 def worth_it(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> bool:
-    """Returns whether a convolution's map is small enough, and its filters are to be trained.
+    """Returns whether a convolution's output map is small enough, and its filters are trained.
 
     Args:
         x: [N, C, H, W].
         filters: [K, C, R, S].
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
     """
     edges = zip(x.shape[2:], filters.shape[2:], strict=True)
@@ -28,17 +28,17 @@ def worth_it(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) 
 
 
 def product_conv_ref(x: torch.Tensor, filters: torch.Tensor, *, stride: int, padding: int) -> torch.Tensor:
-    """Convolves as PyTorch does; see `product_conv`."""
+    """Defines `product_conv`: PyTorch's convolution."""
     return F.conv2d(x, filters, None, stride, padding)
 
 
 def unfolded(x: torch.Tensor, filter_size: tuple[int, int], *, stride: int, padding: int) -> torch.Tensor:
-    """Returns what each place of a filter sees, [N*P*Q, R*S*C]; a view where that is the map itself.
+    """Returns the pixels under each place of a filter, [N*P*Q, R*S*C]; a view where that is the map itself.
 
     Args:
         x: [N, C, H, W].
         filter_size: R and S.
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
     """
     x_NHWC = x.permute(0, 2, 3, 1)
@@ -76,12 +76,12 @@ class _ProductConv(torch.autograd.Function):
 
 
 def product_conv(x: torch.Tensor, filters: torch.Tensor, *, stride: int, padding: int) -> torch.Tensor:
-    """Convolves; in backward the filters' gradient is a product of the output's gradient and the unfolded input.
+    """Returns a convolution whose filters' gradient is a product of the output's gradient and the unfolded input.
 
     Args:
         x: [N, C, H, W], of a floating type, on any device.
         filters: [K, C, R, S] of x's type, on its device.
-        stride: in both directions.
+        stride: stride in both directions.
         padding: zeros around x.
 
     Returns:
@@ -90,7 +90,7 @@ def product_conv(x: torch.Tensor, filters: torch.Tensor, *, stride: int, padding
     Numerics: products are accumulated in float32 and rounded to x's type once, as PyTorch's gradient is.
 
     Cost: beside PyTorch's convolution, writes and reads the unfolded input, R*S times x, in backward; nothing more is
-        kept for it. No operation more or less.
+        kept for it. The operations are the same.
 
     Source: Chellapilla et al., https://hal.science/inria-00112631 (unfolding)
     """

@@ -1,64 +1,60 @@
-"""The residual sum in the branch's own memory, with the right gradients."""
+"""A residual sum that overwrites the branch, with the right gradients."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from wallclock.kernels.checks import check_act
+from wallclock.kernels.operator import Gradients, operator
+
 Act = Literal["none", "relu", "leaky_relu"]
-BLOCK = 2048
+BLOCK = 2048  # elements of a program
 
 
 def residual_ref(
     branch: torch.Tensor, x: torch.Tensor, *, alpha: float = 1.0, act: Act = "none", negative_slope: float = 0.01
 ) -> torch.Tensor:
-    """Defines the operation: `x + alpha * act(branch)`, in memory of its own.
-
-    Args:
-        branch: floating, any shape.
-        x: the same shape and dtype.
-        alpha: factor on the branch.
-        act: of the branch: "none", "relu" or "leaky_relu".
-        negative_slope: of leaky_relu.
-    """
+    """Defines `residual_`: `x + alpha * act(branch)`, in new memory, computed in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    slope = {"none": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[act]
     z = branch.to(wide)
-    return (x.to(wide) + alpha * torch.where(z > 0, z, z * slope)).to(x.dtype)
+    return (x.to(wide) + alpha * torch.where(z > 0, z, z * _slope(act, negative_slope))).to(x.dtype)
+
+
+def _slope(act: Act, negative_slope: float) -> float:
+    """Returns the activation's slope below zero."""
+    return {"none": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[act]
 
 
 def residual_(
     branch: torch.Tensor, x: torch.Tensor, *, alpha: float = 1.0, act: Act = "none", negative_slope: float = 0.01
 ) -> torch.Tensor:
-    """Overwrites `branch` with `x + alpha * act(branch)`, and keeps one bit an element for backward, or nothing.
+    """Overwrites `branch` with `x + alpha * act(branch)`; keeps one bit an element for backward, none without `act`.
 
-    The lesson wrote `x.add_(branch)`: autograd refuses to train that, because the branch's first convolution has saved
-    `x`. The branch's last output is saved by nobody if its norm keeps its input and its activation happens here; where
-    somebody did save it, autograd says so in backward.
+    `x.add_(branch)` cannot be trained, because the branch's first convolution has saved `x`. Nothing saves the branch's
+    last output if its norm keeps its input and its activation happens here; autograd raises in backward where an
+    operation did save it.
 
     Args:
         branch: floating, any shape, dense in memory (contiguous or channels-last); overwritten and returned.
-        x: the same shape and dtype; copied if it does not lie in memory as the branch does.
+        x: of the branch's shape and dtype; copied unless it has the branch's memory order.
         alpha: factor on the branch.
-        act: of the branch: "none", "relu" or "leaky_relu".
-        negative_slope: of leaky_relu.
+        act: activation of the branch: "none", "relu" or "leaky_relu".
+        negative_slope: slope of leaky_relu below zero.
 
     Raises:
         ValueError: if the two do not fit, or the branch is not dense.
 
     Numerics: float32, rounded once.
-    Cost: reads two maps, writes one and a 16th (bfloat16); eager writes a new one, and keeps one more for leaky_relu.
+    Cost: reads two maps, writes one and a 16th (bfloat16); eager writes a new map, and keeps another for leaky_relu.
     """
     if branch.shape != x.shape or branch.dtype != x.dtype:
         raise ValueError(
             f"x is {x.dtype} {tuple(x.shape)}; expected {branch.dtype} {tuple(branch.shape)} as the branch"
         )
-    if act not in ("none", "relu", "leaky_relu"):
-        raise ValueError(f"act is '{act}'; expected none, relu or leaky_relu")
-    slope = {"none": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[act]
+    check_act(act, get_args(Act))
+    slope = _slope(act, negative_slope)
     x = x.contiguous(memory_format=_memory_format(branch))
-    if (
-        torch.compiler.is_compiling()
-    ):  # the compiler writes in place by itself; Dynamo errs on one that overwrites an input
+    if torch.compiler.is_compiling():  # the compiler reuses memory by itself, and Dynamo mistakes an overwritten input
         return torch.ops.wallclock.residual(branch, x, alpha, slope)[0]
     return _Residual.apply(branch, x, alpha, slope)
 
@@ -72,7 +68,7 @@ def _memory_format(branch: torch.Tensor) -> torch.memory_format:
 
 
 def _launch(branch: torch.Tensor, x: torch.Tensor, out: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
-    """Writes the sum to `out`; returns the bits of the branch's side of zero in the order of its memory, if needed."""
+    """Writes the sum to `out`; returns a bit for each element above zero, in the branch's memory order, or nothing."""
     from wallclock.kernels.jit.residual import residual_kernel
 
     bits = _bits(branch, slope)
@@ -84,17 +80,33 @@ def _launch(branch: torch.Tensor, x: torch.Tensor, out: torch.Tensor, alpha: flo
     return bits
 
 
-@torch.library.custom_op("wallclock::residual_", mutates_args=("branch",))
+def _bits(branch: torch.Tensor, slope: float) -> torch.Tensor:
+    return branch.new_empty(0 if slope == 1.0 else -(-branch.numel() // 8), dtype=torch.uint8)
+
+
+@operator("residual_", outputs=_bits, mutates=("branch",))
 def _in_place(branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
     return _launch(branch, x, branch, alpha, slope)
 
 
-@_in_place.register_fake
-def _(branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
-    return _bits(branch, slope)
+def _outputs(branch: torch.Tensor, slope: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(branch), _bits(branch, slope)
 
 
-@torch.library.custom_op("wallclock::residual", mutates_args=())
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, torch.Tensor]) -> None:
+    branch, _, ctx.alpha, ctx.slope = inputs
+    ctx.memory_format = _memory_format(branch)
+    ctx.save_for_backward(output[1])
+
+
+def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+    if ctx.slope == 1.0:
+        return {"branch": dy if ctx.alpha == 1.0 else ctx.alpha * dy, "x": dy}
+    dense = dy.contiguous(memory_format=ctx.memory_format)  # the bits are in the order of the branch's memory
+    return {"branch": torch.ops.wallclock.residual_backward(dense, *ctx.saved_tensors, ctx.alpha, ctx.slope), "x": dy}
+
+
+@operator("residual", outputs=_outputs, keep=_keep, gradients=_gradients)
 def _out_of_place(
     branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,45 +114,17 @@ def _out_of_place(
     return y, _launch(branch, x, y, alpha, slope)
 
 
-@_out_of_place.register_fake
-def _(branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(branch), _bits(branch, slope)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    branch, _, alpha, slope = inputs
-    _keep(ctx, output[1], branch, alpha, slope)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _keep(ctx: Any, bits: torch.Tensor, branch: torch.Tensor, alpha: float, slope: float) -> None:
-    ctx.save_for_backward(bits)
-    ctx.alpha, ctx.slope, ctx.memory_format = alpha, slope, _memory_format(branch)
-
-
-def _gradients(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-    (bits,) = ctx.saved_tensors
-    if ctx.slope == 1.0:
-        return dy if ctx.alpha == 1.0 else ctx.alpha * dy, dy, None, None
-    dense = dy.contiguous(memory_format=ctx.memory_format)  # as the bits, in the order of the branch's memory
-    return torch.ops.wallclock.residual_backward(dense, bits, ctx.alpha, ctx.slope), dy, None, None
-
-
-torch.library.register_autograd("wallclock::residual", _gradients, setup_context=_setup_context)
-
-
 class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
-        _keep(ctx, torch.ops.wallclock.residual_(branch, x, alpha, slope), branch, alpha, slope)
+        _keep(ctx, (branch, x, alpha, slope), (branch, torch.ops.wallclock.residual_(branch, x, alpha, slope)))
         ctx.mark_dirty(branch)
         return branch
 
-    backward = staticmethod(_gradients)
-
-
-def _bits(branch: torch.Tensor, slope: float) -> torch.Tensor:
-    return branch.new_empty(0 if slope == 1.0 else -(-branch.numel() // 8), dtype=torch.uint8)
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        found = _gradients(ctx, dy)
+        return found["branch"], found["x"], None, None
 
 
 def _accumulator(x: torch.Tensor) -> Any:
@@ -149,7 +133,11 @@ def _accumulator(x: torch.Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-@torch.library.custom_op("wallclock::residual_backward", mutates_args=())
+def _dbranch(dy: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(dy)
+
+
+@operator("residual_backward", outputs=_dbranch)
 def _backward(dy: torch.Tensor, bits: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
     """Returns the gradient of the branch; dy lies in memory as the branch did."""
     from wallclock.kernels.jit.residual import residual_backward_kernel
@@ -161,8 +149,3 @@ def _backward(dy: torch.Tensor, bits: torch.Tensor, alpha: float, slope: float) 
             dy, bits, dbranch, dy.numel(), alpha, slope, BLOCK=BLOCK, ACC=_accumulator(dy)
         )
     return dbranch
-
-
-@_backward.register_fake
-def _(dy: torch.Tensor, bits: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
-    return torch.empty_like(dy)

@@ -1,4 +1,4 @@
-"""What an operation is to tests and benchmarks: reference, variants, the shapes it meets, and what it should cost.
+"""Describes an operation to tests and benchmarks: reference, variants, shapes, predicted cost, and allowed error.
 
 Shape legend: N batch, C channels, H, W height and width.
 """
@@ -6,7 +6,7 @@ Shape legend: N batch, C channels, H, W height and width.
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ import torch
 Direction = Literal["forward", "backward", "both"]
 Inputs = dict[str, torch.Tensor | None]
 
-# Largest error allowed against the float64 reference, as a share of its largest value. A variant may also err twice as
-# much as eager PyTorch does in the same type: sums of gradients lose more digits than a single value.
+# Largest error allowed against the float64 reference, as a share of its largest value. A variant may also have twice
+# the error of eager PyTorch in the same type, because sums of gradients lose more digits than a single value.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
@@ -25,10 +25,10 @@ class Case:
     """One shape at which an operation is measured.
 
     Attributes:
-        network: that it is of.
-        shape: of the input, NCHW.
+        network: the network that has this shape.
+        shape: shape of the input, NCHW.
         options: keyword arguments of every variant.
-        flags: what else `KernelSpec.inputs` and the costs look at, such as "residual".
+        flags: further properties for `KernelSpec.inputs` and the costs, such as "residual".
     """
 
     network: str
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case's name in the records, such as "darknet 256x64x16x16 leaky_relu residual"."""
+        """Name in the records, such as "darknet 256x64x16x16 leaky_relu residual"."""
         words = [value for value in self.options.values() if isinstance(value, str)]
         return " ".join([self.network, "x".join(map(str, self.shape)), *words, *sorted(self.flags)])
 
@@ -50,27 +50,27 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelSpec:
-    """An operation as the benchmark knows it.
+    """An operation as tests and benchmarks see it.
 
     Attributes:
-        name: as its file.
-        reference: defines it; called with float64 inputs.
+        name: the name of its file.
+        reference: the definition; called with float64 inputs.
         variants: implementations of one signature, by name; the judge is among them.
-        cases: shapes, named differently.
-        static_cases: those of them that the static gate compiles; none for all.
-        main_cases: those of these that it compiles in float16 and float32 too, and with `static_variants`.
-        static_variants: more that only the gate compiles, such as evaluation.
-        overwritten: how the names of those inputs begin that every variant overwrites; then what these hold afterwards
-            is the result, each check has copies, and each variant is timed on copies of its own, made beforehand.
-        inputs: makes the tensors of a case: keyword arguments of every variant, the same ones for the same case.
-        differentiated: those inputs that gradients are taken of; none if there is no backward.
-        judge: the variant whose error decides what is allowed to the others.
-        bytes_moved: of a case, a variant, a direction and a bytes-per-element: what the variant should move.
-        operations: of a case and a direction: additions and multiplications.
-        loose: errors allowed to variants that keep less than is exact.
-        in_place: how the names of inputs begin that one variant alone overwrites, by the variant; it has copies, and
-            its result is its value.
-        only_at: variants that do not carry out every case, by name: whether they do one.
+        cases: shapes, each of another name.
+        static_cases: the cases that the static gate compiles; empty for all.
+        main_cases: the static cases that are also compiled in float16 and float32, and with `static_variants`.
+        static_variants: further variants that the static gate alone compiles, such as evaluation.
+        overwritten: prefixes of the inputs that every variant overwrites. Their values after a call are its result;
+            each check, and each variant while it is timed, has copies of them.
+        inputs: makes the tensors of a case, which are keyword arguments of every variant; the same ones for a case.
+        differentiated: the inputs whose gradients are taken; empty if there is no backward.
+        judge: the variant whose error decides how large those of the others may be.
+        bytes_moved: bytes that a variant should move, by case, variant, direction and bytes of an element.
+        operations: additions and multiplications, by case and direction.
+        loose: errors allowed to variants that keep less than exact values.
+        in_place: prefixes of the inputs that one variant overwrites, by variant; it has copies of them, and its result
+            is its value.
+        only_at: for variants that do not implement every case: whether they implement one.
     """
 
     name: str
@@ -91,11 +91,11 @@ class KernelSpec:
     judge: str = "eager"
 
     def variants_at(self, case: Case) -> list[str]:
-        """Returns the names of the variants that carry out a case."""
+        """Returns the names of the variants that implement a case."""
         return [name for name in self.variants if name not in self.only_at or self.only_at[name](case)]
 
     def own(self, inputs: Inputs, variant: str) -> Inputs:
-        """Returns the inputs with copies of those that a variant overwrites, in the same memory order."""
+        """Returns the inputs, with copies in the same memory order of those that a variant overwrites."""
         spoilt = self.overwritten + self.in_place.get(variant, ())
         return {
             name: tensor.clone() if tensor is not None and name.startswith(spoilt) else tensor
@@ -103,7 +103,7 @@ class KernelSpec:
         }
 
     def results(self, inputs: Inputs, y: torch.Tensor) -> list[torch.Tensor]:
-        """Returns what a call gives: its value, or the inputs that it has overwritten."""
+        """Returns the results of a call: its value, or the inputs that it has overwritten."""
         if not self.overwritten:
             return [y]
         return [t for name, t in inputs.items() if t is not None and name.startswith(self.overwritten)]
@@ -114,7 +114,7 @@ class KernelSpec:
         if twice:
             raise ValueError(f"{self.name} has the case {', '.join(twice)} twice")
         if self.judge not in self.variants:
-            raise ValueError(f"{self.name} has no variant '{self.judge}'; it is what the others are judged by")
+            raise ValueError(f"{self.name} has no variant '{self.judge}', by which the others are judged")
 
 
 def cpp_compiler() -> str | None:
@@ -139,3 +139,32 @@ def available(variant: str, device: torch.device) -> str:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton needs a GPU; TRITON_INTERPRET=1 runs it on the CPU, right but slow"
     return ""
+
+
+def interpreted(variant: str, device: torch.device) -> str:
+    """Returns why a variant that can run on a device is not timed there; empty when it is."""
+    return "Triton's interpreter is not timed" if variant.startswith("triton") and device.type != "cuda" else ""
+
+
+def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
+    """Returns the largest error of any tensor as a share of its largest exact value; infinite for a NaN."""
+    errors = [
+        ((ours.double() - right.double()).abs().max() / right.double().abs().max().clamp_min(1e-30)).item()
+        for ours, right in zip(found, exact, strict=True)
+    ]
+    return max(errors) if all(error == error for error in errors) else float("inf")
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that compilers, drivers and lack of memory raise, as opposed to mistakes in this suite."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return RuntimeError, MemoryError
+    return RuntimeError, MemoryError, TritonError
+
+
+def in_a_line(error: Exception) -> str:
+    """Returns an error's kind and the first 300 characters of its message, in one line."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:300]}".rstrip(": ")

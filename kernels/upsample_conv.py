@@ -10,20 +10,15 @@ from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import dense
 from wallclock.kernels.conv import conv, conv_transposed, filter_gradient, new_map
+from wallclock.kernels.operator import Gradients, operator
 
 Implementation = Literal["eager", "triton"]
 
 
 def upsample_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Defines the operation: `conv3x3(upsample(x))`, nearest x2, zero padding 1, computed in float32 at least.
+    """Defines `upsample_conv`: `conv3x3(upsample(x))`, nearest x2, zero padding 1, computed in float32 at least.
 
-    Args:
-        x: [N, I, H, W], floating.
-        weight: [O, I, 3, 3].
-        bias: [O], or None.
-
-    Returns:
-        [N, O, 2H, 2W] of x's dtype.
+    Arguments and result are those of `upsample_conv`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     up = F.interpolate(x.to(wide), scale_factor=2, mode="nearest")
@@ -31,7 +26,7 @@ def upsample_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 
 def collapse(weight: torch.Tensor) -> torch.Tensor:
-    """Returns the taps of the transposed convolution (kernel 4, stride 2, padding 1) that does the same.
+    """Returns the taps of the transposed convolution (kernel 4, stride 2, padding 1) that computes `upsample_conv`.
 
     An output pixel sees a row of the input through two taps or one: (w0, w1 + w2) in the even rows, (w0 + w1, w2) in
     the odd ones; so with the columns. The channels are swapped before the sums, on 9 taps rather than on 16.
@@ -59,7 +54,7 @@ def collapse(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _sums(weight: torch.Tensor, dim: int) -> torch.Tensor:
-    """Three taps of a dimension to four, flipped as a transposed convolution wants them."""
+    """Returns four taps for the three of a dimension, flipped as a transposed convolution reads them."""
     first, middle, last = weight.unbind(dim)
     return torch.stack((last, middle + last, first + middle, first), dim)
 
@@ -77,8 +72,8 @@ def upsample_conv(
         x: [N, I, H, W], floating; any strides.
         weight: [O, I, 3, 3] of x's dtype, or float32 with x in 16 bits: its sums are then rounded once.
         bias: [O] of x's dtype, or None.
-        implementation: "eager" is PyTorch's transposed convolution with the collapsed weight; "triton" the same as
-            products by phase of the output.
+        implementation: "eager" is PyTorch's transposed convolution with the collapsed weight; "triton" computes it as
+            products, one for each phase of the output.
 
     Returns:
         [N, O, 2H, 2W] of x's dtype.
@@ -115,49 +110,41 @@ def upsample_conv(
 # convolution and the gradient of its filters.
 
 
-@torch.library.custom_op("wallclock::upsample_conv", mutates_args=())
-def _forward(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Returns the transposed convolution of x [N, I, H, W] by taps [I, O, 4, 4]."""
-    n, _, height, width = x.shape
-    if x.numel() == 0:
-        return new_map(x, n, taps.shape[1], 2 * height, 2 * width)
-    shift = None if bias is None else bias.contiguous()
-    return conv_transposed(dense(x), dense(taps), height=2 * height, width=2 * width, stride=2, padding=1, shift=shift)[
-        0
-    ]
-
-
-@_forward.register_fake
-def _(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _output(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     return new_map(x, x.shape[0], taps.shape[1], 2 * x.shape[2], 2 * x.shape[3])
 
 
-@torch.library.custom_op("wallclock::upsample_conv_backward", mutates_args=())
-def _backward(dy: torch.Tensor, x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the gradients of x and taps."""
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+    dx, dtaps = torch.ops.wallclock.upsample_conv_backward(dy, *ctx.saved_tensors)
+    return {"x": dx, "taps": dtaps, "bias": dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None}
+
+
+@operator("upsample_conv", outputs=_output, keep=_keep, gradients=_gradients)
+def _forward(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Returns the transposed convolution of x [N, I, H, W] by taps [I, O, 4, 4]."""
     if x.numel() == 0:
-        return torch.empty_like(x, memory_format=torch.channels_last), dense(torch.zeros_like(taps))
-    dy, x = dense(dy), dense(x)
-    dx, _, _ = conv(dy, dense(taps), stride=2, padding=1)
-    return dx, filter_gradient(x, dy, filter_size=(4, 4), stride=2, padding=1, dtype=taps.dtype)
+        return _output(x, taps)
+    height, width = 2 * x.shape[2], 2 * x.shape[3]
+    shift = None if bias is None else bias.contiguous()
+    y, _ = conv_transposed(dense(x), dense(taps), height=height, width=width, stride=2, padding=1, shift=shift)
+    return y
 
 
-@_backward.register_fake
-def _(dy: torch.Tensor, x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _backward_outputs(x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     dx, dtaps = (torch.empty_like(t, memory_format=torch.channels_last) for t in (x, taps))
     return dx, dtaps
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, taps, _ = inputs
-    ctx.save_for_backward(x, taps)
-
-
-def _gradients(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    x, taps = ctx.saved_tensors
-    dx, dtaps = torch.ops.wallclock.upsample_conv_backward(dy, x, taps)
-    dbias = dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-    return dx, dtaps, dbias
-
-
-torch.library.register_autograd("wallclock::upsample_conv", _gradients, setup_context=_setup_context)
+@operator("upsample_conv_backward", outputs=_backward_outputs)
+def _backward(dy: torch.Tensor, x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradients of x and taps."""
+    if x.numel() == 0:
+        dx, dtaps = _backward_outputs(x, taps)
+        return dx, dtaps.zero_()
+    dy, x = dense(dy), dense(x)
+    dx, _, _ = conv(dy, dense(taps), stride=2, padding=1)
+    return dx, filter_gradient(x, dy, filter_size=(4, 4), stride=2, padding=1, dtype=taps.dtype)

@@ -1,1 +1,1 @@
-"""Data sets (`cifar10`, `synthetic`) and pipelines (`device`) behind one contract (`batches`)."""
+"""Data sets (`data`) and the pipelines that make batches of them (`pipelines`), behind one contract (`batches`)."""

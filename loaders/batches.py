@@ -1,16 +1,18 @@
-"""The data contract: what a data set is, what a pipeline yields, and which augmentation it declares.
+"""The data contract: what a data set is, how it is split, and what can be asked of every pipeline over it.
 
 Shape legend: N images, H, W height and width, C = 3 colour channels.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, get_args
 
 import torch
 
 from wallclock.kernels.augment import Augmentation
+
+Damaged = Literal["raise", "skip"]
 
 
 class DataError(ValueError):
@@ -22,10 +24,10 @@ class Dataset:
     """Labelled images, as stored.
 
     Attributes:
-        name: what an accuracy on it may be called; "cifar10" only for the verified canonical set.
+        name: the name under which accuracies are recorded; "cifar10" only for the verified canonical set.
         images_NHWC: uint8 [N, H, W, 3].
         labels: int64 [N], each in [0, len(classes)).
-        classes: the class names, in label order.
+        classes: names of the classes, in label order.
         content_hash: sha256 of shape, images and labels; two sets share it only when they are equal.
 
     Raises:
@@ -55,7 +57,7 @@ class Dataset:
             name: see `Dataset`.
             images_NHWC: uint8 [N, H, W, 3] on the CPU.
             labels: int64 [N] on the CPU.
-            classes: the class names.
+            classes: names of the classes.
 
         Raises:
             DataError: if it is empty or a label is out of range.
@@ -73,6 +75,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the images, pixels."""
+        return self.images_NHWC.shape[1], self.images_NHWC.shape[2]
+
     def subset(self, indices: torch.Tensor | slice) -> "Dataset":
         """Returns the images at `indices` (int64 [M], or a slice), under the hash of the whole set and its choice."""
         chosen = torch.arange(len(self))[indices]
@@ -86,14 +93,10 @@ class Dataset:
 
 
 def check_padding(augmentation: Augmentation, shape: Sequence[int]) -> None:
-    """Refuses more padding than an image can be reflected by.
-
-    Args:
-        augmentation: whose padding.
-        shape: height and width of the images, pixels.
+    """Refuses padding that images of this height and width, in pixels, are too small to be reflected by.
 
     Raises:
-        DataError: if it is too much.
+        DataError: if the padding is too wide.
     """
     if augmentation.pad >= min(shape):
         raise DataError(f"cannot reflect {augmentation.pad} pixels of an image of {min(shape)}; choose a smaller pad")
@@ -113,7 +116,7 @@ class Split:
 
     @property
     def content_hash(self) -> str:
-        """The sha256 of both sets' hashes: equal only when both are."""
+        """The sha256 of both sets' hashes: two splits share it only when both of their sets are equal."""
         return hashlib.sha256((self.train.content_hash + self.test.content_hash).encode()).hexdigest()
 
     def tune(self, validation: int | None = None) -> "Split":
@@ -132,21 +135,51 @@ class Split:
         return Split(self.train.subset(order[held_out:]), self.train.subset(order[:held_out]))
 
 
-class Batches(Protocol):
-    """A pipeline: batches of normalised images on the device, reproducible from seed and epoch."""
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """What is asked of a pipeline: size, place, order and augmentation of its batches.
+
+    Attributes:
+        batch_size: images in a batch of one rank.
+        device: where batches end up.
+        augmentation: what happens to each image; None for nothing.
+        dtype: type of the normalised images.
+        seed: decides order and augmentation, together with the epoch.
+        shuffle: whether each epoch has its own order.
+        drop_last: whether an incomplete last batch is dropped; else it is smaller, never padded.
+        size: edge to which images in memory are scaled down once, beforehand, and their padding with them; None keeps
+            theirs.
+        implementation: how `device` augments; both ways draw the same numbers.
+        rank: number of this process among those that share the data set.
+        world: how many processes share it.
+        workers: processes of `dataloader` and `webdataset`, threads of `dali`; with 0 this process does the work.
+        damaged: what happens to images that cannot be decoded; a batch that had some is smaller.
+
+    Raises:
+        ValueError: if a number is out of range, or there is no such policy for damaged images.
+    """
 
     batch_size: int
-    seed: int
+    device: torch.device
     augmentation: Augmentation | None
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    size: int | None = None
+    implementation: Literal["eager", "triton"] = "eager"
+    rank: int = 0
+    world: int = 1
+    workers: int = 2
+    damaged: Damaged = "raise"
 
-    def __len__(self) -> int:
-        """Returns the number of batches in an epoch."""
-
-    def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
-
-    def order(self, epoch: int) -> list[torch.Tensor]:
-        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("size", self.size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected a number above 0")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank is {self.rank} of {self.world}; expected one from 0 to {self.world - 1}")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; expected 0 or more")
+        if self.damaged not in get_args(Damaged):
+            raise ValueError(f"damaged is '{self.damaged}'; expected one of {', '.join(get_args(Damaged))}")

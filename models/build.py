@@ -1,4 +1,4 @@
-"""From a recipe to its network and optimisers."""
+"""Builds the network and the optimisers of a recipe."""
 
 import difflib
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from wallclock.kernels.muon import Muon
 from wallclock.models.layers import choose
 from wallclock.models.networks.darknet import Darknet
 from wallclock.models.networks.sprint import Sprint
-from wallclock.models.networks.wide_resnet import wrn_22
+from wallclock.models.networks.wide_resnet import WideResNet
 from wallclock.models.recipes.recipe import SGD, MuonSGD, Recipe
 from wallclock.models.recipes.schedules import Schedule
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"darknet": Darknet, "wrn_22": wrn_22, "sprint": Sprint}
+MODELS: dict[str, Callable[..., nn.Module]] = {"darknet": Darknet, "wrn_22": WideResNet, "sprint": Sprint}
 
 
 def build_model(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
@@ -23,7 +23,7 @@ def build_model(recipe: Recipe, classes: int, device: torch.device) -> nn.Module
     Args:
         recipe: names the network and its arguments.
         classes: number of outputs.
-        device: where the weights live; "meta" only tries it out.
+        device: where the weights live; on "meta" the network has shapes only.
 
     Raises:
         ValueError: if there is no such network (names the nearest), or it does not take the arguments.
@@ -87,7 +87,7 @@ class ScheduledOptimizers:
         return tuple(setting.lr_factor == 0.0 for _, _, setting in settings)
 
     def frozen_at(self, progress: float) -> tuple[bool, ...]:
-        """Returns what `set_progress` returns, and sets nothing."""
+        """Returns for each group whether it is frozen at `progress`."""
         return tuple(schedule.at(progress).lr_factor == 0.0 for _, _, schedule in self._groups)
 
     def zero_grad(self, *, keep_memory: bool = False) -> None:
@@ -97,13 +97,10 @@ class ScheduledOptimizers:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the momentum of every parameter by name, in the optimisers' own memory; zero where there is none."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    state = optimizer.state[parameter]
-                    if state.get("momentum_buffer") is None:
-                        state["momentum_buffer"] = torch.zeros_like(parameter)
         parameters = [(o, p) for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        for optimizer, parameter in parameters:
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return {f"momentum {i}": o.state[p]["momentum_buffer"] for i, (o, p) in enumerate(parameters)}
 
 
@@ -114,18 +111,13 @@ def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
     rule = recipe.optimizer
 
     def rate(lr: float) -> float | torch.Tensor:
-        """The rate as a graph reads it."""
+        """Returns the rate as a graph reads it."""
         on_device = recipe.implementations.cuda_graph and trained[0].device.type != "meta"
         return torch.tensor(lr, device=trained[0].device) if on_device else lr
 
     if isinstance(rule, SGD):
         sgd = torch.optim.SGD(
-            trained,
-            lr=rate(rule.lr),
-            momentum=rule.momentum,
-            weight_decay=rule.weight_decay,
-            nesterov=True,
-            fused=fused,
+            trained, rate(rule.lr), rule.momentum, weight_decay=rule.weight_decay, nesterov=True, fused=fused
         )
         return ScheduledOptimizers([(sgd, [rule.schedule])])
     return _build_muon_sgd(rule, model, recipe, rate, fused)

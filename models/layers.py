@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from wallclock.kernels.instance_norm import instance_norm
 from wallclock.kernels.product_conv import product_conv, worth_it
-from wallclock.models.autocast import autocast_to
 from wallclock.models.recipes.recipe import Implementation, Implementations, Save
-from wallclock.models.upsampling import CollapsedConv
+from wallclock.models.upsampling import CollapsedConv, autocast_to
 
 if TYPE_CHECKING:  # triton is imported where it is used
     from wallclock.kernels.conv_bn_act import Deferred
@@ -33,21 +32,21 @@ ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
 
 
 def choose(model: nn.Module, implementations: Implementations) -> None:
-    """Tells every layer of a network how to carry out its operations."""
+    """Sets how every layer of a network carries out its operations."""
     for layer in model.modules():
         if isinstance(layer, ActBatchNorm | BatchNormAct | CollapsedConv | Conv2d | InstanceNormAct | ResidualSum):
             layer.implementations = implementations
 
 
 class Unit(nn.Module):
-    """Convolutions and norms of which each may leave work to the next: what is fastest is chosen for all together."""
+    """Convolutions and norms of which each may leave work to the next, so that they are chosen together."""
 
     def chosen_norms(self) -> list[BatchNormAct]:
         """Returns the norms whose `conv_bn_act` makes a difference, in the order they are computed."""
         return [layer for layer in self.modules() if isinstance(layer, BatchNormAct)]
 
     def choose(self, choices: Sequence[Implementation]) -> None:
-        """Tells each of `chosen_norms` how to carry out its convolution."""
+        """Sets how each of `chosen_norms` carries out its convolution."""
         for norm, choice in zip(self.chosen_norms(), choices, strict=True):
             norm.implementations = replace(norm.implementations, conv_bn_act=choice)
 
@@ -61,22 +60,25 @@ def units(model: nn.Module) -> dict[str, Unit]:
     return found
 
 
-def convolved(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
+def convolve(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
     """Returns `conv(x)`, [N, K, P, Q], of a map or of one whose norm and activation are left to the convolution."""
     if isinstance(x, torch.Tensor):
         return conv(x)
-    from wallclock.kernels.conv_bn_act import convolved
+    from wallclock.kernels import conv_bn_act
 
-    return convolved(_autocast(x), conv.weight, stride=conv.stride[0], padding=int(conv.padding[0]))[0]
+    return conv_bn_act.convolved(x, conv.weight, stride=conv.stride[0], padding=int(conv.padding[0]))[0]
 
 
-def _autocast(x: torch.Tensor | Deferred) -> torch.Tensor | Deferred:
-    """The map as autocast gives it to a convolution; one that a norm waits for has come out of one."""
-    return autocast_to(x) if isinstance(x, torch.Tensor) else x
+def _count_batch(norm: nn.Module, training: bool) -> nn.BatchNorm2d:
+    """Returns the norm; in training it has counted one batch more."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    if training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return norm
 
 
 class Conv2d(nn.Conv2d):
-    """PyTorch's convolution without bias, square, undilated and in one group; the filters' gradient may be ours.
+    """PyTorch's square convolution without bias, dilation or groups; the filters' gradient may be this suite's.
 
     Args:
         channels_in: C of the input [N, C, H, W].
@@ -112,7 +114,7 @@ class ResidualSum(nn.Module):
         self.alpha, self.implementations = alpha, Implementations()
 
     def forward(self, shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        """Returns the sum, [N, C, H, W]; with Triton in the branch's memory, which nobody may have saved."""
+        """Returns the sum, [N, C, H, W]; with Triton in the branch's memory, which nothing may have saved."""
         if self.implementations.residual == "triton":
             from wallclock.kernels.residual import residual_
 
@@ -129,7 +131,7 @@ class BatchNormAct(nn.Sequential):
         momentum: weight of the new batch in the running statistics (PyTorch's meaning).
         eps: added to the variance.
         train_scale: whether gamma is trained; False freezes it at one.
-        negative_slope: of leaky_relu.
+        negative_slope: slope of leaky_relu below 0.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class BatchNormAct(nn.Sequential):
     def _fused(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         from wallclock.kernels.batch_norm_act import batch_norm_act
 
-        norm = self._counted()
+        norm = _count_batch(self[0], self.training)
         fused = residual if self.implementations.residual == "triton" else None
         y = batch_norm_act(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
@@ -181,19 +183,11 @@ class BatchNormAct(nn.Sequential):
             return self(x)
         from wallclock.kernels.conv_bn_act import deferred
 
-        norm = self._counted()
+        norm = _count_batch(self[0], self.training)
         return deferred(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=self.momentum, eps=norm.eps,
             act=self.act, negative_slope=self.negative_slope,
         )  # fmt: skip
-
-    def _counted(self) -> nn.BatchNorm2d:
-        """The norm, with a batch more counted."""
-        norm = self[0]
-        assert isinstance(norm, nn.BatchNorm2d)
-        if self.training and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        return norm
 
     @overload
     def after(
@@ -217,21 +211,22 @@ class BatchNormAct(nn.Sequential):
             defer: leave this norm and activation to the next convolution, where the implementation can.
         """
         if self.implementations.conv_bn_act != "triton":
-            return self(convolved(conv, x), residual)
+            return self(convolve(conv, x), residual)
         from wallclock.kernels.conv_bn_act import conv_bn_act
 
-        norm = self._counted()
+        norm = _count_batch(self[0], self.training)
         fused = residual if self.implementations.residual == "triton" else None
         y = conv_bn_act(
-            _autocast(x), conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-            stride=conv.stride[0], padding=int(conv.padding[0]), training=self.training, momentum=self.momentum,
-            eps=norm.eps, act=self.act, negative_slope=self.negative_slope, residual=fused,
-            save=self._save(fused is not None), defer=defer and self.training and residual is None,
+            autocast_to(x) if isinstance(x, torch.Tensor) else x, conv.weight,
+            norm.weight, norm.bias, norm.running_mean, norm.running_var, stride=conv.stride[0],
+            padding=int(conv.padding[0]), training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act,
+            negative_slope=self.negative_slope, residual=fused, save=self._save(fused is not None),
+            defer=defer and self.training and residual is None,
         )  # fmt: skip
         return y if residual is None or fused is not None else residual + y  # type: ignore[operator]
 
     def _save(self, fused_sum: bool) -> Save:
-        """What the kernel keeps; where an output cannot be inverted, a byte an element is the next best."""
+        """Returns what the kernel keeps; where an output cannot be inverted, a byte an element is the next best."""
         wanted = self.implementations.batch_norm_save
         invertible = self.act == "leaky_relu" and not fused_sum
         return "byte" if wanted == "output" and not invertible else wanted
@@ -243,7 +238,7 @@ class ActBatchNorm(nn.Sequential):
     Args:
         channels: C.
         act: a name in `ACTIVATIONS`.
-        negative_slope: of leaky_relu.
+        negative_slope: slope of leaky_relu below 0.
     """
 
     def __init__(self, channels: int, *, act: Act, negative_slope: float = LEAKY_SLOPE) -> None:
@@ -258,10 +253,8 @@ class ActBatchNorm(nn.Sequential):
             return norm(z)
         from wallclock.kernels.batch_norm_act import batch_norm_act
 
-        assert isinstance(norm, nn.BatchNorm2d) and norm.momentum is not None
-        if self.training and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        wanted = self.implementations.batch_norm_save
+        wanted, norm = self.implementations.batch_norm_save, _count_batch(norm, self.training)
+        assert norm.momentum is not None
         return batch_norm_act(
             z, norm.weight, norm.bias, norm.running_mean, norm.running_var, training=self.training,
             momentum=norm.momentum, eps=norm.eps, save="input" if wanted == "byte" else wanted,
@@ -276,7 +269,7 @@ class InstanceNormAct(nn.Module):
         act: "none", "relu" or "leaky_relu".
         pad: pixels that the output is padded by on each side.
         affine: whether there are a gamma and a beta; CycleGAN has none.
-        negative_slope: of leaky_relu; CycleGAN's by default.
+        negative_slope: slope of leaky_relu below 0; CycleGAN's by default.
         eps: added to the variance.
     """
 
@@ -331,9 +324,9 @@ class ConvBNAct(nn.Sequential, Unit):
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output [N, C, ceil(H / stride), ceil(W / stride)].
         kernel_size: odd edge length of the filter.
-        stride: of the convolution.
+        stride: stride of the convolution.
         act: a name in `ACTIVATIONS`.
-        momentum: of the batch norm's running statistics.
+        momentum: weight of the new batch in the norm's running statistics.
     """
 
     def __init__(
@@ -353,7 +346,7 @@ class ConvBNAct(nn.Sequential, Unit):
 
     @property
     def reads_deferred(self) -> bool:
-        """Whether the convolution is ours, and so applies a norm left to it."""
+        """Whether the convolution is a Triton kernel, which applies a norm left to it."""
         (norm_act,) = self.chosen_norms()
         return norm_act.implementations.conv_bn_act == "triton"
 
@@ -389,7 +382,7 @@ class Residual(Unit):
     the memory of its norm's output, and has the right gradients too.
 
     Args:
-        branch: the last layer of it is a `ConvBNAct`.
+        branch: layers of which the last is a `ConvBNAct`.
     """
 
     def __init__(self, branch: Chain) -> None:

@@ -11,19 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from wallclock.kernels.upsample_conv import upsample_conv
-from wallclock.models.autocast import autocast_to
 from wallclock.models.recipes.recipe import Implementations
 
 UPSAMPLINGS = ("deconv", "nearest", "bilinear", "collapsed", "pixelshuffle")
 
 
-class ResizeConv(nn.Conv2d):
-    """Resizes by two, then convolves by 3x3 with zero padding 1 and no bias.
+def autocast_to(x: torch.Tensor) -> torch.Tensor:
+    """Returns x in the type that autocast gives a convolution's input, for operations that autocast does not know."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
-    Args:
-        channels_in: I.
-        channels_out: O.
-        mode: of the resize.
+
+class ResizeConv(nn.Conv2d):
+    """Resizes by two with the interpolation `mode`, then convolves by 3x3 with zero padding 1 and no bias.
 
     Source: Odena, Dumoulin, Olah, https://distill.pub/2016/deconv-checkerboard/
     """
@@ -38,14 +40,10 @@ class ResizeConv(nn.Conv2d):
 
 
 class CollapsedConv(nn.Conv2d):
-    """What `ResizeConv` computes with nearest neighbours, from the same weight, without the resized map.
+    """Computes a nearest-neighbour `ResizeConv`, from the same weight, without the resized map.
 
     It takes 4 multiply-adds for each output pixel and pair of channels in place of 9. Under autocast the taps are
     summed in the weight's float32 and rounded once.
-
-    Args:
-        channels_in: I.
-        channels_out: O.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -59,10 +57,6 @@ class CollapsedConv(nn.Conv2d):
 
 class ShuffleConv(nn.Conv2d):
     """Convolves by 3x3 to four times the channels and lays each four side by side as 2x2 pixels; no bias.
-
-    Args:
-        channels_in: I.
-        channels_out: O.
 
     Source: Shi et al., https://arxiv.org/abs/1609.05158
     """
@@ -80,14 +74,11 @@ class ShuffleConv(nn.Conv2d):
 def icnr_(weight: torch.Tensor) -> torch.Tensor:
     """Gives the four filters of each output channel the first one's values, in place: no phase differs at first.
 
-    The layer is then a convolution whose output is resized to nearest neighbours. What drew the weight decides the
-    distribution: apply it again after any other initialisation.
+    The layer is then a convolution whose output is resized to nearest neighbours. The distribution stays that of the
+    weight: apply it again after any other initialisation.
 
     Args:
-        weight: [4 O, I, h, w], of a `ShuffleConv`.
-
-    Returns:
-        The weight.
+        weight: [4 O, I, h, w], the weight of a `ShuffleConv`; it is returned.
 
     Raises:
         ValueError: if its first dimension is no multiple of four.

@@ -3,50 +3,37 @@
 `reports.load(path)` is the public way in, `reports.Report(path)` shows what it comes to.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wallclock.reports.page.build import build_page
-    from wallclock.reports.report import Report
-    from wallclock.reports.stats.intervals import summarise, time_to_target
-    from wallclock.reports.store.pictures import load_pictures
-    from wallclock.reports.store.read import load, load_runs
-    from wallclock.reports.store.schema import Run, Sample
-    from wallclock.reports.store.write import RunWriter, StoreError
+    from wallclock.reports.page.build import build_page as build_page
+    from wallclock.reports.report import Report as Report
+    from wallclock.reports.stats.intervals import summarise as summarise
+    from wallclock.reports.stats.intervals import time_to_target as time_to_target
+    from wallclock.reports.store.layout import StoreError as StoreError
+    from wallclock.reports.store.pictures import load_pictures as load_pictures
+    from wallclock.reports.store.read import load as load
+    from wallclock.reports.store.read import load_runs as load_runs
+    from wallclock.reports.store.schema import Run as Run
+    from wallclock.reports.store.schema import Sample as Sample
+    from wallclock.reports.store.write import RunWriter as RunWriter
 
 _HOMES = {
-    "load": "store.read",
-    "load_pictures": "store.pictures",
-    "load_runs": "store.read",
-    "build_page": "page.build",
-    "Report": "report",
-    "Run": "store.schema",
-    "Sample": "store.schema",
-    "summarise": "stats.intervals",
-    "time_to_target": "stats.intervals",
-    "RunWriter": "store.write",
-    "StoreError": "store.write",
+    "page.build": ("build_page",),
+    "report": ("Report",),
+    "stats.intervals": ("summarise", "time_to_target"),
+    "store.layout": ("StoreError",),
+    "store.pictures": ("load_pictures",),
+    "store.read": ("load", "load_runs"),
+    "store.schema": ("Run", "Sample"),
+    "store.write": ("RunWriter",),
 }
-__all__ = [
-    "Report",
-    "Run",
-    "RunWriter",
-    "Sample",
-    "StoreError",
-    "build_page",
-    "load",
-    "load_pictures",
-    "load_runs",
-    "summarise",
-    "time_to_target",
-]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'wallclock.reports' has no attribute '{name}'")
-    from importlib import import_module
-
-    value = getattr(import_module(f"wallclock.reports.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            globals()[name] = value = getattr(import_module(f"wallclock.reports.{home}"), name)
+            return value
+    raise AttributeError(f"module 'wallclock.reports' has no attribute '{name}'")

@@ -12,7 +12,7 @@ import pytest
 from wallclock import reports
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kernels", "models", "loaders", "bench", "reports", "tests")
+FOLDERS = ("kernels", "models", "loaders", "bench", "reports", "tests")
 
 
 def programs(name):
@@ -25,8 +25,9 @@ def programs(name):
 def copied(tmp_path):
     """A copy of the tree, for an operation to be added to."""
     ignored = shutil.ignore_patterns("__pycache__", "published")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copytree(ROOT / "wallclock", tmp_path / "wallclock", symlinks=True, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -42,6 +43,7 @@ def test_the_operation_that_is_added_step_by_step_works(copied):
     text = specs.read_text(encoding="utf-8").replace("        MUON,\n", "        MUON,\n        SQUARED_RELU,\n")
     specs.write_text("from wallclock.kernels.cases.squared_relu import SQUARED_RELU\n" + text, encoding="utf-8")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTHONPATH"] = str(copied)  # before the tree that is installed
 
     def run(*words):
         return subprocess.run(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wallclock import reports
-from wallclock.reports.docs.doc_tables import refreshed, summary
+from wallclock.reports.docs.doc_tables import refresh, summary
 from wallclock.reports.views.ablation import ALL, AS_IS, BASELINE, ablation_summary
 from wallclock.reports.views.calibration import calibration_summary
 
@@ -21,7 +21,7 @@ NO_SCORES = {"2026-11-25-interpreter"}  # of forty images: a loss curve, which t
 def test_the_marked_tables_are_those_that_the_published_records_give(path: Path) -> None:
     """What `python -m reports.doc_tables` writes."""
     text = path.read_text()
-    assert refreshed(text, ROOT) == text
+    assert refresh(text, ROOT) == text
     if path.name == "README.md":
         assert text.count("<!-- table: ") == text.count("| case |") >= 4  # each table of figures has its mark
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from wallclock.bench.engine.compile import compiled
+from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.measure.numerics import numerics
-from wallclock.bench.measure.timing import measure
+from wallclock.bench.measure.sampling import measure
 from wallclock.bench.measure.turns import Contender
 from wallclock.models.layers import ActBatchNorm, BatchNormAct, Conv2d, InstanceNormAct, Unit, choose
 from wallclock.models.recipes.recipe import Implementations
@@ -261,7 +261,7 @@ def _step(call: Call, implementations: Implementations, dtype: torch.dtype) -> C
     wanted = [t for t in tensors if isinstance(t, torch.Tensor) and t.requires_grad]
     overwrites = isinstance(layer, ActBatchNorm)  # its input, which is then no leaf
     if implementations.compile:
-        layer = compiled(layer)
+        layer = compile_network(layer)
     dy: list[torch.Tensor] = []
 
     def step() -> object:

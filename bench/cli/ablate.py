@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallclock.bench.cli.options import Cpus, On, consoles, end_run, interruptible, typed_command
+from wallclock.bench.cli.options import Cpus, On
+from wallclock.bench.cli.output import end_run, interruptible, print_progress, typed_command
 from wallclock.bench.cli.requests import (
     COMMON,
     execute,
@@ -115,10 +116,9 @@ def _on_ray(task: Task, request: Any, out: Path, cpus: int, *, as_json: bool) ->
     from wallclock.bench.runs.training import plan_run
     from wallclock.reports.store.write import new_run_id
 
-    _, progress = consoles()
     folder = out / new_run_id("cluster")
     data, record = plan_run(task, request, typed_command())
     run = ClusterRun(Ablation(task, request, data), record, folder, cpus=cpus)
     with interruptible(folder):
-        status = run.execute(lambda text: progress.print(text, markup=False))
+        status = run.execute(print_progress)
     end_run(folder, status, as_json=as_json)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 
-from wallclock.bench.cli.options import RUNS, Device, Json, Out, Resume, Set, consoles, end_run, interruptible
+from wallclock.bench.cli.options import RUNS, Device, Json, Out, Resume, Set
+from wallclock.bench.cli.output import consoles, end_run, interruptible
 from wallclock.bench.runs.request import Request
 from wallclock.bench.runs.task import Task
 

@@ -1,44 +1,21 @@
 """`wallclock run`: one benchmark each. What a command needs is imported when it runs."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallclock.bench.cli.options import (
-    REPORT_PAGE,
-    RUNS,
-    Device,
-    Json,
-    Out,
-    Resume,
-    consoles,
-    end_run,
-    interruptible,
-    typed_command,
-)
+from wallclock.bench.cli.options import RUNS, Device, Json, Out, Resume
+from wallclock.bench.cli.output import REPORT_PAGE, end_run, interruptible, print_progress, typed_command
 from wallclock.bench.cli.requests import COMMON, execute, make_command, make_option, make_request, request_options
 from wallclock.bench.runs.select import chosen_texts
 from wallclock.bench.runs.task import Task
 from wallclock.bench.tasks.registry import TASKS
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from wallclock.bench.cases.kernels.run import CaseDone
-    from wallclock.reports.store.write import RunWriter
-
-    class Recorded(Protocol):
-        """A run that is recorded as it goes; `observe` is told what is done."""
-
-        writer: RunWriter
-
-        def execute(self, observe: Callable[[Any], None]) -> str:
-            """Returns how it ended."""
-
+    from wallclock.bench.runs.cases import CaseDone, CaseRun
 
 run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -49,7 +26,7 @@ def _add_task(task: Task) -> None:
     def run(
         *, recipe: str, device: str, set_: list[str] | None, resume: Path | None, out: Path, json_: bool, **given: Any
     ) -> None:
-        from wallclock.bench.engine.ranks import Ranks, joined
+        from wallclock.bench.engine.ranks import Ranks, join_ranks
         from wallclock.bench.measure.environment import resolve_device
         from wallclock.bench.runs.training import new_run, resumed_run
 
@@ -59,7 +36,7 @@ def _add_task(task: Task) -> None:
             return
         chosen = {name: given.pop(name) for name in task.recipe_options}
         changes = [*(f"{name}={value}" for name, value in chosen.items() if value), *(set_ or ())]
-        join = joined(resolve_device(device)) if task.distributed else nullcontext(Ranks())
+        join = join_ranks(resolve_device(device)) if task.distributed else nullcontext(Ranks())
         with join as ranks, TemporaryDirectory() as aside:
             request = make_request(task, task.request, recipe, changes, device, given)
             ranks.share(request.recipe.batch_size)
@@ -120,7 +97,6 @@ def run_kernels(
     from wallclock.bench.cases.kernels import run as kernels
     from wallclock.bench.measure.environment import resolve_device
 
-    _, progress = consoles()
     if resume is not None:
         run = kernels.resumed_run(resume)
     else:
@@ -128,7 +104,7 @@ def run_kernels(
             dtype=dtype, device=resolve_device(device), only=texts, sample_budget_s=sample_budget
         )
         run = kernels.new_run(request, out, typed_command())
-    _execute(run, "kernels", lambda done: _print_case(progress, done), as_json=json_)
+    _execute(run, "kernels", as_json=json_)
 
 
 @run_app.command("loaders")
@@ -151,14 +127,12 @@ def run_loaders(
     One image, alone, its first batch, and training on it.
     """
     from wallclock.bench.cases.loaders import run as loaders
-    from wallclock.bench.cases.loaders.request import LoadersRequest
     from wallclock.bench.measure.environment import resolve_device
 
-    _, progress = consoles()
     if resume is not None:
         run = loaders.resumed_run(resume)
     else:
-        request = LoadersRequest(
+        request = loaders.LoadersRequest(
             data=data,
             device=resolve_device(device),
             only=chosen_texts(only),
@@ -168,12 +142,7 @@ def run_loaders(
             steps=steps,
         )
         run = loaders.new_run(request, out, typed_command())
-
-    def show(done: loaders.PipelineDone) -> None:
-        style = "yellow" if done.why_not else ""
-        progress.print(f"{done.case}, {done.pipeline}, {done.regime}: {done.told()}", style=style, markup=False)
-
-    _execute(run, "loaders", show, as_json=json_)
+    _execute(run, "loaders", as_json=json_)
 
 
 @run_app.command("upsampling")
@@ -198,7 +167,6 @@ def run_upsampling(
     from wallclock.bench.cases.upsampling import run as upsampling
     from wallclock.bench.measure.environment import resolve_device
 
-    _, progress = consoles()
     if resume is not None:
         run = upsampling.resumed_run(resume)
     else:
@@ -207,33 +175,28 @@ def run_upsampling(
         )
         run = upsampling.new_run(request, out, typed_command())
     page = run.writer.path / REPORT_PAGE
-    _execute(run, "upsampling", lambda done: _print_case(progress, done), as_json=json_, html=page)
+    _execute(run, "upsampling", as_json=json_, html=page)
 
 
-def _execute(
-    run: "Recorded", benchmark: str, observe: Callable[[Any], None], *, as_json: bool, html: Path | None = None
-) -> None:
-    """Runs it, tells on Ctrl-C how to go on, prints its tables, and exits by how it ended."""
+def _execute(run: "CaseRun[Any]", benchmark: str, *, as_json: bool, html: Path | None = None) -> None:
+    """Runs it with a line for each case, prints its tables, and exits by how it ended."""
+
+    def show(done: "CaseDone") -> None:
+        print_progress(done.line(), style="yellow" if done.why_not else "")
+
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run {benchmark} --resume {path}`"):
-        status = run.execute(observe)
+        status = run.execute(show)
     end_run(path, status, as_json=as_json, html=html)
-
-
-def _print_case(progress: "Console", done: "CaseDone") -> None:
-    times = ", ".join(f"{way} {1e6 * seconds:,.1f} us" for way, seconds in done.latencies_s.items()) or "done"
-    style = "yellow" if done.why_not else ""
-    progress.print(f"{done.case}, {done.variant}: {done.why_not or times}", style=style, markup=False)
 
 
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
     from wallclock.bench.cases.kernels import static
 
-    _, progress = consoles()
     run = static.new_run(out, typed_command(), only=only, update_baseline=update_baseline)
     path = run.writer.path
     with interruptible(path):
         status, _, remarks = run.execute()
     for remark in remarks:
-        progress.print(remark, style="yellow", markup=False)
+        print_progress(remark, style="yellow")
     end_run(path, status, as_json=as_json)

@@ -1,5 +1,6 @@
-"""The report page of a folder that is being written to, on this machine alone, built again as records arrive."""
+"""A server, for this machine alone, of the report page of a folder that is being written to."""
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -11,7 +12,7 @@ from wallclock import reports
 from wallclock.reports.store.write import RECORDS, SAMPLE_TABLE, StoreError
 
 ADDRESS = "127.0.0.1"
-# Asks every other second; does not take a page away from someone who is filtering it.
+# Asks for the version every other second; a page whose filter is in use is not loaded again.
 REFRESH = """<script>
 (() => {
   const seen = %(version)r;
@@ -32,7 +33,7 @@ NOTHING_YET = """<!doctype html><html lang="en"><meta charset="utf-8"><title>wal
 
 
 class LivePage:
-    """The page of some paths, as of their newest record.
+    """The report page of some paths, up to their newest record.
 
     Args:
         paths: run directories, or folders that hold some or will.
@@ -44,20 +45,16 @@ class LivePage:
         self._lock = threading.Lock()
 
     def version(self) -> str:
-        """Returns what changes with every record: the number, newest time and total size of the files of all runs."""
-        newest, size, count = 0, 0, 0
-        for path in self.paths:
-            for name in (RECORDS, SAMPLE_TABLE):
-                for file in path.rglob(name):
-                    try:
-                        stat = file.stat()
-                    except OSError:  # a run has ended meanwhile, and its lines have become a table
-                        continue
-                    newest, size, count = max(newest, stat.st_mtime_ns), size + stat.st_size, count + 1
-        return f"{count}-{size}-{newest}"
+        """Returns a text that changes with every record: number, total size and newest time of the runs' files."""
+        stats = []
+        for file in (file for path in self.paths for name in (RECORDS, SAMPLE_TABLE) for file in path.rglob(name)):
+            with contextlib.suppress(OSError):  # a run has ended meanwhile, and its lines have become a table
+                stats.append(file.stat())
+        newest = max((stat.st_mtime_ns for stat in stats), default=0)
+        return f"{len(stats)}-{sum(stat.st_size for stat in stats)}-{newest}"
 
     def html(self) -> str:
-        """Returns the page, built again if there is anything new."""
+        """Returns the page, built again where there is a new record."""
         with self._lock:
             version = self.version()
             if self._built is None or self._built[0] != version:
@@ -68,9 +65,7 @@ class LivePage:
         with TemporaryDirectory() as aside:
             out = Path(aside) / "report.html"
             try:
-                found = [path for path in self.paths if path.exists()]
-                samples, runs = (read(found, on_damage="skip") for read in (reports.load, reports.load_runs))
-                reports.build_page(samples, runs, out, reports.load_pictures(found, on_damage="skip"))
+                reports.Report([path for path in self.paths if path.exists()]).page(out)
             except StoreError:
                 return NOTHING_YET
             return out.read_text(encoding="utf-8")
@@ -80,8 +75,8 @@ def server(page: LivePage, port: int) -> ThreadingHTTPServer:
     """Returns a server of the page, bound to this machine's own address.
 
     Args:
-        page: what is served at `/`; its version is at `/version`.
-        port: 0 for any free one.
+        page: the page at `/`; its version is at `/version`.
+        port: port number; 0 for any free one.
 
     Raises:
         ValueError: if the port is taken or not allowed.
@@ -102,17 +97,14 @@ def server(page: LivePage, port: int) -> ThreadingHTTPServer:
         def _answer(self, text: str, kind: str) -> None:
             content = text.encode()
             self.send_response(HTTPStatus.OK)
-            for name, value in (
-                ("Content-Type", kind),
-                ("Content-Length", str(len(content))),
-                ("Cache-Control", "no-store"),
-            ):
-                self.send_header(name, value)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
             self.end_headers()
             self.wfile.write(content)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Says nothing: a browser asks every other second."""
+            """Logs nothing: a browser asks every other second."""
 
     try:
         return ThreadingHTTPServer((ADDRESS, port), Handler)

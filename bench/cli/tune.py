@@ -1,13 +1,13 @@
-"""`wallclock tune`: a recipe's fields searched for the least time that reaches a target."""
+"""`wallclock tune`: search of a recipe's fields for the least time that reaches a target."""
 
 import enum
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallclock.bench.cli.options import RUNS, Cpus, Device, Json, On, Out, Set, consoles, interruptible, typed_command
+from wallclock.bench.cli.options import RUNS, Cpus, Device, Json, On, Out, Set
+from wallclock.bench.cli.output import consoles, interruptible, print_json, print_progress, typed_command
 
 if TYPE_CHECKING:
     from wallclock.bench.runs.training import Observer
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TunedTask(enum.StrEnum):
-    """What is trained."""
+    """A task whose recipes can be tuned."""
 
     cifar = "cifar"
 
@@ -81,20 +81,20 @@ def _tune(request: "TuningRequest", folder: Path, trials: int, *, on_ray: bool, 
     from wallclock.bench.tasks.cifar import tuning as cifar_tuning
     from wallclock.bench.tasks.cifar.progress import Display
 
-    _, progress = consoles()
     study = cifar_tuning.open_study(request, folder)
 
-    def told(trial: Any) -> None:
+    def print_trial(trial: Any) -> None:
         accuracies = trial.user_attrs.get("accuracies")
         how = trial.user_attrs.get("why") or f"{trial.value:.4g} s, {100 * sum(accuracies) / len(accuracies):.2f}%"
-        progress.print(f"trial {trial.number}: {how}", markup=False, soft_wrap=True)
+        print_progress(f"trial {trial.number}: {how}", soft_wrap=True)
 
     try:
         if on_ray:
             from wallclock.bench.tasks.cifar.tuning_on_ray import work_on_ray
 
-            work_on_ray(study, request, folder, typed_command(), trials, cpus=cpus, observe=told)
+            work_on_ray(study, request, folder, typed_command(), trials, cpus=cpus, observe=print_trial)
         else:
+            _, progress = consoles()
             with Display(progress, "", request.target) as display:
 
                 def then(number: int) -> "Observer":
@@ -102,26 +102,20 @@ def _tune(request: "TuningRequest", folder: Path, trials: int, *, on_ray: bool, 
                     return display if progress.is_terminal else cifar_tuning.unseen
 
                 objective = cifar_tuning.Objective(request=request, folder=folder, command=typed_command(), then=then)
-                cifar_tuning.work(study, objective, trials, told)
+                cifar_tuning.work(study, objective, trials, print_trial)
     finally:
         cifar_tuning.write_results(study, folder)
-    _print(study, request, folder, as_json=as_json)
+    _print_trials(study, request, folder, as_json=as_json)
 
 
-def _print(study: Any, request: "TuningRequest", folder: Path, *, as_json: bool) -> None:
+def _print_trials(study: Any, request: "TuningRequest", folder: Path, *, as_json: bool) -> None:
     from wallclock.bench.tasks.cifar import tuning as cifar_tuning
     from wallclock.reports.format import text as tables
 
     rows, advice = cifar_tuning.trial_rows(study), cifar_tuning.advice(study, request)
     if as_json:
-        document = {
-            "study": str(folder),
-            "target": request.target,
-            "reach": request.reach,
-            "trials": rows,
-            "next": advice,
-        }
-        typer.echo(json.dumps(document, indent=2))
+        same = {"study": str(folder), "target": request.target, "reach": request.reach}
+        print_json({**same, "trials": rows, "next": advice})
         return
     out, _ = consoles()
     out.print(f"Trials on the tuning split, the best first; target {tables.percent(request.target)}", style="bold")

@@ -1,4 +1,4 @@
-"""`wallclock calibrate`: comparisons whose truth is known, simulated and on this machine, and their verdicts."""
+"""Calibration of the verdicts by comparisons whose truth is known, simulated and on this machine."""
 
 import contextlib
 import math
@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from wallclock.bench.measure.environment import provenance
 from wallclock.bench.measure.processes import time_process
 from wallclock.reports.stats.verdicts import Array, Rule
 from wallclock.reports.store.schema import Run, RunStatus, Sample
 from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
-from wallclock.reports.views.calibration import BENCHMARK, tallied
+from wallclock.reports.views.calibration import BENCHMARK, tally_verdicts
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
 
 NOISES = ("normal", "drift", "two clock speeds", "heavy tails", "autocorrelated")
-SPREAD = 0.03  # of the simulated noise, as a share: a busy machine's
+SPREAD = 0.03  # standard deviation of the simulated noise, a share of the time: a busy machine's
 WORKLOAD = "for _ in range({}): pass"  # no import: a process lasts as long as this loop
 TARGET_S = 0.06
 IDLE, LOADED = "this machine", "this machine, a core busy"
@@ -29,17 +30,17 @@ IDLE, LOADED = "this machine", "this machine, a core busy"
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:
-    """What is asked of a calibration.
+    """Numbers of comparisons in a calibration.
 
     Attributes:
-        comparisons: of a program with itself, on this machine.
-        planted: comparisons for each planted worsening.
+        comparisons: comparisons of a program with itself, on this machine.
+        planted: comparisons for each planted worsening, on this machine.
         loaded: comparisons of each kind while another process keeps a core busy.
-        simulated: comparisons of each kind of simulated noise.
-        rounds: of each comparison.
-        worsenings: that are planted, as shares.
-        rule: that the verdicts follow.
-        seed: of noise and order.
+        simulated: comparisons for each kind of simulated noise.
+        rounds: rounds of each comparison.
+        worsenings: the worsenings that are planted, as shares.
+        rule: turns rounds into verdicts (tolerance, error rate).
+        seed: seed of noise and order.
     """
 
     comparisons: int = 200
@@ -57,18 +58,18 @@ class CalibrationRequest:
 
 
 def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, seed: int) -> tuple[Array, Array, Array]:
-    """Returns times of base, head and base again, [comparisons, rounds], with noise of a kind.
+    """Returns times of base, head and base again, [comparisons, rounds] each, with one kind of noise.
 
     Each round has three slots, one after the other, and the arms take them in an order drawn for each round.
 
     Args:
-        noise: of `NOISES`: "normal"; "drift", the machine slows by a fifth from first to last, besides; "two clock
-            speeds", a turn in four runs 8% slower; "heavy tails", Student's t of 2 degrees; "autocorrelated", of
-            neighbouring slots by 0.8.
-        comparisons: how many.
-        rounds: of each.
+        noise: one of `NOISES`: "normal"; "drift", where the machine also slows by a fifth from first to last; "two
+            clock speeds", where one turn in four runs 8% slower; "heavy tails", Student's t of 2 degrees;
+            "autocorrelated", by 0.8 between neighbouring slots.
+        comparisons: number of comparisons.
+        rounds: rounds of each comparison.
         planted: share by which the head takes longer.
-        seed: of the drawing.
+        seed: seed of noise and order.
     """
     draw = np.random.default_rng([seed, NOISES.index(noise), round(1e6 * planted)])
     shape = (comparisons, rounds, 3)
@@ -89,21 +90,29 @@ def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, s
 
 
 class CalibrationRun:
-    """One calibration, recorded as it goes.
+    """One calibration, recorded as it goes in a new run.
 
     Args:
-        request: what to run.
-        writer: where records go.
+        request: numbers of comparisons.
+        out: folder that holds runs.
+        command: the command line as typed.
     """
 
-    def __init__(self, request: CalibrationRequest, writer: RunWriter) -> None:
-        self.request, self.writer = request, writer
+    def __init__(self, request: CalibrationRequest, out: Path, command: str) -> None:
+        run = Run(
+            run_id=new_run_id("calibration"),
+            started_utc=utc_now(),
+            command=command,
+            request={"benchmark": BENCHMARK, **asdict(request)},
+            **provenance("cpu"),
+        )
+        self.request, self.writer = request, RunWriter.create(out, run)
 
     def execute(self, observe: Callable[[str], None]) -> RunStatus:
         """Simulates and measures, and ends the records.
 
         Args:
-            observe: is told what is under way, in a line.
+            observe: called with the progress, in a line.
 
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
@@ -122,35 +131,26 @@ class CalibrationRun:
         for noise in NOISES:
             for planted in sorted({0.0, request.rule.tolerance, *request.worsenings}):
                 sides = simulated_times(noise, request.simulated, request.rounds, planted, request.seed)
-                for metric, value in tallied(*sides, planted, request.rule).items():
+                for metric, value in tally_verdicts(*sides, planted, request.rule).items():
                     unit = "fraction" if metric.endswith(("power", "detectable")) else "count"
-                    self.writer.add(self._sample(metric, unit, value, f"{noise}, simulated", planted))
+                    self.writer.add(_sample(metric, unit, value, f"{noise}, simulated", planted))
             observe(f"simulated {request.simulated:,} comparisons of each kind: {noise}")
 
     def _measure(self, observe: Callable[[str], None]) -> None:
         """Measures comparisons in a drawn order, so that no kind has an hour of its own."""
         request = self.request
-        loops, more = self._sized()
+        loops, more = _size_workload()
         for noise, same, each in (
             (IDLE, request.comparisons, request.planted),
             (LOADED, request.loaded, request.loaded),
         ):
             kinds = [0.0] * same + [w for w in request.worsenings for _ in range(each)]
             random.Random(request.seed).shuffle(kinds)
-            with _busy_core() if noise == LOADED and kinds else contextlib.nullcontext():
+            with _keep_core_busy() if noise == LOADED and kinds else contextlib.nullcontext():
                 for number, planted in enumerate(kinds):
                     self._compare(noise, planted, number, loops, loops + round(planted * more))
                     if number % 20 == 19 or number + 1 == len(kinds):
                         observe(f"{noise}: {number + 1} of {len(kinds)} comparisons of {request.rounds} rounds")
-
-    def _sized(self) -> tuple[int, float]:
-        """Loops of the workload, and the loops that take as long as the whole process does."""
-        empty = statistics.median(_seconds(0) for _ in range(9))
-        loops = 1_000_000
-        one = (statistics.median(_seconds(loops) for _ in range(9)) - empty) / loops
-        loops = round(max(0.01, TARGET_S - empty) / one)
-        whole = statistics.median(_seconds(loops) for _ in range(9))
-        return loops, whole / one
 
     def _compare(self, noise: str, planted: float, number: int, loops: int, head_loops: int) -> None:
         samples = []
@@ -159,17 +159,28 @@ class CalibrationRun:
             random.Random(f"{self.request.seed} {noise} {number} {round_}").shuffle(arms)
             for slot, (arm, count) in enumerate(arms):
                 at = {"arm": arm, "round": round_, "slot": slot, "parameters": {"comparison": number}}
-                samples.append(self._sample("process_s", "s", _seconds(count), noise, planted, **at))
+                samples.append(_sample("process_s", "s", _seconds(count), noise, planted, **at))
         self.writer.add(*samples)
 
-    def _sample(self, metric: str, unit: str, value: float, case: str, planted: float, **fields: Any) -> Sample:
-        parameters = {"planted": planted} | fields.pop("parameters", {})
-        same: dict[str, Any] = {"benchmark": BENCHMARK, "better": "lower", "parameters": parameters}
-        return Sample(metric=metric, unit=unit, value=value, case=case, **same, **fields)
+
+def _sample(metric: str, unit: str, value: float, case: str, planted: float, **fields: Any) -> Sample:
+    parameters = {"planted": planted} | fields.pop("parameters", {})
+    same: dict[str, Any] = {"benchmark": BENCHMARK, "better": "lower", "parameters": parameters}
+    return Sample(metric=metric, unit=unit, value=value, case=case, **same, **fields)
+
+
+def _size_workload() -> tuple[int, float]:
+    """Returns the loops that make a process last `TARGET_S`, and the loops that last as long as that whole process."""
+    empty = statistics.median(_seconds(0) for _ in range(9))
+    loops = 1_000_000
+    one = (statistics.median(_seconds(loops) for _ in range(9)) - empty) / loops
+    loops = round(max(0.01, TARGET_S - empty) / one)
+    whole = statistics.median(_seconds(loops) for _ in range(9))
+    return loops, whole / one
 
 
 def _seconds(loops: int) -> float:
-    """Time of a fresh process that loops so often."""
+    """Returns the time of a fresh process that loops so often."""
     command = [sys.executable, "-I", "-S", "-c", WORKLOAD.format(loops)]
     done = time_process(command, directory=Path(), environment={}, timeout_s=60.0)
     if done.code:
@@ -178,8 +189,8 @@ def _seconds(loops: int) -> float:
 
 
 @contextlib.contextmanager
-def _busy_core() -> Iterator[None]:
-    """Keeps a core busy meanwhile, by fits and starts, as a neighbour does."""
+def _keep_core_busy() -> Iterator[None]:
+    """Keeps a core busy while the block runs, by fits and starts, as a neighbour does."""
     neighbour = multiprocessing.get_context("spawn").Process(target=_work, daemon=True)
     neighbour.start()
     try:
@@ -192,23 +203,3 @@ def _busy_core() -> Iterator[None]:
 def _work() -> None:
     while True:
         sum(range(10_000_000))
-
-
-def new_calibration(request: CalibrationRequest, out: Path, command: str) -> CalibrationRun:
-    """Returns a calibration as a new run under `out`, ready to be executed.
-
-    Args:
-        request: what to run.
-        out: folder that holds runs.
-        command: as typed.
-    """
-    from wallclock.bench.measure.environment import provenance
-
-    run = Run(
-        run_id=new_run_id("calibration"),
-        started_utc=utc_now(),
-        command=command,
-        request={"benchmark": BENCHMARK, **asdict(request)},
-        **provenance("cpu"),
-    )
-    return CalibrationRun(request, RunWriter.create(out, run))

@@ -1,8 +1,7 @@
-"""What a training step does, counted: the same code gives the same figures on any day, busy machine or not.
+"""Counts of a training step: the same code gives the same figures on any day, on a busy machine or an idle one.
 
 `python -m wallclock.bench.compare.counts "sprint batch_size=8"` prints operator calls and the bytes that they allocate
-in one step, and, where
-the recipe compiles, graphs and graph breaks: lines that `wallclock gate --counts` compares.
+in one step, or, where the recipe compiles, graphs and graph breaks: lines that `wallclock gate --counts` compares.
 """
 
 import json
@@ -22,8 +21,8 @@ class Tally(TorchDispatchMode):
     """Counts operators, and the bytes of outputs that share no memory with an input.
 
     Attributes:
-        operators: calls.
-        allocated_bytes: of new outputs; what an operator needs inside itself is not seen.
+        operators: calls of operators.
+        allocated_bytes: bytes of new outputs; memory that an operator needs inside itself is not seen.
     """
 
     def __init__(self) -> None:
@@ -43,11 +42,11 @@ class Tally(TorchDispatchMode):
         return out
 
 
-def counted(text: str) -> dict[str, tuple[float, str]]:
-    """Returns what one turn of a recipe on the CPU does: metric, value and unit.
+def count_turn(text: str) -> dict[str, tuple[float, str]]:
+    """Returns the counts of one turn of a recipe on the CPU: value and unit of each metric.
 
     Args:
-        text: as `bench.compare.recipe_turn.parse_recipe` takes it.
+        text: a recipe and its changes; see `bench.compare.recipe_turn.parse_recipe`.
 
     Raises:
         ValueError: if there is no such recipe or field.
@@ -57,24 +56,21 @@ def counted(text: str) -> dict[str, tuple[float, str]]:
     with ExitStack() as stack:
         turn = turns_of(task, recipe, options, "cpu")(stack)
         turn()
-        figures: dict[str, tuple[float, str]] = {}
-        if compiled:  # the operators are inside the graphs
-            from torch._dynamo.utils import counters
-
-            turn()
-            figures["graphs"] = (float(counters["stats"]["unique_graphs"]), "count")
-            figures["graph_breaks"] = (float(sum(counters["graph_break"].values())), "count")
-        else:
+        if not compiled:
             with Tally() as tally:
                 turn()
-            figures["operators"] = (float(tally.operators), "count")
-            figures["allocated"] = (float(tally.allocated_bytes), "allocated bytes")
-    return figures
+            allocated = (float(tally.allocated_bytes), "allocated bytes")
+            return {"operators": (float(tally.operators), "count"), "allocated": allocated}
+        from torch._dynamo.utils import counters  # the operators are inside the graphs
+
+        turn()
+        breaks = float(sum(counters["graph_break"].values()))
+        return {"graphs": (float(counters["stats"]["unique_graphs"]), "count"), "graph_breaks": (breaks, "count")}
 
 
 if __name__ == "__main__":
     try:
-        for name, (value, unit) in counted(" ".join(sys.argv[1:])).items():
+        for name, (value, unit) in count_turn(" ".join(sys.argv[1:])).items():
             print(json.dumps({"metric": name, "value": value, "unit": unit}))
     except ValueError as error:
         sys.exit(f"wallclock: {error}")

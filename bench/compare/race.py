@@ -1,11 +1,11 @@
-"""One side of a race to an accuracy: our recipe, or somebody's program, trained whole, in a process of its own.
+"""One side of a race to an accuracy: a recipe of ours, or a program like airbench94_muon.py, trained whole.
 
     python -m wallclock.bench.compare.race sprint --data DATA
     python -m wallclock.bench.compare.race peers/cifar10-airbench/airbench94_muon.py --data DATA
 
 prints the time and the accuracy of each run, as lines that `wallclock compare` reads. The clock is airbench's, which
-`train_eval_s` follows: whitening, training and the final augmented evaluation; loading, moving and compiling before it,
-looks at the accuracy on the way beside it.
+`train_eval_s` follows: whitening, training and the final augmented evaluation are in it; loading, moving and compiling
+before it, and evaluations on the way, are not.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from wallclock.models.recipes.override import override
 
 WARM_UP_IMAGES = 4000  # two of airbench's batches
 
-# What a program for a GPU says where a CPU is meant, and what it says then: bfloat16, which CPUs multiply, for half.
+# Texts of a program for a GPU, and what stands for them on a CPU: bfloat16, which CPUs multiply, for half precision.
 FOR_A_CPU = {
     ".cuda()": "",
     'torch.device("cuda")': 'torch.device("cpu")',
@@ -43,14 +43,14 @@ FOR_A_CPU = {
 }
 
 
-def own_runs(text: str, split: Split, device: str, seeds: range) -> Iterator[tuple[float, float]]:
+def run_recipe(text: str, split: Split, device: str, seeds: range) -> Iterator[tuple[float, float]]:
     """Yields time in seconds and accuracy of each run of a recipe.
 
     Args:
-        text: its name, then fields to set, such as `sprint epochs=8`.
-        split: data.
+        text: the recipe's name, then fields to set, such as `sprint epochs=8`.
+        split: the images that it trains on and is scored on.
         device: "cpu" or "cuda".
-        seeds: one for each run.
+        seeds: one seed for each run.
 
     Raises:
         ValueError: if there is no such recipe or field, or it cannot run here.
@@ -67,8 +67,8 @@ def own_runs(text: str, split: Split, device: str, seeds: range) -> Iterator[tup
                     yield event.train_eval_s, event.accuracy
 
 
-class _Event:
-    """What `torch.cuda.Event` is to a program that runs on a CPU."""
+class _HostEvent:
+    """Stands for `torch.cuda.Event` in a program that runs on a CPU: it reads the host's clock."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self._at_s = 0.0
@@ -76,56 +76,62 @@ class _Event:
     def record(self) -> None:
         self._at_s = now_s()
 
-    def elapsed_time(self, later: "_Event") -> float:
+    def elapsed_time(self, later: "_HostEvent") -> float:
         return 1e3 * (later._at_s - self._at_s)
 
 
-def peer_runs(
+def _leave_eager(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Stands for `torch.compile` and its decorators where nothing is compiled."""
+    return function if function is not None else _leave_eager
+
+
+def _for_a_cpu(source: str, *, compiled: bool) -> str:
+    """Returns the text of a program for a GPU as it runs on a CPU, and puts what it calls of CUDA into torch."""
+    for gpu, cpu in FOR_A_CPU.items():
+        source = source.replace(gpu, cpu)
+    stand_ins: list[tuple[Any, str, Any]] = [(torch.cuda, "Event", _HostEvent)]
+    stand_ins += [(torch.cuda, "synchronize", lambda: None)]
+    for owner, name, stand_in in stand_ins + ([] if compiled else [(torch, "compile", _leave_eager)]):
+        setattr(owner, name, stand_in)
+    return source
+
+
+def run_program(
     path: Path, split: Split, device: str, seeds: range, *, compiled: bool = False
 ) -> Iterator[tuple[float, float]]:
     """Yields time in seconds and accuracy of each run of a program made like airbench94_muon.py.
 
     On a GPU its own text runs, compiled, after a warm-up run on labels of no meaning, as its authors start it. On a CPU
-    it runs with what `FOR_A_CPU` says: eagerly and without that run, or compiled, after one on few images.
+    its text is changed by `FOR_A_CPU`, and runs eagerly and without a warm-up, or compiled, after one on few images.
 
     Args:
-        path: of it; it has `CifarNet`, `main(run, model)` and `print_training_details(variables, is_final_entry)`.
-        split: data, which it finds where it looks for it.
+        path: the program; it has `CifarNet`, `main(run, model)`, `print_training_details(variables, is_final_entry)`.
+        split: the images, which the program finds in `cifar10/` as its authors store them.
         device: "cpu" or "cuda".
-        seeds: one for each run.
-        compiled: on a CPU too.
+        seeds: one seed for each run.
+        compiled: whether the program is compiled on a CPU too.
 
     Raises:
         ValueError: if the program is not made so.
     """
     source = path.read_text(encoding="utf-8")
-    told: list[dict[str, Any]] = []
+    details: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
-        program = Path(place) / path.name
-        if device == "cpu":
-            for gpu, cpu in FOR_A_CPU.items():
-                source = source.replace(gpu, cpu)
-            if not compiled:
-                eagerly: Any = torch
-                eagerly.compile = _as_it_is
-            for name, stand_in in (("Event", _Event), ("synchronize", lambda: None)):
-                setattr(torch.cuda, name, stand_in)
-        program.write_text(source, encoding="utf-8")
-        images = Path(place) / "cifar10"
+        program, images = Path(place) / path.name, Path(place) / "cifar10"
+        program.write_text(_for_a_cpu(source, compiled=compiled) if device == "cpu" else source, encoding="utf-8")
         _write_tensors(split, images)
         os.chdir(place)
-        sys.argv = [str(program)]  # which it reads, to log its own text
+        sys.argv = [str(program)]  # a program reads its own text by this name, to log it
         made = runpy.run_path(str(program), run_name="peer")
-        main, printed = made.get("main"), made.get("print_training_details")
-        if main is None or printed is None or "CifarNet" not in made:
+        main, print_details = made.get("main"), made.get("print_training_details")
+        if main is None or print_details is None or "CifarNet" not in made:
             raise ValueError(f"{path} has not CifarNet, main and print_training_details; it is no airbench94_muon.py")
-        names = main.__globals__
 
-        def listen(variables: dict[str, Any], **rest: Any) -> None:
-            told.append(dict(variables))
-            printed(variables, **rest)
+        def keep_details(variables: dict[str, Any], **rest: Any) -> None:
+            details.append(dict(variables))
+            print_details(variables, **rest)
 
-        names["print_training_details"] = listen
+        main.__globals__["print_training_details"] = keep_details
         model = made["CifarNet"]().to(device, memory_format=torch.channels_last)
         if device == "cuda":
             model.compile(mode="max-autotune")
@@ -138,13 +144,9 @@ def peer_runs(
             _write_tensors(split, images)
         for seed in seeds:
             torch.manual_seed(seed)
-            told.clear()
+            details.clear()
             main(seed, model)
-            yield float(told[-1]["time_seconds"]), float(told[-1]["tta_val_acc"])
-
-
-def _as_it_is(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    return function if function is not None else _as_it_is
+            yield float(details[-1]["time_seconds"]), float(details[-1]["tta_val_acc"])
 
 
 def _write_tensors(split: Split, folder: Path) -> None:
@@ -155,7 +157,7 @@ def _write_tensors(split: Split, folder: Path) -> None:
 
 
 def main() -> None:
-    """Runs one side and prints what each run took and reached."""
+    """Runs one side, and prints the time and the accuracy of each run."""
     parser = argparse.ArgumentParser(prog="python -m wallclock.bench.compare.race", description=__doc__.split("\n")[0])
     parser.add_argument("side", nargs="+", help="a recipe and fields to set, or the path of a program")
     parser.add_argument("--data", required=True, help="as `wallclock run cifar` takes it")
@@ -166,8 +168,11 @@ def main() -> None:
     device = resolve_device(asked.device)
     split, first = load_split(asked.data, "test"), asked.runs * int(os.environ.get(ROUND, "0"))
     path, seeds = Path(asked.side[0]), range(first, first + asked.runs)
-    runs = peer_runs(path, split, device, seeds, compiled=asked.compile) if path.suffix == ".py" else None
-    for seconds, accuracy in runs or own_runs(" ".join(asked.side), split, device, seeds):
+    if path.suffix == ".py":
+        runs = run_program(path, split, device, seeds, compiled=asked.compile)
+    else:
+        runs = run_recipe(" ".join(asked.side), split, device, seeds)
+    for seconds, accuracy in runs:
         print(json.dumps({"metric": "train_eval_s", "value": seconds, "unit": "s"}))
         accuracy_line = {"metric": "final_accuracy", "value": accuracy, "unit": "fraction", "better": "higher"}
         print(json.dumps(accuracy_line), flush=True)

@@ -1,58 +1,30 @@
-"""What can be compared: stored runs, git revisions, the tree as it is, recipes, and shell commands."""
+"""Sides of a comparison: stored runs, git revisions, the tree as it is, recipes, and shell commands."""
 
 import contextlib
-import difflib
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from wallclock.bench.compare.benchmarks import (
+    PROJECT,
+    Benchmark,
+    did_you_mean,
+    parse_settings,
+    read_benchmarks,
+    read_settings,
+)
+from wallclock.bench.compare.git import find_commit, git, last_line, list_branches, worktree
 from wallclock.reports.store.write import RECORDS, SAMPLE_TABLE
 
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
-KINDS: tuple[Kind, ...] = ("run", "git", "tree", "recipe", "cmd")
-Counted = Literal["callgrind", "printed", "never"]
-PROJECT = "pyproject.toml"
 SHELL = "/bin/sh"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """One command that both sides run.
-
-    Attributes:
-        name: of it, in the records.
-        command: a shell's; what it prints as `{"metric": ..., "value": ..., "unit": ...}` lines is recorded too.
-        timeout_s: after which it is killed, and has failed.
-        tolerance: a change up to this share is no matter; None for the comparison's.
-        metrics: that are judged; empty for its time and all it prints.
-        build: a shell's command, run once in each side's tree.
-        sources: files that are the benchmark itself; if the sides' differ, they measure different things.
-        counted: "callgrind" counts its instructions where counts are compared; "printed" is a benchmark of counts
-            alone, those that it prints; "never" one of times alone.
-        declared: whether a project declares it, rather than the command line.
-    """
-
-    name: str
-    command: str
-    timeout_s: float = 600.0
-    tolerance: float | None = None
-    metrics: tuple[str, ...] = ()
-    build: str = ""
-    sources: tuple[str, ...] = ()
-    counted: Counted = "callgrind"
-    declared: bool = False
-
-    def __post_init__(self) -> None:
-        if self.counted not in get_args(Counted):
-            raise ValueError(f"benchmark '{self.name}': counted is '{self.counted}'; it is one of {get_args(Counted)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +32,14 @@ class Subject:
     """One side of a comparison, as it was named.
 
     Attributes:
-        kind: of it.
-        text: without a prefix that names the kind.
-        revision: of a git revision, the commit.
+        kind: what it is: stored runs, a git revision, a tree, a recipe, or a command.
+        text: its name, without the prefix that names its kind.
+        revision: the commit of a git revision, or of the tree before its changes.
     """
 
     kind: Kind
     text: str
     revision: str = ""
-
-    @property
-    def stored(self) -> bool:
-        """Whether it has been measured already."""
-        return self.kind == "run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +47,9 @@ class Side:
     """One side of a comparison, ready to run.
 
     Attributes:
-        subject: that it is.
-        directory: to run in.
-        commands: of each benchmark, by name; a shell's.
+        subject: what the side is.
+        directory: working directory of its processes.
+        commands: shell command of each benchmark, by name.
         tree: whether `directory` holds the sources that are compared, and comes first on Python's path.
         broken: why a benchmark cannot run, by name.
         declared: names of the benchmarks that its own project declares; None where that decides nothing.
@@ -104,75 +71,41 @@ class Side:
         return {**kept, "PATH": path, **own}
 
 
-def git(directory: Path, *arguments: str) -> str:
-    """Returns what git prints.
-
-    Raises:
-        ValueError: if there is no git, or it fails, with its last line.
-    """
-    if shutil.which("git") is None:
-        raise ValueError("git is not installed; install it, or compare commands and stored runs")
-    done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"git {arguments[0]}: {last_line(done.stderr) or f'exit {done.returncode}'}")
-    return done.stdout.strip()
-
-
-def last_line(text: str) -> str:
-    """Returns the last line that says something."""
-    lines = (line.strip() for line in reversed(text.splitlines()))
-    return next((line for line in lines if line and not line.startswith("==")), "")  # valgrind's begin so
-
-
-def commit_of(directory: Path, revision: str) -> str:
-    """Returns a revision's commit, or an empty text if there is none."""
-    try:
-        return git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    except ValueError:
-        return ""
-
-
 def parse_subject(text: str, directory: Path) -> Subject:
     """Returns what a text names: by its prefix (`run:`, `git:`, `tree:`, `recipe:`, `cmd:`), or by what it can be.
 
     Args:
         text: a path of stored runs, `.` for the tree as it is, `sprint` or `wgan/lesson precision=bf16`, a revision,
             or a command.
-        directory: in which paths, revisions and commands are looked for.
+        directory: folder where paths, revisions and commands are looked for.
 
     Raises:
         ValueError: if it names nothing.
     """
     prefix, colon, rest = text.partition(":")
-    if colon and prefix in KINDS:
-        return _of_kind(prefix, rest.strip(), directory)
+    if colon and prefix in get_args(Kind):
+        return _subject(prefix, rest.strip(), directory)  # type: ignore[arg-type]
     from wallclock.bench.tasks.registry import TASKS
 
     words = text.split()
     if not words:
         raise ValueError("a subject is empty; name a stored run, a git revision, a recipe or a command")
     path = directory / text
-    if (
-        path.suffix == ".json"
-        and path.is_file()
-        or path.is_dir()
-        and not (path / PROJECT).exists()
-        and _holds_runs(path)
-    ):
-        return _of_kind("run", text, directory)
+    if (path.suffix == ".json" and path.is_file()) or _holds_runs(path):
+        return _subject("run", text, directory)
     if path.is_dir():
-        return _of_kind("tree", text, directory)
-    if words[0].partition("/")[0] in TASKS or words[0] in _cifar_recipes():
-        return _of_kind("recipe", text, directory)
-    if commit_of(directory, text):
-        return _of_kind("git", text, directory)
+        return _subject("tree", text, directory)
+    recipes = _cifar_recipes()
+    if words[0].partition("/")[0] in TASKS or words[0] in recipes:
+        return _subject("recipe", text, directory)
+    if find_commit(directory, text):
+        return _subject("git", text, directory)
     if shutil.which(words[0]) or (len(words) > 1 and (directory / words[0]).exists()):
-        return _of_kind("cmd", text, directory)
-    known = [*_cifar_recipes(), *_branches(directory)]
-    near = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
+        return _subject("cmd", text, directory)
+    hint = did_you_mean(text, [*recipes, *list_branches(directory)], cutoff=0.6)
     raise ValueError(
         f"'{text}' is no stored run, git revision, recipe or command here; "
-        + (f"did you mean {near[0]}?" if near else "say which with run:, git:, tree:, recipe: or cmd: before it")
+        + (hint or "say which with run:, git:, tree:, recipe: or cmd: before it")
     )
 
 
@@ -182,26 +115,16 @@ def _holds_runs(path: Path) -> bool:
     return any(next(path.rglob(name), None) is not None for name in (RECORDS, SAMPLE_TABLE))
 
 
-def _of_kind(kind: Kind, text: str, directory: Path) -> Subject:
+def _subject(kind: Kind, text: str, directory: Path) -> Subject:
+    revision = ""
     if kind == "git":
-        revision = commit_of(directory, text)
+        revision = find_commit(directory, text)
         if not revision:
-            near = difflib.get_close_matches(text, _branches(directory), n=1, cutoff=0.5)
-            raise ValueError(
-                f"no git revision '{text}' in {directory}" + (f"; did you mean {near[0]}?" if near else "")
-            )
-        return Subject(kind=kind, text=text, revision=revision)
-    if kind == "tree":
-        with contextlib.suppress(ValueError):
-            return Subject(kind=kind, text=text, revision=git(directory / text, "rev-parse", "HEAD"))
-    return Subject(kind=kind, text=text)
-
-
-def _branches(directory: Path) -> list[str]:
-    try:
-        return git(directory, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags").split()
-    except ValueError:
-        return []
+            hint = did_you_mean(text, list_branches(directory))
+            raise ValueError(f"no git revision '{text}' in {directory}" + (hint and f"; {hint}"))
+    elif kind == "tree":
+        revision = find_commit(directory / text, "HEAD")
+    return Subject(kind=kind, text=text, revision=revision)
 
 
 def _cifar_recipes() -> tuple[str, ...]:
@@ -210,126 +133,49 @@ def _cifar_recipes() -> tuple[str, ...]:
     return tuple(RECIPES)
 
 
-def read_benchmarks(directory: Path, only: Sequence[str] = ()) -> list[Benchmark]:
-    """Returns the benchmarks that a project declares in `[tool.wallclock.benchmarks]` of its pyproject.toml.
-
-    Args:
-        directory: of the project.
-        only: names to keep; empty for all.
-
-    Raises:
-        ValueError: if there are none, or one is not as it should be.
-    """
-    declared = settings(directory).get("benchmarks", {})
-    if not declared:
-        raise ValueError(
-            f'{directory / PROJECT} declares no benchmark; add [tool.wallclock.benchmarks.NAME] with command = "...", '
-            "or give --command"
-        )
-    for name in only:
-        if name not in declared:
-            near = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
-            raise ValueError(
-                f"no benchmark '{name}'; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(declared)}"
-            )
-    return [_benchmark(name, table) for name, table in declared.items() if not only or name in only]
-
-
-def declared_by(subject: Subject, directory: Path) -> set[str]:
+def declared_by(subject: Subject, directory: Path) -> frozenset[str]:
     """Returns the names of the benchmarks that a side's own pyproject.toml declares.
 
     Args:
         subject: a revision, or a tree.
-        directory: of the project.
+        directory: the project's folder.
 
     Raises:
         ValueError: if the file is no TOML.
     """
     if subject.kind == "tree":
-        return set(settings(directory / subject.text).get("benchmarks", {}))
+        return frozenset(read_settings(directory / subject.text).get("benchmarks", {}))
     try:
         text = git(directory, "show", f"{subject.revision}:./{PROJECT}")
-    except ValueError:  # it has none
-        return set()
-    return set(_settings(text, f"{subject.text}:{PROJECT}").get("benchmarks", {}))
-
-
-def settings(directory: Path) -> dict[str, Any]:
-    """Returns `[tool.wallclock]` of a project's pyproject.toml; empty where there is none.
-
-    Raises:
-        ValueError: if the file is no TOML.
-    """
-    try:
-        text = (directory / PROJECT).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    return _settings(text, str(directory / PROJECT))
-
-
-def _settings(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text).get("tool", {}).get("wallclock", {})
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _benchmark(name: str, table: dict[str, Any]) -> Benchmark:
-    known = ("command", "timeout_s", "tolerance", "metrics", "build", "sources", "counted")
-    if unknown := [key for key in table if key not in known]:
-        raise ValueError(f"benchmark '{name}' has an unknown key '{unknown[0]}'; there are {', '.join(known)}")
-    if not table.get("command"):
-        raise ValueError(f"benchmark '{name}' has no command; add command = \"...\"")
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    return Benchmark(name=name, declared=True, **fields)
+    except ValueError:  # the revision has no such file
+        return frozenset()
+    return frozenset(parse_settings(text, f"{subject.text}:{PROJECT}").get("benchmarks", {}))
 
 
 @contextlib.contextmanager
-def prepared(subject: Subject, benchmarks: Sequence[Benchmark], directory: Path) -> Iterator[Side]:
+def prepare_side(subject: Subject, benchmarks: Sequence[Benchmark], directory: Path) -> Iterator[Side]:
     """Gives a side that can run, and clears up after it: a revision gets a worktree of its own, and is built there.
 
     Args:
         subject: a revision, a tree, a recipe or a command.
-        benchmarks: of the comparison.
-        directory: of the repository, and where commands run.
+        benchmarks: the comparison's benchmarks.
+        directory: the repository, in which commands run.
     """
-    if subject.kind == "cmd":
-        yield Side(subject=subject, directory=directory, commands={b.name: subject.text for b in benchmarks})
+    commands = {b.name: b.command for b in benchmarks}
+    if subject.kind in ("cmd", "recipe"):
+        command = subject.text if subject.kind == "cmd" else recipe_command(subject.text)
+        yield Side(subject=subject, directory=directory, commands=dict.fromkeys(commands, command))
         return
-    if subject.kind == "recipe":
-        command = recipe_command(subject.text)
-        yield Side(subject=subject, directory=directory, commands={b.name: command for b in benchmarks})
-        return
-    fields: dict[str, Any] = {"subject": subject, "commands": {b.name: b.command for b in benchmarks}, "tree": True}
-    if all(b.declared for b in benchmarks):
-        fields["declared"] = frozenset(declared_by(subject, directory))
-    if subject.kind == "tree":
-        yield _built(Side(directory=(directory / subject.text).resolve(), **fields), benchmarks)
-        return
-    with worktree(directory, subject.revision) as place:
-        yield _built(Side(directory=place, **fields), benchmarks)
+    declared = declared_by(subject, directory) if all(b.declared for b in benchmarks) else None
+    tree = contextlib.nullcontext((directory / subject.text).resolve())
+    with tree if subject.kind == "tree" else worktree(directory, subject.revision) as place:
+        yield _build(
+            Side(subject=subject, directory=place, commands=commands, tree=True, declared=declared), benchmarks
+        )
 
 
-@contextlib.contextmanager
-def worktree(repository: Path, revision: str) -> Iterator[Path]:
-    """Gives a revision checked out in a folder of its own, and removes it afterwards.
-
-    Raises:
-        ValueError: if git cannot.
-    """
-    git(repository, "worktree", "prune")  # of what was killed before it could clear up
-    with tempfile.TemporaryDirectory(prefix="wallclock-", ignore_cleanup_errors=True) as folder:
-        place = Path(folder) / revision[:12]
-        git(repository, "worktree", "add", "--detach", "--quiet", str(place), revision)
-        try:
-            yield place
-        finally:
-            with contextlib.suppress(ValueError):
-                git(repository, "worktree", "remove", "--force", str(place))
-
-
-def _built(side: Side, benchmarks: Sequence[Benchmark]) -> Side:
-    """The side with what its benchmarks need built, and with the reason for each whose build failed."""
+def _build(side: Side, benchmarks: Sequence[Benchmark]) -> Side:
+    """Builds what the benchmarks need in a side's tree; returns the side with the reason for each failure."""
     failures: dict[str, str] = {}
     for build in dict.fromkeys(b.build for b in benchmarks if b.build):
         done = subprocess.run(
@@ -341,13 +187,13 @@ def _built(side: Side, benchmarks: Sequence[Benchmark]) -> Side:
             check=False,
         )
         if done.returncode:
-            why = last_line(done.stderr) or last_line(done.stdout) or f"exit {done.returncode}"
+            why = last_line(done.stderr, done.stdout) or f"exit {done.returncode}"
             failures |= {b.name: f"build_failed: {why}" for b in benchmarks if b.build == build}
     return replace(side, broken=failures)
 
 
-def sources_hash(side: Side, benchmark: Benchmark) -> str:
-    """Returns a hash of the files that are the benchmark itself, in a side's tree."""
+def hash_sources(side: Side, benchmark: Benchmark) -> str:
+    """Returns a hash of the benchmark's own files in a side's tree."""
     digest = hashlib.sha256()
     for pattern in benchmark.sources:
         for path in sorted(p for p in side.directory.glob(pattern) if p.is_file()):
@@ -359,14 +205,58 @@ def recipe_command(text: str) -> str:
     """Returns the command that measures a recipe.
 
     Args:
-        text: `sprint`, `wgan/lesson`, with `field=value` words after it.
+        text: `sprint`, or `wgan/lesson`, with `field=value` words after it.
 
     Raises:
         ValueError: if there is no such recipe, or no such field.
     """
-    import shlex
-
     from wallclock.bench.compare.recipe_turn import parse_recipe
 
     parse_recipe(text, "cpu")
     return shlex.join(["python", "-m", "wallclock.bench.compare.recipe_turn", text])
+
+
+def choose_benchmarks(
+    sides: Sequence[Subject], only: Sequence[str], commands: Sequence[str], timeout_s: float, repository: Path
+) -> list[Benchmark]:
+    """Returns the benchmarks that both sides run: themselves, the given commands, or those that the project declares.
+
+    Args:
+        sides: the sides, none of them stored.
+        only: names of declared benchmarks; empty for all.
+        commands: shell commands to run instead, as `COMMAND` or `NAME=COMMAND`.
+        timeout_s: seconds after which a command has failed.
+        repository: the project's folder.
+
+    Raises:
+        ValueError: if the sides have nothing in common, or no such benchmark is declared.
+    """
+    kinds = {side.kind for side in sides}
+    if not kinds & {"cmd", "recipe"}:
+        named = [(*_split_name(text), number) for number, text in enumerate(commands, start=1)]
+        given = [
+            Benchmark(name=name or f"command {number}", command=command, timeout_s=timeout_s)
+            for name, command, number in named
+        ]
+        return given or read_benchmarks(repository, only)
+    if not kinds <= {"cmd", "recipe"}:
+        raise ValueError("a revision runs benchmarks, a command or a recipe is one; name two of one sort")
+    if only or commands:
+        raise ValueError("commands and recipes are what is measured; leave out --benchmark and --command")
+    if kinds != {"recipe"}:
+        return [Benchmark(name="command", command="", timeout_s=timeout_s)]
+    from wallclock.bench.compare.recipe_turn import parse_recipe
+    from wallclock.reports.views.ablation import ABLATIONS
+
+    tasks = {parse_recipe(side.text, "cpu")[0].name for side in sides}
+    if len(tasks) > 1:
+        raise ValueError(f"{' and '.join(sorted(tasks))} have no figure in common; compare recipes of one task")
+    (task,) = tasks
+    return [Benchmark(name=task, command="", timeout_s=timeout_s, metrics=ABLATIONS[f"{task} ablation"][:1])]
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """Returns name and command of `NAME=COMMAND`; `A=1 command` sets a variable and has no name."""
+    name, equals, rest = text.partition("=")
+    named = equals and name.replace("-", "").replace("_", "").isalnum() and not name.isupper() and " " not in name
+    return (name, rest) if named and rest else ("", text)

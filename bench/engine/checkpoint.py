@@ -1,4 +1,4 @@
-"""All that a training goes on from, as one safetensors file."""
+"""Checkpoints: the whole state of a training as one safetensors file."""
 
 import json
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Mapping[str, Any], recipe: Any) -> None:
-    """Writes a checkpoint in one piece: the file that is there is replaced when the new one is whole.
+    """Writes a checkpoint, which replaces the one before when it is whole.
 
     Args:
-        path: of the file.
+        path: the file.
         state: tensors by name.
-        position: where the training is, as JSON types.
-        recipe: a `Resolvable`: kept whole, so that the weights can be used without the run.
+        position: how far the training has come, as JSON types.
+        recipe: a `Resolvable`, stored whole so that the weights can be used without the run.
 
     Raises:
         StoreError: if it cannot be written.
@@ -39,36 +39,32 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Map
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Returns the tensors of a checkpoint, on the CPU, and what is told beside them.
-
-    Args:
-        path: of the file.
+    """Returns the tensors of a checkpoint, on the CPU, and its metadata: position, recipe and the recipe's hash.
 
     Raises:
-        StoreError: if it is damaged, or no checkpoint.
+        StoreError: if the file is damaged, or no checkpoint.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if "position" not in metadata:
-                raise KeyError("no position")
+            dict(json.loads(metadata["position"]))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); start a new run") from None
 
 
 def load_checkpoint(path: Path, state: Mapping[str, torch.Tensor], recipe: Any) -> dict[str, torch.Tensor]:
-    """Checks that a checkpoint is one of a training, and returns its tensors.
+    """Returns the tensors of a checkpoint of a training.
 
     Args:
-        path: of the file.
-        state: of the training, fresh.
-        recipe: of the training.
+        path: the file.
+        state: the training's own tensors by name, whose shapes the checkpoint must have.
+        recipe: the training's recipe.
 
     Raises:
-        StoreError: if it is damaged, or one of another recipe.
+        StoreError: if the checkpoint is damaged, or belongs to another recipe.
     """
     stored, metadata = read_checkpoint(path)
     if metadata.get("recipe_hash") != recipe.hash():
@@ -79,13 +75,9 @@ def load_checkpoint(path: Path, state: Mapping[str, torch.Tensor], recipe: Any) 
 
 
 def read_position(path: Path) -> dict[str, Any]:
-    """Returns where the training was, as `save_checkpoint` was told.
+    """Returns the position that `save_checkpoint` was given.
 
     Raises:
         StoreError: if the file is damaged.
     """
-    _, metadata = read_checkpoint(path)
-    try:
-        return dict(json.loads(metadata["position"]))
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); start a new run") from None
+    return dict(json.loads(read_checkpoint(path)[1]["position"]))

@@ -1,4 +1,4 @@
-"""Networks compiled by `torch.compile`, however many graphs their code comes to."""
+"""Compiles networks without a limit on their number of graphs."""
 
 from typing import Any
 
@@ -8,15 +8,12 @@ from torch import nn
 GRAPHS = 1 << 16
 
 
-def compiled(network: nn.Module) -> Any:
+def compile_network(network: nn.Module) -> Any:
     """Returns a network that compiles a graph for each shape, type and set of frozen parameters that it meets.
 
     By default Dynamo stops compiling a function at its ninth graph, and with no more than a warning goes on eagerly.
     Variants and trials that take turns in one process share their networks' code, so that the later ones would be
-    timed as what they are not. Here there is no limit that a run could come to.
-
-    Args:
-        network: anywhere.
+    timed as eager ones. The limit here is one that no run reaches.
     """
     from torch._dynamo import config
 

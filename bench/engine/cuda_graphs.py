@@ -1,4 +1,4 @@
-"""Steps of a training as CUDA graphs: one launch a step, and the same losses as without."""
+"""Training steps as CUDA graphs: one launch a step, with the losses of eager steps."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-WARMUP_STEPS = 3  # kernels are chosen and compiled, and the optimisers' state and gradients get their memory
+WARMUP_STEPS = 3  # these choose and compile kernels, and allocate gradients and the optimisers' state
 
 Inputs = dict[str, torch.Tensor]
 State = Callable[[], Mapping[str, torch.Tensor]]
@@ -14,11 +14,11 @@ Captive = tuple[Callable[[], object], torch.Tensor]
 
 
 @contextmanager
-def put_back(state: State) -> Iterator[None]:
+def restoring(state: State) -> Iterator[None]:
     """Restores tensors in place to what they hold now, whatever a step inside does to them.
 
     Args:
-        state: returns all that a step moves, by name, in the memory where it lies.
+        state: returns the tensors that a step changes, by name, in their own memory.
     """
     before = {name: tensor.detach().clone() for name, tensor in state().items()}
     yield
@@ -29,14 +29,14 @@ def put_back(state: State) -> Iterator[None]:
 
 
 class StepGraphs:
-    """Replays a trainer's steps; captures each when it is first wanted.
+    """Replays a trainer's steps; captures each at its first call.
 
-    What a step draws or loads is made outside and copied into its graph's inputs, so that the generators' state goes on
-    as without graphs. Warm-up and capture move weights, buffers and optimisers, which are put back.
+    Random draws and loaded data are made outside and copied into the graph's inputs, so that the state of random
+    generators moves as without graphs. Warm-up and capture change weights, buffers and optimisers, which are restored.
 
     Args:
         device: a CUDA device.
-        state: see `put_back`. Gradients are not part of it: their memory is kept, and each step clears them first.
+        state: see `restoring`. It leaves out gradients: their memory is kept, and each step clears them first.
     """
 
     def __init__(self, device: torch.device, state: State) -> None:
@@ -44,20 +44,20 @@ class StepGraphs:
         self._steps: dict[str, tuple[Captive, Inputs]] = {}
         self._pool: Any = None
 
-    def replayed(self, name: str, step: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> torch.Tensor:
-        """Takes a step, captured at the first call of its name.
+    def replay(self, name: str, step: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> torch.Tensor:
+        """Takes a step, and captures it at the first call of its name.
 
         Args:
-            name: of the step with all that a graph fixes: shapes, and which parameters are trained.
-            step: computes on the tensors that it is given, and draws nothing.
-            inputs: of this step, of the same shapes and memory formats under one name.
+            name: names the step and all that a graph fixes: shapes, and which parameters are trained.
+            step: computes on its inputs alone, without random draws.
+            inputs: tensors of this step, which have one shape and memory format under one name.
 
         Returns:
             A copy of what the step returns: the next replay overwrites the original.
         """
         if name not in self._steps:
             static = {key: tensor.clone() for key, tensor in inputs.items()}
-            with put_back(self.state):
+            with restoring(self.state):
                 self._steps[name] = self._capture(lambda: step(static)), static
         (replay, loss), static = self._steps[name]
         for key, tensor in inputs.items():
@@ -66,7 +66,7 @@ class StepGraphs:
         return loss.clone()
 
     def _capture(self, step: Callable[[], torch.Tensor]) -> Captive:
-        """What replays a step, and where its result lies."""
+        """Returns the function that replays a step, and the tensor of its result."""
         side = torch.cuda.Stream(self.device)  # capture asks for steps on a stream other than the default one
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""One training over several devices, as torchrun starts it: who this process is, and what it shares with the others."""
+"""One training over several devices, as torchrun starts it: this process's rank, and its messages to the others."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,8 +14,8 @@ class Ranks:
     """This process's place among those that train together; alone unless torchrun started it.
 
     Attributes:
-        rank: of this process, from 0; rank 0 keeps the records.
-        world: how many there are.
+        rank: number of this process, from 0; rank 0 keeps the records.
+        world: number of processes.
     """
 
     rank: int = 0
@@ -23,14 +23,14 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this one keeps the records and prints."""
+        """Whether this process keeps the records and prints."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
-        """Returns a rank's part of a batch.
+        """Returns the images of a batch that one rank takes.
 
         Raises:
-            ValueError: if ranks cannot have equal parts.
+            ValueError: if the batch cannot be shared equally.
         """
         if batch_size % self.world:
             raise ValueError(
@@ -54,15 +54,15 @@ class Ranks:
             for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def take_first(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Gives every rank what rank 0 has."""
+    def copy_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrites each tensor by that of rank 0."""
         for tensor in tensors if self.world > 1 else ():
             distributed.broadcast(tensor, 0)
 
 
 @contextmanager
-def joined(device_type: str) -> Iterator[Ranks]:
-    """Joins the others that torchrun started, on a GPU of its own for each; alone, it does nothing.
+def join_ranks(device_type: str) -> Iterator[Ranks]:
+    """Joins the processes that torchrun started, each on a GPU of its own; a process alone joins nothing.
 
     Args:
         device_type: "cuda" or "cpu".

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from wallclock.bench.engine.checkpoint import load_checkpoint, read_position, save_checkpoint
-from wallclock.bench.engine.compile import compiled
+from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs
 from wallclock.kernels.spec import available
 from wallclock.models.layers import choose
@@ -92,7 +92,7 @@ class StatefulTrainer:
         self.buffers: dict[str, torch.Tensor] = {}
         self.compute: Mapping[str, Any] = networks
         if chosen.compile:
-            self.compute = {name: compiled(net) for name, net in networks.items()}
+            self.compute = {name: compile_network(net) for name, net in networks.items()}
         self.graphs = StepGraphs(device, self.tensors) if chosen.cuda_graph else None
 
     @property
@@ -158,11 +158,11 @@ class StatefulTrainer:
         """Takes a step on its inputs, as a replay of its CUDA graph where the recipe asks for graphs.
 
         Args:
-            name: of the step; see `StepGraphs.replayed`.
+            name: of the step; see `StepGraphs.replay`.
             step: computes on the tensors that it is given, and draws nothing.
             inputs: the tensors of this step.
         """
-        return step(inputs) if self.graphs is None else self.graphs.replayed(name, step, inputs)
+        return step(inputs) if self.graphs is None else self.graphs.replay(name, step, inputs)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns all tensors that a step moves, by name, in the memory where they lie.

@@ -1,4 +1,4 @@
-"""Where a measurement runs: provenance for the records, what this machine can do and why not, GPU telemetry."""
+"""The machine that measures: its provenance for the records, and what it can run, or why not."""
 
 import functools
 import hashlib
@@ -17,18 +17,12 @@ from typing import Any
 from wallclock.bench.measure.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
+# Variables that decide how torch and its libraries compute begin so; those with the endings only say where files lie.
 FLAG_PREFIXES = (
-    "CUDA_",
-    "CUBLAS_",
-    "OMP_",
-    "MKL_",
-    "PYTORCH_",
-    "TORCH_",
-    "TORCHINDUCTOR_",
-    "TRITON_",
-    "MALLOC_",
-    "GLIBC_",
+    *("CUDA_", "CUBLAS_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_"),
+    *("TRITON_", "MALLOC_", "GLIBC_"),
 )
+PATH_ENDINGS = ("_DIR", "_PATH", "_HOME")
 
 
 def _git(*arguments: str) -> str | None:
@@ -63,7 +57,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Returns the CPU's instruction-set flags as Linux names them; empty where it does not."""
+    """Returns the CPU's instruction-set flags by their names in Linux; empty on other systems."""
     return frozenset(_cpuinfo().get("flags", "").split())
 
 
@@ -75,14 +69,14 @@ def _cgroup(name: str) -> str:
 
 
 def cpu_cores() -> int:
-    """Returns the cores this process may use: its affinity, or the control group's quota if that is less."""
+    """Returns how many cores this process may use: its affinity, or the control group's quota if that is less."""
     cores = len(os.sched_getaffinity(0))
     quota, _, period = _cgroup("cpu.max").partition(" ")
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
 
 
 def memory_bytes() -> int:
-    """Returns the memory this process may use: the machine's, or the control group's limit if that is less."""
+    """Returns how much memory this process may use: the machine's, or the control group's limit if that is less."""
     import psutil
 
     total, limit = int(psutil.virtual_memory().total), _cgroup("memory.max")
@@ -108,28 +102,19 @@ def package_version(name: str) -> str | None:
 
 @functools.cache
 def _torch_version() -> dict[str, Any]:
-    """What torch says of its version and CUDA's, without the two seconds that importing it takes."""
+    """The variables of `torch.version`, read without the two seconds that importing torch takes."""
     spec = find_spec("torch")
     return {} if spec is None or spec.origin is None else runpy.run_path(str(Path(spec.origin).with_name("version.py")))
-
-
-def _flags() -> dict[str, str]:
-    """The environment variables that decide how torch and its libraries compute; where files lie decides nothing."""
-    return {
-        key: value
-        for key, value in sorted(os.environ.items())
-        if key.startswith(FLAG_PREFIXES) and not key.endswith(("_DIR", "_PATH", "_HOME"))
-    }
 
 
 def resolve_device(name: str) -> str:
     """Returns "cpu" or "cuda".
 
     Args:
-        name: one of them, or "auto" for the GPU where there is one.
+        name: "cpu", "cuda", or "auto" for the GPU where there is one.
 
     Raises:
-        ValueError: if there is no such device, or none that answers.
+        ValueError: if the name is another, or no GPU answers.
     """
     import torch
 
@@ -146,7 +131,7 @@ def provenance(device_type: str) -> dict[str, Any]:
     """Returns the fields of `reports.Run` that describe machine, software and source.
 
     Args:
-        device_type: "cuda" or "cpu"; a run on the CPU records no GPU, although the machine may have one.
+        device_type: "cuda", or "cpu" for a run that uses no GPU, and records none.
     """
     status = _git("status", "--porcelain")
     fields: dict[str, Any] = {
@@ -164,7 +149,11 @@ def provenance(device_type: str) -> dict[str, Any]:
         "environment": {
             "platform": platform.platform(),
             "cpu_bf16": ",".join(sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})) or "none",
-            **_flags(),
+            **{
+                key: value
+                for key, value in sorted(os.environ.items())
+                if key.startswith(FLAG_PREFIXES) and not key.endswith(PATH_ENDINGS)
+            },
         },
     }
     if device_type == "cuda":
@@ -183,12 +172,12 @@ def provenance(device_type: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Capability:
-    """Something a benchmark may need.
+    """Hardware or software that some benchmarks need.
 
     Attributes:
-        name: of it.
+        name: its name.
         available: whether this machine has it.
-        detail: what was found, or why not.
+        detail: what was found, or why nothing was.
         install: the next step where it is missing and can be had; empty otherwise.
     """
 
@@ -208,58 +197,64 @@ EXTRAS = (
 
 def capabilities() -> list[Capability]:
     """Returns what this machine can run, what it cannot and why, and what to install."""
-    import torch
-
-    from wallclock.kernels.spec import cpp_compiler
-
-    found: list[Capability] = []
-    gpu = torch.cuda.is_available()
-    if gpu:
-        major, minor = torch.cuda.get_device_capability()
-        detail = f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}"
-        found.append(Capability("CUDA GPU", True, detail))
-    elif torch.version.cuda is None:
-        hint = "install the CUDA build of torch"
-        found.append(Capability("CUDA GPU", False, f"torch {torch.__version__} is built without CUDA", hint))
-    else:
-        seen = bool(list(Path("/dev").glob("nvidia[0-9]*")))
-        why = "a GPU is there, but its driver does not answer" if seen else "no NVIDIA GPU in this machine"
-        found.append(Capability("CUDA GPU", False, why, "install or update the NVIDIA driver" if seen else ""))
     bf16 = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})
-    detail = ", ".join(bf16) if bf16 else "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
-    found.append(Capability("bf16 on the CPU", bool(bf16), detail))
-    compiler = cpp_compiler()
-    hint = "" if compiler else "install g++ (Debian: apt install g++)"
-    found.append(Capability("torch.compile on the CPU", compiler is not None, compiler or "no C++ compiler", hint))
-    triton = package_version("triton")
-    if triton is None:
-        found.append(Capability("Triton kernels", False, "triton is not installed", "uv add triton"))
-    elif gpu:
-        found.append(Capability("Triton kernels", True, f"triton {triton}"))
-    else:
-        why = f"triton {triton} without a GPU runs in its interpreter only (TRITON_INTERPRET=1): right, but slow"
-        found.append(Capability("Triton kernels", False, why))
-    dali = next((v for n in ("nvidia-dali-cuda130", "nvidia-dali-cuda120") if (v := package_version(n))), None)
-    where = "" if gpu else ", on the CPU only"
-    hint = "" if dali else "uv sync --extra dali"
-    found.append(Capability("DALI", dali is not None, f"{dali}{where}" if dali else "not installed", hint))
-    for extra, package, what in EXTRAS:
+    without = "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
+    found = [_gpu(), Capability("bf16 on the CPU", bool(bf16), ", ".join(bf16) or without)]
+    gpu = found[0].available
+    found += [_compiler(), _triton(on_gpu=gpu)]
+    dali = package_version("nvidia-dali-cuda130") or package_version("nvidia-dali-cuda120")
+    found.append(_package("DALI", "dali", dali and dali + ("" if gpu else ", on the CPU only")))
+    for extra, package, name in EXTRAS:
         version = package_version(package)
-        detail, hint = (f"{package} {version}", "") if version else ("not installed", f"uv sync --extra {extra}")
-        found.append(Capability(what, version is not None, detail, hint))
+        found.append(_package(name, extra, version and f"{package} {version}"))
     with Telemetry() as telemetry:
-        answer = telemetry.driver()
-        found.append(
-            Capability("NVML telemetry", answer is not None, f"driver {answer}" if answer else telemetry.unavailable)
-        )
+        driver = telemetry.driver()
+        detail = telemetry.unavailable if driver is None else f"driver {driver}"
+        found.append(Capability("NVML telemetry", driver is not None, detail))
     free = shutil.disk_usage(Path.cwd()).free
     hint = "" if free > 1 << 30 else "make room, or write elsewhere with --out"
-    found.append(Capability("disk space", free > 1 << 30, f"{free / 2**30:.0f} GiB free here", hint))
-    return found
+    return [*found, Capability("disk space", free > 1 << 30, f"{free / 2**30:.0f} GiB free here", hint)]
+
+
+def _gpu() -> Capability:
+    import torch
+
+    def answer(available: bool, detail: str, hint: str = "") -> Capability:
+        return Capability("CUDA GPU", available, detail, hint)
+
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        return answer(True, f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}")
+    if torch.version.cuda is None:
+        return answer(False, f"torch {torch.__version__} is built without CUDA", "install the CUDA build of torch")
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return answer(False, "a GPU is there, but its driver does not answer", "install or update the NVIDIA driver")
+    return answer(False, "no NVIDIA GPU in this machine")
+
+
+def _compiler() -> Capability:
+    from wallclock.kernels.spec import cpp_compiler
+
+    compiler = cpp_compiler()
+    hint = "" if compiler else "install g++ (Debian: apt install g++)"
+    return Capability("torch.compile on the CPU", compiler is not None, compiler or "no C++ compiler", hint)
+
+
+def _triton(*, on_gpu: bool) -> Capability:
+    version = package_version("triton")
+    if version is None:
+        return Capability("Triton kernels", False, "triton is not installed", "uv add triton")
+    slow = " without a GPU runs in its interpreter only (TRITON_INTERPRET=1): right, but slow"
+    return Capability("Triton kernels", on_gpu, f"triton {version}{'' if on_gpu else slow}")
+
+
+def _package(name: str, extra: str, found: str | None) -> Capability:
+    """A capability that comes with one of this package's extras, `found` saying which version if it is installed."""
+    return Capability(name, bool(found), found or "not installed", "" if found else f"uv sync --extra {extra}")
 
 
 def machine() -> str:
-    """Returns one line that names the machine, without importing torch."""
+    """Returns one line that names the machine and the versions; imports no torch."""
     torch_version = package_version("torch") if find_spec("torch") else "no torch"
     hardware = f"{cpu_name()}, {cpu_cores()} cores, {memory_bytes() / 2**30:.0f} GiB"
     return f"{hardware}; Python {sys.version.split()[0]}, torch {torch_version}"

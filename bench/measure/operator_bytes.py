@@ -1,4 +1,4 @@
-"""Bytes that operators are given and give back, counted while they are called: traffic without any formula of ours."""
+"""Bytes that each operator reads and writes, counted while operators are called: traffic without a formula of ours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,19 +7,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-OVERWRITING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_")  # without reading it first
+# Operators that write their first argument without reading it.
+OVERWRITING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_")
 SELECTIONS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
 
 
 class Operands(TorchDispatchMode):
-    """Counts what each operator reads and writes; an operator of our own is one, whatever it launches.
+    """Counts the bytes that each operator reads and writes; an operator of our own is one, whatever it launches.
 
-    A tensor that takes two parts in an operator is read once, and what is overwritten is written besides. Of a
-    selection counts what is selected. Views and empty tensors are free. What an operator reads twice or keeps for
-    itself is not seen: only a cache could move less.
+    A tensor that is two arguments of an operator is read once; one that is changed in place is read and written. A
+    selection counts the selected elements. Views and empty tensors are free. Bytes that an operator reads twice or
+    keeps for itself are not seen: only a cache could move less.
 
     Attributes:
-        bytes: so far.
+        bytes: bytes counted so far.
     """
 
     def __init__(self) -> None:
@@ -33,13 +34,13 @@ class Operands(TorchDispatchMode):
 
 
 def bytes_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Returns the bytes that a call of an operator has read and written; see `Operands`.
+    """Returns the bytes that one call has read and written; see `Operands`.
 
     Args:
-        operator: with an overload, such as `torch.ops.aten.add.Tensor`.
-        args: of the call.
-        kwargs: of the call.
-        result: of the call.
+        operator: an operator's overload, such as `torch.ops.aten.add.Tensor`.
+        args: the call's arguments.
+        kwargs: the call's keyword arguments.
+        result: what the call returned.
     """
     name = operator._schema.name.removeprefix("aten::")
     if operator.is_view or "empty" in name:
@@ -57,4 +58,5 @@ def bytes_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resul
 
 
 def _by_place(tree: Any) -> dict[int, int]:
+    """Returns the bytes of each tensor in `tree` by its address, so that none counts twice."""
     return {t.data_ptr(): t.nbytes for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}

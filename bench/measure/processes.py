@@ -1,4 +1,4 @@
-"""A whole process, timed: from before it starts until it and what it waited for have ended."""
+"""The time, CPU time and memory of a whole process, from before it starts until it has ended."""
 
 import contextlib
 import os
@@ -14,16 +14,17 @@ from wallclock.bench.measure.timing import now_s
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessDone:
-    """What became of a process and of all it started and waited for.
+    """How a process ended, and what it used together with the children that it waited for.
 
     Attributes:
-        seconds: from before it was started until it had ended.
-        cpu_s: of all its threads and children.
-        peak_bytes: of the largest of them, resident; at least what this process holds, which Linux counts in.
+        seconds: seconds from before it was started until it had ended.
+        cpu_s: CPU seconds of all its threads and children.
+        peak_bytes: resident memory of the largest process among them at its peak; at least that of this process, which
+            Linux counts in.
         code: exit code; negative for the signal that ended it.
-        timed_out: whether it was killed for taking too long.
-        output: standard output.
-        errors: standard error.
+        timed_out: whether it was killed because its time was up.
+        output: its standard output.
+        errors: its standard error.
     """
 
     seconds: float
@@ -41,10 +42,10 @@ def time_process(
     """Runs a command to its end, in a session of its own, which is killed whole at a timeout or an exception.
 
     Args:
-        arguments: program and arguments, no shell.
-        directory: to run in.
-        environment: whole.
-        timeout_s: after which it is killed.
+        arguments: the program and its arguments; no shell reads them.
+        directory: its working directory.
+        environment: all of its environment variables.
+        timeout_s: seconds after which it is killed.
 
     Raises:
         OSError: if it cannot be started.
@@ -74,18 +75,17 @@ def time_process(
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             timer.cancel()
-            kill()  # what it left running would disturb what comes after; after Ctrl-C, itself
+            kill()  # children that it left running would disturb later measurements; after Ctrl-C, itself
             process.wait()
-        texts = []
         for file in (out, err):
             file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
+        output, errors = (file.read().decode(errors="replace") for file in (out, err))
     return ProcessDone(
         seconds=seconds,
         cpu_s=usage.ru_utime + usage.ru_stime,
         peak_bytes=1024 * usage.ru_maxrss,
         code=process.returncode,
         timed_out=expired.is_set(),
-        output=texts[0],
-        errors=texts[1],
+        output=output,
+        errors=errors,
     )

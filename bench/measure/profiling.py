@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by operator, as PyTorch's profiler sees it."""
+"""The time of a step by operator, from PyTorch's profiler."""
 
 import re
 from collections import defaultdict
@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from wallclock.bench.measure.timing import synchronize
 
-SHOWN = 20  # operators; the rest is told together
+SHOWN = 20  # operators that are named; the rest are summed
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class OperatorTime:
     """One operator's part of a step.
 
     Attributes:
-        name: of a PyTorch operator; on a GPU of the operator that launched the kernels, or of the kernel where none
-            did: in the replay of a graph.
-        seconds: a step, without what it calls; on a GPU of its kernels.
-        calls: a step.
+        name: name of a PyTorch operator; on a GPU of the one that launched the kernels, or, in the replay of a graph,
+            of the kernel.
+        seconds: seconds a step in it, without the operators that it calls; on a GPU those of its kernels.
+        calls: calls a step.
     """
 
     name: str
@@ -32,12 +32,12 @@ class OperatorTime:
 
 
 def operator_times(step: Callable[[], None], device: torch.device, steps: int = 2) -> list[OperatorTime]:
-    """Returns the operators of a step that take longest, and the others as one, longest first.
+    """Returns the operators of a step that take longest, longest first, and the sum of all others at the end.
 
     Args:
-        step: takes one; is called once more beforehand.
-        device: where it runs.
-        steps: that are profiled.
+        step: takes one step; it is called once more beforehand.
+        device: the device that it runs on.
+        steps: how many steps are profiled.
     """
     step()
     on_gpu = device.type == "cuda"
@@ -47,7 +47,7 @@ def operator_times(step: Callable[[], None], device: torch.device, steps: int = 
             step()
         synchronize(device)
     if on_gpu:
-        parts = on_the_device(profiled.events())
+        parts = times_on_gpu(profiled.events())
     else:
         parts = {event.key: (event.self_cpu_time_total, event.count) for event in profiled.key_averages()}
     found = [
@@ -61,16 +61,13 @@ def operator_times(step: Callable[[], None], device: torch.device, steps: int = 
     return found[:SHOWN] + others
 
 
-def on_the_device(events: Iterable[Any]) -> dict[str, tuple[float, int]]:
-    """Returns the time of all kernels, each once: by the operator that launched it, or else by its own name.
+def times_on_gpu(events: Iterable[Any]) -> dict[str, tuple[float, int]]:
+    """Returns the microseconds and calls of all kernels, by the operator that launched them, or else by their own name.
 
-    A kernel is among the events itself, and among the kernels of the operator's event.
+    A kernel is an event itself, and is listed in the event of its operator too; it counts once.
 
     Args:
-        events: of `torch.profiler.profile.events()`.
-
-    Returns:
-        Microseconds and calls, of the operator or the kernel.
+        events: the events of `torch.profiler.profile.events()`.
     """
     by_operator = defaultdict[str, list[float]](list)
     kernels, launched = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)

@@ -1,9 +1,9 @@
-"""What a GPU's clock, temperature and power are, once or all the while something runs; through NVML."""
+"""A GPU's clock, temperature and power through NVML: read once, or repeatedly while something runs."""
 
 import statistics
 import threading
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from wallclock.reports.store.schema import SLOWED
@@ -11,13 +11,13 @@ from wallclock.reports.store.schema import SLOWED
 if TYPE_CHECKING:
     import torch
 
-# NVML's names of the reasons for which a GPU slows down that are no part of a load it is made for, and their bits.
+# Reasons for which a GPU slows down below what its load alone asks for: NVML's names and bits.
 REASONS = {"hw_slowdown": 0x8, "sw_thermal_slowdown": 0x20, "hw_thermal_slowdown": 0x40, "hw_power_brake": 0x80}
-PERIOD_S = 0.1  # between two readings while something runs
+PERIOD_S = 0.1  # between two readings of a `ClockWatch`
 
 
 def _nvml_handle(nvml: Any, index: int) -> Any:
-    """The GPU that torch calls `index`: NVML takes no notice of CUDA_VISIBLE_DEVICES and counts in its own order."""
+    """Returns NVML's handle of torch's GPU `index`: NVML ignores CUDA_VISIBLE_DEVICES and counts in its own order."""
     import torch
 
     if not torch.cuda.is_available():
@@ -25,12 +25,15 @@ def _nvml_handle(nvml: Any, index: int) -> Any:
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
 
 
-class Telemetry:
+class Telemetry(AbstractContextManager["Telemetry"]):
     """GPU clock, temperature and power through NVML; every reading is None where there is no NVML.
 
     Args:
-        index: of the GPU, as torch counts; None asks none, for a run on the CPU of a machine that has one.
-        remark: is told, once for each reason, that a reading found the GPU slowed down.
+        index: the GPU's number, as torch counts; None for a run on the CPU, which asks no GPU.
+        remark: called once for each reason for which a reading finds the GPU slowed down, with the note for the record.
+
+    Attributes:
+        unavailable: why nothing can be read; empty where it can.
     """
 
     def __init__(self, index: int | None = 0, *, remark: Callable[[str], None] | None = None) -> None:
@@ -53,11 +56,11 @@ class Telemetry:
 
     @classmethod
     def of(cls, device: "torch.device", remark: Callable[[str], None]) -> "Telemetry":
-        """Returns that of the device that a run is measured on.
+        """Returns the telemetry of the device that a run is measured on.
 
         Args:
             device: "cpu" or a CUDA device.
-            remark: see the class; such as `RunWriter.note`.
+            remark: see the class; usually `RunWriter.note`.
         """
         return cls(device.index or 0 if device.type == "cuda" else None, remark=remark)
 
@@ -84,12 +87,12 @@ class Telemetry:
         }
 
     def throttled(self) -> tuple[str, ...]:
-        """Returns why the GPU is slowed down now, beside the power cap of any heavy load: names in `REASONS`."""
+        """Returns why the GPU is slowed down now, as names in `REASONS`; the power cap of any heavy load is none."""
         mask = self._query("nvmlDeviceGetCurrentClocksThrottleReasons")
         return tuple(name for name, bit in REASONS.items() if mask is not None and mask & bit)
 
     def energy_j(self) -> float | None:
-        """Returns what the GPU has used since its driver was loaded; a difference is what something took."""
+        """Returns the energy that the GPU has used since its driver was loaded; only differences mean something."""
         millijoules = self._query("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1e3
 
@@ -99,7 +102,7 @@ class Telemetry:
         return None if milliwatts is None else milliwatts / 1e3
 
     def clocks_locked(self) -> bool | None:
-        """Returns True when application clocks are set, else None: no driver tells of clocks locked by `-lgc`."""
+        """Returns True when application clocks are set, else None: no driver reports clocks locked by `-lgc`."""
         wanted = self._query("nvmlDeviceGetApplicationsClock", 1)
         usual = self._query("nvmlDeviceGetDefaultApplicationsClock", 1)  # below the maximum on many cards
         return True if None not in (wanted, usual) and wanted != usual else None
@@ -112,25 +115,20 @@ class Telemetry:
         return answer.decode() if isinstance(answer, bytes) else str(answer)
 
     def close(self) -> None:
-        """Lets NVML go."""
+        """Shuts NVML down; later readings are None."""
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
             self._nvml = None
 
-    def __enter__(self) -> "Telemetry":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 
-class ClockWatch:
-    """Reads a GPU's clock again and again while a block runs; where there is no NVML, nothing.
+class ClockWatch(AbstractContextManager["ClockWatch"]):
+    """Reads a GPU's clock every `PERIOD_S` while a block runs; without NVML it reads nothing.
 
     Args:
-        telemetry: of the GPU.
+        telemetry: reads the GPU.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -144,9 +142,7 @@ class ClockWatch:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._done.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -157,7 +153,7 @@ class ClockWatch:
             self._throttled.update(self._telemetry.throttled())
 
     def fields(self) -> dict[str, Any]:
-        """Returns the medians as fields of `reports.Sample`, and why the GPU was slowed down meanwhile, if it was."""
+        """Returns median readings as fields of `reports.Sample`, and why the GPU was slowed down, if it was."""
         found: dict[str, Any] = {}
         for name in self._readings[0] if self._readings else ():
             values = [value for reading in self._readings if (value := reading[name]) is not None]

@@ -1,7 +1,7 @@
-"""Contenders measured in turns, each in a process of its own: what one run of a machine may compare.
+"""Contenders measured in turns, each in a process of its own, so that they may be compared.
 
-A turn takes a second or so, and in each round every contender has one, in an order drawn for that round: what else the
-machine does, and what its clocks do, meets all of them alike. Figures are compared within rounds.
+A turn takes a second or so, and in each round every contender has one, in an order drawn for that round: other work on
+the machine, and changes of its clocks, meet all of them alike. Figures are compared within rounds.
 """
 
 import multiprocessing
@@ -25,13 +25,13 @@ class ContenderFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Taken:
-    """What one turn gave.
+    """A turn that was taken.
 
     Attributes:
-        name: of the contender.
-        round: from 0.
-        slot: place within the round, from 0.
-        result: of the turn.
+        name: the contender's name.
+        round: the round's number, from 0.
+        slot: the turn's place within the round, from 0.
+        result: what the turn returned.
     """
 
     name: str
@@ -44,14 +44,15 @@ def interleaved(contenders: Mapping[str, Contender], rounds: int, *, first: int 
     """Yields turn after turn, one process at work at a time.
 
     Args:
-        contenders: by name; each is pickled into a process of its own and called there once, with a stack for contexts
-            that last as long as the process; what it returns is called for each turn, and returns what can be pickled.
-        rounds: in all.
-        first: round to begin with; a run that goes on has the earlier ones.
-        seed: of the order within rounds.
+        contenders: contenders by name; each is pickled into a process of its own and called there once, with a stack
+            for contexts that last as long as the process; it returns a function that is called for each turn, whose
+            result can be pickled.
+        rounds: number of rounds in all.
+        first: number of the first round to take; a resumed run has the earlier ones.
+        seed: seed of the order within rounds.
 
     Raises:
-        ContenderFailed: if one raises or dies.
+        ContenderFailed: if a contender raises or dies.
     """
     context = multiprocessing.get_context("spawn")  # a fork would share torch's threads, and a heap that has been used
     with ExitStack() as stack:
@@ -87,7 +88,7 @@ def _reply(name: str, connection: Connection) -> Any:
 
 
 def _end(connection: Connection, process: BaseProcess) -> None:
-    connection.close()  # which the process takes as its end
+    connection.close()  # the process takes that as its end
     process.join(5)
     if process.is_alive():
         process.kill()
@@ -95,7 +96,7 @@ def _end(connection: Connection, process: BaseProcess) -> None:
 
 
 def _serve(connection: Connection, contender: Contender) -> None:
-    """A contender's process: gets ready, then takes a turn for each word from the other end until that is closed."""
+    """Gets ready in the contender's process, then takes a turn for each message until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that records
     with ExitStack() as stack:
         try:
@@ -109,5 +110,5 @@ def _serve(connection: Connection, contender: Contender) -> None:
                 connection.send(("", result))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
-        except Exception as error:  # noqa: BLE001 - whatever it is, the recording process tells it
+        except Exception as error:  # noqa: BLE001 - the recording process raises it
             connection.send((f"{type(error).__name__}: {error}", None))

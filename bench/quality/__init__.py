@@ -1,5 +1,5 @@
-"""Whether a generator's images are good, varied and its own: so that speed is not bought with collapse."""
+"""Measures whether a generator's images are good, varied and its own, so that speed is not bought with collapse."""
 
-from wallclock.bench.quality.measures import Figures, Judge, problems, quality
+from wallclock.bench.quality.measures import Figures, Judge, problems
 
-__all__ = ["Figures", "Judge", "problems", "quality"]
+__all__ = ["Figures", "Judge", "problems"]

@@ -1,4 +1,4 @@
-"""Feature extractors: torch-fidelity's own with weights from a path, and this suite's CIFAR network among them.
+"""Feature extractors: torch-fidelity's, with weights from a path, and this suite's CIFAR network.
 
 Shape legend: N images, H, W height and width, D features.
 """
@@ -50,11 +50,7 @@ def _sprint_extractor() -> "type[FeatureExtractorBase]":
         """The sprint network up to its head, as `save_network` has stored it."""
 
         def __init__(
-            self,
-            name: str,
-            features_list: list[str],
-            feature_extractor_weights_path: str | Path | None = None,
-            **others: Any,
+            self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **others: Any
         ) -> None:
             super().__init__(name, features_list)
             if feature_extractor_weights_path is None:
@@ -89,17 +85,14 @@ def _normalised(images: torch.Tensor) -> torch.Tensor:
 def train_network(
     split: Split, path: Path, *, device: torch.device, epochs: float = 4.0, batch_size: int = 500
 ) -> Path:
-    """Trains the sprint network on labelled images and stores it: features where there is no network to fetch others.
+    """Trains the sprint network on labelled images, for features that need no download; returns `path`.
 
     Args:
-        split: of the images that samples are to be judged on, or of others like them.
-        path: of the safetensors file to write.
-        device: to train on.
+        split: the images that samples are judged against, or others like them.
+        path: the safetensors file to write.
+        device: where it trains.
         epochs: passes over the training set.
         batch_size: images a step.
-
-    Returns:
-        `path`.
 
     Raises:
         ValueError: if the data do not fill a batch.
@@ -141,12 +134,12 @@ def _load_network(path: Path) -> Sprint:
 
 
 def feature_extractor(path: Path, *, name: str = SPRINT, device: torch.device) -> Features:
-    """Returns the features of a network whose weights lie at a path; nothing is fetched.
+    """Returns the features of a network whose weights lie at a path; nothing is downloaded.
 
     Args:
-        path: of the weights: a safetensors file of `train_network`, or what torch-fidelity publishes for `name`.
+        path: weights: a safetensors file of `train_network`, or the file that torch-fidelity publishes for `name`.
         name: an extractor registered with torch-fidelity, such as "inception-v3-compat".
-        device: to compute on.
+        device: where the features are computed.
 
     Raises:
         DataError: if there are no such weights.
@@ -168,13 +161,7 @@ def feature_extractor(path: Path, *, name: str = SPRINT, device: torch.device) -
 
 
 @torch.no_grad()
-def extracted(features: Features, images_NHWC: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Returns the features of images, float32 [N, D] on the CPU.
-
-    Args:
-        features: the extractor.
-        images_NHWC: uint8 [N, H, W, 3].
-        device: that the extractor computes on.
-    """
+def extract(features: Features, images_NHWC: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns the features of images, uint8 [N, H, W, 3], as float32 [N, D] on the CPU; `device` computes them."""
     parts = [features(batch.permute(0, 3, 1, 2).to(device)).float().flatten(1) for batch in images_NHWC.split(BATCH)]
     return torch.cat([part.cpu() for part in parts])

@@ -1,4 +1,4 @@
-"""`wallclock judge`: what a trained generative network makes, held against real images, so that speed is not all."""
+"""`wallclock judge`: the images of a trained generative network against real ones, so that speed is not all."""
 
 import json
 from collections.abc import Callable
@@ -29,19 +29,19 @@ from wallclock.reports.store.write import RunWriter, StoreError, new_run_id, utc
 BENCHMARK = "quality"
 WEIGHTS = "features.safetensors"
 MADE_TOGETHER = 100
-MOST_REAL = 5000  # of training and of held-out images: distances of all to all are taken
+MOST_REAL = 5000  # training images, and held-out ones: the distances of all to all are taken
 HIGHER = ("precision", "recall", "density", "coverage", "memorisation_ratio", "nearest_sample_ratio", "pairwise_ratio")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One set of samples and what it is held against.
+    """One set of samples, and the real images that it is compared with.
 
     Attributes:
-        name: of the set, such as "samples" or "A to B".
-        samples_NHWC: uint8 [N, S, S, 3].
-        train_NHWC: what the network was trained on, uint8 [N', S, S, 3].
-        held_out_NHWC: of the same kind and never seen, uint8 [N'', S, S, 3].
+        name: name of the set, such as "samples" or "A to B".
+        samples_NHWC: generated images, uint8 [N, S, S, 3].
+        train_NHWC: images that the network was trained on, uint8 [N', S, S, 3].
+        held_out_NHWC: images of the same kind that it has never seen, uint8 [N'', S, S, 3].
     """
 
     name: str
@@ -64,14 +64,14 @@ def judge(
     """Measures the quality of a run's last checkpoint and records it as a run of its own.
 
     Args:
-        path: a run of `wallclock run wgan` or `run cyclegan`, with its checkpoint.
-        weights: of the feature extractor; None trains this suite's own network, and keeps it beside the run.
-        extractor: a name that torch-fidelity knows; with `weights`.
+        path: directory of a run of `wallclock run wgan` or `run cyclegan`, with its checkpoint.
+        weights: the feature extractor's weights; None trains this suite's own network, and keeps it beside the run.
+        extractor: a name that torch-fidelity knows, whose weights are `weights`.
         samples: how many images a WGAN makes; a CycleGAN translates its test images.
-        device: to compute on.
+        device: where everything is computed.
         out: folder that holds runs.
-        command: as typed.
-        observe: is told what is found wrong, in lines.
+        command: the command as typed, for the record.
+        observe: is given each problem in a line.
 
     Returns:
         The directory of the new run.
@@ -83,21 +83,18 @@ def judge(
     row = load_runs(path).iloc[0]
     request, checkpoint = dict(row["request"]), Path(path) / CHECKPOINT
     benchmark = request.get("benchmark")
-    if benchmark not in ("wgan", "cyclegan"):
+    if benchmark not in SETS:
         raise ValueError(f"{path} is a run of {benchmark}; give one of `wallclock run wgan` or `run cyclegan`")
     if not checkpoint.exists():
         raise StoreError(f"{path} has no {CHECKPOINT}; give the run itself, not a copy of its records")
     stored, metadata = read_checkpoint(checkpoint)
     resolved = json.loads(metadata["recipe"])
-    if benchmark == "wgan":
-        case, split, sets = _of_wgan(WganRecipe.from_resolved(resolved), request, stored, samples, device)
-    else:
-        case, split, sets = _of_cyclegan(CycleGanRecipe.from_resolved(resolved), request, stored, device)
+    case, labelled, sets = SETS[benchmark](resolved, request, stored, samples, device)
     if weights is None:
         weights = Path(path) / WEIGHTS
         if not weights.exists():
             observe(f"trains a network for features; it will be at {weights}")
-            train_network(split, weights, device=device)
+            train_network(labelled or synthetic_split(), weights, device=device)
     features = feature_extractor(weights, name=extractor, device=device)
     run = Run(
         run_id=new_run_id(f"{BENCHMARK}-{case}"),
@@ -137,46 +134,54 @@ def _samples(
             value=value,
             step=step,
             parameters=parameters,
-        )
+        )  # fmt: skip
         for name, value in figures.items()
     ]
 
 
-def _of_wgan(
-    recipe: WganRecipe, request: dict[str, Any], stored: dict[str, torch.Tensor], count: int, device: torch.device
-) -> tuple[str, Split, list[Judged]]:
+def _wgan_sets(
+    resolved: Any, request: dict[str, Any], stored: dict[str, torch.Tensor], count: int, device: torch.device
+) -> tuple[str, Split | None, list[Judged]]:
+    recipe = WganRecipe.from_resolved(resolved)
     split = wgan.load_split(request["data"], recipe.image_size, request["only_class"])
     recipe = recipe.without(*recipe.levers())
     trainer = WganTrainer(recipe, split, device=device, seed=0)
-    _take(trainer.generator, stored, "generator")
+    _load_weights(trainer.generator, stored, "generator")
     trainer.generator.eval()
     noise = noise_generator(device, 3)
     made = []
     with torch.no_grad():
-        for size in [MADE_TOGETHER] * (count // MADE_TOGETHER) + [count % MADE_TOGETHER] * bool(count % MADE_TOGETHER):
-            z = torch.randn(size, recipe.noise_channels, 1, 1, device=device, generator=noise)
+        for first in range(0, count, MADE_TOGETHER):
+            z = torch.randn(
+                min(MADE_TOGETHER, count - first), recipe.noise_channels, 1, 1, device=device, generator=noise
+            )
             made.append(pixels(trainer.generator(z)).cpu())
     train, test = (part.images_NHWC[:MOST_REAL] for part in (split.train, split.test))
-    labelled = split if len(split.train.classes) > 1 else synthetic_split()
+    labelled = split if len(split.train.classes) > 1 else None
     return recipe.name, labelled, [Judged("samples", torch.cat(made), train, test)]
 
 
-def _of_cyclegan(
-    recipe: CycleGanRecipe, request: dict[str, Any], stored: dict[str, torch.Tensor], device: torch.device
-) -> tuple[str, Split, list[Judged]]:
+def _cyclegan_sets(
+    resolved: Any, request: dict[str, Any], stored: dict[str, torch.Tensor], count: int, device: torch.device
+) -> tuple[str, Split | None, list[Judged]]:
+    recipe = CycleGanRecipe.from_resolved(resolved)
     data = cyclegan.load_data(request["data"], recipe.load_size, recipe.image_size)
     recipe = recipe.without(*recipe.levers())
     trainer = CycleGanTrainer(recipe, data, device=device, seed=0)
     sets = []
     margin = (recipe.load_size - recipe.image_size) // 2
     inside = slice(margin, margin + recipe.image_size)
-    for name, source, target, told in (("g_a", 0, 1, "A to B"), ("g_b", 1, 0, "B to A")):
-        _take(trainer.networks[name], stored, name)
+    for name, source, target, title in (("g_a", 0, 1, "A to B"), ("g_b", 1, 0, "B to A")):
+        _load_weights(trainer.networks[name], stored, name)
         trained_on = data.train[target][:MOST_REAL, inside, inside]
-        sets.append(Judged(told, trainer.translated(name, data.test[source][:]), trained_on, data.test[target][:]))
-    return recipe.name, synthetic_split(), sets
+        sets.append(Judged(title, trainer.translated(name, data.test[source][:]), trained_on, data.test[target][:]))
+    return recipe.name, None, sets
 
 
-def _take(net: torch.nn.Module, stored: dict[str, torch.Tensor], name: str) -> None:
+def _load_weights(net: torch.nn.Module, stored: dict[str, torch.Tensor], name: str) -> None:
     weights = {key.removeprefix(f"{name}."): t for key, t in stored.items() if key.startswith(f"{name}.")}
     net.load_state_dict(weights)
+
+
+# By benchmark: a function that returns the run's case, its images if they have labels, and its sets.
+SETS = {"wgan": _wgan_sets, "cyclegan": _cyclegan_sets}

@@ -1,52 +1,78 @@
-"""Figures of a set of generated images against real ones, and what they say.
+"""Figures of generated images against real ones, and the problems that they show.
 
 Shape legend: N images, H, W height and width, D features.
 """
 
 import torch
 
-from wallclock.bench.quality.features import Features, extracted, fidelity
+from wallclock.bench.quality.features import Features, extract, fidelity
 
-NEIGHBOURS = 5  # k of density and coverage, as their authors advise; 3 of precision and recall, as theirs do
+NEIGHBOURS = 5  # k of density and coverage, as their authors advise; precision and recall have 3, as theirs do
 KID_SUBSETS, KID_SUBSET_SIZE = 20, 1000
-ROWS = 2000  # of a distance matrix at a time: 2,000 x 50,000 float32 are 400 MB
+ROWS = 2000  # rows of a distance matrix at a time: 2,000 x 50,000 float32 are 400 MB
 Figures = dict[str, float]
 
-# Judged by figures that do not depend on the features' scale. Held-out real images come to 1, or to 0.95 of coverage.
-MEMORISED_BELOW, COLLAPSED_BELOW, UNCOVERED_BELOW, IMPRECISE_BELOW = 0.5, 0.5, 0.2, 0.2
+# Figure: the value below which it shows a problem, a factor, and the problem. None depends on the features' scale:
+# held-out real images come to 1, or to 0.95 of coverage.
+PROBLEMS = {
+    "memorisation_ratio": (0.5, 1, "memorised: samples lie {:.2g} times as far from training images as unseen ones do"),
+    "nearest_sample_ratio": (0.5, 1, "collapsed: samples lie {:.2g} times as far from each other as real images do"),
+    "coverage": (0.2, 100, "narrow: samples come near {:.2g}% of real images"),
+    "precision": (0.2, 100, "unlike real images: {:.2g}% of the samples lie among them"),
+}
 
 
 class Judge:
-    """Real images with their features, which samples are held against; made once for many looks at a generator.
+    """Compares generated images with real ones, whose features it computes once.
 
     Args:
         train_NHWC: the images that the generator is trained on, uint8 [N', H, W, 3]; at least 10.
         held_out_NHWC: images of the same kind that it never sees, uint8 [N'', H, W, 3]; at least 10.
         features: from `bench.quality.features.feature_extractor`.
-        device: that the features are computed on.
+        device: where the features are computed; the CPU by default.
 
     Raises:
         ValueError: if a set is no such tensor or too small, or torch-fidelity is missing.
     """
 
     def __init__(
-        self, train_NHWC: torch.Tensor, held_out_NHWC: torch.Tensor, *, features: Features, device: torch.device
+        self,
+        train_NHWC: torch.Tensor,
+        held_out_NHWC: torch.Tensor,
+        *,
+        features: Features,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
     ) -> None:
         fidelity()
         self._features, self._device = features, device
-        self._train, self._held_out = self._of("train", train_NHWC), self._of("held_out", held_out_NHWC)
+        self._train, self._held_out = self._extract("train", train_NHWC), self._extract("held_out", held_out_NHWC)
         self._held_out_to_train = _nearest(self._held_out, self._train)
 
-    def _of(self, name: str, images: torch.Tensor) -> torch.Tensor:
+    def _extract(self, name: str, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) < 10:
             raise ValueError(
                 f"{name} are {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] with 10 images or more"
             )
-        return extracted(self._features, images, self._device)
+        return extract(self._features, images, self._device)
 
     def figures(self, samples_NHWC: torch.Tensor) -> Figures:
-        """Returns the figures of samples, uint8 [N, H, W, 3]; see `quality`."""
-        samples = self._of("samples", samples_NHWC)
+        """Returns the named figures of generated images, uint8 [N, H, W, 3], at least 10.
+
+        Returns:
+            `fid`, `kid` and its `kid_std` over subsets, `precision` and `recall` (k = 3), `density` and `coverage`
+            (k = 5), all against the held-out images: a copy of the training set gains nothing by them.
+            `memorisation_ratio`: median distance to the nearest training image, over that of the held-out images; about
+            1 is healthy, 0 a copy. `nearest_sample_ratio`: median distance to the nearest other sample, over that among
+            as many held-out images; `pairwise_ratio`: the mean over all pairs, likewise. About 1 is healthy, 0 a
+            collapse.
+
+        Raises:
+            ValueError: if the images are no such tensor.
+
+        Source: torch-fidelity for the first five; Naeem et al., https://arxiv.org/abs/2002.09797 for density and
+            coverage; Meehan et al., https://arxiv.org/abs/2004.05675 for the comparison of nearest neighbours.
+        """
+        samples = self._extract("samples", samples_NHWC)
         return {
             **_by_fidelity(samples, self._held_out),
             **_density_and_coverage(samples, self._held_out),
@@ -55,58 +81,11 @@ class Judge:
         }
 
 
-def quality(
-    samples_NHWC: torch.Tensor,
-    train_NHWC: torch.Tensor,
-    held_out_NHWC: torch.Tensor,
-    *,
-    features: Features,
-    device: torch.device | None = None,
-) -> Figures:
-    """Returns named figures of generated images; a `Judge` gives those of many sets.
-
-    Args:
-        samples_NHWC: uint8 [N, H, W, 3], at least 10.
-        train_NHWC: see `Judge`.
-        held_out_NHWC: see `Judge`.
-        features: see `Judge`.
-        device: see `Judge`; the CPU by default.
-
-    Returns:
-        `fid`, `kid` and its `kid_std` over subsets, `precision` and `recall` (k = 3), `density` and `coverage` (k = 5),
-        all against the held-out images: a copy of the training set gains nothing by them.
-        `memorisation_ratio`: median distance to the nearest training image, over that of the held-out images; about 1
-        is healthy, 0 a copy. `nearest_sample_ratio`: median distance to the nearest other sample, over that among as
-        many held-out images; `pairwise_ratio`: the mean over all pairs, likewise. About 1 is healthy, 0 a collapse.
-
-    Raises:
-        ValueError: if a set is no such tensor or too small, or torch-fidelity is missing.
-
-    Source: torch-fidelity for the first five; Naeem et al., https://arxiv.org/abs/2002.09797 for density and coverage;
-        Meehan et al., https://arxiv.org/abs/2004.05675 for the comparison of nearest neighbours.
-    """
-    judge = Judge(train_NHWC, held_out_NHWC, features=features, device=device or torch.device("cpu"))
-    return judge.figures(samples_NHWC)
-
-
 def problems(figures: Figures) -> list[str]:
-    """Returns what is wrong with a generator, in words; nothing if its images are as good as held-out ones by far.
-
-    Args:
-        figures: from `quality`.
-    """
-    found = []
-    if figures["memorisation_ratio"] < MEMORISED_BELOW:
-        ratio = figures["memorisation_ratio"]
-        found.append(f"memorised: samples lie {ratio:.2g} times as far from training images as unseen ones do")
-    if figures["nearest_sample_ratio"] < COLLAPSED_BELOW:
-        ratio = figures["nearest_sample_ratio"]
-        found.append(f"collapsed: samples lie {ratio:.2g} times as far from each other as real images do")
-    if figures["coverage"] < UNCOVERED_BELOW:
-        found.append(f"narrow: samples come near {100 * figures['coverage']:.2g}% of real images")
-    if figures["precision"] < IMPRECISE_BELOW:
-        found.append(f"unlike real images: {100 * figures['precision']:.2g}% of the samples lie among them")
-    return found
+    """Returns the problems that a `Judge`'s figures show, in words; none if they are near held-out images'."""
+    return [
+        text.format(factor * figures[name]) for name, (below, factor, text) in PROBLEMS.items() if figures[name] < below
+    ]
 
 
 def _by_fidelity(samples: torch.Tensor, real: torch.Tensor) -> Figures:
@@ -128,7 +107,7 @@ def _by_fidelity(samples: torch.Tensor, real: torch.Tensor) -> Figures:
 
 
 def _nearest(x: torch.Tensor, others: torch.Tensor, k: int = 1) -> torch.Tensor:
-    """Distance of each row of x to its k-th nearest of the others, [N]."""
+    """Returns the distance of each row of x to its k-th nearest of the others, [N]."""
     return torch.cat([_distances(rows, others).kthvalue(k, dim=1).values for rows in x.split(ROWS)])
 
 

@@ -1,4 +1,4 @@
-"""The operations with their variants and the shapes that the networks of this suite give them, a file each."""
+"""The operations with their variants and the shapes that this suite's networks give them, one file each."""
 
 from wallclock.kernels.cases.augment import AUGMENT
 from wallclock.kernels.cases.batch_norm_act import BATCH_NORM_ACT

@@ -1,5 +1,7 @@
 """`augment` at the batches of CIFAR-10."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -7,7 +9,7 @@ from wallclock.kernels.augment import Augmentation, augment, augment_fused, augm
 from wallclock.kernels.cases.inputs import compiled_variant
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
-IMAGES = 50_000  # of CIFAR-10's training set: a batch is gathered from all of it
+IMAGES = 50_000  # CIFAR-10's training set, from which a batch is gathered
 
 AUGMENTATIONS = {
     "crop flip": Augmentation(pad=4, flip="alternating"),
@@ -21,7 +23,7 @@ AUGMENT_CASES = tuple(
 
 
 def _augment_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Those of all variants; and what the loader of `augment_masks` has beforehand."""
+    """Makes the inputs of all variants, and those that the loader of `augment_masks` makes beforehand."""
     random = torch.Generator(device).manual_seed(0)
     count, channels, height, width = case.shape
     shape = (IMAGES, height, width, channels)
@@ -45,10 +47,10 @@ def augment_masks(
 ) -> torch.Tensor:
     """Crops and flips as the public airbench loader does: a boolean mask for each shift, `where` for the flip.
 
-    Each mask's size has to reach the host, which waits for it, so that no CUDA graph can hold this.
+    The host waits for each mask's size, so that no CUDA graph can hold this.
 
     Args:
-        padded: floating [N, 3, H + 2*pad, W + 2*pad], normalised and reflect-padded; that loader makes them once.
+        padded: floating [N, 3, H + 2*pad, W + 2*pad], normalised and reflect-padded; the loader makes them once.
         offsets: int64 [N, 2], rows and columns in [-pad, pad].
         flips: bool [N].
         height: H, pixels.
@@ -76,24 +78,15 @@ def augment_masks(
 def _augment_reference(
     images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
 ) -> torch.Tensor:
-    """Image by image, by the operation's definition."""
+    """Augments image by image, by the operation's definition."""
     chosen = AUGMENTATIONS[augmentation]
     drawn = draw(chosen, 0, 0, indices.cpu(), *images.shape[1:3])
     made = []
     for place, index in enumerate(indices.tolist()):
-        at = {name: values[place] for name, values in drawn.items()}
-        centre = [int(v) for v in at["cutout_centres"]] if chosen.cutout else None
-        row, column = (int(v) for v in at["offsets"])
-        made.append(
-            augment_ref(
-                images[index].cpu(),
-                (row, column),
-                bool(at["flips"]),
-                (centre[0], centre[1], chosen.cutout) if centre else None,
-                float(at.get("brightness", 1.0)),
-                float(at.get("contrast", 1.0)),
-            )
-        )
+        at: dict[str, Any] = {name: values[place].tolist() for name, values in drawn.items()}
+        cutout = (*at["cutout_centres"], chosen.cutout) if chosen.cutout else None
+        jitter = at.get("brightness", 1.0), at.get("contrast", 1.0)
+        made.append(augment_ref(images[index].cpu(), tuple(at["offsets"]), at["flips"], cutout, *jitter))
     return torch.stack(made).to(images.device)
 
 
@@ -114,14 +107,14 @@ def _augment_triton(
 def _augment_masks(
     images: torch.Tensor, padded: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor, **_: object
 ) -> torch.Tensor:
-    """From its padded images on, with its numbers drawn: that loader's work in every epoch but its gather."""
+    """Does the loader's work of an epoch without its gather: padded images and random numbers are given."""
     return augment_masks(padded, offsets, flips, *images.shape[1:3])
 
 
 def _augment_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """One byte read and one element written a value; eager passes through float32 twice, and through its indices.
+    """Counts a byte read and an element written for each value; eager also passes through float32 and its indices.
 
-    With masks each crop reads and writes what is selected, and again where it is put; flip and `where` are 5 passes.
+    With masks each crop reads and writes the selected pixels twice; flip and `where` are 5 passes.
     """
     if variant == "masks":
         columns = 1 + 2 * AUGMENTATIONS[case.options["augmentation"]].pad / case.shape[3]
@@ -138,7 +131,7 @@ AUGMENT = KernelSpec(
         "compile": compiled_variant(_augment_eager),
         "triton": _augment_triton,
     },
-    only_at={"masks": lambda case: case.options["augmentation"] == "crop flip"},  # all that it does
+    only_at={"masks": lambda case: case.options["augmentation"] == "crop flip"},  # it does no more
     cases=AUGMENT_CASES,
     main_cases=AUGMENT_CASES[:2],
     inputs=_augment_inputs,

@@ -4,13 +4,14 @@ Shape legend: the shape of a case is that of the input; K output channels, R edg
 """
 
 import functools
-import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from wallclock.kernels.cases.batch_norm_act import IN_PLACE, OUT_OF_PLACE, norm_plan
-from wallclock.kernels.cases.inputs import SLOPE, compiled_variant, normal
+from wallclock.kernels.cases.batch_norm_act import norm_plan
+from wallclock.kernels.cases.inputs import SLOPE, activate, by_direction, compiled_variant, convolution_form, normal
 from wallclock.kernels.conv import output_size
 from wallclock.kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
@@ -21,11 +22,8 @@ def _case(network: str, n: int, c: int, edge: int, form: str, act: str) -> Case:
 
 
 def _form(form: str, c: int) -> list[tuple[int, int, int]]:
-    """Output channels, filter edge and stride of the convolutions that "64k3s2" or "block" stand for."""
-    if form == "block":
-        return [(c // 2, 1, 1), (c, 3, 1)]
-    k, r, stride = map(int, re.fullmatch(r"(\d+)k(\d)s(\d)", form).groups())  # type: ignore[union-attr]
-    return [(k, r, stride)]
+    """Returns output channels, filter edge and stride of the convolutions that "64k3s2" or "block" stand for."""
+    return [(c // 2, 1, 1), (c, 3, 1)] if form == "block" else [convolution_form(form)]
 
 
 CASES = (
@@ -50,24 +48,19 @@ CASES = (
         ]
     ),
 )  # fmt: skip
-# What the static gate compiles: each form once, at widths that others share.
-STATIC_CASES = tuple(
-    case
-    for case in CASES
-    if case.name
-    in (
-        "darknet 256x3x32x32 32k3s1 leaky_relu",
-        "darknet 256x64x16x16 128k3s1 leaky_relu",
-        "darknet 256x128x16x16 256k3s2 leaky_relu",
-        "darknet 256x128x16x16 block leaky_relu",
-        "darknet 256x1024x2x2 block leaky_relu",
-        "sprint 500x256x7x7 256k3s1 gelu",
-    )
+# Cases that the static gate compiles: each form once, at widths that others share.
+STATIC = (
+    "darknet 256x3x32x32 32k3s1 leaky_relu",
+    "darknet 256x64x16x16 128k3s1 leaky_relu",
+    "darknet 256x128x16x16 256k3s2 leaky_relu",
+    "darknet 256x128x16x16 block leaky_relu",
+    "darknet 256x1024x2x2 block leaky_relu",
+    "sprint 500x256x7x7 256k3s1 gelu",
 )
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Filters and norms of up to two convolutions; the names of the second end in 2."""
+    """Makes filters and norms of up to two convolutions, their names ending in 1 and 2."""
     found: Inputs = {"x": normal(case.shape, dtype, device, 0)}
     c = case.shape[1]
     for place in (1, 2):
@@ -83,56 +76,53 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     return found
 
 
-def _layers(x: torch.Tensor, tensors: dict[str, torch.Tensor | None], form: str, act: str, one: object) -> torch.Tensor:
-    """The case from a function of one convolution with its norm and activation."""
-    forms = _form(form, x.shape[1])
-    y: torch.Tensor | Deferred = x
-    for place, (_, r, stride) in enumerate(forms, 1):
-        filters, weight, bias = (tensors[f"{name}{place}"] for name in ("filters", "weight", "bias"))
-        last = place == len(forms)
-        residual = x if last and form == "block" else None
-        y = one(y, filters, weight, bias, stride, r // 2, act, residual, not last)  # type: ignore[operator]
-    assert isinstance(y, torch.Tensor)
-    return y
+def _variant(layer: Callable[..., torch.Tensor | Deferred]) -> Callable[..., torch.Tensor]:
+    """Returns a case's computation by a function of one convolution with its norm and activation."""
 
-
-def _variant(one: object) -> functools.partial[torch.Tensor]:
     def call(x: torch.Tensor, *, form: str, act: str, **tensors: torch.Tensor | None) -> torch.Tensor:
-        return _layers(x, tensors, form, act, one)
+        forms = _form(form, x.shape[1])
+        y: torch.Tensor | Deferred = x
+        for place, (_, r, stride) in enumerate(forms, 1):
+            parameters = (tensors[f"{name}{place}"] for name in ("filters", "weight", "bias"))
+            last = place == len(forms)
+            residual = x if last and form == "block" else None
+            y = layer(y, *parameters, stride=stride, padding=r // 2, act=act, residual=residual, defer=not last)
+        assert isinstance(y, torch.Tensor)
+        return y
 
-    return functools.partial(call)
+    return call
 
 
-def _reference(x, filters, weight, bias, stride, padding, act, residual, defer):  # type: ignore[no-untyped-def]
-    return conv_bn_act_ref(
-        x, filters, weight, bias, None, None, stride=stride, padding=padding, training=True, act=act,
-        negative_slope=SLOPE, residual=residual,
-    )  # fmt: skip
+def _reference(x: torch.Tensor, *parameters: torch.Tensor, defer: bool, **options: Any) -> torch.Tensor:
+    return conv_bn_act_ref(x, *parameters, None, None, training=True, negative_slope=SLOPE, **options)
 
 
-def _today(x, filters, weight, bias, stride, padding, act, residual, activations):  # type: ignore[no-untyped-def]
+def _triton(
+    x: torch.Tensor | Deferred, filters: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, **options: Any
+) -> torch.Tensor | Deferred:
+    return conv_bn_act(x, filters, weight, bias, None, None, training=True, negative_slope=SLOPE, **options)
+
+
+def _eager(
+    x: torch.Tensor,
+    filters: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    stride: int,
+    padding: int,
+    act: str,
+    residual: torch.Tensor | None,
+    defer: bool,
+    in_place: bool = True,
+) -> torch.Tensor:
     z = F.batch_norm(F.conv2d(x, filters.to(x.dtype), None, stride, padding), None, None, weight, bias, True)
-    y = activations[act](z, SLOPE)
+    y = activate(z, act, SLOPE, in_place=in_place)
     return y if residual is None else residual + y
 
 
-def _eager(x, filters, weight, bias, stride, padding, act, residual, defer):  # type: ignore[no-untyped-def]
-    return _today(x, filters, weight, bias, stride, padding, act, residual, IN_PLACE)
-
-
-def _out_of_place(x, filters, weight, bias, stride, padding, act, residual, defer):  # type: ignore[no-untyped-def]
-    return _today(x, filters, weight, bias, stride, padding, act, residual, OUT_OF_PLACE)
-
-
-def _triton(x, filters, weight, bias, stride, padding, act, residual, defer):  # type: ignore[no-untyped-def]
-    return conv_bn_act(
-        x, filters, weight, bias, None, None, stride=stride, padding=padding, training=True, act=act,
-        negative_slope=SLOPE, residual=residual, defer=defer,
-    )  # fmt: skip
-
-
 def maps_of(case: Case) -> list[tuple[int, int, int]]:
-    """Input elements, output elements and multiply-adds of each convolution."""
+    """Returns input elements, output elements and multiply-adds of each convolution."""
     n, c, h, w = case.shape
     found = []
     for k, r, stride in _form(case.options["form"], c):
@@ -152,8 +142,8 @@ def _output_shape(case: Case) -> tuple[int, ...]:
 def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
     """Returns passes over each convolution's output beside the convolutions' own traffic: forward and backward.
 
-    A convolution's own traffic is what it has to read and write: x and y forward, dy and dx for the input's gradient,
-    dy and x for the filters'. A residual costs a read more.
+    A convolution's own traffic are the maps that it must read and write: x and y forward, dy and dx for the input's
+    gradient, dy and x for the filters'. A residual costs another read.
     """
     block = case.options["form"] == "block"
     forward, backward = {"eager": (5, 8), "compile": (3, 5)}.get(variant.removesuffix("_nchw"), (2, 5))
@@ -167,18 +157,13 @@ def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
     total = 0.0
     for (before, after, _), (forward, backward) in zip(maps_of(case), norm_passes(case, variant), strict=True):
-        passes = {
-            "forward": before + after * (1 + forward),
-            "backward": 2 * before + after * (2 + backward),
-            "both": 3 * before + after * (3 + forward + backward),
-        }
-        total += passes[direction]
+        total += by_direction(direction, before + after * (1 + forward), 2 * before + after * (2 + backward))
     return int(total * element_bytes)
 
 
 def _operations(case: Case, direction: Direction) -> int:
-    """Multiplications and additions of the convolutions: one product forward, two backward."""
-    return sum(2 * products for *_, products in maps_of(case)) * {"forward": 1, "backward": 2, "both": 3}[direction]
+    """Counts multiplications and additions of the convolutions: one product forward, two backward."""
+    return sum(2 * products for *_, products in maps_of(case)) * by_direction(direction, 1, 2)
 
 
 CONV_BN_ACT = KernelSpec(
@@ -187,11 +172,11 @@ CONV_BN_ACT = KernelSpec(
     variants={
         "eager_nchw": _variant(_eager),
         "eager": _variant(_eager),
-        "compile": compiled_variant(_variant(_out_of_place)),
+        "compile": compiled_variant(_variant(functools.partial(_eager, in_place=False))),
         "triton": _variant(_triton),
     },
     cases=CASES,
-    static_cases=STATIC_CASES,
+    static_cases=tuple(case for case in CASES if case.name in STATIC),
     inputs=_inputs,
     differentiated=("x", *(f"{name}{place}" for place in (1, 2) for name in ("filters", "weight", "bias"))),
     bytes_moved=_bytes,

@@ -1,16 +1,54 @@
-"""What the cases of several operations share: random inputs, compiled variants, the slope of their leaky ReLU."""
+"""Parts of several operations' cases: random inputs, compiled variants, activations, convolutions by their form."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch.nn import functional as F
 
-SLOPE = 0.1
+from wallclock.kernels.batch_norm_act import activate_ref
+from wallclock.kernels.spec import Direction, Inputs
+
+Number = TypeVar("Number", int, float)
+
+SLOPE = 0.1  # of leaky_relu in Darknet
+MULTIPROCESSORS = 132  # of an H100, for which costs are predicted on a machine without a GPU
+
+
+def resident_programs() -> int:
+    """Returns the multiprocessors of this machine's GPU, or `MULTIPROCESSORS` without one."""
+    return torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else MULTIPROCESSORS
+
+
+def by_direction(direction: Direction, forward: Number, backward: Number) -> Number:
+    """Returns a cost in a direction, given those of forward and backward."""
+    return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+
+
+def activate(z: torch.Tensor, act: str, slope: float, *, in_place: bool) -> torch.Tensor:
+    """Returns an activation as a user computes it, in the map's memory where PyTorch can and `in_place` says so."""
+    if in_place and act == "leaky_relu":
+        return F.leaky_relu_(z, slope)
+    return F.relu_(z) if in_place and act == "relu" else activate_ref(z, act, slope)
+
+
+def convolution_form(form: str) -> tuple[int, int, int]:
+    """Returns output channels, filter edge and stride that "64k3s2" stands for.
+
+    Raises:
+        ValueError: if the form is another one.
+    """
+    found = re.fullmatch(r"(\d+)k(\d)s(\d)", form)
+    if found is None:
+        raise ValueError(f"the form of a convolution is '{form}'; expected one such as 64k3s2")
+    k, r, stride = map(int, found.groups())
+    return k, r, stride
 
 
 def compiled_variant(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Returns the function through `torch.compile`, which is set up when it is first called."""
+    """Returns a function compiled by `torch.compile` at its first call."""
 
     @functools.cache
     def compiled() -> Callable[..., torch.Tensor]:
@@ -22,12 +60,12 @@ def compiled_variant(function: Callable[..., torch.Tensor]) -> Callable[..., tor
     return call
 
 
-def in_place(function: Callable[..., None], *names: str) -> Callable[..., torch.Tensor]:
-    """Returns a function of lists of tensors as one of tensors called "param_0", "param_1" and so on.
+def with_lists(function: Callable[..., None], *names: str) -> Callable[..., torch.Tensor]:
+    """Returns a function of single tensors, named "param_0", "param_1" and so on, that calls one of lists of tensors.
 
     Args:
-        function: takes a list for each of the names, and overwrites those of the first.
-        names: of one tensor each, in the order of the arguments.
+        function: takes a list for each of the names, and overwrites the first list.
+        names: names of the lists, in the order of the arguments.
     """
 
     def call(**arguments: Any) -> torch.Tensor:
@@ -38,8 +76,17 @@ def in_place(function: Callable[..., None], *names: str) -> Callable[..., torch.
     return call
 
 
+def float32_lists(names: tuple[str, ...], shapes: Sequence[tuple[int, ...]], device: torch.device) -> Inputs:
+    """Returns normal numbers for `with_lists`: float32 whatever the case's type, as weights are."""
+    return {
+        f"{name}_{place}": normal(shape, torch.float32, device, 100 * seed + place)
+        for seed, name in enumerate(names)
+        for place, shape in enumerate(shapes)
+    }
+
+
 def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
-    """Returns normal numbers, those of a map or a filter bank in channels-last memory; the same ones for a seed."""
+    """Returns normal numbers, the same ones for a seed; maps and filter banks in channels-last memory."""
     random = torch.Generator(device).manual_seed(seed)
     x = torch.randn(shape, device=device, generator=random)
     return x.to(dtype, memory_format=torch.channels_last) if len(shape) == 4 else x

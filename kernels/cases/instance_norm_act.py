@@ -1,13 +1,13 @@
 """`instance_norm_act` at the shapes of CycleGAN: its generator at 256x256 pixels, and its discriminator."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import Plan
-from wallclock.kernels.cases.inputs import compiled_variant, normal
+from wallclock.kernels.cases.inputs import activate, by_direction, compiled_variant, normal, resident_programs
 from wallclock.kernels.instance_norm import instance_norm
 from wallclock.kernels.instance_norm_act import instance_norm_act, instance_norm_act_ref, interior, plan
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
@@ -51,44 +51,25 @@ def _reference(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -
     return instance_norm_act_ref(x, residual=residual, negative_slope=DISCRIMINATOR_SLOPE, **options)
 
 
-IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda z: z,
-    "relu": F.relu_,
-    "leaky_relu": lambda z: F.leaky_relu_(z, DISCRIMINATOR_SLOPE),
-}
-OUT_OF_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda z: z,
-    "relu": F.relu,
-    "leaky_relu": lambda z: F.leaky_relu(z, DISCRIMINATOR_SLOPE),
-}
-
-
-def _padded(y: torch.Tensor, residual: torch.Tensor | None, pad: int, residual_pad: int) -> torch.Tensor:
+def _eager_nchw(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    *,
+    act: str,
+    pad: int,
+    residual_pad: int = 0,
+    in_place: bool = True,
+) -> torch.Tensor:
+    """Computes norm, activation in place, sum and padding as a user of PyTorch would."""
+    y = activate(instance_norm(x), act, DISCRIMINATOR_SLOPE, in_place=in_place)
     if residual is not None:
         y = interior(residual, residual_pad) + y
     return F.pad(y, (pad,) * 4, mode="reflect") if pad else y
 
 
-def _eager_nchw(
-    x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
-) -> torch.Tensor:
-    """What a user has today: norm, activation in place, sum, padding."""
-    return _padded(IN_PLACE[act](instance_norm(x)), residual, pad, residual_pad)
-
-
-def _eager(
-    x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
-) -> torch.Tensor:
-    """The same under channels-last: PyTorch's norm leaves it, and the next convolution would have to return to it."""
-    y = _eager_nchw(x, residual, act=act, pad=pad, residual_pad=residual_pad)
-    return y.contiguous(memory_format=torch.channels_last)
-
-
-def _out_of_place(
-    x: torch.Tensor, residual: torch.Tensor | None, *, act: str, pad: int, residual_pad: int = 0
-) -> torch.Tensor:
-    y = _padded(OUT_OF_PLACE[act](instance_norm(x)), residual, pad, residual_pad)
-    return y.contiguous(memory_format=torch.channels_last)
+def _eager(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
+    """Returns to channels-last memory, which PyTorch's norm leaves and the next convolution needs."""
+    return _eager_nchw(x, residual, **options).contiguous(memory_format=torch.channels_last)
 
 
 def _triton(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
@@ -96,17 +77,17 @@ def _triton(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> t
 
 
 def _share(case: Case, pad: int) -> float:
-    """Elements of the map with a padding, relative to those without."""
+    """Returns the elements of the map with a padding, relative to those without."""
     h, w = case.shape[2:]
     return (h + 2 * pad) * (w + 2 * pad) / (h * w)
 
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Passes over the map; of a padded one, as much more as it is larger.
+    """Counts passes over the map; a padded one counts as much more as it is larger.
 
     Eager: each operation reads and writes by itself; the norm reads three times and copies channels-last maps first;
-    the padding's backward clears what it adds to. The compiler is given credit for folding all of it into two kernels.
-    The splits' partial results are left out: of the two-phase form they add 4% (64x256x256) to 8% (128x128x128).
+    the padding's backward clears the map that it adds to. The compiler is assumed to fold all of it into two kernels.
+    The splits' partial results are left out: in two phases they add 4% (64x256x256) to 8% (128x128x128).
     """
     pad, residual_pad = case.options["pad"], case.options.get("residual_pad", 0)
     residual, act = int("residual" in case.flags), int(case.options["act"] != "none")
@@ -124,20 +105,18 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
     else:
         reads = 1 if variant.startswith("triton") and instance_plan(case.shape).persistent else 2
         forward, backward = reads + residual + padded, reads * (1 + padded) + 1 + dresidual
-    passes = {"forward": forward, "backward": backward, "both": forward + backward}[direction]
-    return round(case.elements * passes * element_bytes)
+    return round(case.elements * by_direction(direction, forward, backward) * element_bytes)
 
 
 def instance_plan(shape: tuple[int, ...]) -> Plan:
-    """How the Triton kernels cut up a map on this machine's GPU, or on one of 132 multiprocessors where it has none."""
-    resident = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 132
+    """Returns how the Triton kernels divide a map [N, C, H, W] on `resident_programs` multiprocessors."""
     n, c, height, width = shape
-    return plan(n, height * width, c, resident_programs=resident)
+    return plan(n, height * width, c, resident_programs=resident_programs())
 
 
 def _operations(case: Case, direction: Direction) -> int:
-    """Statistics, normalising, activation, sum: about 7 forward and 13 backward for each element."""
-    return case.elements * {"forward": 7, "backward": 13, "both": 20}[direction]
+    """Counts statistics, normalising, activation, sum: about 7 forward and 13 backward for each element."""
+    return case.elements * by_direction(direction, 7, 13)
 
 
 INSTANCE_NORM_ACT = KernelSpec(
@@ -146,7 +125,7 @@ INSTANCE_NORM_ACT = KernelSpec(
     variants={
         "eager_nchw": _eager_nchw,
         "eager": _eager,
-        "compile": compiled_variant(_out_of_place),
+        "compile": compiled_variant(functools.partial(_eager, in_place=False)),
         "triton": _triton,
     },
     cases=CASES,

@@ -7,7 +7,7 @@ import itertools
 
 import torch
 
-from wallclock.kernels.cases.inputs import compiled_variant, in_place, normal
+from wallclock.kernels.cases.inputs import compiled_variant, float32_lists, with_lists
 from wallclock.kernels.muon import BLOCK, gram_is_less, muon_eager_, muon_ref, muon_triton_
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -23,22 +23,17 @@ def sprint_filters(channels: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Float32 whatever the dtype, as weights are."""
-    return {
-        f"{name}_{place}": normal(shape, torch.float32, device, 100 * seed + place)
-        for seed, name in enumerate(LISTS)
-        for place, shape in enumerate(sprint_filters(case.shape))
-    }
+    return float32_lists(LISTS, sprint_filters(case.shape), device)
 
 
 def _stacks(case: Case) -> list[tuple[int, int, int]]:
-    """[B, M, N] with M <= N of the matrices of equal shape."""
+    """Returns [B, M, N], M <= N, for the matrices of each shape."""
     matrices = sorted((o, i * h * w) for o, i, h, w in sprint_filters(case.shape))
     return [(len(list(same)), min(shape), max(shape)) for shape, same in itertools.groupby(matrices)]
 
 
 def _product_bytes(case: Case, gram: bool, element_bytes: int) -> int:
-    """What the matrix products read and write, an operand of two roles once."""
+    """Counts the bytes that the matrix products read and write; an operand in two roles counts once."""
     stacks, total = _stacks(case), 0
     by_gram = [(b, m, n) for b, m, n in stacks if gram and gram_is_less(m, n, STEPS)]
     for b, m, n in stacks:
@@ -55,22 +50,22 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
     if variant != "triton":
         return (36 if variant == "compile" else 88) * sum(sizes) + _product_bytes(case, False, 2)
     rows = [-(-n // BLOCK) for n in sizes]
-    # Beside the maps, of a row of the table: its numbers in three kernels, two sums written, all its tensor's read.
+    # A row of the table takes its numbers in three kernels, two sums written, and all sums of its tensor read.
     return 48 * sum(sizes) + sum(n * (128 + 8 * n) for n in rows) + _product_bytes(case, True, 8)
 
 
 def _operations(case: Case, direction: Direction) -> int:
-    """Those of the published form, whatever a variant makes of them."""
+    """Counts the operations of the published form, for every variant."""
     products = sum(b * STEPS * (4 * m * m * n + 2 * m * m * m) for b, m, n in _stacks(case))
     return products + 14 * sum(b * m * n for b, m, n in _stacks(case))
 
 
-_eager = in_place(muon_eager_, *LISTS)
+_eager = with_lists(muon_eager_, *LISTS)
 
 MUON = KernelSpec(
     name="muon",
-    reference=in_place(muon_ref, *LISTS),
-    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": in_place(muon_triton_, *LISTS)},
+    reference=with_lists(muon_ref, *LISTS),
+    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": with_lists(muon_triton_, *LISTS)},
     cases=MUON_CASES,
     inputs=_inputs,
     differentiated=(),

@@ -3,12 +3,11 @@
 Shape legend: the shape of a case is that of the input; K output channels, R edge of the filter.
 """
 
-import functools
-import re
+from collections.abc import Callable
 
 import torch
 
-from wallclock.kernels.cases.inputs import normal
+from wallclock.kernels.cases.inputs import by_direction, convolution_form, normal
 from wallclock.kernels.conv import output_size
 from wallclock.kernels.product_conv import product_conv, product_conv_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
@@ -24,43 +23,37 @@ CASES = tuple(
 )  # fmt: skip
 
 
-def _geometry(form: str) -> tuple[int, int, int]:
-    """Output channels, filter edge and stride that "64k3s2" stands for."""
-    k, r, stride = map(int, re.fullmatch(r"(\d+)k(\d)s(\d)", form).groups())  # type: ignore[union-attr]
-    return k, r, stride
-
-
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    k, r, _ = _geometry(case.options["form"])
+    k, r, _ = convolution_form(case.options["form"])
     c = case.shape[1]
     filters = normal((k, c, r, r), torch.float32, device, 1) / (c * r * r) ** 0.5
     return {"x": normal(case.shape, dtype, device, 0), "filters": filters.to(dtype)}
 
 
-def _variant(one: object) -> functools.partial[torch.Tensor]:
+def _variant(conv: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def call(x: torch.Tensor, filters: torch.Tensor, *, form: str) -> torch.Tensor:
-        _, r, stride = _geometry(form)
-        return one(x, filters, stride=stride, padding=r // 2)  # type: ignore[operator]
+        _, r, stride = convolution_form(form)
+        return conv(x, filters, stride=stride, padding=r // 2)
 
-    return functools.partial(call)
+    return call
 
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Maps and filters of each product once; unfolding writes a map of R*R times the channels and reads it again."""
+    """Counts maps and filters of each product once; unfolding writes and reads R*R times the map."""
     n, c, h, w = case.shape
-    k, r, stride = _geometry(case.options["form"])
+    k, r, stride = convolution_form(case.options["form"])
     p, q = output_size(h, r, stride, r // 2), output_size(w, r, stride, r // 2)
     before, after, filters = n * c * h * w, n * k * p * q, k * c * r * r
     unfolding = 2 * n * p * q * c * r * r if variant == "product" and r > 1 else 0
-    forward, backward = before + after + filters, 2 * (before + after + filters) + unfolding
-    return element_bytes * {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+    forward = before + after + filters
+    return element_bytes * by_direction(direction, forward, 2 * forward + unfolding)
 
 
 def _operations(case: Case, direction: Direction) -> int:
     n, c, h, w = case.shape
-    k, r, stride = _geometry(case.options["form"])
+    k, r, stride = convolution_form(case.options["form"])
     products = n * k * output_size(h, r, stride, r // 2) * output_size(w, r, stride, r // 2) * c * r * r
-    return 2 * products * {"forward": 1, "backward": 2, "both": 3}[direction]
+    return 2 * products * by_direction(direction, 1, 2)
 
 
 PRODUCT_CONV = KernelSpec(

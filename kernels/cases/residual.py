@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from wallclock.kernels.cases.batch_norm_act import DARKNET_SUMS
-from wallclock.kernels.cases.inputs import SLOPE, compiled_variant, normal
+from wallclock.kernels.cases.inputs import SLOPE, by_direction, compiled_variant, normal
 from wallclock.kernels.residual import residual_, residual_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -34,13 +34,13 @@ def _residual_eager(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act:
 
 
 def _residual_triton(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: Any) -> torch.Tensor:
-    """Out of place, as compiled code calls it: the same kernel, on another buffer."""
+    """Calls the kernel out of place, as compiled code does."""
     slope = {"none": 1.0, "leaky_relu": SLOPE}[act]
     return torch.ops.wallclock.residual(branch, x, alpha, slope)[0]
 
 
 class _AsIfMade(torch.autograd.Function):
-    """The leaf's memory as an operation's result: autograd lets nobody overwrite a leaf."""
+    """Returns a leaf's memory as an operation's result, because autograd forbids overwriting a leaf."""
 
     @staticmethod
     def forward(ctx: Any, leaf: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class _AsIfMade(torch.autograd.Function):
 
 
 def _residual_in_place(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: Any) -> torch.Tensor:
-    """As the networks call it; called again, it adds to the sum before, which takes as long."""
+    """Calls it as the networks do; a second call adds to the sum of the first, which takes as long."""
     return residual_(_AsIfMade.apply(branch), x, alpha=alpha, act=act, negative_slope=SLOPE)
 
 
@@ -66,7 +66,7 @@ def _residual_bytes(case: Case, variant: str, direction: Direction, element_byte
         forward, backward = (3 + 2 * act) * element_bytes, act * 3 * element_bytes
     if case.options["alpha"] != 1.0 and not act:
         backward += 2 * element_bytes
-    return int(case.elements * {"forward": forward, "backward": backward, "both": forward + backward}[direction])
+    return int(case.elements * by_direction(direction, forward, backward))
 
 
 RESIDUAL = KernelSpec(
@@ -85,5 +85,5 @@ RESIDUAL = KernelSpec(
     differentiated=("branch", "x"),
     in_place={"triton_inplace": ("branch",)},
     bytes_moved=_residual_bytes,
-    operations=lambda case, direction: case.elements * {"forward": 3, "backward": 2, "both": 5}[direction],
+    operations=lambda case, direction: case.elements * by_direction(direction, 3, 2),
 )

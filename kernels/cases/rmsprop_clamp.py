@@ -7,12 +7,12 @@ import functools
 
 import torch
 
-from wallclock.kernels.cases.inputs import compiled_variant, in_place, normal
+from wallclock.kernels.cases.inputs import compiled_variant, float32_lists, with_lists
 from wallclock.kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 OPTIONS = {"lr": 5e-5, "clamp": 0.01}  # of the paper
-ROW_BYTES = 32  # of a chunk's row in the table that a program reads: three addresses and a count
+ROW_BYTES = 32  # that a program reads of its row of the table: three addresses and a count
 LISTS = ("param", "grad", "square_avg")
 
 RMSPROP_CLAMP_CASES = (
@@ -35,13 +35,10 @@ def dcgan_shapes(channels: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Float32 whatever the dtype, as weights are: at 0.01 bfloat16 is spaced wider than the learning rate."""
-    made: Inputs = {}
-    for seed, name in enumerate(LISTS):
-        for place, shape in enumerate(dcgan_shapes(case.shape)):
-            tensor = 0.01 * normal(shape, torch.float32, device, 100 * seed + place)
-            made[f"{name}_{place}"] = tensor.square() if name == "square_avg" else tensor
-    return made
+    """Makes float32 tensors: at 0.01, values of bfloat16 are spaced wider than the learning rate."""
+    made = float32_lists(LISTS, dcgan_shapes(case.shape), device)
+    scaled = {name: 0.01 * tensor for name, tensor in made.items() if tensor is not None}
+    return {name: t.square() if name.startswith("square_avg") else t for name, t in scaled.items()}
 
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
@@ -55,12 +52,12 @@ def _operations(case: Case, direction: Direction) -> int:
     return 10 * sum(torch.Size(shape).numel() for shape in dcgan_shapes(case.shape))
 
 
-_eager = in_place(rmsprop_clamp_foreach_, *LISTS)
+_eager = with_lists(rmsprop_clamp_foreach_, *LISTS)
 
 RMSPROP_CLAMP = KernelSpec(
     name="rmsprop_clamp",
-    reference=in_place(rmsprop_clamp_ref, *LISTS),
-    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": in_place(rmsprop_clamp_, *LISTS)},
+    reference=with_lists(rmsprop_clamp_ref, *LISTS),
+    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": with_lists(rmsprop_clamp_, *LISTS)},
     cases=RMSPROP_CLAMP_CASES,
     inputs=_inputs,
     differentiated=(),

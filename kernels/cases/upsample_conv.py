@@ -5,7 +5,7 @@ import functools
 import torch
 from torch.nn import functional as F
 
-from wallclock.kernels.cases.inputs import compiled_variant, normal
+from wallclock.kernels.cases.inputs import by_direction, compiled_variant, normal
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 from wallclock.kernels.upsample_conv import upsample_conv, upsample_conv_ref
 
@@ -32,32 +32,32 @@ def _upsample_conv_eager(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _elements(case: Case) -> tuple[int, int, int]:
-    """Elements of the input, the output and the weight's channels."""
+    """Returns the elements of the input, those of the output, and input times output channels."""
     n, channels, height, width = case.shape
     out = OUT_CHANNELS.get(channels, channels)
     return case.elements, n * out * 4 * height * width, out * channels
 
 
 def _upsample_conv_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Each convolution reads its two operands once and writes its result once; backward is two of them."""
+    """Counts each operand and result of a convolution once; backward is two convolutions."""
     x, y, pairs = _elements(case)
     if variant in ("collapsed", "triton"):
         rows, columns = (2 * 9, 2 * 12), (2 * 12, 2 * 16)  # two sums of a third and a quarter; the four stacked
-        sums = (9 + 9) + sum(rows) + sum(columns)  # first the channels are swapped
+        sums = (9 + 9) + sum(rows) + sum(columns)  # the channels are swapped first
         adjoint = (3 * 12 + 2 * 12) + (3 * 9 + 2 * 9)  # three sums, the three stacked; columns first
         forward = sums * pairs + x + 16 * pairs + y
         backward = (y + 16 * pairs + x) + (y + x + 16 * pairs) + adjoint * pairs
     else:
         forward = x + 4 * x + 4 * x + 9 * pairs + y
         backward = (y + 9 * pairs + 4 * x) + (y + 4 * x + 9 * pairs) + (4 * x + x)
-    return element_bytes * {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+    return element_bytes * by_direction(direction, forward, backward)
 
 
 def _upsample_conv_operations(case: Case, direction: Direction) -> int:
-    """Of the collapsed form, the fewest: 4 multiply-adds for each output pixel and pair of channels."""
+    """Counts those of the collapsed form, the fewest: 4 multiply-adds for each output pixel and pair of channels."""
     n, _, height, width = case.shape
     forward = 2 * 4 * _elements(case)[2] * n * 4 * height * width
-    return forward * {"forward": 1, "backward": 2, "both": 3}[direction]
+    return forward * by_direction(direction, 1, 2)
 
 
 UPSAMPLE_CONV = KernelSpec(

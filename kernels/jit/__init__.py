@@ -1,1 +1,1 @@
-"""Triton code, one file for each operation; nothing here is called but by the operation of the same name."""
+"""Triton code, one file for each operation, which alone calls it; `tile` and `multi_tensor` hold shared parts."""

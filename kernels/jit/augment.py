@@ -6,7 +6,7 @@ Shape legend: M images of H x W pixels in the set, N in the batch; a program mak
 import triton
 import triton.language as tl
 
-# Of the counter: which numbers are drawn. `kernels.augment.draw` uses the same.
+# A word of the counter, which tells the draws apart; `kernels.augment.draw` uses the same.
 CROP_AND_FLIP = tl.constexpr(0)
 CUTOUT_AND_JITTER = tl.constexpr(1)
 FIRST_FLIP = tl.constexpr(2)
@@ -22,13 +22,13 @@ def _words(seed, sample, epoch, purpose: tl.constexpr):
 
 @triton.jit
 def _below(word, n: tl.constexpr):
-    """A number in [0, n) from a random word."""
+    """Returns a number in [0, n) from a random word."""
     return ((word.to(tl.uint64) * n) >> 32).to(tl.int32)
 
 
 @triton.jit
 def _factor(word, spread: tl.constexpr):
-    """A number in [1 - spread, 1 + spread) from a random word."""
+    """Returns a number in [1 - spread, 1 + spread) from a random word."""
     return 1 + spread * (2 * ((word >> 8).to(tl.float32) * 5.9604644775390625e-08) - 1)
 
 
@@ -46,9 +46,9 @@ def _of_channel(channel, values: tl.constexpr):
 @triton.jit
 def _values(image_ptr, rows, from_at, row_offset, black_at, brightness, H: tl.constexpr, W: tl.constexpr,
             BRIGHTNESS: tl.constexpr, BLACK: tl.constexpr):  # fmt: skip
-    """Rows of the cropped and flipped image in units of 1/255, float32 [ROWS, WIDTH]; beyond its edge, any of it.
+    """Returns rows of the cropped and flipped image in units of 1/255, float32 [ROWS, WIDTH].
 
-    No mask: every place is one of the image, and a lane that has none repeats another's.
+    There is no mask: a lane outside of the image repeats a pixel of the image.
     """
     row = tl.minimum(rows, H - 1) + row_offset
     from_row = _reflected(row, H) * (3 * W)
@@ -62,7 +62,7 @@ def _values(image_ptr, rows, from_at, row_offset, black_at, brightness, H: tl.co
 
 @triton.jit
 def _counted(x, rows, H: tl.constexpr, ROWS: tl.constexpr):
-    """The rows that the image has; zero where a lane repeats one."""
+    """Returns the image's rows, with zeros where a lane repeats a row."""
     return tl.where((rows < H)[:, None], x, 0.0) if H % ROWS else x
 
 
@@ -75,7 +75,7 @@ def augment_kernel(
 ):  # fmt: skip
     """Draws, gathers, crops, flips, jitters, normalises and cuts out, in one pass over the images of a batch.
 
-    What depends on the place within a row alone is worked out once for all rows: integers are what limits this kernel.
+    Values that depend on the place in a row alone are computed once for all rows: integers bound this kernel.
     """
     place = tl.program_id(0).to(tl.int64)
     sample = tl.load(indices_ptr + place)
@@ -112,7 +112,7 @@ def augment_kernel(
                 others = _values(image_ptr, block, from_at, row_offset, black_at, brightness, H, W, BRIGHTNESS, BLACK)
                 grey += tl.sum(_counted(others * weight, block, H, ROWS))
         x = tl.minimum(tl.maximum(x * contrast + (grey - grey * contrast), 0.0), 255.0)
-    bias = tl.where(known, _of_channel(channel, BIAS), float("nan"))  # no image of the set: not a number throughout
+    bias = tl.where(known, _of_channel(channel, BIAS), float("nan"))  # an index outside of the set gives NaN throughout
     x = x * _of_channel(channel, SCALE)[None, :] + bias[None, :]
     if CUTOUT > 0:
         from_top = rows - (_below(cut_row_word, H) - CUTOUT // 2)

@@ -1,22 +1,22 @@
 """Triton code of `kernels.conv`: convolutions as matrix products that gather their rows from channels-last maps.
 
 Shape legend, of the convolution: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S
-filter; filters are [K, R, S, C] in memory. Of a product: a row is a pixel, a column a channel of what is computed,
-and the inner dimension runs over filter places and channels of what is read.
+filter; filters are [K, R, S, C] in memory. In a product a row is a pixel, a column a channel of the result,
+and the inner dimension runs over filter places and channels of the map that is read.
 """
 
 import triton
 import triton.language as tl
 
-from wallclock.kernels.jit.batch_norm_act import _activate, _through_activation
+from wallclock.kernels.jit.tile import activate, through_activation
 
-# A norm's vectors lie in a table of float32 [5, C], one row each; see `kernels.conv.Table`.
+# A norm's vectors lie in a table of float32 [5, C], one row each; see `kernels.conv.Norm`.
 SCALE, SHIFT, MEAN, RSTD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
 @triton.jit
-def _vector(table_ptr, row: tl.constexpr, channels, C):
-    """A row of a norm's table at a block of channels."""
+def vector(table_ptr, row: tl.constexpr, channels, C):
+    """Returns a row of a norm's table at a block of channels."""
     return tl.load(table_ptr + row * C + channels, channels < C, 0.0)
 
 
@@ -25,24 +25,24 @@ def _gathered(
     ptr, offsets, inside, channels, table_ptr, C: tl.constexpr, BLOCK: tl.constexpr,
     PROLOGUE: tl.constexpr, ACT: tl.constexpr, slope: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """A tile of pixels and channels of a map, normalised and activated first if PROLOGUE.
+    """Returns a tile of pixels and channels of a map, normalised and activated first if PROLOGUE.
 
-    What lies outside the map is zero after the activation: the convolution pads what the activation puts out.
+    Values outside the map are zero after the activation: the convolution pads the activated map.
     """
     mask = inside[:, None]
     if C % BLOCK != 0:
         mask = mask & (channels < C)[None, :]
     x = tl.load(ptr + offsets[:, None] + channels[None, :], mask, 0.0)
     if PROLOGUE:
-        scale, shift = _vector(table_ptr, SCALE, channels, C), _vector(table_ptr, SHIFT, channels, C)
+        scale, shift = vector(table_ptr, SCALE, channels, C), vector(table_ptr, SHIFT, channels, C)
         z = x.to(ACC) * scale[None, :] + shift[None, :]
-        x = tl.where(mask, _activate(z, ACT, slope), 0.0).to(x.dtype)
+        x = tl.where(mask, activate(z, ACT, slope), 0.0).to(x.dtype)
     return x
 
 
 @triton.jit
 def _product(a, b, acc, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    """Adds a @ b to acc; "widened" is for the interpreter, which multiplies the bits of bfloat16 as integers."""
+    """Returns a @ b + acc; "widened" is for the interpreter, which multiplies the bits of bfloat16 as integers."""
     if PRECISION == "widened":
         return tl.dot(a.to(ACC), b.to(ACC), acc, input_precision="ieee", out_dtype=ACC)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -56,12 +56,12 @@ def conv_kernel(
     TRANSPOSED: tl.constexpr, PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, ACT: tl.constexpr, slope: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A convolution, or (TRANSPOSED) the gradient of one with respect to its input, which is one by phases of STRIDE.
+    """Computes a convolution, or (TRANSPOSED) the gradient of one's input, as a convolution by phases of STRIDE.
 
-    EPILOGUE: "" stores; "stats" stores, and each tile's mean and sum of squared deviations by channel; "affine" applies
-    scale, shift, activation and residual (`other_ptr`), those that are given; "sums" takes the gradient through the
-    norm and the activation of the map `other_ptr`, and stores each tile's sums of it and of it times the normalised
-    map.
+    EPILOGUE: "" stores the result; "stats" also stores each tile's mean and sum of squared deviations by channel;
+    "affine" applies scale, shift, activation and residual (`other_ptr`), those that are given; "sums" takes the
+    gradient through the norm and the activation of the map `other_ptr`, and stores each tile's sums of the gradient and
+    of the gradient times the normalised map.
     """
     tiles_n: tl.constexpr = (OUT_C + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
@@ -116,20 +116,20 @@ def conv_kernel(
             acc = acc * tl.load(scale_ptr + n, n < OUT_C, 0.0)[None, :]
         if shift_ptr is not None:
             acc = acc + tl.load(shift_ptr + n, n < OUT_C, 0.0)[None, :]
-        acc = _activate(acc, ACT, slope)
+        acc = activate(acc, ACT, slope)
         if other_ptr is not None:
             acc += tl.load(other_ptr + out_at, mask, 0.0).to(ACC)
     elif EPILOGUE == "sums":
         x = tl.load(other_ptr + out_at, mask, 0.0).to(ACC)
-        scale, shift = _vector(other_table_ptr, SCALE, n, OUT_C), _vector(other_table_ptr, SHIFT, n, OUT_C)
-        acc = tl.where(mask, _through_activation(acc, x * scale[None, :] + shift[None, :], ACT, slope), 0.0)
-        deviation = x - _vector(other_table_ptr, MEAN, n, OUT_C)[None, :]
+        scale, shift = vector(other_table_ptr, SCALE, n, OUT_C), vector(other_table_ptr, SHIFT, n, OUT_C)
+        acc = tl.where(mask, through_activation(acc, x * scale[None, :] + shift[None, :], ACT, slope), 0.0)
+        deviation = x - vector(other_table_ptr, MEAN, n, OUT_C)[None, :]
         tl.store(first_ptr + partial_at, tl.sum(acc, 0), n < OUT_C)
-        dzx = tl.sum(acc * deviation, 0) * _vector(other_table_ptr, RSTD, n, OUT_C)
+        dzx = tl.sum(acc * deviation, 0) * vector(other_table_ptr, RSTD, n, OUT_C)
         tl.store(second_ptr + partial_at, dzx, n < OUT_C)
     out = acc.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, out, mask)
-    if EPILOGUE == "stats":  # of what is stored, so that the norm of it has mean 0 and variance 1
+    if EPILOGUE == "stats":  # of the stored values, so that their norm has mean 0 and variance 1
         y = out.to(ACC)
         mean = tl.sum(tl.where(mask, y, 0.0), 0) / tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M)
         deviation = tl.where(mask, y - mean[None, :], 0.0)
@@ -144,7 +144,7 @@ def filter_gradient_kernel(
     PROLOGUE: tl.constexpr, ACT: tl.constexpr, slope: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one filter place over a split of the output's pixels: [K, R, S, C] of each split.
+    """Computes the gradient of one filter place over a split of the output's pixels: [K, R, S, C] of each split.
 
     A tile is BLOCK_M output channels by BLOCK_N input channels; BLOCK_K pixels are taken at a time.
     """

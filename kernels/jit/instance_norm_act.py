@@ -8,27 +8,24 @@ Image n is program 2 of the grid.
 import triton
 import triton.language as tl
 
-from wallclock.kernels.jit.batch_norm_act import (
-    _activate,
-    _affine,
-    _grid_barrier,
-    _merged_splits,
-    _moments,
-    _summed_splits,
-    _through_activation,
-    _tile,
-    _write_dx,
-    merge_stats_kernel,
-    merge_sums_kernel,
-    stats_kernel,
+from wallclock.kernels.jit.batch_norm_act import merge_stats_kernel, merge_sums_kernel, stats_kernel, write_dx
+from wallclock.kernels.jit.tile import (
+    activate,
+    affine,
+    grid_barrier,
+    merged_splits,
+    moments,
+    summed_splits,
+    through_activation,
+    tile,
 )
 
 
 @triton.jit
 def _mirrored(i, length, PAD: tl.constexpr, PLACE: tl.constexpr):
-    """Where index i of a row or column lies in the padded one for the PLACE-th time, and whether it does.
+    """Returns the PLACE-th position of index i of a row or column in the padded one, and whether there is one.
 
-    0 is the index itself, 1 its mirror image, 2 its other one: both edges mirror it where 2 * PAD >= length - 1.
+    0 is the index itself, 1 its mirror image, 2 the second: both edges mirror it where 2 * PAD >= length - 1.
     """
     before = (i >= 1) & (i <= PAD)
     after = (i >= length - 1 - PAD) & (i <= length - 2)
@@ -43,13 +40,13 @@ def _mirrored(i, length, PAD: tl.constexpr, PLACE: tl.constexpr):
 
 @triton.jit
 def _any_mirrored(first, last, length, PAD: tl.constexpr):
-    """Whether an edge mirrors any of the indices from first to last: one branch for a whole tile."""
+    """Returns whether an edge mirrors any of the indices from first to last: one branch for a whole tile."""
     return ((first <= PAD) & (last >= 1)) | ((last >= length - 1 - PAD) & (first <= length - 2))
 
 
 @triton.jit
 def _edges(row0, H, W, PAD: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Whether a tile holds pixels that the top or bottom edge mirrors, and such that the left or right edge does."""
+    """Returns whether top or bottom edge mirror pixels of a tile, and whether left or right edge do."""
     last = tl.minimum(row0 + BLOCK_M, H * W) - 1
     h0, h1 = row0 // W, last // W
     rows = _any_mirrored(h0, h1, H, PAD)
@@ -66,13 +63,13 @@ def _pixels(row0, W, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def _offsets(h, w, row_stride, pixel_stride, channels):
-    """64-bit: a tensor may have more than 2**31 elements."""
+    """Returns offsets of pixels and channels, 64-bit for tensors of more than 2**31 elements."""
     return (h.to(tl.int64) * row_stride + w.to(tl.int64) * pixel_stride)[:, None] + channels[None, :]
 
 
 @triton.jit
 def _padded_offsets(h, w, W, C, channels, PAD: tl.constexpr):
-    """The same within a dense map of W + 2*PAD pixels a row."""
+    """Returns offsets of pixels and channels in a dense map of W + 2*PAD pixels a row, 64-bit."""
     return ((h.to(tl.int64) * (W + 2 * PAD) + w) * C)[:, None] + channels[None, :]
 
 
@@ -80,7 +77,7 @@ def _padded_offsets(h, w, W, C, channels, PAD: tl.constexpr):
 def _store_row(
     y, y_ptr, h, w, channels, inside, columns, W, C, PAD: tl.constexpr, PLACES: tl.constexpr, ZERO: tl.constexpr
 ):  # fmt: skip
-    """Stores a tile into padded rows h, at every place that its columns have there; zeros for mirror images, if so."""
+    """Stores a tile into padded rows h, at every position of its columns; ZERO stores zeros for mirror images."""
     tl.store(y_ptr + _padded_offsets(h, w + PAD, W, C, channels, PAD), y, inside)
     if columns:
         mirror = tl.zeros_like(y) if ZERO else y
@@ -94,7 +91,7 @@ def _store_padded(
     y, y_ptr, row0, channels, inside, H, W, C,
     PAD: tl.constexpr, PLACES: tl.constexpr, ZERO: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Stores a tile at all its places in a dense padded map: its reflection, or zeros around it."""
+    """Stores a tile at all its positions in a dense padded map: its reflection, or zeros around it."""
     y = y.to(y_ptr.dtype.element_ty)
     h, w = _pixels(row0, W, BLOCK_M)
     rows, columns = _edges(row0, H, W, PAD, BLOCK_M)
@@ -112,7 +109,7 @@ def _load_row(
     dy_ptr, h, w, channels, inside, columns, W, row_stride, pixel_stride,
     PAD: tl.constexpr, PLACES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Sums what lies in padded rows h at every place of a tile's columns."""
+    """Returns the sum of padded rows h over every position of a tile's columns."""
     dy = tl.load(dy_ptr + _offsets(h, w + PAD, row_stride, pixel_stride, channels), inside, 0.0).to(ACC)
     if columns:
         for place in tl.static_range(1, PLACES):
@@ -127,7 +124,7 @@ def _load_folded(
     dy_ptr, row0, channels, inside, H, W, row_stride, pixel_stride,
     PAD: tl.constexpr, PLACES: tl.constexpr, BLOCK_M: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile from that of the padded map: each pixel sums all its places."""
+    """Returns the gradient of a tile, given that of the padded map: each pixel sums all its positions."""
     h, w = _pixels(row0, W, BLOCK_M)
     rows, columns = _edges(row0, H, W, PAD, BLOCK_M)
     dy = _load_row(dy_ptr, h + PAD, w, channels, inside, columns, W, row_stride, pixel_stride, PAD, PLACES, ACC)
@@ -149,7 +146,7 @@ def _write_output(
 ):  # fmt: skip
     """Normalises, activates and stores a tile, reflected."""
     z = (x - mean[None, :]) * rstd[None, :] * weight[None, :] + bias[None, :]
-    y = _activate(z, ACT, slope)
+    y = activate(z, ACT, slope)
     if RESIDUAL:
         h, w = _pixels(row0, W, BLOCK_M)
         at = _offsets(h, w, residual_row_stride, residual_pixel_stride, channels)
@@ -162,7 +159,7 @@ def image_stats_kernel(
     x_ptr, mean_ptr, m2_ptr, M, C, S, split_rows,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations of one row split of an image, [N, S, C] each."""
+    """Stores mean and sum of squared deviations of one row split of an image, [N, S, C] each."""
     n = tl.program_id(2).to(tl.int64)
     partial = n * S * C
     stats_kernel(x_ptr + n * M * C, mean_ptr + partial, m2_ptr + partial, M, C, split_rows, BLOCK_M, BLOCK_C, ACC)
@@ -173,7 +170,7 @@ def image_merge_stats_kernel(
     mean_ptr, m2_ptr, out_mean_ptr, out_var_ptr, M, C, S, split_rows,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Mean and biased variance [N, C] from the splits' [N, S, C]."""
+    """Stores mean and biased variance [N, C], given the splits' [N, S, C]."""
     n = tl.program_id(2).to(tl.int64)
     partial = n * S * C
     merge_stats_kernel(
@@ -187,7 +184,7 @@ def image_merge_sums_kernel(
     dz_sum_ptr, dzx_sum_ptr, dbias_ptr, dweight_ptr, C, S,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """An image's share of the gradients of beta and gamma, [N, C], from the splits' [N, S, C]."""
+    """Stores an image's share of the gradients of beta and gamma, [N, C], given the splits' [N, S, C]."""
     n = tl.program_id(2).to(tl.int64)
     partial = n * S * C
     merge_sums_kernel(
@@ -203,13 +200,13 @@ def image_apply_kernel(
     AFFINE: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, PAD: tl.constexpr, PLACES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Forward, given the statistics."""
+    """Computes the output, given the statistics."""
     n = tl.program_id(2).to(tl.int64)
     row0, channel0 = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_C
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = _moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = _affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
-    offsets, inside = _tile(row0, channel0, H * W, C, BLOCK_M, BLOCK_C)
+    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
+    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    offsets, inside = tile(row0, channel0, H * W, C, BLOCK_M, BLOCK_C)
     x = tl.load(x_ptr + n * H * W * C + offsets, inside, 0.0).to(ACC)
     _write_output(
         x, y_ptr + n * (H + 2 * PAD) * (W + 2 * PAD) * C,
@@ -227,13 +224,13 @@ def image_forward_kernel(
     AFFINE: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, PAD: tl.constexpr, PLACES: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The whole forward of one row split of an image, which stays in registers: x is read once."""
+    """Computes the forward of a row split of an image, which stays in registers: x is read once."""
     n = tl.program_id(2).to(tl.int64)
     channel0, split, M = tl.program_id(0) * BLOCK_C, tl.program_id(1), H * W
     channels = channel0 + tl.arange(0, BLOCK_C)
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, M)
-    offsets, inside = _tile(begin, channel0, end, C, BLOCK_M, BLOCK_C)
+    offsets, inside = tile(begin, channel0, end, C, BLOCK_M, BLOCK_C)
     x_ptr += n * M * C
     x = tl.load(x_ptr + offsets, inside, 0.0)
     first = tl.load(x_ptr + begin.to(tl.int64) * C + channels, channels < C, 0.0).to(ACC)
@@ -243,12 +240,12 @@ def image_forward_kernel(
     m2_ptr += n * S * C
     tl.store(mean_ptr + split * C + channels, mean, channels < C)
     tl.store(m2_ptr + split * C + channels, tl.sum(deviation * deviation, 0), channels < C)
-    _grid_barrier(arrived_ptr + n * tl.num_programs(0) + tl.program_id(0), S)
-    mean, var = _merged_splits(mean_ptr, m2_ptr, channels, M, C, S, split_rows, BLOCK_S, ACC)
+    grid_barrier(arrived_ptr + n * tl.num_programs(0) + tl.program_id(0), S)
+    mean, var = merged_splits(mean_ptr, m2_ptr, channels, M, C, S, split_rows, BLOCK_S, ACC)
     if split == 0:
         tl.store(out_mean_ptr + n * C + channels, mean, channels < C)
         tl.store(out_var_ptr + n * C + channels, var, channels < C)
-    weight, bias = _affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
     _write_output(
         x.to(ACC), y_ptr + n * (H + 2 * PAD) * (W + 2 * PAD) * C,
         residual_ptr + n * residual_image_stride if RESIDUAL else None,
@@ -263,11 +260,11 @@ def _read(
     slope: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, PLACES: tl.constexpr, BLOCK_M: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """The normalised input, the gradient after the activation, folded, and that at z of a tile."""
+    """Returns a tile's normalised input, its folded gradient after the activation, and its gradient at z."""
     x = tl.load(x_ptr + offsets, inside, 0.0).to(ACC)
     dy = _load_folded(dy_ptr, row0, channels, inside, H, W, row_stride, pixel_stride, PAD, PLACES, BLOCK_M, ACC)
     normalised = (x - mean[None, :]) * rstd[None, :]
-    return normalised, dy, _through_activation(dy, normalised * weight[None, :] + bias[None, :], ACT, slope)
+    return normalised, dy, through_activation(dy, normalised * weight[None, :] + bias[None, :], ACT, slope)
 
 
 @triton.jit
@@ -277,12 +274,12 @@ def image_backward_sums_kernel(
     AFFINE: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, PLACES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Sums of dz and of dz times the normalised input over one row split of an image, [N, S, C] each."""
+    """Stores the sums of dz, and of dz times the normalised input, over a row split of an image, [N, S, C] each."""
     n = tl.program_id(2).to(tl.int64)
     channel0, split = tl.program_id(0) * BLOCK_C, tl.program_id(1)
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = _moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = _affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
+    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, H * W)
     x_ptr += n * H * W * C
@@ -290,7 +287,7 @@ def image_backward_sums_kernel(
     dz_sum = tl.zeros([BLOCK_M, BLOCK_C], ACC)
     dzx_sum = tl.zeros([BLOCK_M, BLOCK_C], ACC)
     for row0 in range(begin, end, BLOCK_M):
-        offsets, inside = _tile(row0, channel0, end, C, BLOCK_M, BLOCK_C)
+        offsets, inside = tile(row0, channel0, end, C, BLOCK_M, BLOCK_C)
         normalised, _, dz = _read(
             x_ptr, dy_ptr, row0, channels, offsets, inside, mean, rstd, weight, bias, H, W,
             dy_row_stride, dy_pixel_stride, slope, ACT, PAD, PLACES, BLOCK_M, ACC,
@@ -307,8 +304,8 @@ def _write_gradients(
     normalised, dy, dz, dx_ptr, dresidual_ptr, n, row0, channels, offsets, inside, rstd, weight, dbias, dweight,
     H, W, C, DRESIDUAL: tl.constexpr, RESIDUAL_PAD: tl.constexpr, RESIDUAL_PLACES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the input, and, if asked for, that of the residual, with zeros around it where that was padded."""
-    _write_dx(
+    """Stores the gradient of the input and, if DRESIDUAL, that of the residual, with zeros in its padding."""
+    write_dx(
         normalised, dz, dx_ptr + n * H * W * C, offsets, inside, rstd, weight, dbias, dweight, H * W, "input", True
     )
     if DRESIDUAL:
@@ -324,15 +321,15 @@ def image_backward_apply_kernel(
     DRESIDUAL: tl.constexpr, RESIDUAL_PAD: tl.constexpr, RESIDUAL_PLACES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the input and the residual, given the image's sums."""
+    """Stores the gradients of the input and the residual, given the image's sums."""
     n = tl.program_id(2).to(tl.int64)
     row0, channel0 = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_C
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = _moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = _affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
+    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
     dbias = tl.load(dbias_ptr + n * C + channels, channels < C, 0.0)
     dweight = tl.load(dweight_ptr + n * C + channels, channels < C, 0.0)
-    offsets, inside = _tile(row0, channel0, H * W, C, BLOCK_M, BLOCK_C)
+    offsets, inside = tile(row0, channel0, H * W, C, BLOCK_M, BLOCK_C)
     normalised, dy, dz = _read(
         x_ptr + n * H * W * C, dy_ptr + n * dy_image_stride, row0, channels, offsets, inside, mean, rstd, weight, bias,
         H, W, dy_row_stride, dy_pixel_stride, slope, ACT, PAD, PLACES, BLOCK_M, ACC,
@@ -352,15 +349,15 @@ def image_backward_kernel(
     DRESIDUAL: tl.constexpr, RESIDUAL_PAD: tl.constexpr, RESIDUAL_PLACES: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The whole backward of one row split of an image, which stays in registers: x and dy are read once."""
+    """Computes the backward of a row split of an image, which stays in registers: x and dy are read once."""
     n = tl.program_id(2).to(tl.int64)
     channel0, split, M = tl.program_id(0) * BLOCK_C, tl.program_id(1), H * W
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = _moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = _affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
+    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, M)
-    offsets, inside = _tile(begin, channel0, end, C, BLOCK_M, BLOCK_C)
+    offsets, inside = tile(begin, channel0, end, C, BLOCK_M, BLOCK_C)
     normalised, dy, dz = _read(
         x_ptr + n * M * C, dy_ptr + n * dy_image_stride, begin, channels, offsets, inside, mean, rstd, weight, bias,
         H, W, dy_row_stride, dy_pixel_stride, slope, ACT, PAD, PLACES, BLOCK_M, ACC,
@@ -369,9 +366,9 @@ def image_backward_kernel(
     dzx_sum_ptr += n * S * C
     tl.store(dz_sum_ptr + split * C + channels, tl.sum(dz, 0), channels < C)
     tl.store(dzx_sum_ptr + split * C + channels, tl.sum(dz * normalised, 0), channels < C)
-    _grid_barrier(arrived_ptr + n * tl.num_programs(0) + tl.program_id(0), S)
-    dbias = _summed_splits(dz_sum_ptr, channels, C, S, BLOCK_S, ACC)
-    dweight = _summed_splits(dzx_sum_ptr, channels, C, S, BLOCK_S, ACC)
+    grid_barrier(arrived_ptr + n * tl.num_programs(0) + tl.program_id(0), S)
+    dbias = summed_splits(dz_sum_ptr, channels, C, S, BLOCK_S, ACC)
+    dweight = summed_splits(dzx_sum_ptr, channels, C, S, BLOCK_S, ACC)
     if split == 0:
         tl.store(dbias_ptr + n * C + channels, dbias, channels < C)
         tl.store(dweight_ptr + n * C + channels, dweight, channels < C)

@@ -1,4 +1,4 @@
-"""What Triton kernels over a table of `kernels.multi_tensor` share."""
+"""Addresses in a table of `kernels.multi_tensor`, for the Triton kernels that read one."""
 
 import triton
 import triton.language as tl
@@ -6,6 +6,6 @@ import triton.language as tl
 
 @triton.jit
 def address(table_ptr, row, column: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
-    """A row's pointer to float32; the addresses are 64-bit, so no offset can wrap."""
+    """Returns a row's pointer to float32; the addresses are 64-bit, so no offset can wrap."""
     pointer = tl.load(table_ptr + row.to(tl.int64) * COLUMNS + column).to(tl.pointer_type(tl.float32))
     return tl.multiple_of(pointer, 16) if ALIGNED else pointer

@@ -17,7 +17,7 @@ def _number(table_ptr, row, column: tl.constexpr):
 
 @triton.jit
 def _extent(table_ptr, row, ALIGNED: tl.constexpr):
-    """Elements of the row, and before it; a mask by a multiple of four leaves accesses wide."""
+    """Returns the elements of the row, and those before it; a mask by a multiple of four keeps accesses wide."""
     count, before = _number(table_ptr, row, 3), _number(table_ptr, row, 4)
     if ALIGNED:
         count, before = tl.multiple_of(count, 4), tl.multiple_of(before, 4)
@@ -26,7 +26,7 @@ def _extent(table_ptr, row, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _sum_of_tensor(sums_ptr, table_ptr, row, PARTS: tl.constexpr):
-    """The partial sums of the row's tensor, added in a fixed order."""
+    """Returns the sum of the partial sums of the row's tensor, added in a fixed order."""
     first, rows = _number(table_ptr, row, 5), _number(table_ptr, row, 6)
     lanes = tl.arange(0, PARTS)
     total = tl.zeros([PARTS], tl.float32)
@@ -37,7 +37,7 @@ def _sum_of_tensor(sums_ptr, table_ptr, row, PARTS: tl.constexpr):
 
 @triton.jit
 def average_kernel(table_ptr, direction_ptr, sums_ptr, rows, momentum, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """Momentum average, Nesterov direction, and sums of squares of direction and filter."""
+    """Computes momentum average, Nesterov direction, and sums of squares of direction and filter."""
     row = tl.program_id(0)
     count, before = _extent(table_ptr, row, ALIGNED)
     place = tl.arange(0, BLOCK)

@@ -9,7 +9,7 @@ def residual_kernel(
     branch_ptr, x_ptr, out_ptr, bits_ptr, n, alpha: tl.constexpr, slope: tl.constexpr,
     ACT: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Writes x + alpha * act(branch), over the branch if `out_ptr` is it; a bit an element keeps its side of zero."""
+    """Writes x + alpha * act(branch) to `out_ptr`, which may be the branch, and a bit for each element above zero."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     branch = tl.load(branch_ptr + place, place < n, 0.0).to(ACC)
     x = tl.load(x_ptr + place, place < n, 0.0).to(ACC)
@@ -27,7 +27,7 @@ def residual_backward_kernel(
     dy_ptr, bits_ptr, dbranch_ptr, n, alpha: tl.constexpr, slope: tl.constexpr,
     BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the branch before its activation, from the bits."""
+    """Writes the gradient of the branch before its activation, given the bits."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     dy = tl.load(dy_ptr + place, place < n, 0.0).to(ACC)
     bit = (tl.load(bits_ptr + place // 8, place < n, 0).to(tl.int32) >> (place % 8).to(tl.int32)) & 1

@@ -1,20 +1,33 @@
 """CIFAR-10, or a set like it, from whatever form it lies in."""
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from wallclock.loaders.batches import DataError, Dataset, Split
+from wallclock.loaders.batches import DataError, Split
 from wallclock.loaders.data.cifar10_batches import BATCHES, from_archive, from_directory
-from wallclock.loaders.data.encoded_images import from_folders, from_parquet
-from wallclock.loaders.data.source import Source
+from wallclock.loaders.data.image_files import class_folders
+from wallclock.loaders.data.source import UNVERIFIED
+from wallclock.loaders.data.stored import stored_folders, stored_parquet
+
+# sha256 of the encoded images of train and test in order, then their labels as little-endian int64: what the files
+# hold, whatever a decoder makes of it.
+KNOWN = {
+    (
+        "54e95e027d3628aa2e32def8c00b576c396fc95fc081611b0c8db63c448becbf",
+        "add1966be195eec38dac08a05a9d78c879c377837b9ec79b8482c5b2b3a70013",
+    ): "cifar10-jpeg",
+}
 
 
-def find_source(path: Path) -> Source:
+def find_source(path: Path) -> tuple[str, Split]:
     """Reads a data set in whatever form it lies at `path`.
 
     Args:
         path: a folder in one of the formats (or the one above `cifar-10-batches-py` or `-bin`), or the archive.
+
+    Returns:
+        The format ("python batches", "binary batches", "parquet" or "image folders"), and the data set.
 
     Raises:
         DataError: if there is none, or it is damaged; names the file and the next step.
@@ -24,7 +37,7 @@ def find_source(path: Path) -> Source:
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
         return from_archive(path)
     if path.is_file() and path.suffix == ".parquet":
-        return from_parquet(path.parent)
+        return "parquet", _from_parquet(path.parent)
     if not path.is_dir():
         raise DataError(f"{path} is a file; expected a folder of CIFAR-10, or its .tar.gz")
     for inner in ("cifar-10-batches-py", "cifar-10-batches-bin"):
@@ -36,9 +49,9 @@ def find_source(path: Path) -> Source:
     if names & {f"{batch}.bin" for batch in BATCHES}:
         return from_directory(path, ".bin")
     if any(path.rglob("*.parquet")):
-        return from_parquet(path)
+        return "parquet", _from_parquet(path)
     if (path / "train").is_dir():
-        return from_folders(path)
+        return "image folders", _from_folders(path)
     archive = next(iter(sorted(path.glob("cifar-10-*.tar.gz"))), None)
     if archive is not None:
         return from_archive(archive)
@@ -48,22 +61,53 @@ def find_source(path: Path) -> Source:
     )
 
 
+def _from_parquet(path: Path) -> Split:
+    """Reads `train*.parquet` and `test*.parquet` somewhere under a folder; see `stored_parquet`.
+
+    Raises:
+        DataError: if a part is missing or damaged, or the two do not belong together.
+    """
+    train = stored_parquet(path)
+    test = stored_parquet(path, "test", train.classes)
+    if test.classes != train.classes:
+        raise DataError(f"{path}: train*.parquet names other classes than test*.parquet; take both from one set")
+    hashes = []
+    for stored in (train, test):
+        digest = hashlib.sha256()
+        for place in range(len(stored)):
+            digest.update(stored.content(place).data)
+        digest.update(stored.labels.numpy().data)
+        hashes.append(digest.hexdigest())
+    name = KNOWN.get((hashes[0], hashes[1]), UNVERIFIED)
+    return Split(*(replace(stored, name=name).dataset()[0] for stored in (train, test)))
+
+
+def _from_folders(path: Path) -> Split:
+    """Reads `train/<class>/*.png|jpg`, and `test`, `val` or `valid` beside it; the classes in alphabetical order.
+
+    Raises:
+        DataError: if a part or a class has no images, or one cannot be read.
+    """
+    test = next((path / part for part in ("test", "val", "valid") if (path / part).is_dir()), None)
+    if test is None:
+        raise DataError(f"{path} has train/ but no test/; put images to score on in {path}/test/<class>/")
+    train = stored_folders(path / "train")
+    strange = sorted(set(class_folders(test)) - set(train.classes))
+    if strange:
+        raise DataError(f"{test} has classes that train/ lacks: {', '.join(strange)}")
+    untaught = [name for label, name in enumerate(train.classes) if label not in train.labels]
+    if untaught:
+        raise DataError(f"{path / 'train' / untaught[0]} holds no images; put some there, or remove the folder")
+    return Split(*(stored.dataset()[0] for stored in (train, stored_folders(test, train.classes))))
+
+
 def load_cifar10(path: Path) -> Split:
     """Returns the data set at `path`; see `find_source` for the formats.
 
     Raises:
         DataError: if it is missing or damaged.
     """
-    return as_split(find_source(Path(path)))
-
-
-def as_split(source: Source) -> Split:
-    """Returns what was found on disk as data sets."""
-    parts = [
-        Dataset.create(source.name, torch.from_numpy(images), torch.from_numpy(labels), source.classes)
-        for images, labels in (source.train, source.test)
-    ]
-    return Split(*parts)
+    return find_source(Path(path))[1]
 
 
 def describe(path: Path) -> dict[str, str | int | list[str]]:
@@ -72,14 +116,13 @@ def describe(path: Path) -> dict[str, str | int | list[str]]:
     Raises:
         DataError: if it is missing or damaged.
     """
-    source = find_source(Path(path))
-    split = as_split(source)
+    form, split = find_source(Path(path))
     return {
-        "name": source.name,
-        "format": source.format,
+        "name": split.train.name,
+        "format": form,
         "train_images": len(split.train),
         "test_images": len(split.test),
         "train_hash": split.train.content_hash,
         "test_hash": split.test.content_hash,
-        "classes": list(source.classes),
+        "classes": list(split.train.classes),
     }

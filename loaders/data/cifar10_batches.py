@@ -1,19 +1,24 @@
 """CIFAR-10's python and binary batches, in a folder or in the published archive."""
 
 import hashlib
+import io
 import lzma
+import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from wallclock.loaders.batches import DataError
-from wallclock.loaders.data.safe_pickle import load_pickle
-from wallclock.loaders.data.source import CLASSES, UNVERIFIED, Labelled, Pixels, Source, check_labels, damaged, joined
+from wallclock.loaders.batches import DataError, Dataset, Split
+from wallclock.loaders.data.source import CLASSES, UNVERIFIED, check_labels, damage_error
 
-ROW_BYTES = 1 + 3 * 32 * 32
+IMAGE_BYTES = 3 * 32 * 32
+ROW_BYTES = 1 + IMAGE_BYTES
 BATCH_IMAGES = 10_000
 
 # md5 of the canonical python batches, as torchvision also pins them; https://www.cs.toronto.edu/~kriz/cifar.html
@@ -27,59 +32,121 @@ MD5 = {
 }
 BATCHES = tuple(MD5)  # the last one is the test set
 
+# What a python batch rebuilds its array with: Python 2 wrote them, and numpy has renamed its module since.
+_ADMITTED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+# What a damaged stream makes the unpickler raise.
+_STREAM_ERRORS = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(OverflowError, MemoryError),
+)
 
-def _from_planes(rows: Pixels) -> Pixels:
-    """Turns rows of red, green and blue planes, uint8 [N, 3072], into images [N, 32, 32, 3]."""
-    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+Rows = npt.NDArray[np.uint8]
 
 
-def _python_batch(content: bytes, path: Path) -> Labelled:
-    batch = load_pickle(content, path)
-    data, labels = batch.get("data"), batch.get("labels")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != ROW_BYTES - 1:
-        raise damaged(path, "no uint8 array [N, 3072] under 'data'")
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(isinstance(v, int) for v in labels):
-        raise damaged(path, f"not {len(data)} whole numbers under 'labels'")
-    check_labels(labels, path)
-    return _from_planes(data), np.array(labels, dtype=np.int64)
+class _StandIn:
+    """Keeps what a pickle would build an array or a dtype of.
+
+    Numpy's own classes would trust a file's word: one flipped bit in the flags of a dtype makes them follow bytes as
+    pointers.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments, self.state = arguments, None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-def _binary_batch(content: bytes, path: Path) -> Labelled:
+class _Unpickler(pickle.Unpickler):
+    """Reads the pickles that python batches consist of, and nothing else: no name in a file is ever called."""
+
+    def __init__(self, content: bytes, path: Path) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns the stand-in for a global.
+
+        Raises:
+            DataError: for one that no batch needs; it is not looked up, let alone called.
+        """
+        if (module, name) not in _ADMITTED:
+            raise DataError(
+                f"{self._path} asks for {module}.{name}, which no CIFAR-10 batch holds; nothing was executed. "
+                "Delete the file and get the set from its source: wallclock data fetch"
+            )
+        return _StandIn
+
+
+def _python_batch(content: bytes, path: Path) -> tuple[Rows, list[int]]:
+    try:
+        fields = _Unpickler(content, path).load()
+        fields = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in fields.items()}
+        labels, (_, shape, dtype, fortran, pixels) = fields["labels"], fields["data"].state
+        if dtype.arguments[0] not in ("u1", "uint8") or fortran or tuple(shape[1:]) != (IMAGE_BYTES,):
+            raise ValueError("an array of another shape or type")
+        pixels = pixels.encode("latin1") if isinstance(pixels, str) else pixels
+        rows = np.frombuffer(pixels, np.uint8).reshape(-1, IMAGE_BYTES)
+    except DataError:
+        raise
+    except _STREAM_ERRORS as error:
+        raise damage_error(path, f"no pickle of 'labels' and of uint8 'data' [N, {IMAGE_BYTES}] ({error})") from None
+    if not isinstance(labels, list) or len(labels) != len(rows) or not all(isinstance(v, int) for v in labels):
+        raise damage_error(path, f"not {len(rows)} whole numbers under 'labels'")
+    return rows, labels
+
+
+def _binary_batch(content: bytes, path: Path) -> tuple[Rows, list[int]]:
     if not content or len(content) % ROW_BYTES:
         whole = max(BATCH_IMAGES * ROW_BYTES, -(-len(content) // ROW_BYTES) * ROW_BYTES)
-        raise damaged(path, f"{len(content):,} bytes; expected rows of {ROW_BYTES:,}, {whole:,} in all")
+        raise damage_error(path, f"{len(content):,} bytes; expected rows of {ROW_BYTES:,}, {whole:,} in all")
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, ROW_BYTES)
-    check_labels(rows[:, 0].tolist(), path)
-    return _from_planes(rows[:, 1:]), rows[:, 0].astype(np.int64)
+    return rows[:, 1:], rows[:, 0].tolist()
 
 
-def _from_batches(read: Callable[[str], bytes], names: Iterable[str], where: Path, suffix: str) -> Source:
+def _from_batches(read: Callable[[str], bytes], names: Iterable[str], where: Path, suffix: str) -> tuple[str, Split]:
     """Reads the six batches through `read`, which maps a file's name to its content."""
     missing = [name + suffix for name in BATCHES if name + suffix not in set(names)]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}; fetch the whole set: wallclock data fetch")
-    parse = _binary_batch if suffix else _python_batch
     canonical, parts = not suffix, []
     for name in BATCHES:
-        content = read(name + suffix)
+        content, path = read(name + suffix), where / (name + suffix)
         genuine = hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5[name]
         canonical &= genuine
-        images, labels = parse(content, where / (name + suffix))
+        rows, labels = (_binary_batch if suffix else _python_batch)(content, path)
+        check_labels(labels, path)
         # Files of the canonical size that are not the canonical ones were damaged on their way.
-        if not suffix and not genuine and len(images) == BATCH_IMAGES:
-            raise damaged(where / name, "its checksum is not the published one")
-        parts.append((images, labels))
-    kind = "binary batches" if suffix else "python batches"
-    source = Source(UNVERIFIED, kind, CLASSES, joined(parts[:-1]), parts[-1])
-    return Source("cifar10", kind, CLASSES, source.train, source.test) if canonical else source
+        if not suffix and not genuine and len(rows) == BATCH_IMAGES:
+            raise damage_error(path, "its checksum is not the published one")
+        parts.append((rows, labels))
+    name = "cifar10" if canonical else UNVERIFIED
+    split = Split(_as_dataset(name, parts[:-1]), _as_dataset(name, parts[-1:]))
+    return "binary batches" if suffix else "python batches", split
 
 
-def from_directory(path: Path, suffix: str) -> Source:
+def _as_dataset(name: str, parts: list[tuple[Rows, list[int]]]) -> Dataset:
+    """Joins batches, whose rows are an image's red, green and blue plane."""
+    planes = np.concatenate([rows for rows, _ in parts]).reshape(-1, 3, 32, 32)
+    images_NHWC = torch.from_numpy(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))
+    labels = torch.tensor([label for _, of_batch in parts for label in of_batch], dtype=torch.int64)
+    return Dataset.create(name, images_NHWC, labels, CLASSES)
+
+
+def from_directory(path: Path, suffix: str) -> tuple[str, Split]:
     """Reads the six batches that lie in a folder.
 
     Args:
-        path: of the folder.
-        suffix: of their names: ".bin" for the binary version, else empty.
+        path: the folder.
+        suffix: ending of their names: ".bin" for the binary version, else empty.
+
+    Returns:
+        The format, for people, and the data set.
 
     Raises:
         DataError: if one is missing or damaged.
@@ -96,8 +163,11 @@ def from_directory(path: Path, suffix: str) -> Source:
     return _from_batches(read, [p.name for p in path.iterdir()], path, suffix)
 
 
-def from_archive(path: Path) -> Source:
+def from_archive(path: Path) -> tuple[str, Split]:
     """Reads the batches out of the published archive in memory; nothing is written to the disk.
+
+    Returns:
+        The format, for people, and the data set.
 
     Raises:
         DataError: if a batch is missing or damaged, or a member has no place in such an archive.
@@ -120,6 +190,6 @@ def from_archive(path: Path) -> Source:
         raise
     # Damage shows in the compression, in the members' headers, or in the text of an extended header.
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, zlib.error, lzma.LZMAError) as error:
-        raise damaged(path, str(error)) from None
+        raise damage_error(path, str(error)) from None
     suffix = ".bin" if any(name.endswith(".bin") for name in contents) else ""
     return _from_batches(contents.__getitem__, contents, path, suffix)

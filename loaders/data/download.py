@@ -1,4 +1,4 @@
-"""Fetches published data sets: with progress, resumed where it broke off, and checked before they are used."""
+"""Downloads published data sets, resumes where a download broke off, and checks what arrived."""
 
 import hashlib
 import http.client
@@ -23,9 +23,9 @@ def fetch_cifar10(folder: Path, url: str = CIFAR10_URL, progress: Progress = lam
     """Downloads the archive of CIFAR-10's python batches, or finds it there already.
 
     Args:
-        folder: to put it in; made if missing.
-        url: where from; the content has to be the published one.
-        progress: is told bytes done and bytes in all (None when the server does not say).
+        folder: the folder of the archive; made if missing.
+        url: address of the archive; the content has to be the published one.
+        progress: called with the bytes done and the bytes in all (None when the server does not say).
 
     Returns:
         The archive, for `--data`; it is read as it is, without being extracted.
@@ -40,8 +40,8 @@ def fetch_horse2zebra(folder: Path, url: str = HORSE2ZEBRA_URL, progress: Progre
     """Downloads CycleGAN's horses and zebras, and unpacks them.
 
     Args:
-        folder: to put them in; made if missing.
-        url: where from, a ZIP file.
+        folder: the folder of the images; made if missing.
+        url: address of a ZIP file.
         progress: see `fetch_cifar10`.
 
     Returns:
@@ -49,7 +49,7 @@ def fetch_horse2zebra(folder: Path, url: str = HORSE2ZEBRA_URL, progress: Progre
 
     Raises:
         DataError: if the connection fails (what arrived is kept and resumed), or the file is damaged; no checksum of it
-            is published, so that its own are what is checked.
+            is published, so that those within it are checked.
     """
     archive = fetch(url, folder / "horse2zebra.zip", None, progress)
     try:
@@ -64,11 +64,11 @@ def fetch_horse2zebra(folder: Path, url: str = HORSE2ZEBRA_URL, progress: Progre
 
 
 def fetch(url: str, target: Path, md5: str | None, progress: Progress) -> Path:
-    """Downloads `url` to `target` through `target.part`, going on where an earlier attempt stopped.
+    """Downloads `url` to `target` through `target.part`, and resumes where an earlier attempt stopped.
 
     Args:
         url: http or https.
-        target: the file; nothing is downloaded if it is there with the right checksum.
+        target: file; nothing is downloaded if it is there with the right checksum.
         md5: hex digest of the whole content; None for a ZIP file, which is checked by its own sums.
         progress: see `fetch_cifar10`.
 

@@ -5,8 +5,6 @@ Shape legend: N images, S edge.
 
 import hashlib
 import itertools
-import re
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,14 +14,11 @@ from torch.nn import functional as F
 
 from wallclock.loaders.batches import DataError, Dataset, Split
 from wallclock.loaders.data.cifar10 import load_cifar10
-from wallclock.loaders.data.cropping import cropped
-from wallclock.loaders.data.encoded_images import IMAGE_SUFFIXES
+from wallclock.loaders.data.image_files import data_set_name, decode_middle, is_image
 from wallclock.loaders.data.lsun import is_converted, is_lmdb, load_converted
-from wallclock.loaders.data.source import Pixels
 from wallclock.loaders.data.synthetic import synthetic_split
 
 SYNTHETIC = "synthetic"
-DECODED_TOGETHER = 100
 ENLARGED_TOGETHER = 2000
 
 
@@ -82,20 +77,20 @@ def _of_class(dataset: Dataset, name: str) -> Dataset:
 
 def _of_size(dataset: Dataset, size: int) -> Dataset:
     digest = hashlib.sha256(f"{dataset.content_hash} at {size}".encode()).hexdigest()
-    return Dataset(dataset.name, rescaled(dataset.images_NHWC, size), dataset.labels, dataset.classes, digest)
+    return Dataset(dataset.name, rescale(dataset.images_NHWC, size), dataset.labels, dataset.classes, digest)
 
 
-def rescaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns square images scaled to `size`, bilinear, antialiased where they shrink, and rounded.
+def rescale(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns images scaled to `size` x `size` pixels, bilinear, antialiased where they shrink, and rounded.
 
     Args:
-        images_NHWC: uint8 [N, S, S, 3].
+        images_NHWC: uint8 [N, H, W, 3].
         size: new edge, pixels.
 
     Returns:
-        uint8 [N, size, size, 3].
+        uint8 [N, size, size, 3] on the same device.
     """
-    scaled = torch.empty(len(images_NHWC), size, size, 3, dtype=torch.uint8)
+    scaled = torch.empty(len(images_NHWC), size, size, 3, dtype=torch.uint8, device=images_NHWC.device)
     for start in range(0, len(images_NHWC), ENLARGED_TOGETHER):  # as float32 all at once would be four times the set
         part = images_NHWC[start : start + ENLARGED_TOGETHER].permute(0, 3, 1, 2).float()
         part = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
@@ -103,34 +98,24 @@ def rescaled(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
     return scaled
 
 
-def _decoded(files: Iterable[Path], size: int) -> Pixels:
-    """Decodes on two threads: Pillow lets the lock go while it does."""
-    files = iter(files)
-    chunks = iter(lambda: list(itertools.islice(files, DECODED_TOGETHER)), [])
-
-    def decode(chunk: list[Path]) -> Pixels:
-        return np.stack([cropped(file.read_bytes(), str(file), size) for file in chunk])
-
-    with ThreadPoolExecutor(2) as pool:
-        return np.concatenate(list(pool.map(decode, chunks)))
-
-
 def _from_folder(path: Path, size: int) -> Split:
     """Reads all images below a folder; those directly below it that are folders name the classes.
 
     Every tenth image, in the order of their paths, is held out.
     """
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    files = sorted(filter(is_image, path.rglob("*")))
     if len(files) < 2:
         raise DataError(f"{path} holds {len(files)} images; expected PNG or JPEG files, at any depth")
     tops = [file.relative_to(path).parts[0] if file.parent != path else "images" for file in files]
     classes = tuple(sorted(set(tops)))
     try:
-        images = torch.from_numpy(_decoded(files, size))
+        with ThreadPoolExecutor(2) as pool:  # Pillow lets the lock go while it decodes
+            pixels = pool.map(lambda file: decode_middle(file.read_bytes(), str(file), size), files)
+            images = torch.from_numpy(np.stack(list(pixels)))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}; restore or remove it") from None
     labels = torch.tensor([classes.index(top) for top in tops])
     held_out = torch.arange(len(files)) % 10 == 9 if len(files) >= 10 else torch.arange(len(files)) == len(files) - 1
-    name = "folder:" + (re.sub(r"[^\w.-]+", "-", path.resolve().name) or "images")
+    name = data_set_name("folder", path)
     parts = (Dataset.create(name, images[chosen], labels[chosen], classes) for chosen in (~held_out, held_out))
     return Split(*parts)

@@ -15,11 +15,11 @@ import torch
 from torch.utils import data
 
 from wallclock.loaders.batches import DataError, Dataset, Split
-from wallclock.loaders.data.cropping import cropped
+from wallclock.loaders.data.image_files import decode_middle
 
 PIXELS, DESCRIPTION = "images_NHWC.u8", "conversion.json"
-HELD_OUT = 0.01  # of the images, at most 3,000: enough for an estimate
-TOGETHER = 256  # images written before the description says so
+HELD_OUT = 0.01  # share of the images, at most 3,000 of them: enough for an estimate
+TOGETHER = 256  # images that are written between two updates of the description
 
 
 def is_lmdb(path: Path) -> bool:
@@ -36,8 +36,8 @@ class LsunImages(data.Dataset[tuple[int, Any]]):
     """The images of an LMDB at one size; each process that reads opens it for itself, when it first reads.
 
     Args:
-        path: of the environment, the folder of `data.mdb`.
-        keys: of the images, in order.
+        path: folder of `data.mdb`.
+        keys: keys of the images, in order.
         size: S.
     """
 
@@ -55,16 +55,16 @@ class LsunImages(data.Dataset[tuple[int, Any]]):
     def __getitem__(self, index: int) -> tuple[int, Any]:
         """Returns the number and the image, uint8 [S, S, 3]; None in its place if it cannot be decoded."""
         if self._environment is None:
-            self._environment = _opened(self.path)
+            self._environment = _open(self.path)
         with self._environment.begin(buffers=True) as transaction:
             content = transaction.get(self.keys[index])
             try:
-                return index, cropped(bytes(content or b""), f"{self.path}, image {index}", self.size)
+                return index, decode_middle(bytes(content or b""), f"{self.path}, image {index}", self.size)
             except DataError:
                 return index, None
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     if find_spec("lmdb") is None:
         raise DataError("reading LSUN needs the package lmdb; install it with `uv sync --extra lmdb`")
     import lmdb
@@ -82,7 +82,7 @@ def lmdb_keys(path: Path) -> list[bytes]:
     Raises:
         DataError: if it cannot be read, or is empty.
     """
-    environment = _opened(path)
+    environment = _open(path)
     try:
         with environment.begin() as transaction:
             keys = list(transaction.cursor().iternext(values=False))
@@ -97,8 +97,8 @@ def chosen_keys(keys: list[bytes], fraction: float) -> list[bytes]:
     """Returns the lesson's sample of the images: each drawn with the same chance, by a fixed seed.
 
     Args:
-        keys: of all images.
-        fraction: 0.1 and 0.2 are the lesson's; 1 keeps all.
+        keys: keys of all images.
+        fraction: share of the images; 0.1 and 0.2 are the lesson's; 1 keeps all.
 
     Raises:
         ValueError: if it is not above 0 and at most 1.
@@ -118,7 +118,7 @@ def convert(
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Converts an LMDB's images to one file of uint8 [N, S, S, 3]; goes on where an earlier call was stopped.
+    """Converts an LMDB's images to one file of uint8 [N, S, S, 3]; resumes where an earlier call was stopped.
 
     Images that cannot be decoded are left out and counted. The middle square of each is scaled, as the lesson does.
 
@@ -126,16 +126,16 @@ def convert(
         source: folder of `data.mdb`.
         to: folder to write; made if need be.
         size: S, pixels.
-        fraction: of the images; see `chosen_keys`.
+        fraction: share of the images; see `chosen_keys`.
         workers: processes that decode; 0 decodes in this one.
-        progress: is told images done and images in all.
+        progress: called with the number of images done and of images in all.
 
     Returns:
         `to`.
 
     Raises:
         DataError: if the source cannot be read, or `to` holds another conversion.
-        ValueError: if `fraction` or `size` cannot be.
+        ValueError: if `fraction` or `size` is out of range.
     """
     if size < 1:
         raise ValueError(f"size is {size}; expected a number of pixels")
@@ -163,7 +163,7 @@ def convert(
         to.mkdir(parents=True, exist_ok=True)
         with open(to / PIXELS, "ab") as file:
             file.truncate(found["written"] * image_bytes)  # what was written after the last description
-            for read, images in _in_parts(LsunImages(source, keys, size), found["read"], workers):
+            for read, images in _read_in_parts(LsunImages(source, keys, size), found["read"], workers):
                 for image in images:
                     file.write(image.tobytes())
                 file.flush()
@@ -181,8 +181,8 @@ def convert(
     return to
 
 
-def _in_parts(images: LsunImages, first: int, workers: int) -> Iterator[tuple[int, list[Any]]]:
-    """Yields, some hundred at a time, how many images have been read, and those that could be decoded."""
+def _read_in_parts(images: LsunImages, first: int, workers: int) -> Iterator[tuple[int, list[Any]]]:
+    """Yields how many images have been read, and those that could be decoded, some hundred at a time."""
     rest = data.Subset(images, range(first, len(images)))
     batches = data.DataLoader(rest, batch_size=TOGETHER, num_workers=workers, collate_fn=list)
     for batch in batches:

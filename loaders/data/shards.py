@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from wallclock.loaders.batches import DataError, Dataset
-from wallclock.loaders.data.stored import StoredImages, packed
+from wallclock.loaders.data.stored import StoredImages, packed_reader
 
 MANIFEST = "shards.json"
-SHARDS = 48  # of a data set unless told: 1, 2, 3, 4, 6, 8, 12, 16, 24 ranks or workers share them out evenly
+SHARDS = 48  # default number of shards: 1, 2, 3, 4, 6, 8, 12, 16, 24 ranks or workers share them out evenly
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Shards:
     """A folder of tar shards.
 
     Attributes:
-        folder: that holds them.
-        name: what an accuracy on it may be called.
-        classes: in label order.
-        content_hash: of the data set that they were written from.
-        files: of the shards.
-        samples: how many each holds.
+        folder: the folder of the tar files.
+        name: the name under which accuracies are recorded.
+        classes: names of the classes, in label order.
+        content_hash: hash of the data set that the shards were written from.
+        files: names of the tar files.
+        samples: number of samples in each.
         shape: height and width of the images, pixels.
     """
 
@@ -51,7 +51,7 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> "Shards":
-        """Returns the shards in a folder, after a look at each.
+        """Returns the shards in a folder, after checking that each is there.
 
         Raises:
             DataError: if there is no manifest, or a shard is missing or empty.
@@ -105,7 +105,7 @@ class Shards:
         def named(place: int) -> str:
             return f"{self.folder / self.files[at[place, 0]]}, {keys[place]}"
 
-        read = packed(buffers, at)
+        read = packed_reader(buffers, at)
         return StoredImages(self.name, "shards", torch.from_numpy(labels), self.classes, named, read, self.shape)
 
 
@@ -120,7 +120,7 @@ def label_of(content: bytes, name: str) -> int:
     """Returns the label in a `.cls` member.
 
     Raises:
-        DataError: if it is none; names the member.
+        DataError: if the member holds no label; names it.
     """
     text = content.strip()
     if not text.lstrip(b"-").isdigit():
@@ -135,9 +135,9 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
     class alone, however the set is sorted.
 
     Args:
-        data: the data set.
-        folder: to make; its parent is made too.
-        shards: how many; ranks and their workers share them out whole.
+        data: images in memory, or encoded ones.
+        folder: a new folder; its parent is made too.
+        shards: number of tar files; ranks and their workers share them out whole.
 
     Raises:
         DataError: if `folder` exists, or there are fewer samples than shards.
@@ -164,7 +164,7 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
                     label = str(int(data.labels[place])).encode()
                     writer.write({"__key__": f"{place:08d}", suffix: content, "cls": label})
             listed.append({"file": name, "samples": len(places)})
-        height, width = data.shape if isinstance(data, StoredImages) else data.images_NHWC.shape[1:3]
+        height, width = data.shape
         manifest: dict[str, Any] = {"name": data.name, "classes": list(data.classes), "content_hash": _hash_of(data)}
         manifest |= {"height": height, "width": width, "shards": listed}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

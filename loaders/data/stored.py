@@ -1,22 +1,22 @@
 """Images as they lie on the disk, encoded, read one by one: from folders, hub-style Parquet, or tar shards."""
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from wallclock.kernels.augment import Augmentation
-from wallclock.loaders.batches import DataError, Dataset, check_padding
-from wallclock.loaders.data.encoded_images import decoded, encoded_column, folders_in, images_in
-from wallclock.loaders.data.source import CLASSES, UNVERIFIED, Pixels
+from wallclock.loaders.batches import Damaged, DataError, Dataset
+from wallclock.loaders.data.image_files import Pixels, class_folders, data_set_name, decode, is_image
+from wallclock.loaders.data.source import CLASSES, UNVERIFIED, check_labels, damage_error
 
-Damaged = Literal["raise", "skip"]
 JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+DECODED_TOGETHER = 500
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class StoredImages:
     """Encoded images and their labels; each is read when it is asked for.
 
     Attributes:
-        name: what an accuracy on it may be called.
+        name: the name under which accuracies are recorded.
         form: "folders", "parquet" or "shards".
         labels: int64 [N].
-        classes: in label order.
-        names: of each image, for messages.
+        classes: names of the classes, in label order.
+        names: returns what the image at a place is called in messages.
         content: returns the encoded bytes of the image at a place, without a copy where they lie in memory.
         shape: height and width of every image, as its decoder demands.
     """
@@ -65,18 +65,7 @@ class StoredImages:
         Raises:
             DataError: if it cannot be decoded or has another size; names it.
         """
-        return decoded((self.names(place), self.content(place).tobytes()), *self.shape)
-
-    def checked_shape(self, augmentation: Augmentation, size: int | None) -> tuple[int, int]:
-        """Returns height and width, after checking that the padding fits and that no other size is wanted.
-
-        Raises:
-            DataError: if not.
-        """
-        if size is not None:
-            raise DataError(f"encoded images are not scaled to {size} pixels; decode them first: StoredImages.dataset")
-        check_padding(augmentation, self.shape)
-        return self.shape
+        return decode(self.content(place).tobytes(), self.names(place), *self.shape)
 
     def trouble(self, place: int) -> str:
         """Returns why the image at `place` cannot be used; empty if it can."""
@@ -87,10 +76,10 @@ class StoredImages:
         return ""
 
     def dataset(self, damaged: Damaged = "raise") -> tuple[Dataset, list[str]]:
-        """Decodes all images, on two threads.
+        """Decodes all images, on two threads: Pillow lets the lock go while it decodes.
 
         Args:
-            damaged: what happens to images that cannot be decoded.
+            damaged: whether images that cannot be decoded are refused or left out.
 
         Returns:
             The data set, and why each image was left out.
@@ -98,12 +87,11 @@ class StoredImages:
         Raises:
             DataError: if one cannot be decoded and `damaged` is "raise", or none can.
         """
-        check_policy(damaged)
         images = np.zeros((len(self), *self.shape, 3), dtype=np.uint8)
         left_out: dict[int, str] = {}
 
-        def decode(places: range) -> None:
-            for place in places:
+        def decode(start: int) -> None:
+            for place in range(start, min(start + DECODED_TOGETHER, len(self))):
                 try:
                     images[place] = self.decode(place)
                 except DataError as error:
@@ -112,7 +100,7 @@ class StoredImages:
                     left_out[place] = str(error)
 
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(decode, [range(start, min(start + 500, len(self))) for start in range(0, len(self), 500)]))
+            list(pool.map(decode, range(0, len(self), DECODED_TOGETHER)))
         kept = [place for place in range(len(self)) if place not in left_out]
         if not kept:
             raise DataError(f"{self.name}: none of {len(self)} images can be decoded; {left_out[0]}")
@@ -122,29 +110,19 @@ class StoredImages:
         return Dataset.create(self.name, pixels, labels, self.classes), [left_out[place] for place in sorted(left_out)]
 
 
-def check_policy(damaged: str) -> None:
-    """Refuses a policy for damaged images that there is not.
-
-    Raises:
-        ValueError: names those that there are.
-    """
-    if damaged not in get_args(Damaged):
-        raise ValueError(f"damaged is '{damaged}'; expected one of {', '.join(get_args(Damaged))}")
-
-
-def cut_off(content: npt.NDArray[np.uint8]) -> bool:
+def is_cut_off(content: npt.NDArray[np.uint8]) -> bool:
     """Says whether a JPEG lacks its end, which some decoders fill with grey and a warning; cheap enough for each."""
     return content[:2].tobytes() == JPEG and content[-2:].tobytes() != JPEG_END
 
 
-def packed(
+def packed_reader(
     buffers: Sequence[npt.NDArray[np.uint8]], at: npt.NDArray[np.int64]
 ) -> Callable[[int], npt.NDArray[np.uint8]]:
     """Returns a reader of images that lie in buffers.
 
     Args:
         buffers: each uint8 [bytes], in memory or mapped.
-        at: int64 [N, 3]: of each image its buffer, its first byte there, and its size in bytes.
+        at: int64 [N, 3], for each image its buffer, its first byte there, and its size in bytes.
     """
 
     def content(place: int) -> npt.NDArray[np.uint8]:
@@ -154,28 +132,30 @@ def packed(
     return content
 
 
-def stored_parquet(path: Path, part: str = "train") -> StoredImages:
-    """Returns the images of hub-style Parquet as they lie there; see `loaders.data.encoded_images.from_parquet`.
+def stored_parquet(path: Path, part: str = "train", classes: tuple[str, ...] = CLASSES) -> StoredImages:
+    """Returns the images of hub-style Parquet as they lie there.
+
+    Each file holds an image column of structs with encoded bytes, and a column of labels.
 
     Args:
         path: a folder that holds `<part>*.parquet` somewhere, or one such file.
         part: "train" or "test".
+        classes: names of the classes, where the metadata of the files give none.
 
     Raises:
         DataError: if there are none, or a file is damaged.
     """
     files = [path] if path.is_file() else sorted(path.rglob(f"{part}*.parquet"))
     if not files:
-        raise DataError(f"{path} has no {part}*.parquet; name a folder that holds some")
+        raise DataError(f"{path} has no {part}*.parquet; name a folder that holds both train and test")
     buffers, at, labels, of_file = [], [], [], []
-    classes: tuple[str, ...] | None = None
     for number, file in enumerate(files):
-        column, own, classes = encoded_column(file, classes)
+        column, own, classes = _encoded_column(file, classes)
         _, offsets, data = column.buffers()
         wide = str(column.type).startswith("large")
         ends = np.frombuffer(offsets, dtype=np.int64 if wide else np.int32).astype(np.int64)
         ends = ends[column.offset : column.offset + len(column) + 1]
-        buffers.append(np.frombuffer(data, dtype=np.uint8))
+        buffers.append(np.frombuffer(data or b"", dtype=np.uint8))
         at.append(np.stack([np.full(len(own), number), ends[:-1], np.diff(ends)], axis=1))
         labels.append(own)
         of_file += [(file, index) for index in range(len(own))]
@@ -183,20 +163,70 @@ def stored_parquet(path: Path, part: str = "train") -> StoredImages:
         UNVERIFIED,
         "parquet",
         torch.from_numpy(np.concatenate(labels)),
-        classes or CLASSES,
+        classes,
         lambda place: "{}, image {}".format(*of_file[place]),
-        packed(buffers, np.concatenate(at)),
+        packed_reader(buffers, np.concatenate(at)),
     )
 
 
-def stored_folders(path: Path) -> StoredImages:
-    """Returns the images in `path/<class>/`, the classes in alphabetical order.
+def _encoded_column(file: Path, names: tuple[str, ...]) -> tuple[Any, npt.NDArray[np.int64], tuple[str, ...]]:
+    """Reads a file of hub-style Parquet: a pyarrow array of binaries, labels int64 [N], and the names of the classes.
+
+    Args:
+        file: a Parquet file.
+        names: names of the classes, where the file gives none.
+
+    Raises:
+        DataError: if it is damaged, or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file)
+        table.validate(full=True)
+        columns = table.column_names
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise damage_error(file, str(error)) from None
+    image = next((c for c in ("img", "image") if c in columns), None)
+    label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
+    if image is None or label is None:
+        raise DataError(f"{file} has columns {', '.join(columns)}; expected img or image, and label")
+    column = table[image].combine_chunks()
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = column.field("bytes")
+    if len(column) == 0 or not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise damage_error(file, f"{len(column)} images of type {column.type}, expected some, encoded, as binary")
+    if not pa.types.is_integer(table[label].type) or table[label].null_count:
+        raise damage_error(file, f"labels of type {table[label].type}, {table[label].null_count} of them missing")
+    labels, names = table[label].to_numpy().astype("<i8"), _class_names(table.schema.metadata, label) or names
+    check_labels(labels.tolist(), file, len(names))
+    return column, labels, names
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
+    """Returns the names that the hub's metadata gives the labels, if it does."""
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def stored_folders(path: Path, classes: tuple[str, ...] | None = None) -> StoredImages:
+    """Returns the images in `path/<class>/`.
+
+    Args:
+        path: the folder of the folders; the set is named after the one that holds it.
+        classes: names of the folders; None for all, in alphabetical order.
 
     Raises:
         DataError: if there are none.
     """
-    classes = folders_in(path) if path.is_dir() else ()
-    files = [(file, label) for label, name in enumerate(classes) for file in images_in(path / name)]
+    if classes is None:
+        classes = class_folders(path) if path.is_dir() else ()
+    folders = [(label, path / name) for label, name in enumerate(classes) if (path / name).is_dir()]
+    files = [(file, label) for label, folder in folders for file in sorted(filter(is_image, folder.iterdir()))]
     if not files:
         raise DataError(f"{path} holds no images; expected {path}/<class>/*.png or *.jpg")
 
@@ -207,7 +237,7 @@ def stored_folders(path: Path) -> StoredImages:
             raise DataError(f"cannot read {error.filename}: {error.strerror}; restore or remove it") from None
 
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    name = f"folder:{path.parent.resolve().name}"
+    name = data_set_name("folder", path.parent)
     return StoredImages(name, "folders", labels, classes, lambda place: str(files[place][0]), content)
 
 

@@ -27,7 +27,7 @@ def _diagonals(u: Floats, v: Floats) -> npt.NDArray[np.bool_]:
     return (np.abs(u - v) < 0.42) | (np.abs(u + v) < 0.42)
 
 
-# By class, which points are inside its shape.
+# The classes: each says which points are inside its shape.
 CLASSES: dict[str, Callable[[Floats, Floats], npt.NDArray[np.bool_]]] = {
     "disc": lambda u, v: u * u + v * v < 0.81,
     "ring": lambda u, v: (u * u + v * v < 1.0) & (u * u + v * v > 0.3),
@@ -48,8 +48,8 @@ def _masks(classes: npt.NDArray[np.int64], u: Floats, v: Floats) -> npt.NDArray[
 
     Args:
         classes: [N].
-        u: [N, 32, 32], the shape's own coordinates, -1 to 1 across its size.
-        v: the other ones.
+        u: [N, 32, 32], the shape's own horizontal coordinate, -1 to 1 across its size.
+        v: [N, 32, 32], its vertical one.
     """
     masks = np.empty(u.shape, np.bool_)
     for number, shape in enumerate(CLASSES.values()):
@@ -58,7 +58,7 @@ def _masks(classes: npt.NDArray[np.int64], u: Floats, v: Floats) -> npt.NDArray[
     return masks
 
 
-def _mixed(low: Floats, high: Floats, weight: Floats) -> Floats:
+def _mix(low: Floats, high: Floats, weight: Floats) -> Floats:
     return low + (high - low) * weight
 
 
@@ -78,8 +78,8 @@ def _images(labels: npt.NDArray[np.int64], random: np.random.Generator) -> npt.N
     def own_coordinates(scale_low: float, scale_high: float) -> tuple[Floats, Floats]:
         half = uniform(scale_low, scale_high, 1, 1)
         margin = half * np.float32(0.8)
-        x = columns - _mixed(margin, SIZE - 1 - margin, uniform(0, 1, 1, 1))
-        y = rows - _mixed(margin, SIZE - 1 - margin, uniform(0, 1, 1, 1))
+        x = columns - _mix(margin, SIZE - 1 - margin, uniform(0, 1, 1, 1))
+        y = rows - _mix(margin, SIZE - 1 - margin, uniform(0, 1, 1, 1))
         tilt = uniform(-0.12, 0.12, 1, 1)  # tangent of half the angle, at most 14 degrees: no sine needed
         cosine, sine = (1 - tilt * tilt) / (1 + tilt * tilt), 2 * tilt / (1 + tilt * tilt)
         return (x * cosine + y * sine) / half, (y * cosine - x * sine) / half
@@ -87,7 +87,7 @@ def _images(labels: npt.NDArray[np.int64], random: np.random.Generator) -> npt.N
     # Background: a gradient between two colours, with three small distractors of any class.
     first, second = uniform(30, 225, 1, 1, 3), uniform(30, 225, 1, 1, 3)
     ramp = (rows * uniform(0, 1, 1, 1) + columns * uniform(0, 1, 1, 1)) / np.float32(2 * SIZE)
-    image = _mixed(first, second, ramp[..., None])
+    image = _mix(first, second, ramp[..., None])
     for _ in range(3):
         u, v = own_coordinates(1.5, 3.5)
         mask = _masks(random.integers(0, len(CLASSES), count), u, v)
@@ -111,9 +111,9 @@ def synthetic_split(seed: int = 0, *, train: int = 5000, test: int = 2000) -> Sp
     """Returns the embedded data set, the same on every machine.
 
     Args:
-        seed: of all that is random in it.
-        train: training images; classes take turns.
-        test: test images.
+        seed: decides all that is random in it.
+        train: number of training images; classes take turns.
+        test: number of test images.
     """
     parts = []
     for index, count in enumerate((train, test)):

@@ -1,21 +1,21 @@
-"""Which samples an epoch leaves out: some of those whose loss was small when they were last seen."""
+"""Pruning: an epoch leaves out some of the samples whose loss was small when they were last seen."""
 
 import torch
 
 
 class EasySamples:
-    """Keeps every sample's last loss; on the device, without waiting for it.
+    """The samples that are easy by their last loss, which is kept on the device without waiting for it.
 
-    How many samples an epoch leaves out is known beforehand, so that a schedule can be laid; which, its losses decide.
-    Those of the easy ones that stay count for those that do not: a batch's gradient is on average that of all samples.
-    Where none stays, it is that of the others alone.
+    How many samples an epoch leaves out is known beforehand, so that a schedule can be laid; the losses decide which.
+    The easy samples that stay weigh more, for those that do not: on average, the gradient is that of all samples. Where
+    no easy sample stays, it is that of the others alone.
 
     Args:
-        count: of samples.
-        easy: share of the samples that counts as easy: those of the smallest losses.
+        count: number of samples.
+        easy: share of the samples, those of the smallest losses, that counts as easy.
         rate: share of the easy ones that an epoch leaves out, drawn anew for each.
-        seed: of the draws.
-        device: of losses and indices.
+        seed: decides which easy samples are drawn, together with the epoch.
+        device: place of losses and indices.
 
     Source: after InfoBatch, Qin et al., https://arxiv.org/abs/2303.04947, which takes the mean loss as the limit and
         draws each sample by itself
@@ -29,7 +29,7 @@ class EasySamples:
         self._weights = torch.ones(count, device=device)
 
     def kept(self, order: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Returns an epoch's order without what it leaves out, and sets the weights of the rest.
+        """Returns an epoch's order without the samples that it leaves out, and sets the weights of the rest.
 
         Args:
             order: int64 [count], each sample once.
@@ -49,7 +49,7 @@ class EasySamples:
         return order[last][: len(order) - self.left_out_count]
 
     def all(self, order: torch.Tensor) -> torch.Tensor:
-        """Returns the order of an epoch that leaves nothing out: itself; every sample counts once."""
+        """Returns the order of an epoch that leaves nothing out, unchanged, and sets all weights to 1."""
         self._weights.fill_(1)
         return order
 
@@ -58,7 +58,7 @@ class EasySamples:
 
         Args:
             losses: [N], with their graph.
-            indices: int64 [N], of the samples.
+            indices: int64 [N], places of the samples in the data set.
         """
         self.losses.index_copy_(0, indices, losses.detach())
         return losses * self._weights[indices]

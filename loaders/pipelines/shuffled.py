@@ -3,30 +3,26 @@
 Shape legend: N images of the set, B of a batch, S edge.
 """
 
-from collections.abc import Iterator
-
 import torch
 
 from wallclock.loaders.batches import DataError, Dataset
 
 
 class ShuffledBatches:
-    """Whole batches of a data set in an order of its own for each epoch, which seed and epoch alone decide.
+    """Whole batches of a data set; each epoch has its own order, which seed and epoch alone decide.
 
     Args:
-        dataset: its images may lie anywhere, in a file that is mapped too.
+        dataset: images in the memory of any device, or mapped from a file.
         batch_size: B; what is left over at the end of an epoch is not shown in it.
         device: where batches are made.
-        seed: of the order.
-        channels_last: memory format of a batch.
-        resident: move the images to `device` at once; else batch by batch.
+        seed: decides the order, together with the epoch.
+        channels_last: whether a batch is in channels-last memory.
+        resident: whether all images are moved to `device` at once; else each batch is.
 
     Raises:
         DataError: if there are fewer images than one batch holds.
         ValueError: if `batch_size` is not above 0.
     """
-
-    augmentation = None
 
     def __init__(
         self,
@@ -48,22 +44,12 @@ class ShuffledBatches:
         self.batch_size, self.device, self.seed = batch_size, device, seed
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.dataset = dataset.to(device) if resident else dataset
-        self._epoch = self._ordered = -1
+        self._ordered = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
         return len(self.dataset) // self.batch_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration yields."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images float32 [B, 3, S, S] and labels int64 [B], both on the device."""
-        for index in range(len(self)):
-            places = self._places(max(0, self._epoch), index)
-            yield self._images(places), self.dataset.labels[places].to(self.device)
 
     def images(self, epoch: int, index: int) -> torch.Tensor:
         """Returns batch `index` of an epoch, float32 [B, 3, S, S] in [-1, 1] on the device.
@@ -72,7 +58,8 @@ class ShuffledBatches:
             epoch: from 0.
             index: below `len(self)`.
         """
-        return self._images(self._places(epoch, index))
+        pixels_NHWC = self.dataset.images_NHWC[self._places(epoch, index)]
+        return copy_in_unit_range(pixels_NHWC, self.device, self.memory_format)
 
     def _places(self, epoch: int, index: int) -> torch.Tensor:
         where = self.dataset.labels.device
@@ -83,18 +70,20 @@ class ShuffledBatches:
             self._ordered = epoch
         return self._order[index * self.batch_size : (index + 1) * self.batch_size]
 
-    def _images(self, places: torch.Tensor) -> torch.Tensor:
-        pixels_NHWC = self.dataset.images_NHWC[places]
-        if self.device.type == "cuda" and not pixels_NHWC.is_cuda:
-            pixels_NHWC = pixels_NHWC.pin_memory()
-        pixels_NHWC = pixels_NHWC.to(self.device, non_blocking=True)
-        return unit_range(pixels_NHWC).contiguous(memory_format=self.memory_format)
+
+def copy_in_unit_range(
+    pixels_NHWC: torch.Tensor, device: torch.device, memory_format: torch.memory_format
+) -> torch.Tensor:
+    """Returns pixels as the networks see them (`unit_range`), on a device, copied without a wait where it is a GPU."""
+    if device.type == "cuda" and not pixels_NHWC.is_cuda:
+        pixels_NHWC = pixels_NHWC.pin_memory()
+    return unit_range(pixels_NHWC.to(device, non_blocking=True)).contiguous(memory_format=memory_format)
 
 
 def unit_range(pixels_NHWC: torch.Tensor) -> torch.Tensor:
     """Returns pixels as the networks see them: [N, 3, H, W] from -1 (black) to 1, of uint8 [N, H, W, 3].
 
-    Of torch's default dtype, float32 unless a test has set another.
+    The result has torch's default dtype: float32 unless a test has set another.
     """
     return pixels_NHWC.permute(0, 3, 1, 2).to(torch.get_default_dtype()).div_(127.5).sub_(1)
 

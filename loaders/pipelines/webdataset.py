@@ -7,37 +7,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from wallclock.kernels.augment import Augmentation, augment, draw
-from wallclock.loaders.batches import DataError, check_padding
-from wallclock.loaders.data.encoded_images import decoded
+from wallclock.kernels.augment import draw
+from wallclock.loaders.batches import BatchOptions, DataError, check_padding
+from wallclock.loaders.data.image_files import decode
 from wallclock.loaders.data.shards import MANIFEST, Shards, label_of
-from wallclock.loaders.data.stored import Damaged, check_policy
-from wallclock.loaders.pipelines.workers import deaths_named, forked
+from wallclock.loaders.pipelines.base import Batches
+from wallclock.loaders.pipelines.workers import WorkerLoader, name_deaths
 
 SHUFFLE_BUFFER = 2048  # samples
-PREFETCH = 4  # batches of each worker
 
 
 @dataclass
 class _Stream(IterableDataset[Any]):
-    """What one worker yields: batches of decoded samples, from its own shards, in an order of the epoch's own.
+    """Batches of decoded samples that one worker yields, from its own shards, in an order of the epoch's own.
 
     Attributes:
-        begin_at: epoch and step, int64 [2] in memory that workers share: those that stay see where to begin.
+        workers: processes that share this rank's shards; 0 for none but this one.
         steps: batches of each worker.
+        begin_at: epoch and step, int64 [2] in memory that workers share: those that stay see where to begin.
     """
 
     shards: Shards
-    batch_size: int
-    seed: int
-    shuffle: bool
-    rank: int
-    world: int
+    options: BatchOptions
     workers: int
     steps: int
-    damaged: Damaged
     shuffle_buffer: int
     begin_at: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64).share_memory_())
 
@@ -51,17 +46,17 @@ class _Stream(IterableDataset[Any]):
     def own_shards(self, epoch: int, worker: int) -> list[int]:
         """Returns which shards a worker of this rank reads in an epoch, in order."""
         order = np.arange(len(self.shards.files))
-        if self.shuffle:
-            np.random.Generator(np.random.PCG64([self.seed, epoch])).shuffle(order)
-        return order[self.rank :: self.world][worker :: max(1, self.workers)].tolist()
+        if self.options.shuffle:
+            np.random.Generator(np.random.PCG64([self.options.seed, epoch])).shuffle(order)
+        return order[self.options.rank :: self.options.world][worker :: max(1, self.workers)].tolist()
 
     def read(self, epoch: int, worker: int, skipped_batches: int = 0) -> Iterator[Any]:
-        """Yields what a worker reads: images uint8 [n, H, W, 3], labels, places, and why others were left out.
+        """Yields the batches of a worker: images uint8 [n, H, W, 3], labels, places, and why others were left out.
 
         Args:
             epoch: from 0.
-            worker: of this rank.
-            skipped_batches: so many are read but not decoded.
+            worker: number of the worker, among those of this rank.
+            skipped_batches: number of batches at the beginning that are read but not decoded.
         """
         batch: list[dict[str, Any]] = []
         own = self.own_shards(epoch, worker)
@@ -79,23 +74,22 @@ class _Stream(IterableDataset[Any]):
             yield f"{self.shards.folder}: shards {own} hold fewer samples than {MANIFEST} says; write them again"
 
     def batch_sizes(self, count: int) -> list[int]:
-        """Returns the sizes of a worker's batches, of so many samples in all."""
-        if (
-            -(-count // self.batch_size) < self.steps
-        ):  # some samples less than another worker's, whose batch is one more
+        """Returns the sizes of the batches into which a worker divides `count` samples."""
+        size = self.options.batch_size
+        if -(-count // size) < self.steps:  # another worker has some samples more, and by them a batch more
             return [len(part) for part in np.array_split(np.arange(count), self.steps)]
-        return [min(self.batch_size, count - at) for at in range(0, self.steps * self.batch_size, self.batch_size)]
+        return [min(size, count - at) for at in range(0, self.steps * size, size)]
 
     def samples(self, epoch: int, worker: int, own: list[int]) -> Iterator[dict[str, Any]]:
-        """Yields what the tar files hold, encoded, in the order of an epoch; or an `__error__`."""
+        """Yields the encoded samples of tar files in the order of an epoch; an `__error__` where a file is damaged."""
         import random
 
         from webdataset import DataPipeline, SimpleShardList, shuffle, tarfile_to_samples
 
         urls = [str((self.shards.folder / self.shards.files[number]).resolve()) for number in own]
         stages: list[Any] = [SimpleShardList(urls), tarfile_to_samples()]
-        if self.shuffle:
-            chance = random.Random(f"{self.seed} {epoch} {self.rank} {worker}")
+        if self.options.shuffle:
+            chance = random.Random(f"{self.options.seed} {epoch} {self.options.rank} {worker}")
             stages.append(shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=chance))
         try:
             yield from DataPipeline(*stages)
@@ -119,10 +113,8 @@ class _Stream(IterableDataset[Any]):
             if not 0 <= label < len(self.shards.classes):
                 return f"{name} has label {label}; expected 0 to {len(self.shards.classes) - 1}"
             try:
-                images.append(decoded((f"{name}.{suffix}", sample[suffix]), *self.shards.shape))
+                images.append(decode(sample[suffix], f"{name}.{suffix}", *self.shards.shape))
             except DataError as error:
-                if self.damaged == "raise":
-                    return str(error)
                 left_out.append(str(error))
                 continue
             labels.append(label)
@@ -131,7 +123,7 @@ class _Stream(IterableDataset[Any]):
         return torch.from_numpy(pixels), torch.tensor(labels), torch.tensor(places), left_out
 
 
-class ShardBatches:
+class ShardBatches(Batches):
     """Streams tar shards with the library `webdataset`: read in sequence, decoded in workers, augmented on the device.
 
     Each epoch deals the shards out anew to ranks and to their workers; a worker reads its shards one after another and
@@ -140,125 +132,56 @@ class ShardBatches:
     `drop_last`.
 
     Args:
-        shards: to read.
-        batch_size: of one rank.
-        device: where batches end up.
-        dtype: of the images.
-        seed: of order and augmentation.
-        augmentation: None for none.
-        shuffle: whether each epoch has its own order.
-        drop_last: whether a worker's incomplete last batch is dropped.
-        rank: which of the ranks this is.
-        world: how many there are.
-        workers: processes of this rank that read and decode, at most: as many are used as share the shards out evenly
-            and, with `drop_last`, fill a batch each; 0 reads in this process.
-        damaged: what happens to images that cannot be decoded; a batch that had some is smaller.
-        shuffle_buffer: samples.
-
-    Attributes:
-        skipped: why each image that was left out was, since the beginning.
+        shards: folder of tar files.
+        options: see `BatchOptions`; `size` is ignored, and of the `workers` as many are used as share the shards out
+            evenly and, with `drop_last`, fill a batch each.
+        shuffle_buffer: samples among which a worker draws its next one.
 
     Raises:
         DataError: if the shards do not go evenly to the ranks, or hold too little for a batch.
-        ValueError: if a number is out of range.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        batch_size: int,
-        *,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-        augmentation: Augmentation | None,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 2,
-        damaged: Damaged = "raise",
-        shuffle_buffer: int = SHUFFLE_BUFFER,
-    ) -> None:
-        check_policy(damaged)
-        if batch_size < 1 or workers < 0 or not 0 <= rank < world:
-            raise ValueError(
-                f"batch_size is {batch_size}, workers {workers}, rank {rank} of {world}; expected a batch_size above 0,"
-                " no negative number of workers, and a rank below their number"
-            )
+    def __init__(self, shards: Shards, options: BatchOptions, *, shuffle_buffer: int = SHUFFLE_BUFFER) -> None:
+        super().__init__(options)
+        size, world, drop_last = options.batch_size, options.world, options.drop_last
         if len(shards.files) % world:
             raise DataError(
                 f"{len(shards.files)} shards do not go evenly to {world} ranks; write a multiple of {world}"
             )
         each = len(shards.files) // world
         smallest = sorted(shards.samples)
-        full = [n for n in range(1, min(workers, each) + 1) if each % n == 0]
-        full = [n for n in full if not drop_last or sum(smallest[: each // n]) >= batch_size]
+        full = [n for n in range(1, min(options.workers, each) + 1) if each % n == 0]
+        full = [n for n in full if not drop_last or sum(smallest[: each // n]) >= size]
         self.workers = max(full, default=0)
-        self.batch_size, self.device, self.dtype, self.seed = batch_size, device, dtype, seed
-        self.augmentation = augmentation
         # Whatever shards a worker is dealt, it has at least and at most so many samples.
         dealt = each // max(1, self.workers)
         fewest, most = sum(smallest[:dealt]), sum(smallest[-dealt:])
-        self._steps = fewest // batch_size if drop_last else -(-most // batch_size)
+        self._steps = fewest // size if drop_last else -(-most // size)
         if not 0 < self._steps <= fewest:
             raise DataError(
-                f"{fewest} images of a reader do not fill its batches of {batch_size}; choose a smaller batch_size"
+                f"{fewest} images of a reader do not fill its batches of {size}; choose a smaller batch_size"
             )
-        check_padding(augmentation or Augmentation(pad=0, flip="none"), shards.shape)
-        self.skipped: list[str] = []
-        self._epoch = self._step = 0
-        self._forked = False  # the workers stay
-        self._stream = _Stream(
-            shards, batch_size, seed, shuffle, rank, world, self.workers, self._steps, damaged, shuffle_buffer
-        )
-        self._loader: DataLoader[Any] = DataLoader(
-            self._stream,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=PREFETCH if self.workers else None,
-            persistent_workers=self.workers > 0,
-            pin_memory=device.type == "cuda",
-            multiprocessing_context="fork" if self.workers else None,
-        )
+        check_padding(self.augmentation, shards.shape)
+        self._stream = _Stream(shards, options, self.workers, self._steps, shuffle_buffer)
+        self._loader = WorkerLoader(self._stream, options, self.workers)
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch, the same on every rank."""
         return self._steps * max(1, self.workers)
 
-    def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
-        self._epoch, self._step = epoch, step
-
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         epoch = self._epoch
         self._stream.begin_at[:] = torch.tensor([epoch, self._step])
-        with deaths_named("webdataset"):
-            parts = forked(self._loader) if self.workers and not self._forked else iter(self._loader)
-            self._forked = True
-            for part in parts:
+        with name_deaths("webdataset"):
+            for part in self._loader:
                 if isinstance(part, str):
                     raise DataError(part)
                 images, labels, places, left_out = part
+                self._check_left_out(left_out, kept=len(images))
                 self.skipped += left_out
-                if not len(images):
-                    raise DataError(f"none of the images of a batch can be decoded; {left_out[0]}")
-                yield self._augmented(images, places, epoch), labels.to(self.device, non_blocking=True)
-
-    def _augmented(self, images: torch.Tensor, places: torch.Tensor, epoch: int) -> torch.Tensor:
-        augmentation = self.augmentation or Augmentation(pad=0, flip="none")
-        drawn = draw(augmentation, self.seed, epoch, places, *images.shape[1:3])
-        drawn = {name: values.to(self.device, non_blocking=True) for name, values in drawn.items()}
-        images = images.to(self.device, non_blocking=True)
-        return augment(
-            images,
-            None,
-            **drawn,
-            cutout=augmentation.cutout,
-            padding=augmentation.padding,
-            dtype=self.dtype,
-        )
+                drawn = draw(self.augmentation, self.options.seed, epoch, places, *images.shape[1:3])
+                yield self._augment(images, drawn), self._on_device(labels)
 
     def order(self, epoch: int) -> list[torch.Tensor]:
         """Returns the samples of each batch of an epoch: int64 places in the whole set, read from the shards."""

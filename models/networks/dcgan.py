@@ -1,4 +1,4 @@
-"""DCGAN's generator and critic: as the WGAN paper's code has them, and as fast.ai's lesson does.
+"""DCGAN's generator and critic, as in the WGAN paper's code and as in fast.ai's lesson.
 
 Shape legend: N batch, Z noise channels, C channels, S image edge; activations are NCHW tensors.
 """
@@ -14,7 +14,7 @@ from wallclock.models.upsampling import ShuffleConv, icnr_, upsample2x
 Order = Literal["paper", "lesson"]
 Norm = Literal["batch", "layer"]
 NEGATIVE_SLOPE = 0.2
-SMALLEST = 4  # edge of the map between noise and upsampling, and between downsampling and score
+SMALLEST = 4  # edge of the map that the generator begins with and the critic ends with
 
 
 class Block(nn.Module):
@@ -25,7 +25,7 @@ class Block(nn.Module):
         channels: C of its output.
         act: activation.
         order: "paper" norms before the activation, "lesson" after it.
-        norm: "batch"; "layer" norms each image over C, H and W, gamma and beta by channel; None for none.
+        norm: "batch"; "layer", over C, H and W of each image, with gamma and beta by channel; or None.
     """
 
     def __init__(self, conv: nn.Module, channels: int, *, act: Act, order: Order, norm: Norm | None = "batch") -> None:
@@ -44,18 +44,15 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the block's output, [N, C, H', W']."""
         if isinstance(self.conv, nn.Conv2d) and isinstance(self.rest, BatchNormAct):
-            return self.rest.after(self.conv, x)  # where kernels take both
+            return self.rest.after(self.conv, x)  # one kernel may compute both
         return self.rest(self.conv(x))
 
 
 class NoiseToMap(nn.ConvTranspose2d):
     """The transposed convolution of a 1x1 map: each pixel of the output is a product of the noise and one filter tap.
 
-    Args:
-        channels_in: Z.
-        channels_out: C.
-        as_product: compute it as one matrix product. The same sums of products; the library may add them up in another
-            order.
+    Attributes:
+        as_product: whether it is one matrix product, whose sums the library may add up in another order.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -74,9 +71,8 @@ class NoiseToMap(nn.ConvTranspose2d):
 class MapToScore(nn.Conv2d):
     """The convolution of a 4x4 map by a 4x4 filter: one inner product for each image.
 
-    Args:
-        channels_in: C.
-        as_product: as `NoiseToMap`.
+    Attributes:
+        as_product: see `NoiseToMap`.
     """
 
     def __init__(self, channels_in: int) -> None:
@@ -99,11 +95,11 @@ class Generator(nn.Module):
         noise_channels: Z.
         base_channels: C of the widest map.
         n_extra_layers: 3x3 layers before the last doubling.
-        order: of norm and activation; the lesson's extra layers are transposed convolutions.
+        order: order of norm and activation; the lesson's extra layers are transposed convolutions.
         upsampling: a name in `models.upsampling.UPSAMPLINGS`.
 
     Raises:
-        ValueError: if an argument cannot be.
+        ValueError: if an argument is out of range.
 
     Source: https://arxiv.org/abs/1511.06434; https://arxiv.org/abs/1701.07875; fast.ai 2018, part 2, lesson 12
     """
@@ -119,8 +115,7 @@ class Generator(nn.Module):
         upsampling: str = "deconv",
     ) -> None:
         super().__init__()
-        doublings = _doublings(image_size)
-        _check(order=order, n_extra_layers=n_extra_layers, channels=min(noise_channels, base_channels))
+        doublings = _count_doublings(image_size, order, n_extra_layers, min(noise_channels, base_channels))
         self.noise_channels = noise_channels
         channels = base_channels * 2 ** (doublings - 1)
 
@@ -149,13 +144,13 @@ class Critic(nn.Module):
         image_size: S, 16 or a power of two above it.
         base_channels: C of the first map.
         n_extra_layers: 3x3 layers after the first convolution.
-        order: of norm and activation.
+        order: order of norm and activation.
         norm: "batch", or "layer" for a gradient penalty, which is about one image at a time.
 
     Raises:
-        ValueError: if an argument cannot be.
+        ValueError: if an argument is out of range.
 
-    Source: as `Generator`; https://arxiv.org/abs/1704.00028 for the layer norm
+    Source: that of `Generator`; https://arxiv.org/abs/1704.00028 for the layer norm
     """
 
     def __init__(
@@ -168,8 +163,7 @@ class Critic(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        halvings = _doublings(image_size)
-        _check(order=order, n_extra_layers=n_extra_layers, channels=base_channels)
+        halvings = _count_doublings(image_size, order, n_extra_layers, base_channels)
         if norm not in ("batch", "layer"):
             raise ValueError(f"norm is '{norm}'; expected batch or layer")
 
@@ -193,19 +187,16 @@ class Critic(nn.Module):
         return self.layers(images).flatten()
 
 
-def _doublings(image_size: int) -> int:
-    """How often 4 is doubled to the image's edge; the map of 4x4 is what both networks end in."""
+def _count_doublings(image_size: int, order: str, n_extra_layers: int, channels: int) -> int:
+    """Checks the arguments that both networks have, and returns how often 4 is doubled to the image's edge."""
     doublings = (image_size // SMALLEST).bit_length() - 1
     if image_size < 16 or SMALLEST * 2**doublings != image_size:
         raise ValueError(f"image_size is {image_size}; expected 16, 32, 64, 128 or another power of two")
-    return doublings
-
-
-def _check(*, order: str, n_extra_layers: int, channels: int) -> None:
     if order not in ("paper", "lesson"):
         raise ValueError(f"order is '{order}'; expected paper or lesson")
     if n_extra_layers < 0 or channels < 1:
         raise ValueError(f"n_extra_layers is {n_extra_layers}, channels {channels}; expected at least 0 and 1")
+    return doublings
 
 
 def _init_as_paper(layer: nn.Module) -> None:

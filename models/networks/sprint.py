@@ -51,18 +51,17 @@ class SprintGroup(Unit):
         super().__init__()
         if depth not in (2, 3):
             raise ValueError(f"depth is {depth}; expected 2 or 3 convolutions in a group")
-        self.conv1 = Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm_act1 = BatchNormAct(channels_out, act=act, momentum=0.4, eps=1e-12, train_scale=False)
-        self.conv2 = Conv2d(channels_out, channels_out, 3, padding=1)
-        self.norm_act2 = BatchNormAct(channels_out, act=act, momentum=0.4, eps=1e-12, train_scale=False)
-        convs = [self.conv1, self.conv2]
         self.deep = depth == 3
+        self.conv1, self.norm_act1 = self._layers(channels_in, channels_out, act)
+        self.conv2, self.norm_act2 = self._layers(channels_out, channels_out, act)
         if self.deep:
-            self.conv3 = Conv2d(channels_out, channels_out, 3, padding=1)
-            self.norm_act3 = BatchNormAct(channels_out, act=act, momentum=0.4, eps=1e-12, train_scale=False)
-            convs.append(self.conv3)
-        for conv in convs:
-            nn.init.dirac_(conv.weight.data[: conv.in_channels])
+            self.conv3, self.norm_act3 = self._layers(channels_out, channels_out, act)
+
+    @staticmethod
+    def _layers(channels_in: int, channels_out: int, act: Act) -> tuple[Conv2d, BatchNormAct]:
+        conv = Conv2d(channels_in, channels_out, 3, padding=1)
+        nn.init.dirac_(conv.weight.data[:channels_in])
+        return conv, BatchNormAct(channels_out, act=act, momentum=0.4, eps=1e-12, train_scale=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [N, channels_out, H // 2, W // 2]."""

@@ -1,12 +1,11 @@
-"""Wide ResNet, as fast.ai's DAWNBench entry writes it; `wrn_22` is the network of that entry."""
+"""Wide ResNet, as fast.ai's DAWNBench entry writes it; with default arguments it is the network of that entry."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from wallclock.models.layers import BatchNormAct, Conv2d, ResidualSum, Unit, convolved
+from wallclock.models.layers import BatchNormAct, Conv2d, ResidualSum, Unit, convolve
 
 BRANCH_SCALE = 0.2  # fast.ai's: keeps the sum's variance near its input's, which lets the 1cycle peak be 1.5
 
@@ -17,7 +16,7 @@ class PreActivationBlock(Unit):
     Args:
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output.
-        stride: of the first convolution and of the shortcut, which is a 1x1 convolution where the shape changes.
+        stride: stride of the first convolution and of the shortcut, which is a 1x1 convolution where the shape changes.
         inner: channels between the convolutions, as a share of `channels_out`.
         kernels: edge of each convolution's filters, odd.
     """
@@ -46,7 +45,7 @@ class PreActivationBlock(Unit):
         *convs, last = (conv for conv in self.convs if isinstance(conv, nn.Conv2d))
         for conv, norm_act in zip(convs, self.chosen_norms(), strict=True):
             branch = norm_act.after(conv, branch, defer=True)
-        return self.sum(self.shortcut(x), convolved(last, branch))
+        return self.sum(self.shortcut(x), convolve(last, branch))
 
 
 class WideResNet(nn.Module):
@@ -68,8 +67,8 @@ class WideResNet(nn.Module):
         self,
         classes: int,
         *,
-        blocks: int | Sequence[int],
-        widen: int,
+        blocks: int | Sequence[int] = 3,
+        widen: int = 6,
         base_channels: int = 16,
         inner: float = 1.0,
         kernels: Sequence[int] = (3, 3),
@@ -89,8 +88,3 @@ class WideResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps normalised images [N, 3, H, W] to logits [N, classes]."""
         return self.head(self.features(x).mean((2, 3)))
-
-
-def wrn_22(classes: int, *, blocks: int | Sequence[int] = 3, widen: int = 6, **more: Any) -> WideResNet:
-    """Returns the network of fast.ai's DAWNBench entry, unless told otherwise: 3 blocks a group, 6 times as wide."""
-    return WideResNet(classes, blocks=blocks, widen=widen, **more)

@@ -4,22 +4,11 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from wallclock.models.recipes.darknet import darknet
+from wallclock.models.recipes.cifar10 import RECIPES
 from wallclock.models.recipes.recipe import Recipe
-from wallclock.models.recipes.sprint import sprint, sprint94, sprint95, sprint96, sprint_jpeg
-from wallclock.models.recipes.wrn22 import wrn22
 
+__all__ = ["RECIPES", "find_recipe", "get_recipe"]
 AnyRecipe = TypeVar("AnyRecipe")
-
-RECIPES: dict[str, Callable[[str], Recipe]] = {
-    "sprint": sprint,
-    "sprint-jpeg": sprint_jpeg,
-    "sprint94": sprint94,
-    "sprint95": sprint95,
-    "sprint96": sprint96,
-    "wrn22": wrn22,
-    "darknet": darknet,
-}
 
 
 def get_recipe(name: str, device_type: str) -> Recipe:

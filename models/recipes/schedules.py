@@ -6,16 +6,16 @@ from typing import Any
 
 
 def demand(owner: object, names: str, accepted: Callable[[Any], bool], expected: str) -> None:
-    """Refuses a field of a recipe's part that is out of range.
+    """Refuses fields that are out of range.
 
     Args:
-        owner: the part.
-        names: of its fields, separated by spaces.
-        accepted: says whether a value will do.
-        expected: the same in words.
+        owner: the part of a recipe that has the fields.
+        names: names of the fields, separated by spaces.
+        accepted: returns whether a value is in range.
+        expected: the range in words.
 
     Raises:
-        ValueError: if one will not do.
+        ValueError: if a value is out of range.
     """
     for name in names.split():
         if not accepted(getattr(owner, name)):
@@ -24,7 +24,7 @@ def demand(owner: object, names: str, accepted: Callable[[Any], bool], expected:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an optimiser runs with at one step: a factor on its peak learning rate, and its momentum where scheduled."""
+    """An optimiser's setting at one step: a factor on its peak learning rate, and its momentum where scheduled."""
 
     lr_factor: float
     momentum: float | None = None

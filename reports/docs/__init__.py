@@ -1,1 +1,1 @@
-"""What README and docs take from records and the schema."""
+"""Tables and field lists that README and docs take from records and the schema."""

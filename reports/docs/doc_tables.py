@@ -16,12 +16,12 @@ SUMMARY = "summary.md"
 MARK = re.compile(r"<!-- table: (?P<wanted>[^>]+) -->\n\n(?:\|.*\n)*")
 
 
-def refreshed(text: str, root: Path) -> str:
+def refresh(text: str, root: Path) -> str:
     """Returns Markdown with every marked table made anew.
 
     Args:
-        text: of a file.
-        root: that the folders are relative to.
+        text: content of a file.
+        root: folder that the marks' folders are relative to.
 
     Raises:
         StoreError: if a folder holds no run.
@@ -45,7 +45,7 @@ def _tables(folder: Path) -> dict[str, Rows]:
 
 
 def _of_cases(rows: Rows, cases: list[str]) -> Rows:
-    """The rows of the cases wanted."""
+    """Returns the rows of the cases wanted."""
     header, cells = rows
     chosen = {case: [row for row in cells if fnmatch(" ".join(row[0].split()), case)] for case in cases}
     if missing := [case for case, found in chosen.items() if not found]:
@@ -64,7 +64,7 @@ def main() -> None:
     """Writes the tables of this checkout anew."""
     root = Path(__file__).resolve().parents[2]
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
-        path.write_text(refreshed(path.read_text("utf-8"), root), "utf-8")
+        path.write_text(refresh(path.read_text("utf-8"), root), "utf-8")
     for folder in sorted(path for path in (root / "reports" / "published").iterdir() if path.is_dir()):
         (folder / SUMMARY).write_text(summary(folder), "utf-8")
 

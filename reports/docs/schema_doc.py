@@ -9,6 +9,7 @@ from typing import Any
 
 from wallclock.reports.store.read import CARRIED
 from wallclock.reports.store.schema import PLACE, RESUMABLE, SCHEMA_VERSION, Run, RunStatus, Sample, SampleStatus
+from wallclock.reports.views.registry import VIEWS
 
 TEXT = """\
 # What a record holds, and what `--json` prints
@@ -44,45 +45,38 @@ $documents
 # What `--json` prints, by command; lists hold one object a row.
 REPORT = {
     "runs": "a row a run: `run_id`, `run_status`, `error`, `notes`",
-    "time_to_target": "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy",
-    "upsampling": "a row a stage and way: times, memory, checkerboards",
-    "kernels": "a row a case and variant: latencies, bytes predicted, counted and kept, error, share of a copy's speed",
-    "levers": "a row a variant of an ablation: rates, ratios with intervals, what Amdahl's law predicts",
-    "calibration": "a row a kind of noise: how many verdicts were false, power stated and true",
-    "comparisons": "a row a comparison, as `compare` prints it",
-    "loaders": "a row a pipeline and regime: images a second, latency, stall",
-    "summary": "a row a metric of a case: `n`, `median`, `ci_low`, `ci_high`, `min`, `max`, `failed`, `censored`",
+    **{name: holds for view in VIEWS for name, (_, holds) in view.summaries.items()},
 }
 DOCUMENTS: dict[str, dict[str, str]] = {
     "report, quick, suite, run, ablate, judge, calibrate": REPORT,
     "list": {
         "recipes": "by name: every field, as the records store it",
-        "wgan_recipes": "the same",
-        "cyclegan_recipes": "the same",
+        "wgan_recipes": "by name: likewise",
+        "cyclegan_recipes": "by name: likewise",
         "quick": "by job: what it does",
         "suite": "by job: what it does",
     },
     "env": {
-        "machine": "one line",
+        "machine": "the machine in one line",
         "capabilities": "a row each: `name`, `available`, `detail`, `install`",
     },
     "data check": {
         "name": "what an accuracy on it is called; `cifar10` only if it is that, pixel for pixel",
-        "format": "of the files",
-        "train_images": "how many",
-        "test_images": "how many",
+        "format": "format of the files",
+        "train_images": "number of training images",
+        "test_images": "number of test images",
         "train_hash": "sha256 of shape, pixels and labels",
-        "test_hash": "the same",
-        "classes": "their names, in the order of the labels",
+        "test_hash": "sha256 of the test images, likewise",
+        "classes": "names of the classes, in the order of the labels",
     },
     "data fetch, data convert": {"data": "what `--data` takes"},
     "translate": {
         "images": "how many were translated",
         "unreadable": "files that could not be read",
-        "folder": "where they are",
+        "folder": "where the translations are",
     },
     "tune": {
-        "study": "its folder",
+        "study": "folder of the study",
         "target": "accuracy on the tuning split",
         "reach": "probability that a single run has to reach it with",
         "trials": "a row a trial, the best first: `seconds`, `accuracy`, `reaches`, `why`, `values`",

@@ -1,8 +1,9 @@
-"""What figures are made of: plain Plotly dictionaries, `{"data": [...], "layout": {...}}`. The page colours them.
+"""Figures as plain Plotly dictionaries, `{"data": [...], "layout": {...}}`; the page colours them.
 
 Plotly itself is not imported: its import costs more than all else that a report does.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,10 +15,13 @@ Figure = dict[str, Any]
 COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
 
 
-def layout_of(x_title: str, y_title: str) -> Figure:
-    """Returns the layout that all figures share, with titles of the axes."""
+def figure(traces: Sequence[Figure], x_title: str, y_title: str, **changes: Any) -> Figure:
+    """Returns a figure of traces with titles of the axes, in the layout that all figures share.
+
+    `changes` replaces entries of the layout; a mapping adds to the entries of the shared one.
+    """
     axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4, "separatethousands": True}
-    return {
+    layout: Figure = {
         "height": 380,
         "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
         "hovermode": "closest",
@@ -27,6 +31,56 @@ def layout_of(x_title: str, y_title: str) -> Figure:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
     }
+    for name, change in changes.items():
+        layout[name] = layout[name] | change if isinstance(change, Mapping) else change
+    return {"data": list(traces), "layout": layout}
+
+
+def scatter(x: Sequence[Any], y: Sequence[Any], mode: str = "markers", **more: Any) -> Figure:
+    """Returns a trace of points or lines."""
+    return {"type": "scatter", "mode": mode, "x": x, "y": y, **more}
+
+
+def errors(above: "Iterable[float]", below: "Iterable[float]", **more: Any) -> Figure:
+    """Returns bars that reach so far above and below each value."""
+    return {"type": "data", "array": json_numbers(above), "arrayminus": json_numbers(below), **more}
+
+
+def bar(name: str, x: Sequence[float | None], y: Sequence[str], colour: str, hover: str, **more: Any) -> Figure:
+    """Returns a trace of horizontal bars of lengths `x` at labels `y`, with a template of the text at the pointer."""
+    shared = {"type": "bar", "orientation": "h", "marker": {"color": colour}}
+    return {**shared, "name": name, "x": x, "y": y, "hovertemplate": hover, **more}
+
+
+def stacked_bars(traces: Sequence[Figure], labels: Sequence[str], x_title: str, height: int, **changes: Any) -> Figure:
+    """Returns a figure of traces from `bar`, stacked, `height` pixels for each label, the first label on top."""
+    order = {"type": "category", "categoryorder": "array", "categoryarray": list(labels), "autorange": "reversed"}
+    changes |= {"barmode": "stack", "bargap": 0.35, "height": 140 + height * len(labels)}
+    changes |= {"legend": {"traceorder": "normal"}, "yaxis": {**order, "showgrid": False}}
+    return figure(traces, x_title, "", **changes)
+
+
+def ratio_dots(shown: "pd.DataFrame", value: str, names: tuple[str, str], told: str, axis: str) -> Figure:
+    """Returns a dot a row with its interval, on a line of its own, and a vertical line at 1.
+
+    The ratio and its interval are the columns `value`, `<value>_low` and `<value>_high`; the columns `names` label a
+    row, and the column `told` is shown at the pointer.
+    """
+    pairs = zip(*(shown[name] for name in names), strict=True)
+    labels = [escape(f"{a} · {b}").replace(", ", ",<br>") for a, b in pairs]
+    ends = shown[f"{value}_high"] - shown[value], shown[value] - shown[f"{value}_low"]
+    trace = scatter(
+        json_numbers(shown[value]),
+        labels,
+        error_x=errors(*ends, symmetric=False),
+        marker={"size": 9, "color": nth_colour(0)},
+        text=[escape(str(text)) for text in shown[told]],
+        hovertemplate="%{y}: %{x:.4f}, %{text}<extra></extra>",
+        showlegend=False,
+    )
+    one = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1, "line": {"dash": "dash", "width": 1.25}}
+    height = 140 + 34 * len(set(labels))
+    return figure([trace], axis, "", height=height, yaxis={"autorange": "reversed"}, shapes=[one])
 
 
 def nth_colour(position: int) -> str:
@@ -39,11 +93,11 @@ def json_number(value: float) -> float | None:
     return float(f"{value:.7g}") if abs(value) < float("inf") else None
 
 
-def json_numbers(values: "pd.Series") -> list[float | None]:
+def json_numbers(values: "Iterable[float]") -> list[float | None]:
     """Returns each of the values by `json_number`."""
-    return [json_number(v) for v in values.astype("float64")]
+    return [json_number(float(value)) for value in values]
 
 
-def escaped(label: str) -> str:
+def escape(label: str) -> str:
     """Returns a name such that Plotly, which reads some HTML, shows it as it is."""
     return label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from wallclock.reports.store.schema import PLACE
+from wallclock.reports.store.read import CARRIED
+from wallclock.reports.store.schema import PLACE, SAMPLE_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +35,7 @@ class Interval:
 def median_interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     """Returns the median and its distribution-free interval, from order statistics (exact binomial ranks).
 
-    Args:
-        samples: at least one value.
-        confidence: of the two-sided interval; with too few samples for it, the whole range.
+    With too few samples for the confidence the interval is the whole range.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     n = len(ordered)
@@ -62,24 +61,16 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Returns the bias-corrected and accelerated (BCa) bootstrap interval.
+    """Returns a statistic and its bias-corrected and accelerated (BCa) bootstrap interval.
 
-    Args:
-        samples: at least one value.
-        statistic: maps [..., n] to [...], along the last axis.
-        confidence: of the two-sided interval.
-        resamples: drawn with replacement.
-        seed: of the drawing.
-
-    Returns:
-        The statistic and its interval; with fewer than two distinct values the interval is unbounded.
+    The statistic maps [..., n] to [...]. With fewer than two distinct values the interval is unbounded.
 
     Source: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987).
     """
     return _bootstrapped(tuple(np.asarray(samples, dtype=np.float64).tolist()), statistic, confidence, resamples, seed)
 
 
-@functools.lru_cache(maxsize=256)  # the tables and the page ask for the same
+@functools.lru_cache(maxsize=256)  # tables and page ask for the same intervals
 def _bootstrapped(
     samples: tuple[float, ...], statistic: Callable[[Array], Array], confidence: float, resamples: int, seed: int
 ) -> Interval:
@@ -103,14 +94,9 @@ def _bootstrapped(
 
 
 def mean_reaches_p(values: npt.ArrayLike, target: float) -> float:
-    """Returns the p-value of "the mean is below the target": small when the runs show that it is reached.
+    """Returns the p-value of "the mean is below the target", by a one-sided t-test over a value a run.
 
-    Args:
-        values: one a run; one-sided one-sample t-test.
-        target: that the mean has to reach.
-
-    Returns:
-        A probability; not-a-number with fewer than two distinct values, which show nothing.
+    It is small when the runs show that the target is reached; fewer than two distinct values show nothing: NaN.
     """
     x = np.asarray(values, dtype=np.float64)
     if len(np.unique(x)) < 2:
@@ -144,12 +130,7 @@ def _student_tail(t: float, freedom: int) -> float:
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
-    """Returns a share and its Wilson score interval.
-
-    Args:
-        hits: of `n`.
-        n: at least one.
-        confidence: of the two-sided interval.
+    """Returns a share, `hits` of at least one `n`, and its Wilson score interval.
 
     Source: Wilson, Probable Inference, JASA 22 (1927).
     """
@@ -162,28 +143,14 @@ def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def expected_time_to_target(
-    times: npt.ArrayLike,
-    reached: npt.ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    times: npt.ArrayLike, reached: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Returns the expected time until a run reaches the target, when a run that misses is followed by another.
 
     That is the time of all runs over the number of hits: a miss spends its budget and adds no hit, so it is censored
     and never dropped. The interval is a percentile bootstrap over runs; its upper end is infinite when more than the
     tail's share of resamples hold no hit at all.
-
-    Args:
-        times: of each run, seconds, hit or miss.
-        reached: whether each reached the target.
-        confidence: of the two-sided interval.
-        resamples: drawn with replacement.
-        seed: of the drawing.
-
-    Returns:
-        Infinite without a hit; unbounded with a single run.
+    The time is infinite without a hit, the interval unbounded with a single run.
     """
     time, hit = np.asarray(times, dtype=np.float64), np.asarray(reached, dtype=bool)
     if not hit.any():
@@ -201,9 +168,6 @@ def expected_time_to_target(
 
 def parameter_columns(frame: "pd.DataFrame") -> list[str]:
     """Returns the columns of a samples frame that came from parameters and from settings of the environment."""
-    from wallclock.reports.store.read import CARRIED
-    from wallclock.reports.store.schema import SAMPLE_COLUMNS
-
     return [c for c in frame.columns if c not in SAMPLE_COLUMNS and c not in CARRIED and c != "run_id"]
 
 
@@ -235,12 +199,8 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
     rows = []
     for name, group in zip(names, np.split(order, starts[1:]) if len(order) else [], strict=True):
         finite = values[group][np.isfinite(values[group])]
-        row: dict[Any, Any] = {
-            **name,
-            "n": len(finite),
-            "failed": len(group) - len(finite),
-            "censored": int(censored[group].sum()),
-        }
+        row: dict[Any, Any] = {**name, "n": len(finite), "failed": len(group) - len(finite)}
+        row["censored"] = int(censored[group].sum())
         if len(finite):
             middle = median_interval(finite)
             row |= {"median": middle.value, "ci_low": middle.low, "ci_high": middle.high}

@@ -32,9 +32,9 @@ class Rule:
     """How a verdict is reached.
 
     Attributes:
-        tolerance: a change up to this share is no matter; a verdict is about more than it.
+        tolerance: a change up to this share does not matter; a verdict is about more than it.
         error_rate: chance of a false `regressed` or `improved`, for one benchmark; the false discovery rate for many.
-        power: with which the detectable change is found.
+        power: chance with which the detectable change is found.
         spend: whether rounds may be added until the verdict is clear; then each look may use only its share of the
             error rate, see `share_of_look`.
     """
@@ -60,14 +60,14 @@ class Differences:
 
     Attributes:
         n: rounds, or runs of the smaller side.
-        tolerance: of the rule, as a logarithm.
+        tolerance: tolerance of the rule, as a logarithm.
         value: Hodges-Lehmann estimate.
-        low: of the interval at the rule's error rate.
-        high: of it.
-        inner_low: of the interval that has to lie within the tolerance for `equivalent` (90% at an error rate of 5%).
-        inner_high: of it.
-        p_worse: of "it is not worse by more than the tolerance", one-sided.
-        p_better: of "it is not better by more than the tolerance", one-sided.
+        low: lower end of the interval at the rule's error rate.
+        high: upper end of it.
+        inner_low: lower end of the interval that must lie within the tolerance for `equivalent` (90% at a rate of 5%).
+        inner_high: upper end of it.
+        p_worse: one-sided p-value of "it is not worse by more than the tolerance".
+        p_better: one-sided p-value of "it is not better by more than the tolerance".
         detectable: smallest worsening that so many rounds as noisy as these find with the rule's power.
     """
 
@@ -84,7 +84,7 @@ class Differences:
 
     @property
     def p(self) -> float:
-        """Of "it differs by no more than the tolerance", two-sided."""
+        """Two-sided p-value of "it differs by no more than the tolerance"."""
         return min(1.0, 2 * min(self.p_worse, self.p_better))
 
 
@@ -95,10 +95,6 @@ def share_of_look(rounds: int, rule: Rule) -> float:
     1 / (k (k + 1)) of the error rate: 1/2, 1/6, 1/12, ... Shares add up to less than one however long it goes on, so
     whoever looks again and again errs no more often than who looks once (a union bound, which asks nothing of how the
     looks depend on each other).
-
-    Args:
-        rounds: done.
-        rule: that is followed.
     """
     if not rule.spend:
         return 1.0
@@ -114,13 +110,7 @@ def next_look(rounds: int) -> int:
 
 
 def stated_power(row: Differences, worsening: float, rule: Rule) -> float:
-    """Returns the chance with which rounds as noisy as these find a worsening, by what `row.detectable` states.
-
-    Args:
-        row: of paired rounds.
-        worsening: a share, such as 0.05.
-        rule: that was followed.
-    """
+    """Returns the chance that rounds as noisy as these find a worsening (a share), by what `row.detectable` states."""
     from scipy.special import stdtr, stdtrit
 
     freedom = max(1, row.n - 1)
@@ -175,13 +165,9 @@ def _normal_tail(total: int, variance: float) -> Array:
 
 
 def walsh_averages(differences: npt.ArrayLike) -> Array:
-    """Returns the averages of every two differences, each with itself too, in order.
+    """Returns the averages of every two of [..., n] differences, each with itself too, in order: [..., n (n + 1) / 2].
 
-    Args:
-        differences: [..., n]; infinities for a side that missed, whose average with their opposite is zero.
-
-    Returns:
-        [..., n (n + 1) / 2].
+    Infinities stand for a side that missed; their average with their opposite is zero.
     """
     d = np.asarray(differences, dtype=np.float64)
     first, second = np.triu_indices(d.shape[-1])
@@ -190,28 +176,20 @@ def walsh_averages(differences: npt.ArrayLike) -> Array:
     return np.sort(np.nan_to_num(averages, nan=0.0, posinf=np.inf, neginf=-np.inf), axis=-1)
 
 
-def paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
-    """Judges rounds in which base and head were measured together.
+def judge_paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
+    """Judges each comparison by its rounds, in which base and head were measured together.
 
-    Args:
-        differences: ln(head / base) of each round, positive where worse, [n], or [comparisons, n].
-        rule: to follow.
-
-    Returns:
-        One for each comparison.
+    The differences are ln(head / base) of each round, positive where worse, [n] or [comparisons, n].
     """
     d = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     n = d.shape[-1]
-    return _judged(walsh_averages(d), _signed_rank_tail(n), n, n - 1, np.sqrt(_variance(d) / n), rule)
+    return _judge(walsh_averages(d), _signed_rank_tail(n), n, n - 1, np.sqrt(_variance(d) / n), rule)
 
 
-def unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
+def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
     """Judges runs that were made apart, such as stored ones.
 
-    Args:
-        base: logarithm of each run's value, its sign turned where higher is better; infinity for a miss.
-        head: the same of the other side.
-        rule: to follow.
+    Of each side's runs the logarithms are given, their signs turned where higher is better; infinity for a miss.
     """
     b, h = np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)
     with np.errstate(invalid="ignore"):
@@ -219,7 +197,7 @@ def unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Difference
     ordered = np.sort(np.nan_to_num(between, nan=0.0, posinf=np.inf, neginf=-np.inf))
     n, freedom = min(len(b), len(h)), len(b) + len(h) - 2
     error = np.sqrt(_variance(b[None]) / len(b) + _variance(h[None]) / len(h))
-    return _judged(ordered[None], _rank_sum_tail(len(b), len(h)), n, freedom, error, rule)[0]
+    return _judge(ordered[None], _rank_sum_tail(len(b), len(h)), n, freedom, error, rule)[0]
 
 
 def _variance(values: Array) -> Array:
@@ -230,7 +208,7 @@ def _variance(values: Array) -> Array:
         return np.nan_to_num(values.var(axis=-1, ddof=1), nan=np.inf)
 
 
-def _judged(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule: Rule) -> list[Differences]:
+def _judge(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule: Rule) -> list[Differences]:
     """Judges sorted pairwise differences, [comparisons, M], by the chance of so many of them on one side."""
     from scipy.special import stdtrit
 
@@ -289,27 +267,19 @@ def discoveries(p_values: Sequence[float], error_rate: float) -> list[bool]:
 def decide(rows: Sequence[Differences], rule: Rule) -> list[tuple[Verdict, str]]:
     """Returns verdict and reason of each benchmark of one comparison, all of them together.
 
-    Args:
-        rows: of all benchmarks, each with its own tolerance; a benchmark that could not be judged is none of them.
-        rule: of the error rate.
+    Rows are those of the benchmarks that could be judged, each with its own tolerance; the rule states the error rate.
     """
     spent = [min(1.0, row.p / share_of_look(row.n, rule)) for row in rows]
     stands = discoveries(spent, rule.error_rate)
-    return [_decided(row, stood, len(rows), rule) for row, stood in zip(rows, stands, strict=True)]
+    return [_verdict(row, stood, len(rows), rule) for row, stood in zip(rows, stands, strict=True)]
 
 
-def _decided(row: Differences, stands: bool, benchmarks: int, rule: Rule) -> tuple[Verdict, str]:
+def _verdict(row: Differences, stands: bool, benchmarks: int, rule: Rule) -> tuple[Verdict, str]:
     needed = rounds_needed(benchmarks, rule)
     tau = row.tolerance
     if stands:
-        return (
-            ("regressed", "worse_beyond_tolerance")
-            if row.p_worse < row.p_better
-            else (
-                "improved",
-                "better_beyond_tolerance",
-            )
-        )
+        worse = row.p_worse < row.p_better
+        return ("regressed", "worse_beyond_tolerance") if worse else ("improved", "better_beyond_tolerance")
     if -tau <= row.inner_low and row.inner_high <= tau and tau > 0:
         return "equivalent", "within_tolerance"
     if row.n < needed:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wallclock.reports.store.read import OnDamage
-from wallclock.reports.store.write import StoreError, run_directories
+from wallclock.reports.store.layout import PICTURES, OnDamage, StoreError, run_directories
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-PICTURES = "pictures"
 UNREADABLE = "Pictures that could not be read"
 
 
@@ -22,11 +20,11 @@ class Picture:
     """One picture of a run.
 
     Attributes:
-        run_id: of the run.
-        name: of the file, without its ending; pictures are shown in the order of their names.
-        title: what the page groups pictures under.
-        caption: what is to be seen.
-        png: the file; empty if it is damaged.
+        run_id: the run that it belongs to.
+        name: file name without its ending; pictures are shown in the order of their names.
+        title: heading under which the page groups pictures.
+        caption: what the picture shows.
+        png: bytes of the file; empty if it is damaged.
         width: pixels.
         height: pixels.
     """
@@ -41,17 +39,9 @@ class Picture:
 
 
 def write_picture(run: Path, name: str, pixels: "npt.NDArray[np.uint8]", *, title: str, caption: str) -> Path:
-    """Writes a picture of a run in one piece: a process that is killed leaves the whole file or none.
+    """Writes a picture, uint8 [H, W] or [H, W, 3], into a run's directory and returns its path; see `Picture`.
 
-    Args:
-        run: the run's directory.
-        name: of the file, without its ending.
-        pixels: uint8 [H, W] or [H, W, 3].
-        title: see `Picture`.
-        caption: see `Picture`.
-
-    Returns:
-        The file.
+    It is written in one piece: a process that is killed leaves the whole file or none.
 
     Raises:
         StoreError: if it cannot be written.
@@ -78,7 +68,7 @@ def load_pictures(paths: Path | str | Sequence[Path | str], *, on_damage: OnDama
 
     Args:
         paths: run directories, or folders that hold some at any depth.
-        on_damage: "skip" gives a damaged one without its file, and with what is wrong for a caption.
+        on_damage: "skip" returns a damaged picture without its bytes, its caption saying what is wrong.
 
     Raises:
         StoreError: if there is no run, or a picture is damaged.
@@ -107,5 +97,5 @@ def _read(run_id: str, path: Path) -> Picture:
             return Picture(
                 run_id, path.stem, words.get("Title", ""), words.get("Description", ""), png, image.width, image.height
             )
-    except (OSError, SyntaxError, ValueError):  # as Pillow tells of files that are no PNG, or cut off
+    except (OSError, SyntaxError, ValueError):  # raised by Pillow for files that are no PNG, or cut off
         raise StoreError(f"{path} is damaged; restore it from a copy, or remove it") from None

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.schema import Run, Sample
-from wallclock.reports.store.write import StoreError
 
 
 def read(path: Path) -> tuple[Run, list[Sample]]:
@@ -15,11 +15,8 @@ def read(path: Path) -> tuple[Run, list[Sample]]:
     A scalar in a test's `extra_info` becomes a parameter, except "benchmark", "case" and "variant", which name the
     sample; a test without them is named as pytest names it.
 
-    Args:
-        path: written by `pytest --benchmark-json`.
-
     Raises:
-        StoreError: if it is damaged, or not such a file.
+        StoreError: if the file is damaged, or of another kind.
     """
     content = path.read_bytes()
     try:

@@ -5,12 +5,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from wallclock.reports.store import pytest_benchmark
+from wallclock.reports.store.layout import (
+    RECORDS,
+    RUN_TABLE,
+    SAMPLE_TABLE,
+    OnDamage,
+    StoreError,
+    being_written,
+    run_directories,
+)
 from wallclock.reports.store.schema import PLACE, RESUMABLE, RUN_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Run
-from wallclock.reports.store.write import RECORDS, RUN_TABLE, SAMPLE_TABLE, StoreError, being_written, run_directories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +25,6 @@ if TYPE_CHECKING:
 
 # Columns of the run that a samples frame carries along, besides the settings in its environment.
 CARRIED = ("run_status", "started_utc", "recipe_hash", "git_sha", *PLACE)
-OnDamage = Literal["raise", "skip"]
 StoredRun = tuple[dict[str, Any], "pa.Table | None"]
 _JSON_COLUMNS = ("request", "recipe", "environment", "notes")
 _INTEGERS = ("round", "slot", "process", "seed", "index", "step")
@@ -107,7 +113,8 @@ def _sample_schema() -> "pa.Schema":
 
 
 def _run_from_lines(directory: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    return _run_row(run_from(lines, directory / RECORDS), *_ending(lines, directory / RECORDS))
+    records = directory / RECORDS
+    return _run_row(run_from(lines, records), *_ending(lines, records))
 
 
 def _run_row(run: Run, status: str, error: str | None) -> dict[str, Any]:
@@ -170,8 +177,6 @@ def _read_table(path: Path) -> "pa.Table":
 
 def _read_run(directory: Path, *, with_samples: bool) -> StoredRun:
     if directory.suffix == ".json" and directory.is_file():
-        from wallclock.reports.store import pytest_benchmark
-
         run, samples = pytest_benchmark.read(directory)
         found = [{"kind": "sample", **{k: v for k, v in asdict(s).items() if v is not None}} for s in samples]
         return _run_row(run, "done", None), _samples_from_lines(found) if with_samples else None
@@ -200,7 +205,7 @@ def _with_parameters(frame: "pd.DataFrame") -> "pd.DataFrame":
 def _read_all(
     paths: Path | str | Sequence[Path | str], on_damage: OnDamage, *, with_samples: bool
 ) -> tuple[list[StoredRun], list[str]]:
-    """The runs, each once however often its directory was copied, and what is to be said of the others."""
+    """Returns the runs, each once however often its directory was copied, and messages about those left out."""
     whole: dict[str, StoredRun] = {}
     skipped = []
     for directory in run_directories(paths):
@@ -231,34 +236,44 @@ def load_runs(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage =
     Raises:
         StoreError: if there is no run, one is damaged, or all are where damaged ones are to be skipped.
     """
-    import pandas as pd
-
-    stored, skipped = _read_all(paths, on_damage, with_samples=False)
-    rows = [run | {name: json.loads(run[name]) for name in _JSON_COLUMNS} for run, _ in stored]
-    frame = pd.DataFrame(rows, columns=[*RUN_COLUMNS, "run_status", "error"])
-    frame.attrs["skipped"] = skipped
-    return frame
+    return _run_frame(*_read_all(paths, on_damage, with_samples=False))
 
 
 def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
     """Returns the samples of all runs, one row each, with parameters and settings of the environment as columns.
 
     A parameter whose name is that of another column becomes `parameter_<name>`, such a setting `environment_<name>`.
-
-    Args:
-        paths: run directories, or folders that hold some at any depth.
-        on_damage: "skip" leaves damaged runs out and lists them in `frame.attrs["skipped"]`.
+    Arguments and errors are those of `load_runs`.
 
     Returns:
         Columns of `reports.store.schema.Sample`, `run_id`, and of the run those in `CARRIED` and its environment.
-
-    Raises:
-        StoreError: if there is no run, one is damaged, or all are where damaged ones are to be skipped.
     """
+    return _sample_frame(*_read_all(paths, on_damage, with_samples=True))
+
+
+def load_both(
+    paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise"
+) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """Returns what `load` and `load_runs` return, from one reading of the files; from two where some are skipped."""
+    stored, skipped = _read_all(paths, on_damage, with_samples=True)
+    # A run whose samples alone are damaged is still one of the runs.
+    runs = load_runs(paths, on_damage=on_damage) if skipped else _run_frame(stored, skipped)
+    return _sample_frame(stored, skipped), runs
+
+
+def _run_frame(stored: list[StoredRun], skipped: list[str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = [run | {name: json.loads(run[name]) for name in _JSON_COLUMNS} for run, _ in stored]
+    frame = pd.DataFrame(rows, columns=[*RUN_COLUMNS, "run_status", "error"])
+    frame.attrs["skipped"] = skipped
+    return frame
+
+
+def _sample_frame(stored: list[StoredRun], skipped: list[str]) -> "pd.DataFrame":
     import pandas as pd
     import pyarrow as pa
 
-    stored, skipped = _read_all(paths, on_damage, with_samples=True)
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     frames = [samples.to_pandas(types_mapper=nullable.get) for _, samples in stored if samples is not None]
     frame = _with_parameters(pd.concat(frames, ignore_index=True))
@@ -275,12 +290,13 @@ def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "rai
 
 
 def settings(environment: dict[str, str]) -> dict[str, str]:
-    """Returns what decides how a run computes: not which build of the system, nor which of the GPUs."""
+    """Returns the settings that decide how a run computes: all but the system's build and the choice among GPUs."""
     return {name: value for name, value in environment.items() if name not in ("platform", "CUDA_VISIBLE_DEVICES")}
 
 
 def _repeated(values: list[Any], lengths: list[int]) -> "pd.Series[Any]":
-    """Each run's value as text, once for each of its samples, as a category."""
+    """Returns each run's value as text, once for each of its samples, as a category."""
+    import numpy as np
     import pandas as pd
 
     texts = [value if value is None else str(value) for value in values]

@@ -15,7 +15,7 @@ RunStatus = Literal["done", "stopped", "interrupted", "diverged", "failed", "run
 RESUMABLE: tuple[RunStatus, ...] = ("running", "unfinished", "interrupted", "stopped")
 # Where and with what a run was measured: samples of two such places are never one measurement.
 PLACE = ("host", "cpu", "cpu_cores", "gpu_name", "gpu_driver", "gpu_power_limit_w", "torch", "source_hash")
-SLOWED = "the GPU was slowed down"  # how a note begins that tells of it
+SLOWED = "the GPU was slowed down"  # beginning of a note about throttling
 ParameterValue = str | int | float | bool
 
 
@@ -26,28 +26,28 @@ class Run:
     Attributes:
         run_id: also the name of its directory.
         started_utc: ISO 8601 with a trailing Z.
-        command: as typed.
+        command: the command line as typed.
         request: what was asked for, enough to resume it.
-        git_sha: of the checkout; None for an installed package.
+        git_sha: commit of the checkout; None for an installed package.
         git_dirty: whether the checkout had changes.
-        source_hash: of the five packages' Python sources.
-        recipe: resolved, as JSON types.
+        source_hash: hash of the five packages' Python sources.
+        recipe: the resolved recipe, as JSON types.
         recipe_hash: equal only for recipes that compute the same.
         host: name of the machine.
-        cpu: its model.
-        cpu_cores: this process may use.
-        memory_bytes: of the machine.
-        gpu_name: None without a GPU, as all that follows of one.
-        gpu_driver: version.
-        gpu_power_limit_w: that is enforced.
-        gpu_clocks_locked: None when unknown.
-        python: version, as of the libraries.
-        torch: None where a run needs none.
-        triton: None where there is none.
-        cuda: that torch was built with.
+        cpu: model of the processor.
+        cpu_cores: number of cores that this process may use.
+        memory_bytes: memory of the machine.
+        gpu_name: model of the GPU; None without one, like the next three.
+        gpu_driver: version of the driver.
+        gpu_power_limit_w: power limit in force.
+        gpu_clocks_locked: whether its clocks are locked; None when unknown.
+        python: version of Python.
+        torch: version of PyTorch; None where a run needs none.
+        triton: version of Triton; None where there is none.
+        cuda: version that torch was built with.
         environment: flags and numeric settings in force.
-        notes: remarks of the run, in order; that its GPU was throttled, too.
-        schema_version: of this record.
+        notes: remarks about the run, in order, throttling of its GPU among them.
+        schema_version: version of this schema.
     """
 
     run_id: str
@@ -87,29 +87,29 @@ class Sample:
     Attributes:
         benchmark: what was run, such as "cifar".
         metric: what was measured, such as "train_eval_s".
-        unit: of `value`.
+        unit: unit of `value`.
         better: the direction of improvement.
         value: a number; not-a-number and infinity only where `status` says why.
-        case: of the benchmark; a recipe, an operation.
-        parameters: of the case; become columns.
-        variant: implementation.
-        arm: of a comparison.
-        round: of interleaving.
+        case: what the benchmark ran, such as a recipe or an operation.
+        parameters: settings of the case; they become columns.
+        variant: implementation that was measured.
+        arm: side of a comparison.
+        round: number of the round in which variants take turns.
         slot: position within the round.
-        process: of several that measured.
-        seed: of the generators.
-        index: of a repeated measurement.
+        process: number of the process, where several measured.
+        seed: seed of the random generators.
+        index: number of a repeated measurement.
         phase: "warm-up" or "steady".
-        epoch: passes over the data done.
-        step: optimiser steps done.
-        target: that the run was scored against.
-        reached: whether it was.
+        epoch: passes over the data so far.
+        step: optimiser steps so far.
+        target: value that the run was scored against.
+        reached: whether the target was reached.
         censored: whether `value` is only a bound, because the target was not reached.
-        status: "ok", or what befell.
-        error: in words.
-        sm_clock_mhz: of the GPU when it was measured; None where nothing tells.
-        temperature_c: the same.
-        power_w: the same.
+        status: "ok", or why there is no plain value.
+        error: what went wrong, in words.
+        sm_clock_mhz: clock of the GPU at the time; None where it cannot be read.
+        temperature_c: temperature of the GPU, likewise.
+        power_w: power that the GPU drew, likewise.
     """
 
     benchmark: str

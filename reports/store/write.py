@@ -11,23 +11,17 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import format_exception
 from types import TracebackType
 from typing import Any
 
+from wallclock.reports.store.layout import RECORDS, SAMPLE_TABLE, TRACEBACK, StoreError
+from wallclock.reports.store.read import read_lines, read_unfinished, write_tables
 from wallclock.reports.store.schema import RESUMABLE, Run, RunStatus, Sample
 
-RECORDS = "records.jsonl"
-RUN_TABLE = "run.parquet"
-SAMPLE_TABLE = "samples.parquet"
-TRACEBACK = "traceback.txt"
-
-
-class StoreError(ValueError):
-    """A record cannot be written or read; the message names the file and the next step."""
+__all__ = ["RECORDS", "SAMPLE_TABLE", "TRACEBACK", "RunWriter", "StoreError", "new_run_id", "utc_now"]
 
 
 def new_run_id(name: str) -> str:
@@ -49,7 +43,7 @@ class RunWriter:
 
     Attributes:
         path: the run's directory.
-        run: what was written first.
+        run: the record's first line.
     """
 
     def __init__(self, path: Path, run: Run, descriptor: int) -> None:
@@ -84,18 +78,12 @@ class RunWriter:
         Raises:
             StoreError: if the run is finished, being written by another process, or unreadable.
         """
-        from wallclock.reports.store.read import read_lines, read_unfinished
-
-        read_unfinished(path)
-        records = Path(path) / RECORDS
-        writer = cls(
-            Path(path), Run(run_id="unread", started_utc="", command=""), os.open(records, os.O_RDWR | os.O_APPEND)
-        )
+        run, records = read_unfinished(path), Path(path) / RECORDS
+        writer = cls(Path(path), run, os.open(records, os.O_RDWR | os.O_APPEND))
         try:
             writer._lock()
-            _, whole_bytes = read_lines(records)
-            os.ftruncate(writer._descriptor, whole_bytes)
-            writer.run = read_unfinished(path)
+            os.ftruncate(writer._descriptor, read_lines(records)[1])
+            writer.run = read_unfinished(path)  # again: its last writer may have ended it before the lock
             writer._append({"kind": "resume", "at_utc": utc_now()})
         except StoreError:
             writer._close()
@@ -122,11 +110,9 @@ class RunWriter:
         """Ends the run. A run that may go on keeps its JSON lines; any other becomes Parquet.
 
         Args:
-            status: how it ended.
+            status: how the run ended.
             error: why, in words, unless it is done.
         """
-        from wallclock.reports.store.read import write_tables
-
         try:
             self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})
             if status not in RESUMABLE:
@@ -193,37 +179,3 @@ def _disk_full(path: Path) -> str:
     return (
         f"the disk of {path} is full; all that was recorded before is kept. Make room, then go on with --resume {path}"
     )
-
-
-def being_written(records: Path) -> bool:
-    """Says whether a process holds a run's JSON lines open for writing."""
-    try:
-        with open(records, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # gone meanwhile, or a file system without locks
-        return False
-    return False
-
-
-def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
-    """Returns the run directories at or below the paths, and JSON files (of pytest-benchmark) as named, oldest first.
-
-    Raises:
-        StoreError: if a path does not exist or no run is found.
-    """
-    given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    found: set[Path] = set()
-    for path in given:
-        if not path.exists():
-            raise StoreError(f"no such path: {path}; name a run's directory, or one that holds runs")
-        if path.suffix == ".json":
-            found.add(path.resolve())
-            continue
-        start = path.parent if path.is_file() else path
-        for name in (RECORDS, SAMPLE_TABLE):
-            found.update(match.parent.resolve() for match in start.rglob(name))
-    if not found:
-        raise StoreError(f"no runs in {', '.join(map(str, given))}; make one with `wallclock run` or `wallclock quick`")
-    return sorted(found, key=lambda p: (p.name, str(p)))

@@ -1,28 +1,46 @@
-"""What the turns of an ablation come to: each variant beside the plain loop, and what each lever gives."""
+"""What an ablation's turns show: each variant beside the plain loop, what each lever gives, and FLOPs beside time."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import ABLATIONS, Rows, interval_text, significant
+from wallclock.reports.format.plotly import (
+    COLOURS,
+    Figure,
+    escape,
+    figure,
+    json_numbers,
+    nth_colour,
+    ratio_dots,
+    scatter,
+)
+from wallclock.reports.format.text import Rows, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval, median_interval
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
     import pandas as pd
 
+# Of each benchmark of levers: its rate, what one step takes, and what a turn takes in CPU time.
+ABLATIONS = {
+    "cifar ablation": ("steps_per_s", "step_s", "step_cpu_s"),
+    "wgan ablation": ("critic_iterations_per_s", "critic_step_s", "cycle_cpu_s"),
+    "cyclegan ablation": ("iterations_per_s", "iteration_s", "turn_cpu_s"),
+}
 BASELINE, ALL, AS_IS = "baseline", "all levers", "as it is"
 ALONE = "kernel_alone_s", "plain_alone_s"
 
+VIEW = View(tuple(ABLATIONS), tabled=tuple(ABLATIONS))
 
-def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+
+@VIEW.summary("levers", "a row a variant of an ablation: rates, ratios with intervals, what Amdahl's law predicts")
+def ablation_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each variant of each interleaved run: its rate, and its rate over others' in the same rounds.
 
-    The baseline is the plain loop, or, of a grid, the recipe as it is.
-
-    Args:
-        frame: from `reports.load`; warm-up rounds are left out.
+    The baseline is the plain loop, or, of a grid, the recipe as it is. Warm-up rounds are left out.
 
     Returns:
         Columns `run_id`, `benchmark`, `case`, `variant`, `levers`, `changes_mathematics`, `rounds`, `it_per_s` with
@@ -36,7 +54,7 @@ def ablation_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    measured = frame[frame["benchmark"].isin(ABLATIONS) & (frame["phase"] == "steady")]
+    measured = samples[samples["benchmark"].isin(ABLATIONS) & (samples["phase"] == "steady")]
     rows: list[dict[str, Any]] = []
     for (run_id, benchmark, case), run in measured.groupby(["run_id", "benchmark", "case"], sort=False, observed=True):
         rate, step_s, cpu_s = ABLATIONS[str(benchmark)]
@@ -89,20 +107,27 @@ def _ratio(name: str, rates: "pd.DataFrame", over: str, under: str) -> dict[str,
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def ablation_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of levers.
+@VIEW.table(
+    "levers",
+    title="Levers: iterations/s by variant, in turns; * computes other numbers",
+    heading="What each lever gives",
+    words=2,
+)
+def ablation_rows(levers: "pd.DataFrame") -> Rows:
+    """Turns of all variants alternate within each round; ratios are medians over rounds, with 95% intervals.
 
-    Args:
-        summary: from `ablation_summary`.
+    A WGAN's it/s are critic iterations, the generator steps between them included. The baseline is the published loop
+    as it stands there: eager, NCHW, float32. Lever gives: how much faster all levers are than all but that one. *
+    computes other numbers than the baseline: see the run's notes.
     """
     header = ["case", "variant", "it/s", "step", "x baseline", "x by CPU time", "lever gives"]
-    alone = "predicted" in summary
+    alone = "predicted" in levers
     header += ["by Amdahl"] if alone else []
     rows = []
     runs_of: dict[tuple[Any, Any], set[Any]] = {}
-    for row in summary.to_dict("records"):
+    for row in levers.to_dict("records"):
         runs_of.setdefault((row["benchmark"], row["case"]), set()).add(row["run_id"])
-    for row in summary.to_dict("records"):
+    for row in levers.to_dict("records"):
         label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
         case = f"{str(row['benchmark']).removesuffix(' ablation')} {row['case']}"
         case += f"\nrun {row['run_id'][-8:]}" if len(runs_of[row["benchmark"], row["case"]]) > 1 else ""
@@ -121,24 +146,23 @@ def ablation_rows(summary: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def flop_rows(frame: "pd.DataFrame", summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table that sets FLOPs beside seconds.
+@VIEW.table("flops", title="FLOPs against seconds, fastest first", heading="FLOPs against seconds", words=2)
+def flop_rows(samples: "pd.DataFrame", levers: "pd.DataFrame") -> Rows:
+    """Fastest first; x and x time are relative to the recipe as it is.
 
-    Named are the variants that take fewer operations than another and yet more time, in at least 19 of 20 rounds.
-
-    Args:
-        frame: from `reports.load`.
-        summary: of it, from `ablation_summary`.
+    The last column names the variants that take more operations and yet less time, in at least 19 of 20 rounds.
     """
     header = ["case", "variant", "GFLOP", "x", "ms", "x time", "TFLOP/s", "fewer FLOPs, and slower than"]
     rows: list[list[str]] = []
-    if "step_flop" not in summary:
+    if "step_flop" not in levers:
         return header, rows
-    for (run_id, case), run in summary[summary["step_flop"].notna()].groupby(["run_id", "case"], sort=False):
+    for (run_id, case), run in levers[levers["step_flop"].notna()].groupby(["run_id", "case"], sort=False):
         if run["step_flop"].nunique() < 2:  # levers change no arithmetic
             continue
         first = run[run["variant"] == AS_IS].iloc[0]
-        steps = frame[(frame["run_id"] == run_id) & (frame["metric"] == "step_s") & (frame["phase"] == "steady")]
+        steps = samples[
+            (samples["run_id"] == run_id) & (samples["metric"] == "step_s") & (samples["phase"] == "steady")
+        ]
         times = steps.pivot_table(index="round", columns="variant", values="value", observed=True)
         for row in run.sort_values("step_s").to_dict("records"):
             slower = [
@@ -178,3 +202,74 @@ def _predicted_cell(row: "Mapping[Hashable, Any]") -> str:
 
 def _gain(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f}%"
+
+
+@VIEW.figure("variants", "Variants against the first")
+def variant_rates(levers: "pd.DataFrame") -> Figure | None:
+    """Rates within the same rounds over those of the recipe as it is, or of the plain loop.
+
+    Medians with their 95% bootstrap intervals.
+    """
+    if "over_baseline_low" not in levers:
+        return None
+    shown = levers[levers["over_baseline_low"] > 0]  # the first has no interval against itself
+    return ratio_dots(shown, "over_baseline", ("case", "variant"), "run_id", "x the first") if len(shown) else None
+
+
+@VIEW.figure("waterfall", "From the plain loop to all levers")
+def waterfall(levers: "pd.DataFrame") -> Figure | None:
+    """What leaving each lever out costs, as factors of the rate; together is what they do to each other."""
+    if "lost" not in levers:
+        return None
+    traces: list[Figure] = []
+    for position, ((_, case), run) in enumerate(levers.groupby(["run_id", "case"], sort=False)):
+        rates = run.set_index("variant")["it_per_s"]
+        left_out = run[run["lost"].notna()].sort_values("lost", ascending=False)
+        if left_out.empty or not {BASELINE, ALL} <= set(rates.index):
+            continue
+        names = [str(variant).removeprefix("without ") for variant in left_out["variant"]]
+        gains = [math.log2(ratio) for ratio in left_out["lost"]]
+        whole = rates[ALL] / rates[BASELINE]
+        gains.append(math.log2(whole) - sum(gains))
+        predicted = [*left_out.get("predicted", left_out["lost"] * math.nan), math.nan]
+        notes = [f"<br>Amdahl x{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in predicted]
+        texts = [f"x{2**gain:.2f}{note}" for gain, note in zip(gains, notes, strict=True)]
+        traces.append(
+            {
+                "type": "waterfall",
+                "name": escape(str(case)),
+                "measure": ["absolute", *["relative"] * len(gains), "total"],
+                "x": [escape(name) for name in ("plain loop", *names, "together", ALL)],
+                "y": [0, *json_numbers(gains), 0],
+                "text": ["1", *texts, f"x{whole:.2f}"],
+                "textposition": "outside",
+                "increasing": {"marker": {"color": COLOURS[2]}},
+                "decreasing": {"marker": {"color": COLOURS[1]}},
+                "totals": {"marker": {"color": nth_colour(position)}},
+                "hovertemplate": f"{escape(str(case))}, %{{x}}: %{{text}}<extra></extra>",
+            }
+        )
+    return figure(traces, "", "speed-up, powers of two") if traces else None
+
+
+@VIEW.figure("flops-seconds", "Operations and the time they take")
+def flops_against_seconds(levers: "pd.DataFrame") -> Figure | None:
+    """A step of each variant: what lies to the left and above takes fewer operations and more time."""
+    if "step_flop" not in levers:
+        return None
+    counted = levers[levers["step_flop"].notna()]
+    counted = counted[counted.groupby("run_id")["step_flop"].transform("nunique") > 1]
+    traces = [
+        scatter(
+            json_numbers(group["step_flop"] / 1e9),
+            json_numbers(group["step_s"]),
+            name=escape(str(case)),
+            text=[escape(str(variant)) for variant in group["variant"]],
+            marker={"color": nth_colour(position), "size": 9},
+            hovertemplate="%{text}: %{x:.4g} GFLOP, %{y:.4g} s<extra></extra>",
+        )
+        for position, ((_, case), group) in enumerate(counted.groupby(["run_id", "case"], sort=False, observed=True))
+    ]
+    zero, several = {"rangemode": "tozero"}, len(traces) > 1
+    titles = "GFLOP a step", "seconds a step"
+    return figure(traces, *titles, showlegend=several, xaxis=zero, yaxis=zero) if traces else None

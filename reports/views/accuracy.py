@@ -1,43 +1,40 @@
-"""Who reaches a target, how surely, and at what cost: seconds by three clocks, energy, and each point of accuracy."""
+"""Time to accuracy: which recipes reach a target, how surely, and at what cost in seconds and energy."""
 
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from wallclock.reports.format.labels import NAMES, by_label, distinctions
+from wallclock.reports.format.plotly import Figure, errors, escape, figure, json_numbers, nth_colour, scatter
 from wallclock.reports.format.text import (
-    CLOCK,
-    NAMES,
     Rows,
-    by_label,
-    distinctions,
     interval_text,
     percent,
     percent_interval,
     present,
     significant,
-    stacked,
+    stack_lines,
 )
-from wallclock.reports.stats.intervals import time_to_target
+from wallclock.reports.stats.intervals import by_seed, expected_time_to_target, time_to_target
+from wallclock.reports.views.points import costs_by_seed
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
+CLOCK = "train_eval_s"
 HEADER = (
     *("case", "target", "mean accuracy", "P(reach)", "train_eval s", "resident s", "process s", "energy J"),
     *("s for the last point", "hardware", "date", "record"),
 )
-FINAL = {"train_eval_s": "elapsed_train_eval_s", "final_accuracy": "accuracy"}
-CURVE = (*FINAL, *FINAL.values())
-POINTS = 12  # of accuracy, up to the highest that was seen: those before take less than an epoch together
+
+VIEW = View(("final_accuracy", CLOCK), tabled=("final_accuracy",))
 
 
+@VIEW.summary("time_to_target", "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy")
 def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the rows of `reports.time_to_target`, each target's fastest first, with what else a record is told by.
-
-    Args:
-        samples: from `reports.load`.
 
     Returns:
         Besides those columns: `process_s`, the median of cold starts; `energy_j`, the median of seeds, of the GPU, with
@@ -52,7 +49,7 @@ def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
         for name in ("process_s", "energy_j"):
             values = own.loc[own["metric"] == name, "value"].dropna()
             row[name] = float(values.median()) if len(values) else math.nan
-        costs = [points.get(round(100 * row["target"], 6), math.nan) for points in _costs_by_seed(own, row["target"])]
+        costs = [points.get(round(100 * row["target"], 6), math.nan) for points in costs_by_seed(own, row["target"])]
         known = [cost for cost in costs if math.isfinite(cost)]
         row["last_point_s"] = float(np.median(known)) if known else math.nan
         row["date"] = min(own["started_utc"])[:10]
@@ -62,30 +59,36 @@ def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
     return found.sort_values([name for name in order if name in found], kind="stable", ignore_index=True)
 
 
-def leaderboard_rows(board: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the leaderboard.
+@VIEW.table("leaders", heading="Leaderboard")
+def leaderboard_rows(time_to_target: "pd.DataFrame") -> Rows:
+    """Each target's fastest first.
 
-    Args:
-        board: from `leaderboard`.
+    Times of different hardware do not compare: a ratio counts where both ran in turns on one device. train_eval runs
+    from whitening through the final evaluation and is the expected time when a miss is followed by another run;
+    resident begins with raw images on the device, process with the process (one cold start). Energy is the GPU's, of a
+    whole seed with compilation and looks on the way. The last point is the time from one percent below the target to
+    the target.
     """
     rows = []
-    distinguished = distinctions(board.loc[:, :"target"], [*NAMES, "target"]) if len(board) else []
-    for row, told in zip(board.to_dict("records"), distinguished, strict=True):
+    distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"]) if len(time_to_target) else []
+    for row, told in zip(time_to_target.to_dict("records"), distinguished, strict=True):
         names, p = [row["case"], row.get("dataset"), *told], significant(row["p_value"], 2)
         rows.append(
             [
-                stacked(*(str(name) for name in names if present(name))),
+                stack_lines(*(str(name) for name in names if present(name))),
                 percent(row["target"]),
-                stacked(f"{100 * row['mean_accuracy']:.2f}%", f"n = {row['n']}", f"p = {p}" if row["n"] > 1 else ""),
-                stacked(f"{row['hits']} of {row['n']}", percent_interval(row["hit_low"], row["hit_high"], 0)),
-                stacked(_seconds(row[CLOCK]), interval_text(row[f"{CLOCK}_low"], row[f"{CLOCK}_high"])),
+                stack_lines(
+                    f"{100 * row['mean_accuracy']:.2f}%", f"n = {row['n']}", f"p = {p}" if row["n"] > 1 else ""
+                ),
+                stack_lines(f"{row['hits']} of {row['n']}", percent_interval(row["hit_low"], row["hit_high"], 0)),
+                stack_lines(_seconds(row[CLOCK]), interval_text(row[f"{CLOCK}_low"], row[f"{CLOCK}_high"])),
                 _seconds(row.get("resident_s", math.nan)),
                 _seconds(row["process_s"]),
                 _known(row["energy_j"]),
                 _known(row["last_point_s"]),
                 str(row.get("gpu_name") if present(row.get("gpu_name")) else row.get("cpu", "")),
                 row["date"],
-                stacked(*row["run_ids"]),
+                stack_lines(*row["run_ids"]),
             ]
         )
     return list(HEADER), rows
@@ -99,57 +102,84 @@ def _known(value: float) -> str:
     return significant(value) if math.isfinite(value) else "not measured"
 
 
-def point_costs(samples: "pd.DataFrame") -> "dict[str, dict[float, tuple[float, float, float]]]":
-    """Returns for each case the seconds that each point of accuracy took: median, least and most of its seeds.
+@VIEW.table("accuracy", title="Time to accuracy")
+def accuracy_rows(time_to_target: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the time-to-accuracy table; a cell may have several lines."""
+    header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
+    distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"])
+    rows = []
+    for row, told in zip(time_to_target.to_dict("records"), distinguished, strict=True):
+        time = row.get(CLOCK, math.inf)
+        interval = interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s")
+        names = [row["case"] or row["benchmark"], *(row.get(k) for k in NAMES[1:])]
+        accuracy = percent_interval(row["accuracy_low"], row["accuracy_high"])
+        diverged = f"{row['diverged']} diverged" if row["diverged"] else ""
+        repeats = f"{row['repeats']} repeated" if row["repeats"] else ""
+        rows.append(
+            [
+                stack_lines(*(str(name) for name in names if present(name)), *told),
+                percent(row["target"]),
+                stack_lines(f"{row['hits']} of {row['n']}", diverged, repeats),
+                stack_lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
+                significant(row["p_value"], 2),
+                stack_lines(f"{significant(time)} s" if time < math.inf else "unknown", interval),
+            ]
+        )
+    return header, rows
 
-    Args:
-        samples: from `reports.load`.
 
-    Returns:
-        By label, then by the accuracy in percent at which the point ends, on the `train_eval` clock.
+@VIEW.figure("target", "Time to target")
+def time_to_target_dots(samples: "pd.DataFrame") -> Figure | None:
+    """A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts.
+
+    The diamond is the expected time when a miss is followed by another run (all time spent over hits), with its 95%
+    bootstrap interval.
     """
-    costs = {}
-    for label, group in by_label(samples[samples["metric"].isin(CURVE)]):
-        seeds = _costs_by_seed(group)
-        ends = sorted({end for points in seeds for end in points})[-POINTS:]
-        found = {}
-        for end in ends:
-            values = [points[end] for points in seeds if end in points]
-            found[end] = (float(np.median(values)), min(values), max(values))
-        if found:
-            costs[label] = found
-    return costs
-
-
-def _costs_by_seed(samples: "pd.DataFrame", target: float | None = None) -> list[dict[float, float]]:
-    """Returns for each seed of each run the seconds of each whole point of accuracy, or of the one below a target."""
-    found = []
-    curves = samples[samples["metric"].isin(CURVE)]
-    line = curves.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True).ngroup()
-    # The final evaluation, augmented where the recipe says so, is the last look.
-    step, metric = curves["step"].fillna(np.iinfo(np.int64).max), curves["metric"].replace(FINAL)
-    looks = curves.assign(line=line, step=step, metric=metric).pivot_table(
-        index=["line", "step"], columns="metric", values="value"
+    times = samples[(samples["metric"] == CLOCK) & samples["target"].notna()]
+    if times.empty:
+        return None
+    traces, labels = list[Figure](), list[str]()
+    for position, (label, group) in enumerate(by_label(times, ["target"])):
+        labels.append(escape(label))
+        colour, hit = nth_colour(position), group["reached"].fillna(False).to_numpy(dtype=bool)
+        marks = (hit, "circle", 0, "reached after"), (~hit, "x-thin", 2.5, "missed: at least")
+        for these, symbol, width, what in marks:
+            if these.any():
+                marker = {"symbol": symbol, "size": 10, "color": colour, "opacity": 0.75}
+                traces.append(
+                    scatter(
+                        json_numbers(group[these]["value"]),
+                        [position] * int(these.sum()),
+                        text=[f"seed {seed}" for seed in group[these]["seed"]],
+                        marker=marker | {"line": {"color": colour, "width": width}},
+                        hovertemplate=f"%{{text}}, {what} %{{x:.4g}} s<extra></extra>",
+                    )
+                )
+        if not hit.any():
+            continue
+        seeds = by_seed(group)
+        mean = expected_time_to_target(seeds["value"], seeds["reached"])
+        high, low = mean.high - mean.value, mean.value - mean.low
+        traces.append(
+            scatter(
+                json_numbers([mean.value]),
+                [position + 0.3],
+                meta="ink",
+                marker={"symbol": "diamond", "size": 9, "line": {"width": 0}},
+                error_x=errors([high], [low], thickness=1.5, width=5)
+                if max(high, low) < math.inf
+                else {"visible": False},
+                hovertemplate=f"expected {mean.value:.4g} s [{mean.low:.4g}, {mean.high:.4g}]<extra></extra>",
+            )
+        )
+    y = {"tickvals": [*range(len(labels))], "ticktext": labels, "range": [len(labels) - 0.4, -0.5], "showgrid": False}
+    return figure(
+        traces,
+        "seconds to target (train_eval clock)",
+        "",
+        showlegend=False,
+        height=120 + 64 * len(labels),
+        xaxis={"rangemode": "tozero"},
+        yaxis={**y, "ticks": ""},
+        margin={"l": 8},
     )
-    for _, wide in looks.reindex(columns=[*FINAL.values()]).dropna().groupby("line"):
-        if len(wide) > 1:
-            seconds, accuracy = (wide[name].to_numpy() for name in ("elapsed_train_eval_s", "accuracy"))
-            found.append(_point_costs(seconds, 100 * accuracy, None if target is None else 100 * target))
-    return found
-
-
-def _point_costs(
-    seconds: npt.NDArray[np.float64], percents: npt.NDArray[np.float64], target: float | None
-) -> dict[float, float]:
-    """Returns the seconds from each point's beginning to its end, on straight lines between looks.
-
-    A point counts as reached when the accuracy first does so, whatever it falls to afterwards.
-    """
-    best = np.maximum.accumulate(np.concatenate([[0.0], percents]))
-    times = np.concatenate([[0.0], seconds])
-    rising = np.concatenate([[True], np.diff(best) > 0])
-    best, times = best[rising], times[rising]
-    ends = np.arange(1.0, math.floor(best[-1]) + 1) if target is None else np.array([target])
-    ends = ends[(ends <= best[-1]) & (ends >= 1)]
-    took = np.interp(ends, best, times) - np.interp(ends - 1, best, times)
-    return {round(float(end), 6): float(cost) for end, cost in zip(ends, took, strict=True)}

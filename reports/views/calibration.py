@@ -1,4 +1,4 @@
-"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a machine, and what was said of them."""
+"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a machine, and the verdicts on them."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ import numpy as np
 
 from wallclock.reports.format.text import Rows
 from wallclock.reports.stats.intervals import wilson_interval
-from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, paired, stated_power
+from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, judge_paired, stated_power
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,16 +22,14 @@ FIGURES = (
     *("stated_power", "printed_detectable", "true_detectable"),
 )
 
+VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
 
-def tallied(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
-    """Returns what the verdicts come to over comparisons of one truth.
 
-    Args:
-        base: times, [comparisons, rounds].
-        head: times of the other side.
-        again: times of the base's second turn.
-        planted: share by which the head is slower in truth.
-        rule: that is followed.
+def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
+    """Counts the verdicts on comparisons of one truth.
+
+    Times of base, head and the base's second turn are [comparisons, rounds]; in truth the head is slower by the share
+    `planted`.
 
     Returns:
         `FIGURES`: `comparisons`; how many are `regressed` and `improved`, each judged alone; `unfit`, those of which
@@ -39,8 +38,8 @@ def tallied(base: Array, head: Array, again: Array, planted: float, rule: Rule) 
         detectable, and the one that in truth is found with the rule's power in noise such as this.
     """
     d, same = np.log(head / base), np.log(again / base)
-    rows = paired(d, rule)
-    fit = [decide([row], rule)[0][0] not in ("regressed", "improved") for row in paired(same, rule)]
+    rows = judge_paired(d, rule)
+    fit = [decide([row], rule)[0][0] not in ("regressed", "improved") for row in judge_paired(same, rule)]
     alone = [decide([row], rule)[0][0] if ok else "unfit" for row, ok in zip(rows, fit, strict=True)]
     many: list[str] = []
     for start in range(0, len(rows), TOGETHER):
@@ -61,22 +60,18 @@ def tallied(base: Array, head: Array, again: Array, planted: float, rule: Rule) 
 
 
 def _found_with_power(d: Array, rule: Rule) -> float:
-    """The worsening that is found with the rule's power when it is added to differences of nothing."""
+    """Returns the worsening that is found with the rule's power when it is added to differences of nothing."""
     low, high = 0.0, 20 * float(np.std(d)) + math.log1p(rule.tolerance)
     for _ in range(16):
         middle = (low + high) / 2
-        found = [row.p <= rule.error_rate and row.p_worse < row.p_better for row in paired(d + middle, rule)]
+        found = [row.p <= rule.error_rate and row.p_worse < row.p_better for row in judge_paired(d + middle, rule)]
         low, high = (middle, high) if np.mean(found) < rule.power else (low, middle)
     return math.expm1(high)
 
 
+@VIEW.summary("calibration", "a row a kind of noise: how many verdicts were false, power stated and true")
 def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row for each kind of noise and planted worsening: `noise`, `planted`, and `FIGURES`.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`.
-    """
+    """Returns one row for each kind of noise and planted worsening: `noise`, `planted`, and `FIGURES`."""
     import pandas as pd
 
     own = samples[samples["benchmark"] == BENCHMARK]
@@ -89,7 +84,7 @@ def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Da
             planted = float(str(planted))
             sides = _measured(part[part["phase"] == "steady"])
             if sides is not None:
-                rows.append({"noise": noise, "planted": planted, **tallied(*sides, planted, rule)})
+                rows.append({"noise": noise, "planted": planted, **tally_verdicts(*sides, planted, rule)})
     made = pd.DataFrame(rows, columns=["noise", "planted", *FIGURES])
     order = {noise: place for place, noise in enumerate(dict.fromkeys(made["noise"]))}
     return made.sort_values(["noise", "planted"], key=lambda c: c.map(order) if c.name == "noise" else c)
@@ -103,7 +98,7 @@ def _simulated(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
-    """Times of base, head and base again, [comparisons, rounds], of the comparisons that are whole."""
+    """Returns times of base, head and base again, [comparisons, rounds], of the comparisons that are whole."""
     wide = samples.pivot_table(index="comparison", columns=["arm", "round"], values="value", observed=True).dropna()
     if wide.empty or not {BASE, HEAD, AGAIN} <= set(wide.columns.get_level_values(0)):
         return None
@@ -111,15 +106,20 @@ def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
     return base, head, again
 
 
-def calibration_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of verdicts whose truth is known.
+@VIEW.table(
+    "calibration",
+    title="Verdicts whose truth is known, alone and of 20 at once; power stated",
+    heading="Do the verdicts hold?",
+)
+def calibration_rows(calibration: "pd.DataFrame") -> Rows:
+    """Comparisons whose truth is known: of a program with itself, and with one that was slowed by a known share.
 
-    Args:
-        summary: from `calibration_summary`.
+    Shares of n with 95% intervals; the same when 20 are judged at once; the chance of finding what was planted, as
+    stated; the smallest worsening that the rows say they find, above the one that is found in truth.
     """
     header = ["noise", "slower", "n", "regressed", "improved", "of 20", "stated", "finds"]
     rows = []
-    for row in summary.to_dict("records"):
+    for row in calibration.to_dict("records"):
         n = int(row["comparisons"])
         rows.append(
             [
@@ -141,12 +141,10 @@ def _share(count: float, n: int) -> str:
     return f"{100 * interval.value:.1f}%\n[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def wrong(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
+def false_verdicts(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
     """Returns in words where more verdicts are false than may be: those of a change no larger than the tolerance.
 
-    Args:
-        summary: from `calibration_summary`.
-        rule: that was followed; its error rate is overstepped where even the interval's lower end lies above it.
+    The rule's error rate is exceeded where even the lower end of the share's interval lies above it.
     """
     found, allowed = [], rule.error_rate
     for row in summary[summary["planted"] <= rule.tolerance].to_dict("records"):

@@ -1,4 +1,4 @@
-"""What a comparison measured, as verdicts: from its rounds, or from runs that were stored apart."""
+"""Verdicts on base and head: from the rounds of a comparison, or from runs that were stored apart."""
 
 import math
 from collections.abc import Iterator
@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import Rows, interval_text, present, significant
-from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, paired, unpaired
+from wallclock.reports.format.plotly import Figure, nth_colour, ratio_dots
+from wallclock.reports.format.text import Rows, arrow, interval_text, plain, present, significant
+from wallclock.reports.stats.intervals import parameter_columns
+from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, judge_paired, judge_unpaired
 from wallclock.reports.store.schema import PLACE
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,8 @@ COLUMNS = (
     *("p_worse", "p_better", "detectable", "again_ratio", "tolerance", "verdict", "reason"),
 )
 
+VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
+
 
 def rule_of(request: dict[str, Any], benchmark: str) -> Rule:
     """Returns the rule that a comparison's request states for one of its benchmarks."""
@@ -32,12 +37,9 @@ def rule_of(request: dict[str, Any], benchmark: str) -> Rule:
     return Rule(**(named if own is None else {**named, "tolerance": own}))
 
 
+@VIEW.summary("comparisons", "a row a comparison, as `compare` prints it")
 def comparison_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the verdicts of all comparisons in the frames, one row for each metric of each benchmark.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`.
 
     Returns:
         `run_id` and `COLUMNS`: `base` and `head` medians, `ratio` head / base with its interval at the error rate,
@@ -54,12 +56,7 @@ def comparison_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Dat
 
 
 def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the verdicts of one comparison, from the samples of its rounds.
-
-    Args:
-        samples: of one run.
-        request: of that run; names its benchmarks, rule and tolerances.
-    """
+    """Returns the verdicts of one comparison, from the samples of its run and the request of that run."""
     rows = []
     if "attempt" in samples:  # rounds that were begun and, after an interruption, taken again
         attempts = samples["attempt"].fillna(0)
@@ -80,7 +77,7 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
 
 
 def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) -> dict[str, Any]:
-    """One metric of one benchmark; `differences` where it can be judged, else a verdict."""
+    """Returns a row for one metric of one benchmark: `differences` where it can be judged, else a verdict."""
     first = group.iloc[0]
     row: dict[str, Any] = {k: str(first[k]) for k in ("metric", "unit", "better")}
     row |= {"benchmark": name, "tolerance": rule.tolerance}
@@ -111,12 +108,12 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
     if (base <= 0).any() or (head <= 0).any():
         return row | {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
     sign = 1 if row["better"] == "lower" else -1
-    (differences,) = paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
+    (differences,) = judge_paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
     row["differences"] = differences
     again = units[AGAIN]
     twice = again.index.intersection(base.index)
     if len(twice):
-        (same,) = paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
+        (same,) = judge_paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
         row["again_ratio"] = math.exp(sign * same.value)
         # Fitness: base against base, by the same rule as head against base.
         if decide([same], rule)[0][0] in ("regressed", "improved"):
@@ -128,7 +125,7 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
 
 
 def _by_round(samples: "pd.DataFrame") -> "pd.Series[float]":
-    """The unit of the statistics: each round's median of what its process printed."""
+    """Returns the unit of the statistics: each round's median of what its process printed."""
     return samples.groupby("round")["value"].median()
 
 
@@ -165,7 +162,7 @@ def _decided(rows: list[dict[str, Any]], request: dict[str, Any]) -> list[dict[s
 
 
 def _ratios(differences: Differences, better: str) -> dict[str, Any]:
-    """Differences as ratios head / base of the metric itself."""
+    """Returns differences as ratios head / base of the metric itself."""
     d = differences
     value, low, high = (d.value, d.low, d.high) if better == "lower" else (-d.value, -d.high, -d.low)
     return {
@@ -188,11 +185,6 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
 
     What one process sampled says nothing of how far processes differ, so that a single run on either side is never
     enough for a verdict.
-
-    Args:
-        base: samples, from `reports.load`.
-        head: samples of the other side.
-        rule: to follow.
 
     Returns:
         `COLUMNS`, one row for each metric of each case.
@@ -221,16 +213,13 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
             row |= {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
         else:
             sign = 1 if better == "lower" else -1
-            row["differences"] = unpaired(sign * np.log(own[0]), sign * np.log(own[1]), rule)
+            row["differences"] = judge_unpaired(sign * np.log(own[0]), sign * np.log(own[1]), rule)
         rows.append(row)
     return pd.DataFrame(_decided(rows, request), columns=list(COLUMNS))
 
 
 def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, str], Array]]:
-    """For each metric of each case, a figure for every run, or for every seed of it; a miss is infinitely slow."""
-    from wallclock.reports.format.text import plain
-    from wallclock.reports.stats.intervals import parameter_columns
-
+    """Yields for each metric of each case a figure for every run, or every seed of it; a miss is infinitely slow."""
     steady = frame[(frame["phase"] == "steady") & ~frame["metric"].isin(CONTEXT)]
     steady = steady[np.isfinite(steady["value"].to_numpy()) | steady["censored"].fillna(False).to_numpy(dtype=bool)]
     names = ["benchmark", "case", "variant", *parameter_columns(frame)]
@@ -260,19 +249,20 @@ def refuse_other_places(base: "pd.DataFrame", head: "pd.DataFrame") -> None:
             raise ValueError(f"they were measured apart: {column} is {told}; measure both sides in one place")
 
 
-def comparison_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of verdicts.
+@VIEW.table("comparisons", title="Head against base: ratios of medians of rounds, with intervals", heading="Verdicts")
+def comparison_rows(comparisons: "pd.DataFrame") -> Rows:
+    """Medians of rounds.
 
-    Args:
-        summary: from `comparison_summary` or `stored_summary`.
+    The ratio is Hodges and Lehmann's over paired rounds, its interval and the test are Wilcoxon's signed ranks. Finds:
+    the smallest worsening that so many rounds, as noisy as these, would have found four times in five. Verdicts hold
+    for all rows together: of those called regressed or improved, at most one in twenty is false on average.
     """
     header = ["benchmark", "base", "head", "head / base", "finds", "verdict"]
     rows = []
     # Comparisons of commands have their figures' names in common; the last part of a run's name tells them apart.
-    shared = summary.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in summary)
-    for row, of_several in zip(summary.to_dict("records"), shared, strict=True):
+    shared = comparisons.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in comparisons)
+    for row, of_several in zip(comparisons.to_dict("records"), shared, strict=True):
         unit = row["unit"] if present(row["unit"]) else ""
-        arrow = {"lower": "↓", "higher": "↑"}.get(row["better"], "")
         figures = [f"{significant(row[side])}" if present(row[side]) else "" for side in (BASE, HEAD)]
         ratio = f"{row['ratio']:.3f}" if present(row["ratio"]) else ""
         detectable = row["detectable"]
@@ -281,7 +271,7 @@ def comparison_rows(summary: "pd.DataFrame") -> Rows:
         reason, _, detail = str(row["reason"]).partition(": ")
         rows.append(
             [
-                f"{row['benchmark']}\n{row['metric']} {arrow}, {unit}{which}",
+                f"{row['benchmark']}\n{row['metric']} {arrow(row['better'])}, {unit}{which}",
                 *figures,
                 "\n".join(part for part in (ratio, interval_text(row["ratio_low"], row["ratio_high"])) if part),
                 (f"{100 * detectable:.1f}%" if present(detectable) and math.isfinite(detectable) else "") + rounds,
@@ -289,3 +279,24 @@ def comparison_rows(summary: "pd.DataFrame") -> Rows:
             ]
         )
     return header, rows
+
+
+@VIEW.figure("ratios", "Head against base")
+def ratios(comparisons: "pd.DataFrame") -> Figure | None:
+    """The unit is the round: each side once, in fresh processes, in a drawn order.
+
+    An interval that touches the band is no proof of a change beyond the tolerance.
+    """
+    shown = comparisons[
+        comparisons["ratio_low"].notna() & (comparisons["ratio_low"] > 0) & (comparisons["ratio_high"] < 100)
+    ]
+    if shown.empty:
+        return None
+    figure = ratio_dots(shown, "ratio", ("benchmark", "metric"), "verdict", "head / base; the band is the tolerance")
+    widest = max(shown["tolerance"])
+    figure["layout"]["shapes"].insert(
+        0,
+        {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": 1 / (1 + widest), "x1": 1 + widest}
+        | {"line": {"width": 0}, "fillcolor": nth_colour(0), "opacity": 0.12, "layer": "below"},
+    )
+    return figure

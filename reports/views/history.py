@@ -1,19 +1,22 @@
-"""How figures went from run to run: trends of one series, and where they changed."""
+"""History: how the figures of one series went from run to run, and at which commits they changed."""
 
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import CURVES, Rows, distinctions, plain, present, significant
+from wallclock.reports.format.labels import distinctions
+from wallclock.reports.format.plotly import Figure, escape, figure, json_numbers, nth_colour, scatter
+from wallclock.reports.format.text import Rows, arrow, plain, present, significant
 from wallclock.reports.stats.intervals import KEYS, parameter_columns
 from wallclock.reports.stats.verdicts import Array
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.comparison import BENCHMARK as COMPARISON
 from wallclock.reports.views.comparison import HEAD
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
@@ -22,17 +25,17 @@ POINT = ("run_id", "started_utc", "git_sha")
 # What makes two figures points of one line: everything but what is under test, the sources and the recipe's hash.
 _CHANGING = ("source_hash", "recipe_hash")
 
+VIEW = View()
 
-def series(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
+
+def series(
+    samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()
+) -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
     """Yields each series with what it is, as one row a run, oldest first.
 
     A series has one benchmark, case, variant, metric, machine and all settings; another GPU, driver, torch or flag is
     another series, and so is another command that was compared, or a study's turn. A comparison's points are its
-    head's, at the commit that the head was.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`.
+    head's, at the commit that the head was. Curves change over a run, and are left out.
 
     Yields:
         What is the same in all of it, and a frame of `POINT` and `value`, the median of each run.
@@ -44,7 +47,7 @@ def series(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "Iterator[tuple[dic
         if request.get("benchmark") == COMPARISON
     }
     subjects = {run_id: _subject(request) for run_id, request in requests.items()}
-    steady = samples[(samples["phase"] == "steady") & ~samples["metric"].isin(CURVES)]
+    steady = samples[(samples["phase"] == "steady") & ~samples["metric"].isin(curves)]
     steady = steady[np.isfinite(steady["value"].to_numpy())]
     compared = steady["benchmark"] == COMPARISON
     steady = steady[~compared | (steady["arm"] == HEAD)].astype({"git_sha": "str"})
@@ -80,9 +83,6 @@ def changes(values: Array) -> list[int]:
     Logarithms are cut into levels by PELT (squared errors), at a penalty of 3 ln(n) in units of the noise between
     neighbours, which is what a level of its own has to explain to be believed.
 
-    Args:
-        values: positive, in order.
-
     Source: Killick, Fearnhead and Eckley, Optimal Detection of Changepoints (2012), as `ruptures` carries it out.
     """
     import ruptures
@@ -97,12 +97,8 @@ def changes(values: Array) -> list[int]:
     return [place for place in found if place < n]
 
 
-def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFrame":
+def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> "pd.DataFrame":
     """Returns one row for each series of two runs or more.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`.
 
     Returns:
         The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (latest level over
@@ -111,7 +107,7 @@ def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFr
     import pandas as pd
 
     rows = []
-    for key, points in series(samples, runs):
+    for key, points in series(samples, runs, curves):
         values = points["value"].to_numpy(dtype=np.float64)
         cuts = [0, *changes(values), len(values)]
         levels = [float(np.median(values[a:b])) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
@@ -127,25 +123,13 @@ def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.DataFr
                 }
             )
         since = levels[-1] / levels[0] if levels[0] else math.nan
-        rows.append(
-            {
-                **key,
-                "runs": len(values),
-                "first": values[0],
-                "latest": values[-1],
-                "since_first": since,
-                "changes": found,
-            }
-        )
+        ends = {"first": values[0], "latest": values[-1], "since_first": since}
+        rows.append({**key, "runs": len(values), **ends, "changes": found})
     return pd.DataFrame(rows)
 
 
 def history_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of trends.
-
-    Args:
-        summary: from `history_summary`.
-    """
+    """Returns the header and the cells of the table of trends, from `history_summary`."""
     header = ["case", "metric", "runs", "first", "latest", "x", "changed at"]
     rows: list[list[str]] = []
     if summary.empty:
@@ -162,7 +146,7 @@ def history_rows(summary: "pd.DataFrame") -> Rows:
         rows.append(
             [
                 "\n".join([names, *apart]),
-                f"{row['metric']} {'↓' if row['better'] == 'lower' else '↑'}, {row['unit']}",
+                f"{row['metric']} {arrow(row['better'])}, {row['unit']}",
                 str(row["runs"]),
                 significant(row["first"]),
                 significant(row["latest"]),
@@ -171,3 +155,34 @@ def history_rows(summary: "pd.DataFrame") -> Rows:
             ]
         )
     return header, rows
+
+
+@VIEW.figure("trends", "History")
+def trends(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> Figure | None:
+    """One line a series of one machine and setting, relative to its first run; diamonds are where it changed."""
+    traces: list[Figure] = []
+    for key, points in series(samples, runs, curves):
+        values = points["value"].to_numpy(dtype="float64")
+        if len(values) < 2 * SHORTEST or not (values > 0).all():
+            continue
+        label = " · ".join(str(key[k]) for k in ("benchmark", "case", "variant", "metric") if key.get(k))
+        commits = [escape(str(sha)[:10]) for sha in points["git_sha"]]
+        colour, extra = nth_colour(len(traces) // 2), f"<extra>{escape(label)}</extra>"
+        shared = {"name": escape(label), "legendgroup": label}
+        x, y, at = [str(start) for start in points["started_utc"]], json_numbers(values / values[0]), changes(values)
+        line: Figure = {"line": {"color": colour, "width": 1.5}, "marker": {"size": 5}, "text": commits}
+        line["hovertemplate"] = "%{text}: %{y:.3f} of the first" + extra
+        marks: Figure = {"marker": {"size": 12, "symbol": "diamond-open", "color": colour}, "showlegend": False}
+        marks |= {"text": [commits[i] for i in at], "hovertemplate": "changed at %{text}" + extra}
+        traces += [scatter(x, y, "lines+markers", **shared, **line)]
+        traces += [scatter([x[i] for i in at], [y[i] for i in at], **shared, **marks)]
+    return figure(traces, "", "of the first run's") if traces else None
+
+
+@VIEW.table("history", heading="Trends", words=2)
+def history_table(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]") -> Rows:
+    """One row a series: one machine, one setting.
+
+    x is the latest level over the first; changed at names the commit at which a new level begins.
+    """
+    return history_rows(history_summary(samples, runs, curves))

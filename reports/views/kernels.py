@@ -1,13 +1,24 @@
-"""What the samples of `wallclock run kernels` come to: each variant at each case beside the others and the machine."""
+"""Kernels: each variant at each case beside the others, its predicted bytes and the speed of a copy."""
 
 import math
 import textwrap
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from wallclock.reports.format.text import Rows, significant
+from wallclock.reports.format.plotly import (
+    Figure,
+    errors,
+    escape,
+    figure,
+    json_number,
+    json_numbers,
+    nth_colour,
+    scatter,
+)
+from wallclock.reports.format.text import Rows, or_nothing, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,19 +29,26 @@ GROUP = (*WAY, "cache")
 # Operations for each byte moved from which on arithmetic may be what limits a kernel: 990 TFLOP/s to 3.35 TB/s of an
 # H100 come to 300, a CPU's 1 TFLOP/s to 30 GB/s to 30.
 ARITHMETIC_FLOP_PER_BYTE = 10
-ByKind = dict[
-    str, dict[Hashable, Any]
-]  # of a variant at a case: a row of the summary by direction or state of the cache
+# Rows of the summary for one variant at one case, by direction or by state of the cache.
+ByKind = dict[str, dict[Hashable, Any]]
+
+VIEW = View(
+    ("kernels",),
+    tabled=(
+        *("latency", "issue", "predicted_bytes", "operations", "operand_bytes"),
+        *("saved_bytes", "saved_beyond_output_bytes", "peak_bytes", "error"),
+    ),
+)
+FAILED = View(("kernels", "upsampling"))
 
 
-def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.DataFrame":
+@VIEW.summary(
+    "kernels", "a row a case and variant: latencies, bytes predicted, counted and kept, error, share of a copy's speed"
+)
+def kernel_summary(samples: "pd.DataFrame", benchmark: str = "kernels") -> "pd.DataFrame":
     """Returns one row for each variant of each case, direction and state of the cache.
 
     A variant that has failed its reference check, before or after it was timed, has no row; see `failed_rows`.
-
-    Args:
-        frame: from `reports.load`.
-        benchmark: whose samples; "upsampling" has the same ones.
 
     Returns:
         Columns `operation`, `case`, `variant`, `dtype`, `direction`, `cache`, those of `PLACE`, `n`, `latency_us` with
@@ -43,7 +61,7 @@ def kernel_summary(frame: "pd.DataFrame", benchmark: str = "kernels") -> "pd.Dat
     """
     import pandas as pd
 
-    measured = frame[frame["benchmark"] == benchmark]
+    measured = samples[samples["benchmark"] == benchmark]
     if not len(measured) or "direction" not in measured:
         return pd.DataFrame()
     wrong = measured.loc[_failed(measured), [*CASE, "variant"]].drop_duplicates()
@@ -93,14 +111,13 @@ def _failed(measured: "pd.DataFrame") -> "pd.Series":
     return (measured["metric"] == "error") & (measured["status"] == "failed")
 
 
-def failed_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of variants that are wrong or could not run, with the reason.
-
-    Args:
-        frame: from `reports.load`.
-    """
+@FAILED.table(
+    "failed-kernels", title="Kernels that failed, and are left out above", heading="Kernels that failed", words=3
+)
+def failed_rows(samples: "pd.DataFrame") -> Rows:
+    """Variants that are wrong or could not run: they are in no table of times."""
     header = ["variant", "error", "case"]
-    failed = frame[frame["benchmark"].isin(("kernels", "upsampling")) & _failed(frame)]
+    failed = samples[samples["benchmark"].isin(("kernels", "upsampling")) & _failed(samples)]
     if failed.empty:  # no column "dtype" then
         return header, []
     rows = []
@@ -110,12 +127,9 @@ def failed_rows(frame: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def kernel_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the kernel table, with a hot cache; all columns are in the page and the JSON.
-
-    Args:
-        summary: from `kernel_summary`.
-    """
+@VIEW.table("latencies", title="Kernels: us, hot cache; MB kept for backward")
+def kernel_rows(kernels: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the terminal's table, with a hot cache; page and JSON have all columns."""
     header = ["case", "variant", "forward", "backward", "both", "of copy", "saved", "x eager"]
 
     def cells(by_direction: ByKind) -> list[str]:
@@ -123,21 +137,19 @@ def kernel_rows(summary: "pd.DataFrame") -> Rows:
         whole = list(by_direction.values())[-1]
         return [
             *(significant(latency[way]) if way in latency else "" for way in ("forward", "backward", "both")),
-            _percent(whole["share_of_copy"]),
-            _or_nothing(whole["saved_mb"]),
-            _or_nothing(whole.get("x_eager", math.nan)),
+            rounded_percent(whole["share_of_copy"]),
+            or_nothing(whole["saved_mb"]),
+            or_nothing(whole.get("x_eager")),
         ]
 
-    return header, _rows_by_case(summary[summary["cache"] == "hot"], "direction", cells) if len(summary) else []
+    return header, _rows_by_case(kernels[kernels["cache"] == "hot"], "direction", cells) if len(kernels) else []
 
 
-def kernel_detail_rows(summary: "pd.DataFrame") -> Rows:
+@VIEW.table("details", title="Kernels, whole: us hot (95% interval) and cold; MB kept besides the output")
+def kernel_detail_rows(kernels: "pd.DataFrame") -> Rows:
     """Returns the header and the cells of what the kernel table leaves out, of both directions or the only one.
 
     The interval and GB/s are of the hot latency; MB+ is what is kept for backward besides the output.
-
-    Args:
-        summary: from `kernel_summary`.
     """
     header = ["case", "variant", "95% interval", "cold", "GB/s", "MB+", "error"]
 
@@ -148,16 +160,16 @@ def kernel_detail_rows(summary: "pd.DataFrame") -> Rows:
             f"[{significant(hot['latency_low_us'])}, {significant(hot['latency_high_us'])}]"
             if hot.get("n", 0) > 1
             else "",
-            _or_nothing(by_cache.get("cold", {}).get("latency_us", math.nan)),
-            _or_nothing(hot.get("gb_per_s", math.nan)),
-            _or_nothing(whole["beyond_output_mb"]),
+            or_nothing(by_cache.get("cold", {}).get("latency_us")),
+            or_nothing(hot.get("gb_per_s")),
+            or_nothing(whole["beyond_output_mb"]),
             _error(whole["error"]),
         ]
 
-    if summary.empty:
+    if kernels.empty:
         return header, []
-    ways = summary.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
-    return header, _rows_by_case(summary[summary["direction"] == ways], "cache", cells)
+    ways = kernels.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
+    return header, _rows_by_case(kernels[kernels["direction"] == ways], "cache", cells)
 
 
 def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
@@ -175,16 +187,22 @@ def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], li
     return rows
 
 
-def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
-    """Returns each row of the summary as text by column, for the page; columns that are empty throughout are left out.
+@VIEW.table("kernels", heading="Kernels", words=4, dense=True)
+def kernel_cells(kernels: "pd.DataFrame") -> Rows:
+    """Median latencies.
 
-    Args:
-        summary: from `kernel_summary`.
+    MB predicted is what a variant should move, and us predicted what that takes at the speed of a copy measured in the
+    same run; GB/s is those bytes over the latency, and of copy the predicted over the measured time: below 100% it
+    takes longer than its bytes need, above it finds them in a cache. MB of operands is counted in a call, not
+    predicted: what its operators were given and gave back, each tensor once; where it is more, a variant copies on the
+    way, where it is less, an operator reads a tensor twice. us to queue is what the host takes to launch it: where that
+    is longer, a loop without a graph waits for the host. MB kept is for backward. Error is the largest against a
+    float64 reference, as a share of the reference's largest value. x is how many times as long another variant takes.
     """
     cells = []
-    others = [str(column).removeprefix("x_") for column in summary if str(column).startswith("x_")]
+    others = [str(column).removeprefix("x_") for column in kernels if str(column).startswith("x_")]
     others.sort(key=("eager", "compile").__contains__, reverse=True)  # what a user has today comes first
-    for record in summary.to_dict("records"):
+    for record in kernels.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         arithmetic = row["operations"] >= ARITHMETIC_FLOP_PER_BYTE * row["predicted_bytes"]
         interval = f"[{significant(row['latency_low_us'], 4)}, {significant(row['latency_high_us'], 4)}]"
@@ -193,27 +211,23 @@ def kernel_cells(summary: "pd.DataFrame") -> list[dict[str, str]]:
                 "case": f"{row['case']} {row['dtype']}",
                 **{name: str(row[name]) for name in ("variant", "direction", "cache")},
                 "us": significant(row["latency_us"], 4),
-                "us predicted": _or_nothing(row["predicted_us"]),
-                "of copy": _percent(row["share_of_copy"]),
-                **{f"x {name}": _or_nothing(row[f"x_{name}"]) for name in others},
+                "us predicted": or_nothing(row["predicted_us"]),
+                "of copy": rounded_percent(row["share_of_copy"]),
+                **{f"x {name}": or_nothing(row[f"x_{name}"]) for name in others},
                 "95% interval of us": interval if row["n"] > 1 else "",
-                "MB predicted": _or_nothing(row["predicted_bytes"] / 1e6),
-                "MB of operands": _or_nothing(row["operand_bytes"] / 1e6),
-                "GB/s": _or_nothing(row["gb_per_s"]),
-                "TFLOP/s": _or_nothing(row["tflop_per_s"] if arithmetic else math.nan),
-                "us to queue": _or_nothing(row["issue_us"]),
-                "MB kept": _or_nothing(row["saved_mb"]),
-                "MB kept beyond y": _or_nothing(row["beyond_output_mb"]),
-                "MB peak": _or_nothing(row["peak_mb"]),
+                "MB predicted": or_nothing(row["predicted_bytes"] / 1e6),
+                "MB of operands": or_nothing(row["operand_bytes"] / 1e6),
+                "GB/s": or_nothing(row["gb_per_s"]),
+                "TFLOP/s": or_nothing(row["tflop_per_s"] if arithmetic else math.nan),
+                "us to queue": or_nothing(row["issue_us"]),
+                "MB kept": or_nothing(row["saved_mb"]),
+                "MB kept beyond y": or_nothing(row["beyond_output_mb"]),
+                "MB peak": or_nothing(row["peak_mb"]),
                 "error": _error(row["error"]),
             }
         )
     filled = [name for name in (cells[0] if cells else {}) if any(row[name] for row in cells)]
-    return [{name: row[name] for name in filled} for row in cells]
-
-
-def _or_nothing(value: float) -> str:
-    return "" if math.isnan(value) else significant(value)
+    return filled, [[row[name] for name in filled] for row in cells]
 
 
 def _folded(variant: str) -> str:
@@ -225,37 +239,77 @@ def _error(share: float) -> str:
     return "" if math.isnan(share) else f"{share:.1e}"
 
 
-def _percent(share: float) -> str:
-    return "" if math.isnan(share) else f"{100 * share:.0f}%"
+@VIEW.figure("speedups", "Kernels: times as fast as eager")
+def speedup_map(kernels: "pd.DataFrame") -> Figure | None:
+    """Hot cache, forward and backward where there is one.
 
-
-def static_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of compiled kernels: the worst of each kernel for each target.
-
-    Args:
-        frame: from `reports.load`.
+    Blue is faster than eager PyTorch, orange slower.
     """
-    header = ["kernel", "sm", "n", "regs", "spill", "instr", "shared", "load", "store", "warps"]
-    static = frame[frame["benchmark"] == "static"]
-    rows: list[list[str]] = []
-    if static.empty:  # no column "architecture" then
-        return header, rows
-    for key, group in static.groupby(["case", "architecture", "run_id"], sort=False, observed=True):
-        worst = {
-            name: (values.min() if better == "higher" else values.max())
-            for (name, better), values in group.groupby(["metric", "better"], observed=True)["value"]
-        }
-        names = ("registers", "spilled_bytes", "instructions", "shared_bytes", "load_bytes", "store_bytes")
-        figures = [f"{worst[name]:.0f}" if name in worst else "" for name in names]
-        forms = str((group["metric"] == "registers").sum())
-        rows.append(
-            [
-                str(key[0]).removesuffix("_kernel"),
-                str(key[1]).removeprefix("sm_"),
-                forms,
-                *figures,
-                f"{100 * worst['occupancy']:.0f}%",
-            ]
+    if "x_eager" not in kernels:
+        return None
+    shown = kernels[(kernels["cache"] == "hot") & (kernels["variant"] != "eager") & kernels["x_eager"].notna()]
+    whole = shown[shown["direction"].isin(("both", "forward"))].sort_values("direction", kind="stable")
+    whole = whole.drop_duplicates(["case", "dtype", "variant", "gpu_name", "cpu"])  # of both, where there are both
+    if whole.empty:
+        return None
+    whole = whole.assign(label=whole["case"] + " " + whole["dtype"])
+    wide = whole.pivot_table(index="label", columns="variant", values="x_eager", observed=True, sort=False)
+    wide = wide.iloc[::-1]
+    ratios = wide.to_numpy()
+    trace: Figure = {
+        "type": "heatmap",
+        "x": [escape(str(name)) for name in wide.columns],
+        "y": [escape(str(label)) for label in wide.index],
+        "z": [[json_number(math.log2(ratio)) if 0 < ratio < math.inf else None for ratio in row] for row in ratios],
+        "text": [[f"{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in row] for row in ratios],
+        "texttemplate": "%{text}",
+        "zmid": 0,
+        "colorscale": [[0, "#d9822b"], [0.5, "#e9e9e4"], [1, "#2f7fd1"]],
+        "showscale": False,
+        "hovertemplate": "%{y}, %{x}: %{text} x eager<extra></extra>",
+        "textfont": {"color": "#1b1d21"},
+    }
+    return figure([trace], "", "", height=90 + 26 * len(wide))
+
+
+@VIEW.figure("roofline", "Kernels against the speed of a copy")
+def roofline(kernels: "pd.DataFrame") -> Figure | None:
+    """Each variant's time over the bytes that it should move; the line is what a copy takes for as many.
+
+    Both are measured in the same run. What lies below it finds its bytes in a cache. A whisker reaches to the bytes
+    counted at its operators.
+    """
+    if "predicted_us" not in kernels:
+        return None
+    shown = kernels[(kernels["predicted_bytes"] > 0) & kernels["predicted_us"].notna()]
+    if shown.empty:
+        return None
+    traces: list[Figure] = []
+    for position, (variant, group) in enumerate(shown.groupby("variant", sort=False, observed=True)):
+        beyond = 1e-6 * (group["operand_bytes"] - group["predicted_bytes"]).fillna(0)
+        more, less = beyond.clip(lower=0), -beyond.clip(upper=0)
+        traces.append(
+            scatter(
+                json_numbers(group["predicted_bytes"] / 1e6),
+                json_numbers(group["latency_us"]),
+                name=escape(str(variant)),
+                text=[
+                    escape(f"{row['case']} {row['dtype']}, {row['direction']}, {row['cache']} cache: ")
+                    + f"{100 * row['share_of_copy']:.0f}% of a copy"
+                    for row in group.to_dict("records")
+                ],
+                marker={"color": nth_colour(position), "size": 7, "opacity": 0.8},
+                error_x=errors(more, less, symmetric=False, thickness=1, width=0),
+                customdata=[f"{size / 1e6:.3g} MB" if size == size else "not" for size in group["operand_bytes"]],
+                hovertemplate="%{text}, %{x:.3g} MB predicted, %{customdata} counted, %{y:.4g} us"
+                "<extra>%{fullData.name}</extra>",
+            )
         )
-    rows.sort(key=lambda row: (row[0], int(row[1])))
-    return header, rows
+    for _, group in shown.groupby(["gpu_name", "cpu", "host"], dropna=False, observed=True):
+        us_per_byte = (group["predicted_us"] / group["predicted_bytes"]).median()
+        ends = group["predicted_bytes"].min(), group["predicted_bytes"].max()
+        x, y = json_numbers(end / 1e6 for end in ends), json_numbers(end * us_per_byte for end in ends)
+        dashed = {"dash": "dash", "width": 1.5, "color": "#888f9a"}
+        name = f"a copy: {1e-3 / us_per_byte:,.0f} GB/s"
+        traces.append(scatter(x, y, "lines", name=name, line=dashed, hoverinfo="skip"))
+    return figure(traces, "predicted bytes, MB", "microseconds", xaxis={"type": "log"}, yaxis={"type": "log"})

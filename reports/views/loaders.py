@@ -1,11 +1,14 @@
-"""What the samples of `wallclock run loaders` come to: one table for each regime, as figures of two do not compare."""
+"""Loaders: one table for each regime, since figures of two regimes do not compare."""
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from wallclock.reports.format.text import Rows, interval_text, significant
+from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escape, json_numbers, stacked_bars
+from wallclock.reports.format.text import Rows, interval_text, or_nothing, present, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,13 +19,20 @@ GROUP = ("regime", "form", "batch_size", "dataset", "set_images", "device", *PLA
 # What is compared within a regime, and its factor to the unit shown.
 KEY = {"one image": ("image_time", 1e6), "alone": ("images_per_s", 1.0), "training": ("step_time", 1e3)}
 KEY |= {"first batch": ("first_batch", 1e3)}
+TITLES = {
+    "one image": "Loaders, one image at a time in one process",
+    "alone": "Loaders alone",
+    "first batch": "Loaders, latency of the first batch",
+    "training": "Loaders while the device trains",
+}
+UNITS = {"one image": "us", "alone": "images/s", "first batch": "ms", "training": "step ms"}
+
+VIEW = View(("loaders",), tabled=("loaders",))
 
 
-def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+@VIEW.summary("loaders", "a row a pipeline and regime: images a second, latency, stall")
+def loader_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each pipeline of each regime, form and batch size.
-
-    Args:
-        frame: from `reports.load`.
 
     Returns:
         Columns `regime`, `form`, `batch_size`, `pipeline`, `dataset`, `set_images`, `device`, those of `PLACE`, `n`,
@@ -32,7 +42,7 @@ def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    measured = frame[(frame["benchmark"] == "loaders") & (frame["status"] == "ok")]
+    measured = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "ok")]
     if measured.empty or "regime" not in measured:
         return pd.DataFrame()
     rows: list[dict[str, Any]] = []
@@ -62,48 +72,41 @@ def loader_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def loader_tables(summary: "pd.DataFrame") -> dict[str, Rows]:
-    """Returns the header and the cells of each regime's table by its title, narrow enough for a terminal.
+def loader_rows(loaders: "pd.DataFrame", regime: str) -> Rows:
+    """Medians with distribution-free 95% intervals; each regime stands for itself.
 
-    Args:
-        summary: from `loader_summary`.
+    x device is how many times as fast the device-resident pipeline is. CPU us is the CPU time an image of all
+    processes; MB what opening the pipeline added to their memory. Growth is a step against one on a batch held in
+    memory, stall the share of a step that waits for its batch.
     """
-    if summary.empty:
-        return {}
-    titled: dict[str, Rows] = {}
-    for regime, title, header in (
-        ("one image", "Loaders, one image at a time in one process", ["us", "95% interval"]),
-        ("alone", "Loaders alone", ["images/s", "95% interval", "CPU us", "MB", "procs"]),
-        ("first batch", "Loaders, latency of the first batch", ["ms", "95% interval"]),
-        ("training", "Loaders while the device trains", ["step ms", "95% interval", "growth", "stall"]),
-    ):
-        own = summary[summary["regime"] == regime]
-        if own.empty:
-            continue
-        rows = []
-        for _, row in own.iterrows():
-            interval = interval_text(row["low"], row["high"]) if row["n"] > 1 else ""
-            cells = [significant(row["value"], 4), interval]
-            if regime == "alone":
-                workers = "" if _missing(row["workers"]) else f"{row['workers']:.0f}"
-                cells += [_or_nothing(row["cpu_us"]), _or_nothing(row["added_mb"], 2), workers]
-            if regime == "training":
-                cells += [_percent(row["growth"]), _percent(row["stall"], sign="")]
-            size = [] if regime == "one image" else [f"{row['batch_size']:.0f}"]
-            times = [] if regime == "training" else [_or_nothing(row["x_device"])]
-            rows.append([row["form"], *size, row["pipeline"], *cells, *times])
-        first = ["form", *([] if regime == "one image" else ["batch"]), "pipeline"]
-        titled[title] = [*first, *header, *([] if regime == "training" else ["x device"])], rows
-    return titled
+    alone, training, single = (regime == name for name in ("alone", "training", "one image"))
+    header = ["form", *([] if single else ["batch"]), "pipeline", UNITS[regime], "95% interval"]
+    header += ["CPU us", "MB", "procs"] if alone else ["growth", "stall"] if training else []
+    rows = []
+    for row in loaders[loaders["regime"] == regime].to_dict("records") if len(loaders) else ():
+        interval = interval_text(row["low"], row["high"]) if row["n"] > 1 else ""
+        size = [] if single else [f"{row['batch_size']:.0f}"]
+        cells = [row["form"], *size, row["pipeline"], significant(row["value"], 4), interval]
+        if alone:
+            workers = f"{row['workers']:.0f}" if present(row["workers"]) else ""
+            cells += [or_nothing(row["cpu_us"]), or_nothing(row["added_mb"], 2), workers]
+        if training:
+            cells += [rounded_percent(row["growth"], "+.1f"), rounded_percent(row["stall"], ".1f")]
+        rows.append(cells if training else [*cells, or_nothing(row["x_device"])])
+    return header if training else [*header, "x device"], rows
 
 
-def loader_failures(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of pipelines that are wrong or could not run, with the reason.
+for _number, (_regime, _title) in enumerate(TITLES.items(), start=1):
+    _rows = functools.update_wrapper(functools.partial(loader_rows, regime=_regime), loader_rows)
+    VIEW.table(f"loaders-{_number}", title=_title, heading=_title, words=2)(_rows)
 
-    Args:
-        frame: from `reports.load`.
-    """
-    failed = frame[(frame["benchmark"] == "loaders") & (frame["status"] == "failed")]
+
+@VIEW.table(
+    "failed-loaders", title="Loaders that failed, and are left out above", heading="Loaders that failed", words=3
+)
+def loader_failures(samples: "pd.DataFrame") -> Rows:
+    """Pipelines that are wrong or could not run: they are in no table."""
+    failed = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "failed")]
     distinct = failed.drop_duplicates(["case", "variant", "error"])
     return ["case", "variant", "error"], [
         [str(row["case"]), str(row["variant"]), str(row["error"])] for _, row in distinct.iterrows()
@@ -115,13 +118,37 @@ def loader_labels(summary: "pd.DataFrame") -> list[str]:
     return [f"{r['form']} · {r['batch_size']:.0f} · {r['pipeline']}" for _, r in summary.iterrows()]
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value != value
+@VIEW.figure("loaders", "Loaders alone")
+def loader_rates(loaders: "pd.DataFrame") -> Figure | None:
+    """Median images a second over whole epochs that nobody trains on, with a 95% interval.
+
+    Longer is better.
+    """
+    alone = loaders[loaders["regime"] == "alone"] if len(loaders) else loaders
+    if alone.empty:
+        return None
+    whiskers = errors(alone["high"] - alone["value"], alone["value"] - alone["low"], thickness=1.5)
+    return _bars(alone, [("", alone["value"], COLOURS[0])], "images a second", error_x=whiskers)
 
 
-def _or_nothing(value: float, digits: int = 3) -> str:
-    return "" if _missing(value) else significant(value, digits)
+@VIEW.figure("stalls", "What a training step waits for")
+def loader_stalls(loaders: "pd.DataFrame") -> Figure | None:
+    """Median time of a step, and the part of it that waits for its batch.
+
+    The held batch has no pipeline: what other steps take beyond it is what their pipelines cost.
+    """
+    training = loaders[loaders["regime"] == "training"] if len(loaders) else loaders
+    if training.empty:
+        return None
+    stalled = training["value"] * training["stall"].fillna(0.0)
+    parts = [("computing", training["value"] - stalled, COLOURS[0]), ("waiting for the batch", stalled, COLOURS[1])]
+    return _bars(training, parts, "milliseconds a step")
 
 
-def _percent(share: float, sign: str = "+") -> str:
-    return "" if _missing(share) else f"{100 * share:{sign}.1f}%"
+def _bars(summary: "pd.DataFrame", parts: "list[tuple[str, pd.Series, str]]", title: str, **more: Figure) -> Figure:
+    labels = [escape(label) for label in loader_labels(summary)]
+    traces = [
+        bar(name, json_numbers(values), labels, colour, f"%{{y}}: %{{x:.4g}} {title}<extra>{name}</extra>", **more)
+        for name, values, colour in parts
+    ]
+    return stacked_bars(traces, labels, title, 30, showlegend=len(parts) > 1)

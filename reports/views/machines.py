@@ -1,24 +1,27 @@
-"""Where and with what a set of runs was measured: machines, versions, and how the GPU was doing meanwhile."""
+"""Where and with what runs were measured: machines, versions, and the GPU's clocks, temperature and power."""
 
 from typing import TYPE_CHECKING, Any
 
-from wallclock.reports.format.text import Rows, present, stacked
+from wallclock.reports.format.text import Rows, present, stack_lines
 from wallclock.reports.store.schema import SLOWED
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MACHINE = ("gpu_name", "gpu_driver", "gpu_power_limit_w", "gpu_clocks_locked", "cpu", "cpu_cores", "host")
 SOFTWARE = ("python", "torch", "triton", "cuda")
-TOLD = {"sm_clock_mhz": "MHz", "temperature_c": "C", "power_w": "W"}
+READINGS = {"sm_clock_mhz": "MHz", "temperature_c": "C", "power_w": "W"}
+
+VIEW = View()
 
 
+@VIEW.table("places", title="Where and with what", heading="Where and with what", words=4)
 def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of places: a row for each machine with each set of versions.
+    """A row for each machine with each set of versions.
 
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`, of the same paths.
+    Clocks, temperature and power are those of a GPU, read beside the samples; that it was slowed down by heat or its
+    supply, and not by the power cap of any heavy load, would stand there too.
     """
     header = ["machine", "software", "while measured", "runs"]
     rows = []
@@ -33,10 +36,10 @@ def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
         )
         rows.append(
             [
-                stacked(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
-                stacked(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
-                stacked(*(_range(own[column], unit) for column, unit in TOLD.items()), *dict.fromkeys(notes)),
-                stacked(
+                stack_lines(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
+                stack_lines(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
+                stack_lines(*(_range(own[column], unit) for column, unit in READINGS.items()), *dict.fromkeys(notes)),
+                stack_lines(
                     ", ".join(f"{count} {status}" for status, count in ended.items()),
                     " to ".join(dict.fromkeys((min(group["started_utc"])[:10], max(group["started_utc"])[:10]))),
                     *(f"commit {commit}" for commit in commits),

@@ -1,4 +1,4 @@
-"""What several devices would make of a step that one of them was measured at: a projection, and called one."""
+"""Projection from one device to several: how much faster a step would be."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +7,14 @@ import numpy as np
 from wallclock.reports.format.text import Rows, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval
 from wallclock.reports.views.ablation import AS_IS
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LINKS_GB_PER_S = 100, 10  # of each device: assumed, not measured
+
+VIEW = View(("gradient_bytes",))
 
 
 def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -19,9 +22,6 @@ def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
 
     A step of n devices is a step of one on its part of the batch, and then a ring's all-reduce of the gradients, in
     which each device sends 2(n-1)/n of them: `bench.engine.ranks` adds them up after backward, and hides nothing of it.
-
-    Args:
-        frame: from `reports.load`; warm-up rounds are left out.
 
     Returns:
         Columns `run_id`, `case`, `devices`, `part` (images), `part_s` (median), `gradient_bytes`, `at_most` with `_low`
@@ -54,20 +54,17 @@ def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def scaling_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of projected devices.
+@VIEW.table(
+    "scaling", title="More devices: a projection from one, with its link's speed", heading="More devices, a projection"
+)
+def scaling_rows(samples: "pd.DataFrame") -> Rows:
+    """From one device: a step on the part of the batch that each of n devices would have, in turns with the whole step.
 
-    Args:
-        frame: from `reports.load`.
+    x at most is the whole step's time over the part's, with its 95% interval; then with a ring's all-reduce of the
+    gradients after it, at an assumed speed of each device's link. Measured scaling is a run under torchrun.
     """
-    header = [
-        "case",
-        "devices",
-        "images each",
-        "step, ms",
-        "x at most",
-        *(f"x at {link} GB/s" for link in LINKS_GB_PER_S),
-    ]
+    links = [f"x at {link} GB/s" for link in LINKS_GB_PER_S]
+    header = ["case", "devices", "images each", "step, ms", "x at most", *links]
     rows = [
         [
             str(row["case"]),
@@ -77,6 +74,6 @@ def scaling_rows(frame: "pd.DataFrame") -> Rows:
             f"{significant(row['at_most'])}\n{interval_text(row['at_most_low'], row['at_most_high'])}",
             *(significant(row[f"at_{link}"]) for link in LINKS_GB_PER_S),
         ]
-        for row in scaling_summary(frame).to_dict("records")
+        for row in scaling_summary(samples).to_dict("records")
     ]
     return header, rows

@@ -1,41 +1,62 @@
-"""Every summary of a set of runs, once: what the terminal, `--json`, notebooks and the page are made from."""
+"""Every metric of every case: median, interval and range; and those that no other table shows."""
 
 from typing import TYPE_CHECKING
 
-from wallclock.reports.format import text as tables
+from wallclock.reports.format.labels import distinctions
+from wallclock.reports.format.text import Rows, arrow, interval_text, present, significant, stack_lines
 from wallclock.reports.stats.intervals import summarise
-from wallclock.reports.views.ablation import ablation_summary
-from wallclock.reports.views.accuracy import leaderboard
-from wallclock.reports.views.calibration import calibration_summary
-from wallclock.reports.views.comparison import comparison_summary
-from wallclock.reports.views.kernels import kernel_summary
-from wallclock.reports.views.loaders import loader_summary
-from wallclock.reports.views.upsampling import upsampling_summary
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
+SUMMARY_NAMES = ("benchmark", "case", "variant", "arm", "metric")
 
-def summaries(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
-    """Returns what `--json` prints, as frames by the same names; see docs/schema.md.
-
-    Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`, of the same paths.
-    """
-    return {
-        "runs": runs[["run_id", "run_status", "error", "notes"]],
-        "time_to_target": leaderboard(samples),
-        "upsampling": upsampling_summary(samples),
-        "kernels": kernel_summary(samples),
-        "levers": ablation_summary(samples),
-        "calibration": calibration_summary(samples, runs),
-        "comparisons": comparison_summary(samples, runs),
-        "loaders": loader_summary(samples),
-        "summary": summarise(samples[~samples["metric"].isin(tables.CURVES)]),
-    }
+VIEW = View()
 
 
-def other_metrics(summary: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns the rows of `summaries["summary"]` that have no table of their own."""
-    return summary[~summary["metric"].isin(tables.TABLED) & ~summary["benchmark"].isin(tables.OF_THEIR_OWN)]
+@VIEW.summary(
+    "summary", "a row a metric of a case: `n`, `median`, `ci_low`, `ci_high`, `min`, `max`, `failed`, `censored`"
+)
+def every_metric(samples: "pd.DataFrame", curves: "Sequence[str]") -> "pd.DataFrame":
+    """Returns `summarise` of all metrics but the points of curves."""
+    return summarise(samples[~samples["metric"].isin(curves)])
+
+
+def other_metrics(summary: "pd.DataFrame", tabled: "Sequence[str]") -> "pd.DataFrame":
+    """Returns the rows of `every_metric` that have no table of their own."""
+    return summary[~summary["metric"].isin(tabled) & ~summary["benchmark"].isin(tabled)]
+
+
+@VIEW.table("other", title="Other metrics")
+def other_rows(summary: "pd.DataFrame", tabled: "Sequence[str]") -> Rows:
+    """Returns the rows of `summary_rows` for the metrics that have no table of their own."""
+    return summary_rows(other_metrics(summary, tabled))
+
+
+def summary_rows(summary: "pd.DataFrame") -> Rows:
+    """Returns the header and the cells of the table of any metric; of the rest, what tells rows apart."""
+    header = ["case", "metric", "n", "median", "95% interval", "unit"]
+    distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)
+    several = summary["benchmark"].nunique() > 1
+    rows: list[list[str]] = []
+    for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
+        names = [
+            row["benchmark"] if several or not row["case"] else "",
+            *(row.get(k) for k in ("case", "variant", "arm")),
+        ]
+        missed = f"{row['censored']} missed" if row["censored"] else ""
+        failed = f"{row['failed']} failed" if row["failed"] else ""
+        rows.append(
+            [
+                stack_lines(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
+                f"{row['metric']} {arrow(row['better'])}",
+                stack_lines(str(row["n"]), missed, failed),
+                significant(row["median"], 4) if row["n"] else "none",
+                interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
+                row["unit"],
+            ]
+        )
+    return header, rows

@@ -1,28 +1,30 @@
-"""What `wallclock run upsampling` comes to: the fastest and the cleanest at each stage, and all checkerboards."""
+"""Upsampling: the fastest and the cleanest variant at each stage, and all checkerboards."""
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from wallclock.reports.format.text import UPSAMPLING, Rows, percent, significant
+from wallclock.reports.format.text import Rows, or_nothing, percent, significant
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.kernels import kernel_summary
+from wallclock.reports.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BENCHMARK = "upsampling"
+CHECKERBOARDS = ("constant_spread", "phase_share", "spectral_peak")
 CLEAN = 0.01  # a spread below it is none: a grid of 1% of the map
 NCHW = "_nchw"
 STAGE = ["stage", "dtype", "layout", *PLACE]
 
+VIEW = View((BENCHMARK,), tabled=(*CHECKERBOARDS, "parameter_count"))
 
-def upsampling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+
+@VIEW.summary("upsampling", "a row a stage and way: times, memory, checkerboards")
+def upsampling_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each variant of each stage, type and layout, with a hot cache.
 
     A variant that has failed its reference check has no row.
-
-    Args:
-        frame: from `reports.load`.
 
     Returns:
         Columns `stage` ("512 at 4 px": channels and edge of the input), `dtype`, `layout`, `kind`, those of `PLACE`,
@@ -33,10 +35,10 @@ def upsampling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    times = kernel_summary(frame, BENCHMARK)
+    times = kernel_summary(samples, BENCHMARK)
     if times.empty:
         return pd.DataFrame()
-    own = frame[frame["benchmark"] == BENCHMARK]
+    own = samples[samples["benchmark"] == BENCHMARK]
     rows: list[dict[str, Any]] = []
     for key, group in times.groupby(["case", "dtype", "variant", *PLACE], dropna=False, sort=False, observed=True):
         found = dict(zip(["case", "dtype", "variant", *PLACE], key, strict=True))
@@ -79,17 +81,24 @@ def _spread(own: "pd.DataFrame", this: "pd.DataFrame", kind: str, edge: int) -> 
     return _median(this, "constant_spread")
 
 
-def winner_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table that names the fastest and the cleanest at each stage.
+@VIEW.table(
+    "winners",
+    title="Upsampling: forward and backward; which is fastest, and which lays no grid",
+    heading="Upsampling: the fastest and the cleanest",
+    words=3,
+)
+def winner_rows(upsampling: "pd.DataFrame") -> Rows:
+    """Forward and backward of each stage of DCGAN's generator, batch 64, in ms.
 
-    Args:
-        summary: from `upsampling_summary`.
+    Where the 95% intervals of several reach the lowest median's, all are named as fastest. Cleanest are those that lay
+    less than 1% of a grid over a constant map, after a short training where a layer of the same map was trained, else
+    at the start.
     """
     header = ["stage", "fastest", "cleanest, fastest first", "ms fastest", "ms cleanest", "x fastest"]
-    if summary.empty:
+    if upsampling.empty:
         return header, []
     rows = []
-    for _, group in summary.groupby(STAGE, dropna=False, sort=False):
+    for _, group in upsampling.groupby(STAGE, dropna=False, sort=False):
         ranked = group.sort_values("both_us").to_dict("records")
         least = min(row["spread"] for row in ranked)
         clean = [row for row in ranked if row["clean"] or row["spread"] == least]
@@ -110,32 +119,45 @@ def _name(row: dict[Any, Any]) -> str:
     return f"{row['stage']}\n{row['dtype']} {row['layout']}"
 
 
-def stage_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of all kinds at all stages.
+@VIEW.table(
+    "stages", title="Upsampling: ms; MB kept for backward", heading="Upsampling: five ways at each stage", words=2
+)
+def stage_rows(upsampling: "pd.DataFrame") -> Rows:
+    """Medians in ms; x nearest is how many times as long resize and convolution takes in the same layout.
 
-    Args:
-        summary: from `upsampling_summary`.
+    MB kept for backward. Weights in thousands.
     """
     header = ["stage", "kind", "forward", "backward", "both", "x nearest", "saved", "weights"]
     rows = []
-    for row in summary.to_dict("records"):
+    for row in upsampling.to_dict("records"):
         figures = [row.get(f"{way}_us", math.nan) / 1e3 for way in ("forward", "backward", "both")]
         weights = "" if math.isnan(row["weights"]) else f"{row['weights'] / 1e3:,.0f}k"
-        cells = [_or_nothing(value) for value in (*figures, row["x_nearest"], row["saved_mb"])]
+        cells = [or_nothing(value) for value in (*figures, row["x_nearest"], row["saved_mb"])]
         rows.append([_name(row), str(row["kind"]), *cells, weights])
     return header, rows
 
 
-def checkerboard_rows(frame: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of checkerboards: each kind before and after its training.
+@VIEW.table(
+    "checkerboards",
+    title="Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training",
+    heading="Upsampling: checkerboards",
+)
+def checkerboard_rows(samples: "pd.DataFrame") -> Rows:
+    """Of a small GAN before and after a fixed short training.
 
-    Of its layers the largest spread, of the three spectral peaks the largest; medians over the seeds.
-
-    Args:
-        frame: from `reports.load`.
+    Spread: standard deviation between the four phases of a 2x2 grid over the mean, for a constant map, in the worst
+    layer. Share: variance of the images, and of the critic's gradient dD/dx at real images, that the phase explains.
+    Peak: the largest power at (0, π), (π, 0) and (π, π) over its neighbouring band, of images relative to real ones, of
+    the gradient as it is (noise has 1). In the pictures, spectra run from -20 dB (black) to +20 dB (white), the images'
+    over that of real ones, the gradient's over its median; frequency zero is top left, the checkerboard's in the
+    middle; the residue is what differs from the mean of each 2x2 pixels.
     """
     header = ["kind", "steps", "spread", "share", "peak x real", "dD/dx: share", "peak x noise"]
-    own = frame[(frame["benchmark"] == BENCHMARK) & frame["metric"].isin(UPSAMPLING) & (frame["status"] == "ok")]
+    own = samples[
+        (samples["benchmark"] == BENCHMARK)
+        & samples["metric"].isin((*CHECKERBOARDS, "parameter_count"))
+        & (samples["status"] == "ok")
+    ]
     if own.empty or "image_size" not in own or own["image_size"].isna().all():
         return header, []
     own = own[own["image_size"].notna()]
@@ -170,7 +192,3 @@ def checkerboard_rows(frame: "pd.DataFrame") -> Rows:
 
 def _share(values: "pd.Series") -> str:
     return "" if values.empty else percent(round(float(values.median()), 4))
-
-
-def _or_nothing(value: float) -> str:
-    return "" if math.isnan(value) else significant(value)

@@ -1,11 +1,15 @@
 """What the tests of commands share."""
 
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import torch
 from recorded_graph import Recording
+from tiny import TINY
 
 from wallclock.bench.cli.app import main
 from wallclock.bench.engine.cuda_graphs import WARMUP_STEPS, StepGraphs
@@ -27,6 +31,19 @@ def wallclock(monkeypatch, capsys):
 
     yield run
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """A finished run of a tiny recipe, trained once for all tests that read one: its folder, and what was printed."""
+    out, err, folder = io.StringIO(), io.StringIO(), tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        command = ["run", "cifar", *TINY, "--set", "epochs=0.4", "--target", "0.05", "--out", str(folder)]
+        patch.setattr(sys, "argv", ["wallclock", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    (path,) = folder.iterdir()
+    return SimpleNamespace(path=path, code=ended.value.code or 0, out=out.getvalue(), err=err.getvalue())
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def clock_reads(path: Path) -> set[str]:
 
 def test_every_package_has_modules() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PACKAGES)
-    assert {"kernels", "loaders", "torch"} <= roots(ROOT / "loaders" / "pipelines" / "device.py")  # so imports are found
+    assert {"kernels", "loaders", "torch"} <= roots(ROOT / "loaders" / "pipelines" / "device.py")  # they are found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)

@@ -8,6 +8,12 @@ import torch
 from wallclock.bench.measure.turns import Taken
 from wallclock.models.recipes import get_recipe
 
+# For the command line: steps that take milliseconds, and one look at each epoch of 50 of them.
+TINY = (
+    *("--set", 'model_arguments={"widths":[8,8,8]}', "--set", "batch_size=100", "--set", "resolutions=[]"),
+    *("--set", "precision=fp32", "--set", "tta=null"),
+)
+
 
 def tiny_recipe(**changes):
     """Sprint, narrow enough to learn the embedded set in seconds."""

@@ -210,11 +210,14 @@ EVERYTHING = Augmentation(pad=2, flip="random", cutout=3, brightness=0.2, contra
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("height", "width"), [(5, 7), (32, 32), (41, 40)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(5, 7), pytest.param(32, 32, marks=pytest.mark.slow), pytest.param(41, 40, marks=pytest.mark.slow)],
+)
 def test_one_kernel_equals_drawing_and_augmenting(
     augmentation: Augmentation, height: int, width: int, device: torch.device
 ) -> None:
-    images, indices = images_of(30, height, width).to(device), torch.tensor([7, 29, 0, 7, 12], device=device)
+    images, indices = images_of(30, height, width).to(device), torch.tensor([7, 29, 7], device=device)
     for seed, epoch in ((0, 0), (2**40 + 3, 1), (2**63 - 1, 17)):
         drawn = draw(augmentation, seed, epoch, indices, height, width)
         expected = augment(images, indices, **drawn, cutout=augmentation.cutout, padding=augmentation.padding)
@@ -241,7 +244,7 @@ def fused(draw: st.DrawFn) -> tuple[int, int, int, Augmentation]:
     )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=fused(), epoch=st.integers(0, 50))
 def test_one_kernel_equals_drawing_and_augmenting_at_any_shape(case: tuple, epoch: int, device: torch.device) -> None:
     count, height, width, augmentation = case

@@ -12,12 +12,10 @@ from triton.runtime import interpreter
 
 from wallclock.bench.cases.kernels.trial import DTYPES, Trial
 from wallclock.bench.measure.operator_bytes import Operands
-from wallclock.kernels import batch_norm_act
 from wallclock.kernels.cases import SPECS
-from wallclock.kernels.cases import batch_norm_act as norm_cases
+from wallclock.kernels.cases import inputs as case_inputs
 from wallclock.kernels.cases.batch_norm_act import norm_plan
 from wallclock.kernels.cases.conv_bn_act import maps_of
-from wallclock.kernels.instance_norm_act import plan
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter, which is off"),
@@ -80,8 +78,7 @@ def ratio(monkeypatch, spec, case, variant, direction, dtype="bf16"):
 def test_batch_norm_act(form, flags, variant, direction, monkeypatch):
     spec = SPECS["batch_norm_act"]
     case = replace(spec.cases[0], shape=SHAPES[form], flags=flags)
-    resident = batch_norm_act.resident_programs(torch.device("cpu"))
-    monkeypatch.setattr(norm_cases, "MULTIPROCESSORS", resident)  # predicted as the kernels here are run
+    monkeypatch.setattr(case_inputs, "MULTIPROCESSORS", 0)  # the interpreter runs one program after another
     assert norm_plan(case.shape).persistent == (form == "persistent")
     assert 1 <= ratio(monkeypatch, spec, case, variant, direction) <= 1 + VECTORS
 
@@ -96,15 +93,9 @@ def test_a_batch_norm_is_predicted_persistent_up_to_132_programs():
 @pytest.mark.parametrize("shape", [(2, 64, 8, 16), (1, 32, 40, 36)], ids=["persistent", "two-phase"])
 def test_instance_norm_act(shape, place, direction, monkeypatch):
     spec = SPECS["instance_norm_act"]
-    monkeypatch.setattr("wallclock.kernels.cases.instance_norm_act.instance_plan", lambda shape: plan_here(shape))
+    monkeypatch.setattr(case_inputs, "MULTIPROCESSORS", 0)
     case = replace(spec.cases[place], shape=shape)
     assert 1 <= ratio(monkeypatch, spec, case, "triton", direction) <= 1 + VECTORS
-
-
-def plan_here(shape):
-    """The interpreter runs one program after another: none may wait for another."""
-    n, c, height, width = shape
-    return plan(n, height * width, c, resident_programs=0)
 
 
 @pytest.mark.parametrize("variant", ["triton", "triton_inplace"])
@@ -286,7 +277,7 @@ def test_norm_and_activation_of_a_convolution(form, most, monkeypatch):
     monkeypatch.setattr(
         "wallclock.kernels.batch_norm_act.PERSISTENT_TILE", 256
     )  # the norm after the last one in two phases
-    monkeypatch.setattr(norm_cases, "MULTIPROCESSORS", 0)
+    monkeypatch.setattr(case_inputs, "MULTIPROCESSORS", 0)
     sizes = {2 * elements for before, after, _ in maps_of(case) for elements in (before, after)}
     counted_bytes = {}
     for direction in ("forward", "backward", "both"):

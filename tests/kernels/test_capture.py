@@ -26,7 +26,7 @@ WAITS = (
     "aten.masked_select",
 )
 TRIALS = [
-    pytest.param(name, variant, place, id=f"{name}-{variant}-{place}")
+    pytest.param(name, variant, place, id=f"{name}-{variant}-{place}", marks=pytest.mark.slow if place else ())
     for name, spec in SPECS.items()
     for place in (0, -1)
     for variant in spec.variants_at(spec.cases[place])

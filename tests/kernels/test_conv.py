@@ -2,23 +2,11 @@
 
 import pytest
 import torch
+from comparison import CONVOLUTIONS
 from torch.nn import functional as F
 
 from wallclock.kernels import conv
 from wallclock.kernels.batch_norm_act import dense
-
-# n, c, h, w, k, r, s, stride, padding
-SHAPES = [
-    (2, 5, 7, 6, 24, 3, 3, 1, 1),
-    (2, 16, 5, 5, 8, 1, 1, 1, 0),
-    (2, 3, 9, 8, 7, 3, 3, 2, 1),
-    (1, 4, 6, 6, 5, 4, 4, 2, 1),
-    (2, 6, 5, 7, 9, 1, 1, 2, 0),
-    (3, 20, 1, 1, 17, 1, 1, 1, 0),
-    (1, 123, 3, 3, 4, 3, 3, 1, 1),
-    (1, 5, 6, 4, 3, 3, 1, 1, 0),
-    (1, 2, 5, 5, 3, 2, 2, 3, 0),
-]
 
 
 def made(shape, device, dtype=torch.float64):
@@ -32,7 +20,7 @@ def made(shape, device, dtype=torch.float64):
     return x.detach(), filters.detach(), y.detach(), dense(dy), torch.autograd.grad(y, (x, filters), dy)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
 def test_output_and_gradients_equal_pytorchs(shape, device):
     x, filters, y, dy, (dx, dfilters) = made(shape, device)
     *_, r, s, stride, padding = shape

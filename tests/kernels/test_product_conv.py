@@ -2,20 +2,11 @@ import re
 
 import pytest
 import torch
+from comparison import CONVOLUTIONS
 from torch.nn import functional as F
 
 from wallclock.kernels.cases import SPECS
 from wallclock.kernels.product_conv import product_conv, unfolded, worth_it
-
-SHAPES = [  # N, C, H, W, K, R, S, stride, padding
-    (2, 3, 5, 7, 4, 3, 3, 1, 1),
-    (3, 5, 6, 5, 2, 3, 3, 2, 1),
-    (1, 1, 1, 1, 1, 1, 1, 1, 0),
-    (2, 7, 3, 4, 5, 1, 1, 1, 0),
-    (2, 4, 9, 8, 3, 5, 3, 3, 2),
-    (4, 6, 4, 4, 8, 4, 4, 1, 0),
-    (3, 2, 2, 2, 3, 3, 3, 1, 1),
-]
 
 
 def gradients(conv, x, filters, stride, padding, dy):
@@ -29,7 +20,7 @@ def plain(x, filters, *, stride, padding):
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous", "strided"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
 def test_it_is_pytorchs_convolution_with_its_gradients(shape, layout, device):
     n, c, h, w, k, r, s, stride, padding = shape
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from wallclock.bench.cases.kernels.run import measured_under
-from wallclock.bench.measure.timing import measure
+from wallclock.bench.measure.sampling import measure
+from wallclock.bench.runs.cases import measured_under
 from wallclock.kernels.upsample_conv import collapse, upsample_conv, upsample_conv_ref
 
 SHAPES = [(2, 5, 3, 4, 7), (3, 24, 5, 1, 1), (1, 1, 1, 2, 1), (2, 123, 3, 3, 2), (1, 3, 123, 1, 5)]  # N, I, O, H, W

@@ -21,10 +21,10 @@ SWITCHES = {
     "both": Implementations(batch_norm_act="triton", residual="triton"),
     "all": Implementations(conv_bn_act="triton", batch_norm_act="triton", residual="triton"),
 }
-NETWORKS = {
-    "darknet": lambda: Darknet(10, num_blocks=(1, 1), base_channels=4),
-    "wide_resnet": lambda: WideResNet(10, blocks=1, widen=1, base_channels=4),
-    "sprint": lambda: Sprint(10, widths=(8, 8, 8)),
+NETWORKS = {  # with the edge of the images
+    "darknet": (lambda: Darknet(10, num_blocks=(1, 1), base_channels=4), 10),
+    "wide_resnet": (lambda: WideResNet(10, blocks=1, widen=1, base_channels=4), 10),
+    "sprint": (lambda: Sprint(10, widths=(8, 8, 8)), 20),
 }
 
 
@@ -42,10 +42,11 @@ def results(model, images, weights):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_switch_computes_what_eager_does(network, switch, device, large_tiles):
     torch.manual_seed(0)
-    eager = NETWORKS[network]().to(device, torch.float64)
+    make, edge = NETWORKS[network]
+    eager = make().to(device, torch.float64)
     other = copy.deepcopy(eager)
     choose(other, SWITCHES[switch])
-    images = torch.randn(4, 3, 20, 20, dtype=torch.float64, device=device)
+    images = torch.randn(4, 3, edge, edge, dtype=torch.float64, device=device)
     weights = torch.randn(4, 10, dtype=torch.float64, device=device)
     expected, found = (results(model, images, weights) for model in (eager, other))
     assert expected.keys() == found.keys()
@@ -92,7 +93,7 @@ def darknet_block(channels, device):
     ("switch", "save", "share"),
     [("both", "input", 0.755), ("both", "output", 0.505), ("both", "byte", 0.63), ("all", "input", 0.63)],
 )
-def test_activation_memory_of_a_darknet_block(switch, save, share, device):
+def test_activation_memory_of_a_darknet_block(switch, save, share, device, large_tiles):
     torch.manual_seed(0)
     block = darknet_block(32, device)
     for layer in block.modules():

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from wallclock.bench.cases.kernels.run import measured_under
 from wallclock.bench.measure.environment import cpu_name, source_hash
+from wallclock.bench.runs.cases import measured_under
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:

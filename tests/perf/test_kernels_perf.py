@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from wallclock.bench.cases.kernels.run import interpreted
 from wallclock.bench.cases.kernels.trial import Trial
 from wallclock.bench.measure.timing import now_s, synchronize
 from wallclock.kernels.cases import SPECS
-from wallclock.kernels.spec import available
+from wallclock.kernels.spec import available, interpreted
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = [

@@ -12,10 +12,11 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 
@@ -27,85 +28,67 @@ from wallclock.kernels.spec import Case, KernelSpec
 from wallclock.reports.store.schema import Run, RunStatus, Sample
 from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 
-TARGETS = (80, 90, 100)
-EXTRA_TARGETS = (90,)  # of what is no benchmark in bfloat16: the other types, evaluation
+TARGETS = (80, 90, 100)  # compute capabilities
+EXTRA_TARGETS = (90,)  # for evaluation and the types that are not benchmarked
 MULTIPROCESSORS = 132  # of the GPU that persistent kernels are cut up for
 BASELINE = Path(__file__).with_name("static_baseline.json")
 NARROW_BELOW_BYTES = 8
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 NOP = 0x918  # the lowest 12 bits of an instruction
 MEANT = "if that is meant, run with --update-baseline and commit it"
-# Of one multiprocessor, by compute capability: shared memory, bytes. All have 65,536 registers and 64 warps.
+# Shared memory of one multiprocessor, by compute capability. All have 65,536 registers and 64 warps.
 SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
 # Accesses that no shape lets be wide: single bytes gathered from anywhere; an eighth of a byte an element.
 NARROW_BY_NATURE = {"augment_kernel": "loads", "residual_kernel": "bits", "residual_backward_kernel": "bits"}
+FIGURES: dict[str, tuple[str, Literal["lower", "higher"]]] = {  # metric: its unit, and which way is better
+    "registers": ("count", "lower"),  # registers of a thread
+    "spilled_bytes": ("B", "lower"),  # local memory that a thread uses because registers ran out
+    "instructions": ("count", "lower"),  # length of the code: issuing it bounds a kernel that its bytes do not
+    "shared_bytes": ("B", "lower"),  # shared memory of a program
+    "load_bytes": ("B", "higher"),  # a thread's widest load from a map
+    "store_bytes": ("B", "higher"),  # a thread's widest store to a map
+    "narrow": ("count", "lower"),  # accesses narrower than eight bytes a thread that nothing in the kernel makes so
+    "tensor_cores": ("count", "higher"),  # 1 if all products run on tensor cores, or there are none; otherwise 0
+    "occupancy": ("fraction", "higher"),  # warps that fit on a multiprocessor, as a share of the most
+}
+GATED = ("spilled_bytes", "tensor_cores")  # these have one value that passes; the baseline holds the others
 
 
-@dataclass
+@dataclass(frozen=True)
 class Compiled:
-    """What one kernel became for one target.
+    """One kernel as the compiler made it for one target.
 
     Attributes:
-        kernel: its name and the constants and types that tell it from others of that name.
+        kernel: its name, with the constants and types that tell it from others of that name.
         target: compute capability, such as 90.
-        registers: of a thread.
-        spilled_bytes: stored to and loaded from local memory because registers ran out.
-        instructions: of its code: what a GPU issues bounds a kernel that its bytes do not.
-        shared_bytes: of a program.
-        load_bytes: of a thread's widest access of a map.
-        store_bytes: the same.
-        narrow: accesses of 8- and 16-bit elements that are narrower than eight bytes a thread, though nothing in the
-            kernel's nature makes them so.
-        tensor_cores: whether its products run on tensor cores; 1 where there are none.
-        occupancy: warps that fit on a multiprocessor, as a share of the most.
-        case: that launched it first.
+        case: the case that launched it first.
+        figures: the value of each of `FIGURES`.
     """
 
     kernel: str
     target: int
-    registers: int
-    spilled_bytes: int
-    instructions: int
-    shared_bytes: int
-    load_bytes: int
-    store_bytes: int
-    narrow: int
-    tensor_cores: int
-    occupancy: float
     case: str
+    figures: dict[str, float]
 
     @property
     def key(self) -> str:
-        """Its place in the baseline."""
+        """The kernel's name in the baseline."""
         return f"sm_{self.target} {self.kernel}"
-
-
-class _Driver:
-    """Stands in for the GPU's driver, as far as compiling goes; a device's number is its compute capability."""
-
-    def __init__(self) -> None:
-        self.device = TARGETS[0]
-
-    def get_current_device(self) -> int:
-        return self.device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.device, 32)
 
 
 @contextlib.contextmanager
 def _recorded(targets: tuple[int, ...] | None = None) -> Iterator[dict[str, Any]]:
-    """Makes every launch compile for the targets (None: all) and run nothing; yields what came of it, by key."""
+    """Makes every launch compile for the targets (None: all) and run nothing; yields the kernels by hash."""
+    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     found: dict[str, Any] = {}
-    stand_in, run = _Driver(), JITFunction.run
+    run = JITFunction.run
+    stand_in = SimpleNamespace(device=TARGETS[0])  # a driver for compiling alone; its device is a compute capability
+    stand_in.get_current_device = lambda: stand_in.device
+    stand_in.get_current_stream = lambda device: 0
+    stand_in.get_current_target = lambda: GPUTarget("cuda", stand_in.device, 32)
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         for target in TARGETS if targets is None else targets:
@@ -127,7 +110,7 @@ def _recorded(targets: tuple[int, ...] | None = None) -> Iterator[dict[str, Any]
 
 
 def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[str]]]:
-    """Yields operations and cases that hold all words, with the variants that have Triton kernels."""
+    """Yields the operations and cases that `only` chooses, with the variants that have Triton kernels."""
     for spec in SPECS.values():
         for case in spec.static_cases or spec.cases:
             variants = [v for v in spec.variants_at(case) if v.startswith("triton")]
@@ -139,7 +122,7 @@ def compile_all(only: tuple[str, ...] = ()) -> Iterator[Compiled]:
     """Compiles every Triton kernel at every case, and yields each once.
 
     Args:
-        only: see `bench.runs.select`; words are of the names of operation and case.
+        only: texts of words of operation and case; see `bench.runs.select`.
     """
     made: set[str] = set()
     for spec, case, variants in chosen(only):
@@ -169,49 +152,43 @@ def _run(spec: KernelSpec, case: Case, variant: str, dtype: torch.dtype = torch.
 
 
 def _examined(target: int, function: Any, kernel: Any, case: str) -> Compiled:
-    ptx = kernel.asm["ptx"]
+    ptx, metadata = kernel.asm["ptx"], kernel.metadata
     registers, spilled, instructions = _assembled(kernel.asm["cubin"])
-    name, shared, warps = kernel.metadata.name, int(kernel.metadata.shared), int(kernel.metadata.num_warps)
     widths = {kind: _widths(ptx, kind) for kind in ("ld", "st")}
+    figures = {
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "instructions": instructions,
+        "shared_bytes": metadata.shared,
+        "load_bytes": max((width for width, _ in widths["ld"]), default=0),
+        "store_bytes": max((width for width, _ in widths["st"]), default=0),
+        "narrow": _count_narrow(widths, metadata.name, _constants(function, kernel)),
+        "tensor_cores": int("tt.dot" not in kernel.asm["ttir"] or bool(TENSOR_CORES.search(ptx))),
+        "occupancy": _occupancy(registers, metadata.shared, metadata.num_warps, target),
+    }
+    return Compiled(_identity(function, kernel), target, case, figures)
+
+
+def _count_narrow(widths: dict[str, list[tuple[int, int]]], name: str, constants: dict[str, Any]) -> int:
+    """Counts the accesses that are narrow though they could be wide."""
+    if any(constants.get(channels, 0) % 4 for channels in ("A_C", "OUT_C", "C", "K")):
+        return 0  # a pixel's channels, such as three colours, fill no whole number of eight bytes
     nature = NARROW_BY_NATURE.get(name, "")
-    narrow = 0
-    for kind, accesses in widths.items():
-        if (nature == "loads" and kind == "ld") or _odd_channels(function, kernel):
-            continue
-        if _constants(function, kernel).get("PROLOGUE"):  # copies of a norm's float32 vectors
-            accesses = [access for access in accesses if access != (4, 16)]
-        sizes = (16,) if nature == "bits" else (8, 16)
-        narrow += sum(width < NARROW_BELOW_BYTES and bits in sizes for width, bits in accesses)
-    return Compiled(
-        kernel=_identity(function, kernel),
-        target=target,
-        registers=registers,
-        spilled_bytes=spilled,
-        instructions=instructions,
-        shared_bytes=shared,
-        load_bytes=max((width for width, _ in widths["ld"]), default=0),
-        store_bytes=max((width for width, _ in widths["st"]), default=0),
-        narrow=narrow,
-        tensor_cores=int("tt.dot" not in kernel.asm["ttir"] or bool(TENSOR_CORES.search(ptx))),
-        occupancy=_occupancy(registers, shared, warps, target),
-        case=case,
-    )
+    accesses = [access for kind in widths if (nature, kind) != ("loads", "ld") for access in widths[kind]]
+    if constants.get("PROLOGUE"):  # copies of a norm's float32 vectors
+        accesses = [access for access in accesses if access != (4, 16)]
+    sizes = (16,) if nature == "bits" else (8, 16)
+    return sum(width < NARROW_BELOW_BYTES and bits in sizes for width, bits in accesses)
 
 
 def _identity(function: Any, kernel: Any) -> str:
-    """The kernel's name, the types of its pointers, its constants, and which numbers are known to divide by 16."""
+    """Returns the kernel's name, its pointers' types, its constants, and the numbers known to be multiples of 16."""
     names, source = function.arg_names, kernel.src
     pointers = [t.removeprefix("*") for t in source.signature.values() if str(t).startswith("*")]
     constants = _constants(function, kernel)
-    told = [f"{name}={_constant(value)}" for name, value in constants.items() if value is not None]
+    given = [f"{name}={_constant(value)}" for name, value in constants.items() if value is not None]
     divisible = [name for at in source.attrs if source.signature[name := names[at[0]]] in ("i32", "i64")]
-    return " ".join([kernel.metadata.name, "/".join(dict.fromkeys(pointers)), *told, *(f"{n}%16" for n in divisible)])
-
-
-def _odd_channels(function: Any, kernel: Any) -> bool:
-    """Whether a pixel's channels fill no whole number of eight bytes, such as the three colours."""
-    constants = _constants(function, kernel)
-    return any(constants.get(name, 0) % 4 for name in ("A_C", "OUT_C", "C", "K"))
+    return " ".join([kernel.metadata.name, "/".join(dict.fromkeys(pointers)), *given, *(f"{n}%16" for n in divisible)])
 
 
 def _constants(function: Any, kernel: Any) -> dict[str, Any]:
@@ -225,26 +202,26 @@ def _constant(value: Any) -> str:
 
 
 def _assembled(cubin: bytes) -> tuple[int, int, int]:
-    """Registers of a thread, bytes of its stack, which holds nothing but what registers spill, and instructions."""
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", dumped(cubin, "-res-usage"))}
+    """Returns a thread's registers, the bytes of its stack, which holds what registers spill, and its instructions."""
+    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", dump(cubin, "-res-usage"))}
     return used["REG"], used["STACK"], _instructions(cubin)
 
 
-def dumped(cubin: bytes, what: str) -> str:
-    """Returns what cuobjdump tells of a kernel."""
+def dump(cubin: bytes, option: str) -> str:
+    """Returns the output of cuobjdump for a kernel."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, what, str(path)]
+        command = [knobs.nvidia.cuobjdump.path, option, str(path)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _instructions(cubin: bytes) -> int:
-    """Instructions of an ELF file's code but for NOPs, which fill it up; of 16 bytes each from sm_70 on.
+    """Counts the instructions of an ELF file's code, 16 bytes each from sm_70 on, without the NOPs that fill it up.
 
-    Read here, because a disassembly takes 0.4 s, nearly as long as the compilation.
+    The file is read here because a disassembly takes 0.4 s, nearly as long as the compilation.
     """
     (headers_at,) = struct.unpack_from("<Q", cubin, 0x28)
     header_bytes, count, names_section = struct.unpack_from("<HHH", cubin, 0x3A)
@@ -258,7 +235,7 @@ def _instructions(cubin: bytes) -> int:
 
 
 def _widths(ptx: str, kind: str) -> list[tuple[int, int]]:
-    """Bytes a thread and bits an element of each access of global memory; an asynchronous copy knows no elements."""
+    """Returns each global access's bytes a thread and bits an element; 16 bits for an asynchronous copy's elements."""
     accesses = re.findall(rf"\b{kind}\.global[\w.:]*?(?:\.v([248]))?\.[busf](8|16|32|64)\b", ptx)
     widths = [(int(count or 1) * int(bits) // 8, int(bits)) for count, bits in accesses]
     if kind == "ld":
@@ -268,25 +245,26 @@ def _widths(ptx: str, kind: str) -> list[tuple[int, int]]:
 
 
 def _occupancy(registers: int, shared: int, warps: int, target: int) -> float:
-    """Share of a multiprocessor's 64 warps that registers and shared memory let run at once."""
+    """Returns the share of a multiprocessor's 64 warps that registers and shared memory let run at once."""
     of_warp = -(-registers * 32 // 256) * 256
     programs = min(65536 // (of_warp * warps), SHARED_BYTES[target] // (shared + 1024), 64 // warps, 32)
     return programs * warps / 64
 
 
 def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str], list[str]]:
-    """Compares with what holds for every kernel, and with the committed baseline.
+    """Compares kernels with what holds for every kernel, and with the committed baseline.
 
     Args:
-        compiled: by `compile_all`.
-        whole: whether that is every kernel, so that one of the baseline that is missing is gone.
+        compiled: kernels from `compile_all`.
+        whole: whether these are all kernels, so that one that only the baseline has is gone.
 
     Returns:
-        What is wrong, and remarks that are not.
+        What is wrong, and remarks on what is not.
     """
-    wrong = [f"{c.key}: spills {c.spilled_bytes} bytes" for c in compiled if c.spilled_bytes]
-    wrong += [f"{c.key}: {c.narrow} accesses narrower than {NARROW_BELOW_BYTES} bytes" for c in compiled if c.narrow]
-    wrong += [f"{c.key}: its products do not use tensor cores" for c in compiled if not c.tensor_cores]
+    wrong = [f"{c.key}: spills {n} bytes" for c in compiled if (n := c.figures["spilled_bytes"])]
+    narrow = f"accesses narrower than {NARROW_BELOW_BYTES} bytes"
+    wrong += [f"{c.key}: {n} {narrow}" for c in compiled if (n := c.figures["narrow"])]
+    wrong += [f"{c.key}: its products do not use tensor cores" for c in compiled if not c.figures["tensor_cores"]]
     baseline: dict[str, Any] = (
         json.loads(BASELINE.read_text()) if BASELINE.exists() else {"triton": "none", "kernels": {}}
     )
@@ -297,18 +275,13 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
         if known is None:  # a changed constant makes another kernel of it, whose figures nobody has agreed to
             wrong.append(f"{c.key}: not in the baseline; {MEANT}")
             continue
-        grown = [
-            f"{name} {known[name]} -> {getattr(c, name)}"
-            for name in ("registers", "instructions", "shared_bytes", "narrow")
-            if getattr(c, name) > known[name]
+        worse = [
+            f"{name} {known[name]} -> {c.figures[name]}"
+            for name, (_, better) in FIGURES.items()
+            if name not in GATED and (c.figures[name] - known[name]) * (1 if better == "lower" else -1) > 0
         ]
-        grown += [
-            f"{name} {known[name]} -> {getattr(c, name)}"
-            for name in ("load_bytes", "store_bytes", "occupancy")
-            if getattr(c, name) < known[name]
-        ]
-        if grown:
-            wrong.append(f"{c.key}: {', '.join(grown)}; {MEANT}")
+        if worse:
+            wrong.append(f"{c.key}: {', '.join(worse)}; {MEANT}")
     if whole:
         gone = sorted(set(baseline["kernels"]) - {c.key for c in compiled})
         wrong += [f"{key}: in the baseline, and compiled no more; {MEANT}" for key in gone]
@@ -316,46 +289,23 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
 
 
 def write_baseline(compiled: list[Compiled]) -> Path:
-    """Makes what was compiled the baseline."""
-    kernels = {}
-    for c in compiled:
-        kernels[c.key] = {
-            k: v for k, v in asdict(c).items() if k not in ("kernel", "target", "case", "spilled_bytes", "tensor_cores")
-        }
+    """Makes the compiled kernels the baseline, and returns its path."""
+    kernels = {c.key: {name: c.figures[name] for name in FIGURES if name not in GATED} for c in compiled}
     BASELINE.write_text(json.dumps({"triton": version("triton"), "kernels": kernels}, indent=1, sort_keys=True) + "\n")
     return BASELINE
 
 
-FIGURES = {  # metric: unit, and which way is better
-    "registers": ("count", "lower"),
-    "spilled_bytes": ("B", "lower"),
-    "instructions": ("count", "lower"),
-    "shared_bytes": ("B", "lower"),
-    "load_bytes": ("B", "higher"),
-    "store_bytes": ("B", "higher"),
-    "narrow": ("count", "lower"),
-    "tensor_cores": ("count", "higher"),
-    "occupancy": ("fraction", "higher"),
-}
-
-
 class StaticRun:
-    """One run of the gate: compiles every kernel for every target, and records each as it comes.
-
-    Args:
-        writer: where records go.
-        only: see `bench.runs.select`; words are of the names of operation and case.
-        update_baseline: make this the baseline.
-    """
+    """One run of the gate: compiles every kernel for every target, and records each as it comes; see `new_run`."""
 
     def __init__(self, writer: RunWriter, only: tuple[str, ...], *, update_baseline: bool) -> None:
         self.writer, self.only, self.update_baseline = writer, only, update_baseline
 
     def execute(self) -> tuple[RunStatus, list[str], list[str]]:
-        """Compiles and ends the records.
+        """Compiles the kernels and ends the records.
 
         Returns:
-            How it ended ("failed" if a gate does not hold), what is wrong, and remarks.
+            How the run ended ("failed" if a gate does not hold), what is wrong, and remarks.
 
         Raises:
             KeyboardInterrupt: after the records have been ended as interrupted.
@@ -381,9 +331,9 @@ def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_basel
 
     Args:
         out: folder that holds runs.
-        command: as typed, for the record.
-        only: see `bench.runs.select`; words are of the names of operation and case.
-        update_baseline: make this the baseline; of all kernels only.
+        command: the command as typed, for the record.
+        only: see `compile_all`.
+        update_baseline: whether the kernels, which must be all, become the baseline.
 
     Raises:
         ValueError: if Triton is missing or runs in its interpreter, or a part is to become the baseline.
@@ -395,7 +345,7 @@ def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_basel
         raise ValueError("TRITON_INTERPRET=1 compiles nothing; unset it")
     if update_baseline and only:
         raise ValueError("--update-baseline needs all kernels; leave out --only")
-    if not any(True for _ in chosen(only)):
+    if not any(chosen(only)):
         raise ValueError(f"no case matches '{' | '.join(only)}'; operations: {', '.join(SPECS)}")
     asked = {"benchmark": "static", "only": list(only)}
     run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, request=asked, **provenance("cpu"))
@@ -410,6 +360,6 @@ def _sample(c: Compiled, metric: str) -> Sample:
         "launched_by": c.case,
     }
     return Sample(
-        benchmark="static", case=c.kernel.partition(" ")[0], metric=metric, unit=unit, better=better,  # type: ignore[arg-type]
-        value=getattr(c, metric), parameters=parameters,
+        benchmark="static", case=c.kernel.partition(" ")[0], metric=metric, unit=unit, better=better,
+        value=c.figures[metric], parameters=parameters,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One operation at one case: its inputs, its reference results, and what is measured of its variants."""
+"""One operation at one case: checks its variants against the reference, and measures their times, bytes and memory."""
 
 import contextlib
 import gc
@@ -9,52 +9,37 @@ from typing import Any
 import torch
 
 from wallclock.bench.measure.operator_bytes import Operands
+from wallclock.bench.measure.sampling import Measurement, measure
 from wallclock.bench.measure.telemetry import Telemetry
-from wallclock.bench.measure.timing import Measurement, measure
-from wallclock.kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.spec import (
+    TOLERANCES,
+    Case,
+    Direction,
+    Inputs,
+    KernelSpec,
+    failures,
+    in_a_line,
+    relative_error,
+)
 from wallclock.reports.store.schema import ParameterValue, Sample
 from wallclock.reports.store.write import RunWriter
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-ROUNDS = 2  # of all variants in turn, the second in reverse, so that a drift of the clock meets all alike
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """Returns what a compiler, a driver or want of memory raise, and not what a mistake in this suite raises."""
-    try:
-        from triton.errors import TritonError
-    except ImportError:
-        return RuntimeError, MemoryError
-    return RuntimeError, MemoryError, TritonError
-
-
-def in_a_line(error: Exception) -> str:
-    """Returns an error's kind and its words, the first 300 characters of them."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:300]}".rstrip(": ")
-
-
-def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
-    """Returns the largest error of any tensor as a share of its largest exact value; infinite for a NaN."""
-    errors = [
-        ((ours.double() - right.double()).abs().max() / right.double().abs().max().clamp_min(1e-30)).item()
-        for ours, right in zip(found, exact, strict=True)
-    ]
-    return max(errors) if all(error == error for error in errors) else float("inf")
+ROUNDS = 2  # all variants take turns, in the second round in reverse, so that a drift of the clock meets all alike
 
 
 class Trial:
-    """One operation at one case: its inputs, its reference results, and what is recorded of its variants.
+    """One operation at one case, with its inputs and the reference's results.
 
     Attributes:
-        benchmark: that its samples are of.
-        cold_or_not: states of the cache that it is measured in.
+        benchmark: the benchmark that the samples belong to.
+        cold_or_not: whether the cache is emptied before each call, for each way to measure.
 
     Args:
         spec: the operation.
-        case: of it.
+        case: one of its cases.
         dtype: a name in `DTYPES`.
-        device: to run on.
+        device: where it runs.
     """
 
     benchmark = "kernels"
@@ -82,7 +67,7 @@ class Trial:
             torch.cuda.empty_cache()
 
     def _leaves(self, inputs: Inputs) -> Inputs:
-        """The inputs, those that are differentiated as leaves of a graph of their own."""
+        """Returns the inputs, those that are differentiated as leaves of a new graph."""
         return {
             name: tensor.detach().requires_grad_()
             if tensor is not None and name in self.spec.differentiated
@@ -99,7 +84,7 @@ class Trial:
         return torch.empty_like(y).copy_(dy)
 
     def _results(self, function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
-        """The output, or what is overwritten, and all gradients; of inputs that may be overwritten."""
+        """Returns the output, or what the function overwrites, and all gradients; it may overwrite its inputs."""
         leaves = self._leaves(inputs)
         y = function(**leaves, **self.case.options)
         wanted = self._differentiated(leaves)
@@ -110,7 +95,7 @@ class Trial:
         return contiguous(self.inputs) if variant.endswith("_nchw") else self.inputs
 
     def _exact(self, variant: str) -> list[torch.Tensor]:
-        """What a variant's results are held to."""
+        """Returns the reference's results that a variant's are held to."""
         return self.exact
 
     def _error(self, variant: str) -> float:
@@ -118,26 +103,20 @@ class Trial:
         return relative_error(found, self._exact(variant))
 
     def check(self, variant: str) -> tuple[float, float]:
-        """Returns a variant's error against the float64 reference, and what is allowed."""
+        """Returns a variant's error against the float64 reference, and the largest error that is allowed."""
         allowed = max(TOLERANCES[DTYPES[self.dtype]], 2 * self.eager_error, self.spec.loose.get(variant, 0.0))
         return self._error(variant), allowed
 
     def sample(self, variant: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
-        """A sample of this case."""
+        """Returns a sample of this case; `fields` are further fields of a `Sample`."""
+        parameters = self.parameters | fields.pop("parameters", {})
         return Sample(
-            benchmark=self.benchmark,
-            case=self.name,
-            variant=variant,
-            parameters=self.parameters | fields.pop("parameters", {}),
-            metric=metric,
-            unit=unit,
-            value=value,
-            better="lower",
-            **fields,
-        )
+            benchmark=self.benchmark, case=self.name, variant=variant, parameters=parameters, metric=metric, unit=unit,
+            value=value, better="lower", **fields,
+        )  # fmt: skip
 
     def call(self, variant: str, direction: Direction) -> Callable[[], object]:
-        """What is timed: forward builds no graph; backward goes through one that is kept."""
+        """Returns the function to time: forward builds no graph; backward goes through one that is kept."""
         function, options = self.spec.variants[variant], self.case.options
         inputs = self.spec.own(self._of(variant), variant)
         leaves = self._leaves(inputs)
@@ -174,7 +153,7 @@ class Trial:
         latencies: dict[str, dict[str, float]] = {variant: {} for variant in variants}
         failed: dict[str, str] = {}
 
-        def going(order: Iterable[str]) -> Iterator[str]:
+        def left(order: Iterable[str]) -> Iterator[str]:
             return (variant for variant in order if variant not in failed)
 
         for variant in variants:
@@ -182,26 +161,22 @@ class Trial:
                 self._record_memory(variant, writer)
         for direction in directions:
             calls: dict[str, Callable[[], object]] = {}
-            for variant in going(variants):
+            for variant in left(variants):
                 with self._noting(variant, failed):
                     calls[variant] = self.call(variant, direction)
             for cold, turn in itertools.product(self.cold_or_not, range(ROUNDS)):
                 parameters: dict[str, ParameterValue] = {"direction": direction, "cache": "cold" if cold else "hot"}
-                for slot, variant in enumerate(going(variants if turn % 2 == 0 else reversed(variants))):
+                for slot, variant in enumerate(left(variants if turn % 2 == 0 else reversed(variants))):
                     where: dict[str, Any] = {"parameters": parameters, "round": turn, "slot": slot}
                     with self._noting(variant, failed):
                         found = measure(
-                            calls[variant],
-                            device=self.device,
-                            budget_s=budget_s / ROUNDS,
-                            cold=cold,
-                            queued=True,
+                            calls[variant], device=self.device, budget_s=budget_s / ROUNDS, cold=cold, queued=True,
                             min_count=5,
-                        )
+                        )  # fmt: skip
                         self._record_times(variant, found, writer, where | telemetry.read())
                         if not cold:
                             latencies[variant][direction] = found.median_s
-            for variant in going(variants):
+            for variant in left(variants):
                 with self._noting(variant, failed):
                     self._record_costs(variant, direction, calls[variant], writer)
         return latencies, failed
@@ -214,12 +189,8 @@ class Trial:
             failed[variant] = in_a_line(failure)
 
     def _record_times(self, variant: str, found: Measurement, writer: RunWriter, where: dict[str, Any]) -> None:
-        writer.add(
-            *(
-                self.sample(variant, "latency", "s", seconds, index=index, **where)
-                for index, seconds in enumerate(found.samples_s)
-            )
-        )
+        samples = enumerate(found.samples_s)
+        writer.add(*(self.sample(variant, "latency", "s", seconds, index=index, **where) for index, seconds in samples))
         if found.queued:
             writer.add(self.sample(variant, "issue", "s", found.issue_median_s, **where))
 
@@ -231,7 +202,7 @@ class Trial:
             self.sample(variant, "predicted_bytes", "B", predicted, parameters=parameters),
             self.sample(variant, "operations", "FLOP", operations, parameters=parameters),
         )
-        if variant != "compile":  # whose operators are inside its graph
+        if variant != "compile":  # its operators are inside a graph
             with Operands() as operands:
                 call()
             writer.add(self.sample(variant, "operand_bytes", "B", operands.bytes, parameters=parameters))
@@ -245,7 +216,7 @@ class Trial:
         wanted = self._differentiated(leaves)
         y = function(**leaves, **options)
         dy = self._dy(y)
-        torch.autograd.grad(y, wanted, dy)  # what compiling and a first call allocate is not the operation's
+        torch.autograd.grad(y, wanted, dy)  # compiling and the first call allocate memory of their own
         del y
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -259,7 +230,7 @@ class Trial:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             y = function(**leaves, **options)
         writer.add(self.sample(variant, "saved_bytes", "B", sum(saved.values())))
-        saved.pop(y.untyped_storage().data_ptr(), None)  # which the next operation keeps anyway
+        saved.pop(y.untyped_storage().data_ptr(), None)  # the next operation keeps it anyway
         writer.add(self.sample(variant, "saved_beyond_output_bytes", "B", sum(saved.values())))
         torch.autograd.grad(y, wanted, dy)
         if cuda:

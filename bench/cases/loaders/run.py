@@ -1,31 +1,28 @@
 """`wallclock run loaders`: every pipeline over every form of a data set, in four regimes that are never mixed.
 
-One image at a time; a pipeline alone, whole epochs that nobody trains on; the latency of its first batch; and a network
-that trains on it, beside the same network on one batch held in memory. Pipelines take turns within each round, forwards
-and backwards.
+The regimes: one image at a time; a pipeline alone, over whole epochs that nobody trains on; the latency of its first
+batch; and a network that trains on it, beside the same network on one batch held in memory. Pipelines take turns within
+each round, forwards and backwards.
 """
 
 import itertools
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Self
 
 from wallclock.bench.cases.kernels.trial import failures, in_a_line
-from wallclock.bench.cases.loaders.request import REGIMES, LoadersRequest
 from wallclock.bench.cases.loaders.trial import HELD, TOLERANCE, Form, LoaderTrial, Measured, Regime
-from wallclock.bench.measure.environment import cpu_cores, provenance, resolve_device
-from wallclock.bench.measure.numerics import numerics
-from wallclock.bench.measure.telemetry import Telemetry
+from wallclock.bench.measure.environment import cpu_cores
 from wallclock.bench.measure.timing import Deadline
-from wallclock.bench.runs.resume import begun_run, check_same_place
-from wallclock.bench.tasks.cifar.run import SYNTHETIC, load_split
+from wallclock.bench.runs.cases import CaseDone, CaseRequest, CaseRun
+from wallclock.bench.runs.request import SYNTHETIC
+from wallclock.bench.runs.resume import begun_run
+from wallclock.bench.runs.select import is_chosen
+from wallclock.bench.tasks.cifar.run import load_split
 from wallclock.loaders.batches import DataError, Dataset
 from wallclock.loaders.data.shards import SHARDS, write_shards
 from wallclock.loaders.data.stored import StoredImages, find_stored
@@ -33,102 +30,153 @@ from wallclock.loaders.pipelines.choose import PIPELINES, unavailable
 from wallclock.loaders.pipelines.workers import WorkerDied
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format.text import significant
-from wallclock.reports.store.read import load
-from wallclock.reports.store.schema import Run, RunStatus, Sample
-from wallclock.reports.store.write import RunWriter, StoreError, new_run_id, utc_now
+from wallclock.reports.store.schema import Sample
+from wallclock.reports.store.write import StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_IMAGES = 10_000  # unless told: an epoch of the slowest pipeline within seconds
+MOST_IMAGES = 10_000  # by default: an epoch of the slowest pipeline within seconds
 IMAGE_BUDGET_S = 0.3  # of one image at a time, in each round
-TUNED = ("dataloader", "dali", "webdataset")  # whose processes or threads are chosen by trying
+TUNED = ("dataloader", "dali", "webdataset")  # pipelines whose processes or threads are chosen by trying
+
+# The metric that every pipeline leaves in a round of each regime: by it a resumed run knows what is done.
+REGIMES: dict[Regime, str] = {"one image": "image_time", "alone": "images_per_s", "training": "step_time"}
+# The pipelines that read each form. `device` decodes once, when the set is loaded: its form is pixels.
+FORMS = {
+    "pixels": ("device", "dataloader", "dali"),
+    "parquet": ("dataloader", "dali"),
+    "folders": ("dataloader", "dali"),
+    "shards": ("webdataset", "dataloader", "dali"),
+}
 
 
-@dataclass(frozen=True)
-class PipelineDone:
-    """One pipeline in one regime at one case and round: its median, or why it was not measured."""
+@dataclass(frozen=True, kw_only=True)
+class LoadersRequest(CaseRequest):
+    """A request to measure pipelines; `only` takes words of form, batch size, pipeline and regime.
 
-    case: str
-    pipeline: str
-    regime: str
-    figures: dict[str, float]
-    why_not: str = ""
+    Attributes:
+        data: path of the data set, or "synthetic" for the embedded one.
+        batch_sizes: images in a batch.
+        images: how many images of the training set are used, from the first on.
+        rounds: how often all pipelines take their turns.
+        steps: steps of training in each round.
+        recipe: name of the recipe whose network trains.
 
-    def told(self) -> str:
-        """Returns its figures in a line, or why there are none."""
-        return self.why_not or ", ".join(f"{name} {significant(value)}" for name, value in self.figures.items())
-
-
-Done = frozenset[tuple[str, str, int]]  # case, regime, round
-
-
-class LoadersRun:
-    """One run of a request: checks and measures case after case, and records it as it goes.
-
-    Args:
-        request: what to run.
-        pixels: the images in memory.
-        stored: the same images as they lie on the disk, or None where they are not encoded one by one.
-        writer: where records go.
-        skipped: pipelines that are not measured here, with the reason.
-        done: units that the records hold already.
-        workers: processes or threads of pipelines, as the records tell.
-        failed: whether a pipeline has failed before.
+    Raises:
+        ValueError: if a number is out of range.
     """
 
-    def __init__(
-        self,
-        request: LoadersRequest,
-        pixels: Dataset,
-        stored: StoredImages | None,
-        writer: RunWriter,
-        skipped: dict[str, str],
-        *,
-        done: Done = frozenset(),
-        workers: dict[str, int] | None = None,
-        failed: bool = False,
-    ) -> None:
-        self.request, self.pixels, self.stored, self.writer, self.skipped = request, pixels, stored, writer, skipped
-        self.device, self.workers, self.done, self.failed = torch.device(request.device), workers or {}, done, failed
-        self.units = request.units(forms_of(stored), skipped)
+    benchmark = "loaders"
+    data: str
+    batch_sizes: tuple[int, ...] = (128, 500)
+    images: int = 10_000
+    rounds: int = 5
+    steps: int = 3
+    recipe: str = "sprint"
 
-    def execute(self, observe: Callable[[PipelineDone], None], deadline: Deadline | None = None) -> RunStatus:
-        """Runs what is left and ends the records.
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or min(self.batch_sizes) < 1 or min(self.images, self.rounds, self.steps) < 1:
+            raise ValueError(
+                f"batch sizes are {self.batch_sizes}, images {self.images}, rounds {self.rounds}, steps {self.steps}; "
+                "expected numbers above 0"
+            )
+        if self.images < 2 * max(self.batch_sizes):
+            raise ValueError(
+                f"{self.images} images are less than two batches of {max(self.batch_sizes)}; ask for more images"
+            )
+
+    def units(self, forms: Collection[str], skipped: Collection[str]) -> dict[tuple[str, int, Regime], list[str]]:
+        """Returns the pipelines to measure, in order, for each form, batch size and regime.
 
         Args:
-            observe: is shown everything that is done.
-            deadline: no round is begun after it.
-
-        Returns:
-            How it ended: "failed" if a pipeline is wrong or could not run.
+            forms: the forms that the data have.
+            skipped: pipelines that this machine lacks.
 
         Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
+            ValueError: if nothing is left to measure.
         """
-        self._observe, self._deadline = observe, deadline or Deadline(None)
-        with (
-            self.writer as writer,
-            measured_under(),
-            Telemetry.of(self.device, self.writer.note) as self._telemetry,
-            tempfile.TemporaryDirectory(prefix="wallclock-shards-") as scratch,
-        ):
-            for pipeline, why_not in self.skipped.items():
-                observe(PipelineDone("every case", pipeline, "every regime", {}, why_not))
+        found = {}
+        for form, batch_size, regime in itertools.product(forms, self.batch_sizes, REGIMES):
+            # One image at a time has no batch size: it is measured beside the first.
+            once = regime != "one image" or batch_size == self.batch_sizes[0]
+            regimes = ("alone", "first batch") if regime == "alone" else (regime,)  # a first batch comes with "alone"
+            named = [f"{form} {batch_size} {each}".split() for each in regimes]
+            pipelines = [
+                pipeline
+                for pipeline in FORMS[form]
+                if pipeline not in skipped and any(is_chosen((*words, pipeline), self.only) for words in named)
+            ]
+            if once and pipelines:
+                found[form, batch_size, regime] = pipelines
+        if not found:
+            why = "; ".join(skipped)
+            raise ValueError(
+                f"nothing matches '{' | '.join(self.only)}'; forms: {', '.join(forms)}; pipelines: "
+                f"{', '.join(PIPELINES)}; regimes: {', '.join(REGIMES)}, first batch"
+                + (f"; not here: {why}" if why else "")
+            )
+        return found
+
+
+class LoadersRun(CaseRun[LoadersRequest]):
+    """One run of a request: checks and measures case after case.
+
+    Attributes:
+        pixels: the images in memory.
+        stored: the same images as they lie on the disk, or None where they are not encoded one by one.
+        workers: processes or threads of the pipelines that are tuned.
+        units: pipelines to measure, for each form, batch size and regime.
+    """
+
+    kind = LoadersRequest
+    failure = "pipelines are wrong or could not run; see their errors"
+    verb = "measured"
+    seeded = True
+
+    def __init__(self, request: LoadersRequest) -> None:
+        self.pixels, self.stored = _load(request)
+        super().__init__(request, {name: why for name in PIPELINES if (why := unavailable(name))}, self.pixels)
+        self.workers: dict[str, int] = {}
+        forms = ("pixels", *((self.stored.form,) if self.stored else ()), "shards")  # shards can be written of any
+        self.units = request.units(forms, self.skipped)
+
+    @classmethod
+    def resume(cls, path: Path) -> Self:
+        """Returns a run that is ready to go on; see `CaseRun.resume`."""
+        data = begun_run(path, "loaders").request["data"]
+        if data != SYNTHETIC and not Path(data).exists():
+            raise StoreError(f"{path} needs its data at {data}, seen from where it was begun; go on from there")
+        return super().resume(path)
+
+    def read_done(self, samples: "pd.DataFrame") -> None:
+        """Takes the tuned workers, and the rounds of which the records hold every pipeline that has not failed."""
+        tuned = samples[samples["metric"] == "workers"]
+        self.workers = {str(name): int(count) for name, count in zip(tuned["variant"], tuned["value"], strict=True)}
+        for (form, batch_size, regime), pipelines in self.units.items() if len(samples) else ():
+            case = f"{form} {batch_size}"
+            own = samples[(samples["case"] == case) & (samples["regime"] == regime)]
+            failed = set(own.loc[own["status"] == "failed", "variant"])
+            needed = {*pipelines, *((HELD,) if regime == "training" else ())} - failed
+            key = own[own["metric"] == REGIMES[regime]]
+            for turn in range(self.request.rounds):
+                if needed <= set(key.loc[key["round"] == turn, "variant"]):
+                    self.done.add((case, regime, turn))
+
+    def measure(self, deadline: Deadline) -> str:
+        """Tunes the pipelines, then measures the rounds that are left; begins none after the deadline."""
+        self.show_skipped("every case", "every regime")
+        with tempfile.TemporaryDirectory(prefix="wallclock-shards-") as scratch:
             forms = self._forms(Path(scratch))
             self._tune(forms)
             for (form, batch_size, regime), pipelines in self.units.items():
                 trial = LoaderTrial(forms[form], batch_size, self.device, self.workers)
-                if not self._measure(trial, regime, pipelines):
-                    writer.note(f"stopped at {trial.name}, {regime}: the budget is spent")
-                    writer.finish("stopped")
-                    return "stopped"
-            how = ("failed", "pipelines are wrong or could not run; see their errors") if self.failed else ()
-            writer.finish(*how)
-        return "failed" if self.failed else "done"
+                if not self._measure_rounds(trial, regime, pipelines, deadline):
+                    return f"stopped at {trial.name}, {regime}: the budget is spent"
+        return ""
 
     def _forms(self, scratch: Path) -> dict[str, Form]:
-        """The data in every form that is asked for; shards are written for it."""
+        """Returns the data in every form that is asked for; writes shards if they are."""
         forms = {"pixels": Form("pixels", self.pixels, self.pixels)}
         if self.stored is not None:
             forms[self.stored.form] = Form(self.stored.form, self.stored, self.pixels)
@@ -158,20 +206,19 @@ class LoadersRun:
             self.workers[pipeline] = max(rates, key=rates.__getitem__)
             self.writer.note(f"{pipeline} gets {self.workers[pipeline]} of {', '.join(map(str, counts))} workers")
             self._record(trial, pipeline, Measured("tuning", "workers", "processes", self.workers[pipeline]))
-            figures = {f"images/s with {count}": rate for count, rate in rates.items()}
-            self._observe(PipelineDone(trial.name, pipeline, "tuning", figures))
+            self._show(trial, pipeline, "tuning", {f"images/s with {count}": rate for count, rate in rates.items()})
 
-    def _measure(self, trial: LoaderTrial, regime: Regime, pipelines: list[str]) -> bool:
+    def _measure_rounds(self, trial: LoaderTrial, regime: Regime, pipelines: list[str], deadline: Deadline) -> bool:
         """Checks and measures the pipelines of a case in turn; returns whether the budget held all rounds."""
         rounds = [turn for turn in range(self.request.rounds) if (trial.name, regime, turn) not in self.done]
-        right = [pipeline for pipeline in pipelines if rounds and self._right(trial, pipeline, regime)]
+        right = [pipeline for pipeline in pipelines if rounds and self._is_right(trial, pipeline, regime)]
         if not right:
             return True
         trainer = None
         if regime == "training":
             trainer, right = trial.trainer(get_recipe(self.request.recipe, self.request.device)), [HELD, *right]
         for turn in rounds:
-            if self._deadline.expired():
+            if deadline.expired():
                 return False
             for slot, pipeline in enumerate(right if turn % 2 == 0 else right[::-1]):
                 figures: dict[str, list[float]] = {}
@@ -184,17 +231,17 @@ class LoadersRun:
                         )
                     for measured in found:
                         figures.setdefault(measured.metric, []).append(measured.value)
-                        self._record(trial, pipeline, measured, round=turn, slot=slot, **self._telemetry.read())
+                        self._record(trial, pipeline, measured, round=turn, slot=slot, **self.telemetry.read())
                 except _broken() as failure:
                     self._fail(trial, pipeline, regime, in_a_line(failure))
                     right = [other for other in right if other != pipeline]
                     continue
                 medians = {name: statistics.median(values) for name, values in figures.items()}
-                self._observe(PipelineDone(trial.name, pipeline, f"{regime}, round {turn + 1}", medians))
+                self._show(trial, pipeline, f"{regime}, round {turn + 1}", medians)
         return True
 
-    def _right(self, trial: LoaderTrial, pipeline: str, regime: Regime) -> bool:
-        """Checks a pipeline's images; what is wrong is recorded and not timed."""
+    def _is_right(self, trial: LoaderTrial, pipeline: str, regime: Regime) -> bool:
+        """Checks a pipeline's images, and records their error, or that they are wrong."""
         try:
             error = trial.check(pipeline)
         except _broken() as failure:
@@ -207,10 +254,13 @@ class LoadersRun:
         return True
 
     def _fail(self, trial: LoaderTrial, pipeline: str, regime: Regime, why: str) -> None:
-        self.failed = True
         measured = Measured(regime, "error", "normalised", math.nan)
         self._record(trial, pipeline, measured, status="failed", error=why)
-        self._observe(PipelineDone(trial.name, pipeline, regime, {}, why))
+        self.report(CaseDone(trial.name, pipeline, why_not=why, regime=regime))
+
+    def _show(self, trial: LoaderTrial, pipeline: str, regime: str, figures: dict[str, float]) -> None:
+        result = ", ".join(f"{name} {significant(value)}" for name, value in figures.items())
+        self.report(CaseDone(trial.name, pipeline, result, regime=regime))
 
     def _record(self, trial: LoaderTrial, pipeline: str, measured: Measured, **fields: Any) -> None:
         parameters: dict[str, Any] = {
@@ -241,33 +291,21 @@ class LoadersRun:
         )
 
 
+new_run, resumed_run = LoadersRun.new, LoadersRun.resume
+
+
 def _broken() -> tuple[type[Exception], ...]:
-    """What a pipeline, a driver or want of memory raise, and not what a mistake in this suite raises."""
+    """Returns the errors of pipelines, drivers and full memory, without those of mistakes in this suite."""
     return (*failures(), DataError, WorkerDied)
 
 
-def measured_under() -> AbstractContextManager[dict[str, str]]:
-    """Returns the settings that every measurement runs under."""
-    return numerics(seed=0, keep_heap=True)
-
-
-def not_measured() -> dict[str, str]:
-    """Returns the pipelines that this machine lacks, with the reason."""
-    return {name: why for name in PIPELINES if (why := unavailable(name))}
-
-
 def default_images(data: str) -> int:
-    """Returns how many training images are used unless told: 10,000, or all where there are fewer."""
+    """Returns how many training images are used by default: 10,000, or all where there are fewer."""
     return min(MOST_IMAGES, len(load_split(data, "test").train))
 
 
-def forms_of(stored: StoredImages | None) -> tuple[str, ...]:
-    """Returns the forms that a data set has; shards can be written of any."""
-    return ("pixels", *((stored.form,) if stored else ()), "shards")
-
-
-def _loaded(request: LoadersRequest) -> tuple[Dataset, StoredImages | None]:
-    """The images in memory and as they lie on the disk, as many as are asked for.
+def _load(request: LoadersRequest) -> tuple[Dataset, StoredImages | None]:
+    """Returns the images in memory and as they lie on the disk, as many as are asked for.
 
     Raises:
         DataError: if they are missing or damaged, or fewer than asked for.
@@ -277,88 +315,3 @@ def _loaded(request: LoadersRequest) -> tuple[Dataset, StoredImages | None]:
         raise DataError(f"{request.data} holds {len(train)} training images; use --images {len(train)} or less")
     stored = None if request.data == SYNTHETIC else find_stored(Path(request.data))
     return train.subset(slice(0, request.images)), stored and stored.first(request.images)
-
-
-def new_run(request: LoadersRequest, out: Path, command: str) -> LoadersRun:
-    """Returns a request as a new run under `out`, ready to be executed.
-
-    Args:
-        request: what to run.
-        out: folder that holds runs.
-        command: as typed, for the record.
-
-    Raises:
-        DataError: if the data are missing or damaged; nothing is recorded then.
-        StoreError: if `out` cannot be written.
-        ValueError: if nothing is left to measure.
-    """
-    pixels, stored = _loaded(request)
-    skipped = not_measured()
-    request.units(forms_of(stored), skipped)
-    run = Run(
-        run_id=new_run_id("loaders"),
-        started_utc=utc_now(),
-        command=command,
-        request={**request.stored(), "content_hash": pixels.content_hash},
-        notes=tuple(f"{pipeline} was not measured: {why}" for pipeline, why in skipped.items()),
-        **_provenance(request),
-    )
-    return LoadersRun(request, pixels, stored, RunWriter.create(out, run), skipped)
-
-
-def resumed_run(path: Path) -> LoadersRun:
-    """Returns a run that was interrupted, stopped or killed, ready to go on.
-
-    Rounds that are whole stay as they are; one that was begun is measured again, and all its samples count.
-
-    Args:
-        path: the run's directory.
-
-    Raises:
-        StoreError: if the run is finished, being written, or was begun with another version, other data or on another
-            machine.
-        ValueError: if its device is not there.
-    """
-    run = begun_run(path, "loaders")
-    fields = {key: value for key, value in run.request.items() if key not in ("benchmark", "content_hash")}
-    request = LoadersRequest(**fields | {key: tuple(fields[key]) for key in ("only", "batch_sizes")})
-    resolve_device(request.device)
-    if request.data != SYNTHETIC and not Path(request.data).exists():
-        raise StoreError(f"{path} needs its data at {request.data}, seen from where it was begun; go on from there")
-    pixels, stored = _loaded(request)
-    if pixels.content_hash != run.request["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
-    check_same_place(run, _provenance(request), path)
-    writer, skipped = RunWriter.resume(path), not_measured()
-    samples = load(path)
-    tuned = samples[samples["metric"] == "workers"]
-    workers = {str(name): int(count) for name, count in zip(tuned["variant"], tuned["value"], strict=True)}
-    broken = samples[samples["status"] == "failed"]
-    done = _whole_rounds(request, request.units(forms_of(stored), skipped), samples)
-    return LoadersRun(request, pixels, stored, writer, skipped, done=done, workers=workers, failed=len(broken) > 0)
-
-
-def _whole_rounds(
-    request: LoadersRequest, units: dict[tuple[str, int, Regime], list[str]], samples: "pd.DataFrame"
-) -> Done:
-    """The rounds of which the records hold every pipeline that has not failed."""
-    if samples.empty:
-        return frozenset()
-    whole = set()
-    for (form, batch_size, regime), pipelines in units.items():
-        case = f"{form} {batch_size}"
-        own = samples[(samples["case"] == case) & (samples["regime"] == regime)]
-        failed = set(own.loc[own["status"] == "failed", "variant"])
-        needed = {*pipelines, *((HELD,) if regime == "training" else ())} - failed
-        key = own[own["metric"] == REGIMES[regime]]
-        for turn in range(request.rounds):
-            if needed <= set(key.loc[key["round"] == turn, "variant"]):
-                whole.add((case, str(regime), turn))
-    return frozenset(whole)
-
-
-def _provenance(request: LoadersRequest) -> dict[str, Any]:
-    fields = provenance(request.device)
-    with measured_under() as settings:
-        fields["environment"] |= settings
-    return fields

@@ -1,4 +1,4 @@
-"""One data set in one form at one batch size: every pipeline over it, checked and measured."""
+"""Checks and measures every pipeline over one data set, in one form and at one batch size."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,22 +8,24 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from wallclock.bench.measure.timing import PhaseTimer, RunClocks, measure, now_s, process_tree_cpu_s, synchronize
+from wallclock.bench.measure.sampling import measure
+from wallclock.bench.measure.timing import PhaseTimer, RunClocks, now_s, process_tree_cpu_s, synchronize
 from wallclock.bench.tasks.cifar.trainer import DTYPES, Trainer
 from wallclock.kernels.augment import Augmentation, augment_ref, draw
-from wallclock.loaders.batches import Batches, Dataset, Split
+from wallclock.loaders.batches import BatchOptions, Dataset, Split
 from wallclock.loaders.data.shards import Shards
 from wallclock.loaders.data.stored import StoredImages
+from wallclock.loaders.pipelines.base import Batches
 from wallclock.loaders.pipelines.choose import make_batches
 from wallclock.models.recipes.recipe import Recipe
 
 Regime = Literal["one image", "alone", "first batch", "training", "tuning"]
-HELD = "held batch"  # no pipeline: the step alone, on one batch again and again
+HELD = "held batch"  # the step alone, without a pipeline: on one batch again and again
 AUGMENTATION = Augmentation(pad=4, flip="random")  # as DALI's and torchvision's users have it
 CHECKED_IMAGES = 32
 TOLERANCE = 1e-6  # of float32 normalised values
 SEED = 0
-WARM_BATCHES = 4  # before memory is looked at: queues are full then
+WARM_BATCHES = 4  # before memory is measured: queues are full then
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Form:
 
     Attributes:
         name: "pixels", "parquet", "folders" or "shards".
-        data: what pipelines are given.
-        pixels: the same images decoded, to check them against.
+        data: the data in this form, for the pipelines.
+        pixels: the decoded images, which batches are checked against.
     """
 
     name: str
@@ -56,28 +58,30 @@ class LoaderTrial:
     """Pipelines over one form at one batch size.
 
     Args:
-        form: of the data.
+        form: the data.
         batch_size: images in a batch.
         device: where batches end up.
-        workers: of each pipeline, by name.
+        workers: processes or threads of each pipeline, by name.
     """
 
     def __init__(self, form: Form, batch_size: int, device: torch.device, workers: dict[str, int]) -> None:
         self.form, self.batch_size, self.device, self.workers = form, batch_size, device, workers
         self.name = f"{form.name} {batch_size}"
 
-    def opened(self, pipeline: str, **changes: Any) -> Batches:
+    def open(self, pipeline: str, **changes: Any) -> Batches:
         """Returns a pipeline, ready to be iterated over."""
-        arguments: dict[str, Any] = {"device": self.device, "seed": SEED, "augmentation": AUGMENTATION}
-        arguments |= {"workers": self.workers.get(pipeline, 0), "batch_size": self.batch_size} | changes
-        return make_batches(pipeline, self.form.data, **arguments)
+        options = BatchOptions(
+            batch_size=self.batch_size,
+            device=self.device,
+            seed=SEED,
+            augmentation=AUGMENTATION,
+            workers=self.workers.get(pipeline, 0),
+        )
+        return make_batches(pipeline, self.form.data, replace(options, **changes))
 
     def check(self, pipeline: str) -> float:
-        """Returns the largest error of a batch's first images against the reference, image by image; NaN if it differs.
-
-        Labels are compared as well.
-        """
-        batches = self.opened(pipeline, drop_last=False)
+        """Returns the largest error of a batch's first images against the reference; NaN if a label differs."""
+        batches = self.open(pipeline, drop_last=False)
         images, labels = next(iter(batches))
         places = batches.order(0)[0]
         if not torch.equal(labels.cpu(), self.form.pixels.labels[places]):
@@ -93,7 +97,7 @@ class LoaderTrial:
 
     def one_image(self, pipeline: str, budget_s: float) -> Iterator[Measured]:
         """Times a pipeline that makes one image at a time, in this process."""
-        batches = self.opened(pipeline, batch_size=1, workers=0)
+        batches = self.open(pipeline, batch_size=1, workers=0)
         stream = endless(batches)
         found = measure(lambda: next(stream), device=self.device, budget_s=budget_s, min_count=10)
         for index, seconds in enumerate(found.samples_s):
@@ -104,7 +108,7 @@ class LoaderTrial:
         memory_before = tree_memory_bytes()
         synchronize(self.device)
         begun_s = now_s()
-        batches = self.opened(pipeline)
+        batches = self.open(pipeline)
         stream = iter(batches)
         next(stream)
         synchronize(self.device)
@@ -131,17 +135,17 @@ class LoaderTrial:
         return trainer
 
     def training(self, pipeline: str, trainer: Trainer, steps: int) -> Iterator[Measured]:
-        """Times steps of training on a pipeline's batches, and how much of each it waits for its batch.
+        """Times steps of training on a pipeline's batches, and the share of each that waits for the batch.
 
         Args:
-            pipeline: its name, or `HELD`.
-            trainer: from `trainer`.
-            steps: timed after one that is not.
+            pipeline: name of a pipeline, or `HELD`.
+            trainer: a trainer from `trainer`.
+            steps: how many steps are timed, after one that is not.
         """
         if pipeline == HELD:
             stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = itertools.repeat(next(iter(trainer.batches())))
         else:
-            stream = endless(self.opened(pipeline, dtype=DTYPES[trainer.recipe.precision], drop_last=True))
+            stream = endless(self.open(pipeline, dtype=DTYPES[trainer.recipe.precision], drop_last=True))
         trainer.step(stream, 0, PhaseTimer(self.device, enabled=False))
         phases, whole = PhaseTimer(self.device), PhaseTimer(self.device)
         for _ in range(steps):
@@ -161,7 +165,7 @@ def endless(batches: Batches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def tree_memory_bytes() -> int:
-    """Returns the memory of this process and its children, what they share counted once."""
+    """Returns the memory of this process and its children, in bytes; shared memory counts once."""
     process, total = psutil.Process(), 0
     for each in (process, *process.children(recursive=True)):
         try:

@@ -1,20 +1,19 @@
-"""How much of a checkerboard is in a map or an image: three scores, each of which a 2x2 grid raises.
+"""Three scores of the checkerboard in a map or an image; a grid of 2x2 pixels raises each of them.
 
 Shape legend: N images, C channels, H, W height and width.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-PEAKS = {"columns": (0, 1), "rows": (1, 0), "diagonal": (1, 1)}  # (pi, pi) etc.: which axes alternate
+PEAKS = {"columns": (0, 1), "rows": (1, 0), "diagonal": (1, 1)}  # the axes along which pixels alternate: 1 for pi
 NEAR, FAR = 2, 3  # the band about a peak, in bins: a Hann window spreads the peak itself over one bin each way
 
 
 def _even(x: torch.Tensor, edge: int = 0) -> torch.Tensor:
-    """The map in float64, `edge` pixels less on each side, rounded down to an even number of rows and columns."""
+    """Returns a map in float64 without `edge` pixels on each side, cut to an even number of rows and columns."""
     if x.ndim != 4:
         raise ValueError(f"got a map of shape {tuple(x.shape)}; expected (images, channels, height, width)")
     height, width = ((size - 2 * edge) // 2 * 2 for size in x.shape[2:])
@@ -22,7 +21,7 @@ def _even(x: torch.Tensor, edge: int = 0) -> torch.Tensor:
 
 
 def _phase_means(x: torch.Tensor) -> torch.Tensor:
-    """Means over each of the four phases of a 2x2 grid, [N, C, 4]."""
+    """Returns the means over each of the four phases of a 2x2 grid, [N, C, 4]."""
     return torch.stack([x[:, :, row::2, column::2].mean((2, 3)) for row in (0, 1) for column in (0, 1)], dim=2)
 
 
@@ -35,8 +34,8 @@ def phase_spread(layer: nn.Module, channels_in: int, edge: int = 8) -> float:
 
     Args:
         layer: maps [1, channels_in, edge, edge] to twice the height and width.
-        channels_in: of the constant map.
-        edge: its height and width, at least 4.
+        channels_in: channels of the constant map.
+        edge: height and width of the constant map, at least 4.
 
     Source: Aitken et al., https://arxiv.org/abs/1707.02937
     """
@@ -76,32 +75,11 @@ def spectrum(x: torch.Tensor) -> torch.Tensor:
     return power.mean((0, 1))
 
 
-@dataclass(frozen=True)
-class SpectralPeaks:
-    """Power at the frequencies of a 2x2 grid over that of the band about each; 1 is what noise has.
+def spectral_peaks(x: torch.Tensor) -> dict[str, float]:
+    """Returns the power of maps at the frequencies of a 2x2 grid over that of the band about each; noise has 1.
 
-    Attributes:
-        columns: at (0, pi): vertical stripes one pixel wide.
-        rows: at (pi, 0): horizontal ones.
-        diagonal: at (pi, pi): the checkerboard itself.
-    """
-
-    columns: float
-    rows: float
-    diagonal: float
-
-    def relative_to(self, other: "SpectralPeaks") -> "SpectralPeaks":
-        """Returns each peak over the other's, such as that of real images."""
-        return SpectralPeaks(**{name: getattr(self, name) / getattr(other, name) for name in PEAKS})
-
-    @property
-    def mean(self) -> float:
-        """The geometric mean of the three."""
-        return math.prod(getattr(self, name) for name in PEAKS) ** (1 / len(PEAKS))
-
-
-def spectral_peaks(x: torch.Tensor) -> SpectralPeaks:
-    """Returns the power of maps at (0, pi), (pi, 0) and (pi, pi), each over its neighbouring band's.
+    "columns" is at (0, pi): vertical stripes one pixel wide; "rows" at (pi, 0): horizontal ones; "diagonal" at
+    (pi, pi): the checkerboard itself.
 
     The band is the ring of bins 2 and 3 off the peak. A checkerboard of amplitude a over white noise of standard
     deviation s has 1 + (4/9) H W (a / s)^2 at (pi, pi): the window keeps 1/4 of its amplitude and 9/64 of the noise's
@@ -123,4 +101,4 @@ def spectral_peaks(x: torch.Tensor) -> SpectralPeaks:
         row, column = down * power.shape[0] // 2, across * power.shape[1] // 2
         band = torch.stack([power[(row + r) % power.shape[0], (column + c) % power.shape[1]] for r, c in ring]).mean()
         found[name] = (power[row, column] / band).item() if band > 0 else 1.0
-    return SpectralPeaks(**found)
+    return found

@@ -1,58 +1,37 @@
 """The upsampling benchmark's part in `quick` and `suite`."""
 
-from wallclock.bench.cases.kernels.run import CaseDone
-from wallclock.bench.cases.upsampling.run import STEPS, UpsamplingRequest, new_run
+from typing import Any
+
+from wallclock.bench.cases.upsampling.run import UpsamplingRequest, UpsamplingRun
+from wallclock.bench.runs.cases import run_job
 from wallclock.bench.runs.job import Context, Job
-from wallclock.bench.tasks.cifar.run import SYNTHETIC
+from wallclock.bench.runs.request import SYNTHETIC
 
 
-def _run(context: Context, only: str, *, sample_budget_s: float = 0.5, steps: int = STEPS) -> str:
-    request = UpsamplingRequest(
-        device=context.device,
-        data=context.data or SYNTHETIC,
-        only=(only,),
-        sample_budget_s=sample_budget_s,
-        steps=steps,
-    )
+def _job(name: str, summary: str, only: str, fields: dict[str, Any], **limits: Any) -> Job:
+    def run(context: Context) -> str:
+        request = UpsamplingRequest(device=context.device, data=context.data or SYNTHETIC, only=(only,), **fields)
+        return run_job(UpsamplingRun, request, context)
 
-    def show(done: CaseDone) -> None:
-        if done.why_not:
-            context.console.print(f"{done.case}, {done.variant}: {done.why_not}", style="yellow", markup=False)
-
-    return new_run(request, context.out, context.command).execute(show, context.deadline)
+    return Job(f"upsampling {name}", summary, lambda context: "", run, **limits)
 
 
 def quick() -> tuple[Job, ...]:
     """Returns the jobs of `wallclock quick`."""
-
-    def speed(context: Context) -> str:
-        return _run(context, "speed 64x256x8x8 fp32 channels_last", sample_budget_s=0.1)
-
-    def training(context: Context) -> str:
-        return _run(context, "training", steps=10)
-
+    one_stage = "speed 64x256x8x8 fp32 channels_last"
     return (
-        Job("upsampling speed", "five upsamplings at one of DCGAN's stages", lambda context: "", speed),
-        Job("upsampling checkerboards", "the grids of five short trainings", lambda context: "", training),
+        _job("speed", "five upsamplings at one of DCGAN's stages", one_stage, {"sample_budget_s": 0.1}),
+        _job("checkerboards", "the grids of five short trainings", "training", {"steps": 10}),
     )
 
 
 def suite() -> tuple[Job, ...]:
     """Returns the jobs of `wallclock suite`, most informative first."""
+    stages, grids = (
+        "five upsamplings at DCGAN's stages, both types and layouts",
+        "the grids that five short trainings leave",
+    )
     return (
-        Job(
-            "upsampling speed",
-            "five upsamplings at DCGAN's stages, both types and layouts",
-            lambda context: "",
-            lambda context: _run(context, "speed", sample_budget_s=0.3),
-            at_least_s=30,
-            share=0.4,
-        ),
-        Job(
-            "upsampling checkerboards",
-            "the grids that five short trainings leave",
-            lambda context: "",
-            lambda context: _run(context, "training"),
-            at_least_s=30,
-        ),
+        _job("speed", stages, "speed", {"sample_budget_s": 0.3}, at_least_s=30, share=0.4),
+        _job("checkerboards", grids, "training", {}, at_least_s=30),
     )

@@ -1,37 +1,30 @@
 """`wallclock run upsampling`: what each way to double a map costs at DCGAN's stages, and what grid it leaves."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wallclock.bench.cases.kernels.run import (
-    CaseDone,
-    copy_bandwidth,
-    interpreted,
-    is_done,
-    measure_case,
-    measured_under,
-)
+from wallclock.bench.cases.kernels.run import copy_bandwidth, holds_checks, measure_case, skip_untimed
 from wallclock.bench.cases.kernels.trial import failures, in_a_line
 from wallclock.bench.cases.upsampling.small_gan import CAPTION, GanDiverged, Score, SmallGan, real_scores
 from wallclock.bench.cases.upsampling.trial import UPSAMPLING, UpsamplingTrial, kind_of, spread_at_start
-from wallclock.bench.measure.environment import provenance, resolve_device
-from wallclock.bench.measure.telemetry import Telemetry
-from wallclock.bench.measure.timing import Deadline, now_s
-from wallclock.bench.runs.resume import begun_run, check_same_place
+from wallclock.bench.measure.timing import Deadline
+from wallclock.bench.runs.cases import CaseDone, CaseRequest, CaseRun, Part
+from wallclock.bench.runs.request import SYNTHETIC
 from wallclock.bench.runs.select import is_chosen
-from wallclock.bench.tasks.cifar.run import SYNTHETIC, load_split
-from wallclock.kernels.spec import Case, available
+from wallclock.bench.tasks.cifar.run import load_split
+from wallclock.kernels.spec import Case
 from wallclock.loaders.batches import Dataset
 from wallclock.models.networks.dcgan import Generator
 from wallclock.models.upsampling import UPSAMPLINGS
 from wallclock.reports.store.pictures import write_picture
-from wallclock.reports.store.read import load
-from wallclock.reports.store.schema import Run, RunStatus, Sample
-from wallclock.reports.store.write import RunWriter, StoreError, new_run_id, utc_now
+from wallclock.reports.store.schema import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DTYPES = ("fp32", "bf16")
 STEPS = 100
@@ -39,40 +32,33 @@ PICTURES_TITLE = "Checkerboards: five upsamplings before and after a short train
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpsamplingRequest:
-    """What is asked of one run.
+class UpsamplingRequest(CaseRequest):
+    """A request to time the ways of upsampling and to train small generators with them.
 
     Attributes:
-        device: "cpu" or "cuda".
-        data: a path, or "synthetic" for the embedded set: what the small generators are trained on.
-        seeds: how many trainings of each kind; none measures speed alone.
-        steps: of each training.
-        only: see `bench.runs.select`; words are those that the error for an unknown one lists.
+        data: path of the images that the small generators are trained on, or "synthetic" for the embedded ones.
+        seeds: how many trainings of each kind; with 0 only speed is measured.
+        steps: steps of each training.
         sample_budget_s: time for each measurement of a variant and direction.
 
     Raises:
         ValueError: if nothing is left, or a number is out of range.
     """
 
-    device: str
+    benchmark = "upsampling"
     data: str = SYNTHETIC
     seeds: int = 1
     steps: int = STEPS
-    only: tuple[str, ...] = ()
     sample_budget_s: float = 0.5
 
     def __post_init__(self) -> None:
         if self.seeds < 0 or self.steps < 1:
             raise ValueError(f"seeds is {self.seeds} and steps {self.steps}; expected at least 0 and 1")
-        if not any(True for _ in self.speeds()) and not any(True for _ in self.trainings()):
+        if not any(self.speeds()) and not any(self.trainings()):
             raise ValueError(
                 f"nothing matches '{' | '.join(self.only)}'; words: speed, training, {', '.join(UPSAMPLINGS)}, "
                 f"{', '.join(DTYPES)}, nchw, channels_last, {', '.join(_shape(case) for case in UPSAMPLING.cases)}"
             )
-
-    def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of the request, so that the run can be resumed."""
-        return {"benchmark": "upsampling", **asdict(self)}
 
     def speeds(self) -> Iterator[tuple[Case, str, list[str]]]:
         """Yields cases and types with the variants asked for."""
@@ -97,88 +83,53 @@ def _words(case: Case, dtype: str, variant: str) -> set[str]:
     return {"speed", case.network, _shape(case), dtype, variant, kind_of(variant), layout}
 
 
-class UpsamplingRun:
-    """One run of a request: measures stage after stage, then trains kind after kind, and records it as it goes.
+class UpsamplingRun(CaseRun[UpsamplingRequest]):
+    """One run of a request: measures stage after stage, then trains kind after kind.
 
-    Args:
-        request: what to run.
-        data: real images, uint8 [N, S, S, 3]; see `real_images`.
-        writer: where records go.
-        skipped: variants that are not timed on this machine, with the reason.
-        done: cases with their types, and seeds with their kinds, that the records hold already.
-        failed: whether one of them failed.
+    Attributes:
+        images: the real images; see `real_images`.
     """
 
-    def __init__(
-        self,
-        request: UpsamplingRequest,
-        data: Dataset,
-        writer: RunWriter,
-        skipped: Mapping[str, str],
-        *,
-        done: Collection[tuple[Any, str]] = (),
-        failed: bool = False,
-    ) -> None:
-        self.request, self.data, self.writer, self.skipped = request, data, writer, skipped
-        self.done, self.failed, self.device = done, failed, torch.device(request.device)
+    kind = UpsamplingRequest
+    failure = "variants are wrong, could not run or diverged; see their errors"
 
-    def execute(self, observe: Callable[[CaseDone], None], deadline: Deadline | None = None) -> RunStatus:
-        """Runs what is left and ends the records.
+    def __init__(self, request: UpsamplingRequest) -> None:
+        variants = (variant for _, _, each in request.speeds() for variant in each)
+        skipped = skip_untimed(variants, request.device, others=any(request.trainings()))
+        self.images = real_images(request.data)
+        super().__init__(request, skipped, self.images)
 
-        Args:
-            observe: is shown every variant and every training that is done.
-            deadline: nothing is begun with less time left than the longest part so far took.
+    def read_done(self, samples: "pd.DataFrame") -> None:
+        """Takes the stages of which the records hold every check, and the trainings that have ended."""
+        for case, dtype, variants in self.request.speeds() if "dtype" in samples else ():
+            own = samples[(samples["case"] == f"{UPSAMPLING.name} {case.name}") & (samples["dtype"] == dtype)]
+            if holds_checks(own[own["metric"] == "error"], self.timed(variants)):
+                self.done.add((case.name, dtype))
+        if "training_steps" in samples:
+            ended = samples[(samples["training_steps"] == self.request.steps) & samples["seed"].notna()]
+            self.done |= {(int(seed), str(kind)) for seed, kind in zip(ended["seed"], ended["variant"], strict=True)}
 
-        Returns:
-            How it ended: "failed" if a variant is wrong or could not run, or a training diverged.
+    def measure(self, deadline: Deadline) -> str:
+        """Measures the stages and trainings that are left; returns why it stopped, if it did."""
+        return self.measure_parts(self._parts(), deadline)
 
-        Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
-        """
-        with self.writer as writer, measured_under(), Telemetry.of(self.device, self.writer.note) as telemetry:
-            stopped, longest_s = "", 0.0
-            for name, part in self._parts(observe, telemetry):
-                if deadline is not None and deadline.remaining_s() <= longest_s:
-                    stopped = f"stopped before {name}: the budget does not hold it"
-                    break
-                begun_s = now_s()
-                part()
-                longest_s = max(longest_s, now_s() - begun_s)
-            if stopped:
-                writer.note(stopped)
-                writer.finish("stopped")
-                return "stopped"
-            why = ("failed", "variants are wrong, could not run or diverged; see their errors")
-            writer.finish(*(why if self.failed else ()))
-        return "failed" if self.failed else "done"
-
-    def _parts(
-        self, observe: Callable[[CaseDone], None], telemetry: Telemetry
-    ) -> Iterator[tuple[str, Callable[[], None]]]:
-        def seen(done: CaseDone) -> None:
-            self.failed |= bool(done.why_not)
-            observe(done)
-
+    def _parts(self) -> Iterator[Part]:
         speeds = [unit for unit in self.request.speeds() if (unit[0].name, unit[1]) not in self.done]
         if speeds:
-            for variant, why_not in self.skipped.items():
-                observe(CaseDone("every stage", variant, {}, why_not))
+            self.show_skipped("every stage")
             yield "the copy", self._measure_copy
         for case, dtype, variants in speeds:
-            wanted = [variant for variant in variants if variant not in self.skipped]
-            yield f"{case.name} {dtype}", lambda c=case, d=dtype, v=wanted: self._measure(c, d, v, telemetry, seen)  # type: ignore[misc]
+            yield f"{case.name} {dtype}", partial(self._measure_stage, case, dtype, self.timed(variants))
         trainings = [unit for unit in self.request.trainings() if unit not in self.done]
         if trainings:
             yield "the real images' scores", self._score_real
         for seed, kind in trainings:
-            yield f"training {kind}, seed {seed}", lambda s=seed, k=kind: self._train(s, k, seen)  # type: ignore[misc]
+            yield f"training {kind}, seed {seed}", partial(self._train, seed, kind)
 
     def _measure_copy(self) -> None:
         self.writer.add(copy_bandwidth(self.device, self.request.sample_budget_s, "upsampling"))
 
-    def _measure(
-        self, case: Case, dtype: str, variants: list[str], telemetry: Telemetry, seen: Callable[[CaseDone], None]
-    ) -> None:
+    def _measure_stage(self, case: Case, dtype: str, variants: list[str]) -> None:
         trial = UpsamplingTrial(UPSAMPLING, case, dtype, self.device)
         for variant in variants:
             of: dict[str, Any] = {"parameters": {"of": "layer", "training_steps": 0}}
@@ -186,12 +137,11 @@ class UpsamplingRun:
                 trial.sample(variant, "parameter_count", "count", trial.parameter_count(variant)),
                 trial.sample(variant, "constant_spread", "ratio", spread_at_start(case, kind_of(variant)), **of),
             )
-        for done in measure_case(trial, variants, self.request.sample_budget_s, self.writer, telemetry):
-            seen(done)
+        measure_case(self, trial, variants, self.request.sample_budget_s)
 
     def _sample(self, variant: str, score: Score, **fields: Any) -> Sample:
-        size = self.data.images_NHWC.shape[1]
-        parameters: dict[str, Any] = {"dataset": self.data.name, "data_hash": self.data.content_hash[:12]}
+        size = self.images.images_NHWC.shape[1]
+        parameters: dict[str, Any] = {"dataset": self.images.name, "data_hash": self.images.content_hash[:12]}
         parameters |= {"image_size": size, "device": self.device.type, **score.of, **fields.pop("parameters", {})}
         return Sample(
             benchmark="upsampling", case=f"small gan {size} px", variant=variant, parameters=parameters,
@@ -199,12 +149,12 @@ class UpsamplingRun:
         )  # fmt: skip
 
     def _score_real(self) -> None:
-        self.writer.add(*(self._sample("real images", score) for score in real_scores(self.data.images_NHWC)))
+        self.writer.add(*(self._sample("real images", score) for score in real_scores(self.images.images_NHWC)))
 
-    def _train(self, seed: int, kind: str, seen: Callable[[CaseDone], None]) -> None:
-        name, why = f"training with seed {seed}", ""
+    def _train(self, seed: int, kind: str) -> None:
+        why = ""
         try:
-            gan = SmallGan(kind, self.data.images_NHWC, seed=seed, device=self.device)
+            gan = SmallGan(kind, self.images.images_NHWC, seed=seed, device=self.device)
             self._look(gan, kind, seed, 0)
             gan.train(self.request.steps)
             self._look(gan, kind, seed, self.request.steps)
@@ -214,7 +164,7 @@ class UpsamplingRun:
             status: Any = "diverged" if isinstance(failure, GanDiverged) else "failed"
             where = {"parameters": {"training_steps": self.request.steps}, "seed": seed}
             self.writer.add(self._sample(kind, lost, status=status, error=why, **where))
-        seen(CaseDone(name, kind, {}, why))
+        self.report(CaseDone(f"training with seed {seed}", kind, why_not=why))
 
     def _look(self, gan: SmallGan, kind: str, seed: int, steps: int) -> None:
         scores, picture = gan.look()
@@ -243,86 +193,4 @@ def real_images(data: str) -> Dataset:
     return found
 
 
-def not_timed(request: UpsamplingRequest) -> dict[str, str]:
-    """Returns the variants of a request that this machine does not time, with the reason.
-
-    Raises:
-        ValueError: if that is all of them and nothing is to be trained.
-    """
-    device = torch.device(request.device)
-    asked_for = dict.fromkeys(variant for _, _, variants in request.speeds() for variant in variants)
-    skipped = {v: why for v in asked_for if (why := available(v, device) or interpreted(v, device))}
-    if len(skipped) == len(asked_for) and not any(True for _ in request.trainings()):
-        raise ValueError(f"nothing to time: {'; '.join(f'{v}: {why}' for v, why in skipped.items())}")
-    return skipped
-
-
-def new_run(request: UpsamplingRequest, out: Path, command: str) -> UpsamplingRun:
-    """Returns a request as a new run under `out`, ready to be executed.
-
-    Args:
-        request: what to run.
-        out: folder that holds runs.
-        command: as typed, for the record.
-
-    Raises:
-        DataError: if the data are missing or damaged; nothing is recorded then.
-        ValueError: if nothing that is asked for can be done here.
-        StoreError: if `out` cannot be written.
-    """
-    skipped, data = not_timed(request), real_images(request.data)
-    run = Run(
-        run_id=new_run_id("upsampling"),
-        started_utc=utc_now(),
-        command=command,
-        request={**request.stored(), "content_hash": data.content_hash},
-        notes=tuple(f"{variant} was not timed: {why}" for variant, why in skipped.items()),
-        **_provenance(request),
-    )
-    return UpsamplingRun(request, data, RunWriter.create(out, run), skipped)
-
-
-def resumed_run(path: Path) -> UpsamplingRun:
-    """Returns a run that was interrupted, stopped or killed, ready to go on.
-
-    Finished cases and trainings stay as they are; one that was begun is done again.
-
-    Args:
-        path: the run's directory.
-
-    Raises:
-        StoreError: if the run is finished, being written, or was begun with another version, on other data or another
-            machine.
-        ValueError: if its device is not there.
-    """
-    run = begun_run(path, "upsampling")
-    fields = {key: value for key, value in run.request.items() if key not in ("benchmark", "content_hash")}
-    request = UpsamplingRequest(**fields | {"only": tuple(fields["only"])})
-    resolve_device(request.device)
-    data = real_images(request.data)
-    if data.content_hash != run.request["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
-    check_same_place(run, _provenance(request), path)
-    skipped = not_timed(request)
-    writer = RunWriter.resume(path)
-    samples = load(path)
-    done: set[tuple[Any, str]] = set()
-    if "dtype" in samples:
-        for case, dtype, variants in request.speeds():
-            name = f"{UPSAMPLING.name} {case.name}"
-            checks = samples[(samples["metric"] == "error") & (samples["case"] == name) & (samples["dtype"] == dtype)]
-            if is_done(checks, [v for v in variants if v not in skipped]):
-                done.add((case.name, dtype))
-    if "training_steps" in samples:
-        ended = samples[(samples["training_steps"] == request.steps) & samples["seed"].notna()]
-        done |= {(int(seed), str(kind)) for seed, kind in zip(ended["seed"], ended["variant"], strict=True)}
-    failed = bool(samples["status"].isin(("failed", "diverged")).any())
-    return UpsamplingRun(request, data, writer, skipped, done=done, failed=failed)
-
-
-def _provenance(request: UpsamplingRequest) -> dict[str, Any]:
-    fields = provenance(request.device)
-    with measured_under() as settings:
-        fields["environment"] |= settings
-    del fields["environment"]["seed"]  # each training's samples name theirs
-    return fields
+new_run, resumed_run = UpsamplingRun.new, UpsamplingRun.resume

@@ -1,6 +1,6 @@
-"""A short adversarial training for each upsampling, and the grid that it has in images and in the critic's gradient.
+"""A short adversarial training for each upsampling, and scores of the grid in its images and its critic's gradient.
 
-It is the same for all kinds and no benchmark of its own: hinge loss, Adam, a DCGAN of 16 channels at the images' size.
+All kinds train alike: hinge loss, Adam, and a DCGAN of 16 channels at the images' size.
 
 Shape legend: N images, S their edge.
 """
@@ -14,20 +14,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wallclock.bench.cases.upsampling.checkerboard import (
-    PEAKS,
-    SpectralPeaks,
-    phase_share,
-    phase_spread,
-    spectral_peaks,
-    spectrum,
-)
+from wallclock.bench.cases.upsampling.checkerboard import phase_share, phase_spread, spectral_peaks, spectrum
 from wallclock.models.networks.dcgan import Critic, Generator
 from wallclock.models.upsampling import CollapsedConv, ResizeConv, ShuffleConv
 
 BATCH, BASE_CHANNELS, LOOKED_AT = 64, 16, 256
 GENERATOR_LR, CRITIC_LR, BETAS = 2e-4, 4e-4, (0.5, 0.999)
-RANGE_DB, RESIDUE_TIMES, GAP = 20.0, 4, 4  # of the pictures
+RANGE_DB, RESIDUE_TIMES, GAP = 20.0, 4, 4  # of the pictures: decibels from grey to white, a factor, pixels
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -37,7 +30,7 @@ class GanDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Score:
-    """One figure: `metric` and `unit` as the records name them, and what it is of."""
+    """One figure: `metric` and `unit` as records name them, and parameters that say what it describes."""
 
     metric: str
     unit: str
@@ -66,8 +59,8 @@ class SmallGan:
     Args:
         kind: a name in `models.upsampling.UPSAMPLINGS`.
         images_NHWC: uint8 [N, S, S, 3], at least 64 of them, S a power of two from 16 up.
-        seed: of weights, noise and the order of images: the same for every kind.
-        device: to run on.
+        seed: seed of weights, noise and the order of images.
+        device: where it trains.
     """
 
     def __init__(self, kind: str, images_NHWC: torch.Tensor, *, seed: int, device: torch.device) -> None:
@@ -87,7 +80,7 @@ class SmallGan:
         return noise.to(self.device)
 
     def train(self, steps: int) -> None:
-        """Takes a number of steps."""
+        """Takes steps."""
         for _ in range(steps):
             self.step()
 
@@ -122,7 +115,7 @@ class SmallGan:
         return torch.autograd.grad(self.critic(images).sum(), images)[0]
 
     def look(self) -> tuple[list[Score], Pixels]:
-        """Returns the figures of layers, images and gradient as they are now, and a picture of the latter two."""
+        """Returns the figures of layers, images and gradient as they are now, and a picture of images and gradient."""
         images, gradient = self.generated(), self.gradient()
         found = [
             Score("constant_spread", "ratio", phase_spread(layer, _channels_in(layer)), {"of": "layer", "stage": stage})
@@ -130,11 +123,11 @@ class SmallGan:
         ]
         real = spectral_peaks(self.images[:LOOKED_AT])
         found += _scores_of("images", images, real)
-        found += _scores_of("gradient", gradient, None)
+        found += _scores_of("gradient", gradient)
         return found, self._picture(images, gradient)
 
     def _picture(self, images: torch.Tensor, gradient: torch.Tensor) -> Pixels:
-        """A strip of panels, uint8 [2 S, 10 S + gaps, 3]; `CAPTION` says which."""
+        """Returns a strip of panels, uint8 [2 S, 10 S + gaps, 3]; `CAPTION` names them."""
         residue = images - F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
         panels = [
             _tiles((images + 1) / 2),
@@ -159,7 +152,7 @@ def real_scores(images_NHWC: torch.Tensor) -> list[Score]:
     Args:
         images_NHWC: uint8 [N, S, S, 3].
     """
-    return _scores_of("images", as_input(images_NHWC[:LOOKED_AT]), None)
+    return _scores_of("images", as_input(images_NHWC[:LOOKED_AT]))
 
 
 def _channels_in(layer: nn.Module) -> int:
@@ -167,10 +160,9 @@ def _channels_in(layer: nn.Module) -> int:
     return layer.in_channels
 
 
-def _scores_of(what: str, x: torch.Tensor, relative_to: SpectralPeaks | None) -> list[Score]:
-    peaks = spectral_peaks(x)
-    peaks = peaks if relative_to is None else peaks.relative_to(relative_to)
-    scores = [Score("spectral_peak", "ratio", getattr(peaks, name), {"of": what, "peak": name}) for name in PEAKS]
+def _scores_of(what: str, x: torch.Tensor, relative_to: dict[str, float] | None = None) -> list[Score]:
+    peaks = {name: peak / (relative_to or {}).get(name, 1.0) for name, peak in spectral_peaks(x).items()}
+    scores = [Score("spectral_peak", "ratio", peak, {"of": what, "peak": name}) for name, peak in peaks.items()]
     return [Score("phase_share", "fraction", phase_share(x), {"of": what}), *scores]
 
 
@@ -179,13 +171,13 @@ def _pixels(x: torch.Tensor) -> Pixels:
 
 
 def _tiles(x: torch.Tensor) -> Pixels:
-    """The first four images, [N, 3, S, S] in [0, 1], two by two."""
+    """Returns the first four images of [N, 3, S, S] in [0, 1], two by two."""
     rows = [torch.cat([x[i], x[i + 1]], dim=2) for i in (0, 2)]
     return _pixels(torch.cat(rows, dim=1).permute(1, 2, 0))
 
 
 def _decibels(power: torch.Tensor) -> Pixels:
-    """A spectrum [S, S] in grey, twice as large."""
+    """Returns a spectrum [S, S] in grey, twice as large."""
     level = 10 * power.clamp_min(1e-30).log10() / (2 * RANGE_DB) + 0.5
     grey = _pixels(level.repeat_interleave(2, 0).repeat_interleave(2, 1))
     return np.repeat(grey[..., None], 3, axis=2)

@@ -23,7 +23,7 @@ BILINEAR_16_BIT = 0.02
 
 
 def kind_of(variant: str) -> str:
-    """Returns the kind that a variant such as "deconv_nchw" is of."""
+    """Returns the kind of upsampling of a variant such as "deconv_nchw"."""
     return next(kind for kind in UPSAMPLINGS if kind in variant.split("_"))
 
 
@@ -38,8 +38,8 @@ def _on_meta(kind: str, channels_in: int, channels_out: int) -> nn.Module:
 
 
 def _variant(kind: str, implementation: Implementation = "eager") -> Callable[..., torch.Tensor]:
-    """The layer as a function of its input and its weight, which is cast as autocast would cast it."""
-    layer = _on_meta(kind, 1, 1)  # whose weight is replaced in each call
+    """Returns the layer as a function of its input and its weight, which is cast as autocast would cast it."""
+    layer = _on_meta(kind, 1, 1)  # each call replaces its weight
     choose(layer, Implementations(upsample_conv=implementation))
 
     def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def _variant(kind: str, implementation: Implementation = "eager") -> Callable[..
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """The map x in the type, and by kind a float32 weight: a training's masters."""
+    """Returns the map x in the type, and for each kind a weight in float32, as a training keeps it."""
     channels = _channels(case)
     inputs: Inputs = {"x": normal(case.shape, dtype, device, 0)}
     for seed, kind in enumerate(UPSAMPLINGS, 1):
@@ -60,7 +60,7 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Each operation reads its operands once and writes its result once; casting the weight is left out."""
+    """Returns the bytes moved if each operation reads its operands and writes its result once, without weight casts."""
     kind = kind_of(variant)
     if kind in ("nearest", "bilinear", "collapsed"):
         same = "collapsed" if kind == "collapsed" else "eager"
@@ -106,7 +106,7 @@ class UpsamplingTrial(Trial):
     """The five kinds at one stage, each with a weight of its own.
 
     Attributes:
-        definitions: what each kind is held to, called in float64; only the collapsed form is not its own.
+        definitions: the variant whose float64 results each kind is held to: its own, but nearest for collapsed.
     """
 
     definitions = {kind: VARIANTS["nearest" if kind == "collapsed" else kind] for kind in UPSAMPLINGS}
@@ -114,7 +114,7 @@ class UpsamplingTrial(Trial):
     cold_or_not = (False,)  # a map comes from the layer before, out of the cache
 
     def prepare(self) -> None:
-        """Makes the inputs, and the definitions' results."""
+        """Makes the inputs and the definitions' results."""
         self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
         self._exact_by_kind = {
             kind: self._results(definition, widened(self._with_weight(kind)))
@@ -128,12 +128,12 @@ class UpsamplingTrial(Trial):
         super().close()
 
     def check(self, variant: str) -> tuple[float, float]:
-        """Returns a variant's error against the float64 reference, and what is allowed."""
+        """Returns a variant's error against its definition in float64, and the largest error that is allowed."""
         error, allowed = super().check(variant)
         return error, max(allowed, BILINEAR_16_BIT if kind_of(variant) == "bilinear" and self.dtype != "fp32" else 0.0)
 
     def parameter_count(self, variant: str) -> int:
-        """Returns the weights that a variant has."""
+        """Returns the number of a variant's weights."""
         return sum(p.numel() for p in _on_meta(kind_of(variant), *_channels(self.case)).parameters())
 
     def _with_weight(self, kind: str) -> Inputs:

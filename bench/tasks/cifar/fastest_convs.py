@@ -12,10 +12,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from wallclock.bench.cases.kernels.trial import failures, in_a_line, relative_error
-from wallclock.bench.engine.compile import compiled
-from wallclock.bench.measure.timing import Measurement, measure
-from wallclock.kernels.spec import TOLERANCES
+from wallclock.bench.engine.compile import compile_network
+from wallclock.bench.measure.sampling import Measurement, measure
+from wallclock.kernels.spec import TOLERANCES, failures, in_a_line, relative_error
 from wallclock.models.layers import Unit, choose, units
 from wallclock.models.recipes.recipe import Implementation, Implementations
 from wallclock.reports.store.schema import Sample, SampleStatus
@@ -163,7 +162,7 @@ def _tried(alike: _Alike, dtype: torch.dtype, implementations: Implementations) 
         choose(unit, implementations)
         unit.choose(choices)
         if implementations.compile:
-            unit = compiled(unit)
+            unit = compile_network(unit)
         calls[choices] = _step(unit, alike.x, dtype)
         try:
             errors[choices] = relative_error(calls[choices](), exact)

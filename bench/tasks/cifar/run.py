@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from wallclock.bench.ablation.run import AblationRun
-from wallclock.bench.cases.kernels.run import interpreted
 from wallclock.bench.engine.ranks import Ranks
 from wallclock.bench.engine.trainer import DTYPES
 from wallclock.bench.measure.profiling import operator_times
@@ -22,7 +21,7 @@ from wallclock.bench.tasks.cifar.fastest_convs import Choices, recorded_choices,
 from wallclock.bench.tasks.cifar.progress import Display, SeedDiverged, SeedEvent
 from wallclock.bench.tasks.cifar.requests import CifarAblationRequest, CifarRequest
 from wallclock.bench.tasks.cifar.trainer import Diverged, Evaluated, Finished, Trainer, check_runnable
-from wallclock.kernels.spec import available
+from wallclock.kernels.spec import available, interpreted
 from wallclock.loaders.batches import Split
 from wallclock.loaders.data.cifar10 import load_cifar10
 from wallclock.loaders.data.synthetic import synthetic_split

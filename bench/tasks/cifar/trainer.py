@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from wallclock.bench.engine.compile import compiled
-from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs, put_back
+from wallclock.bench.engine.compile import compile_network
+from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs, restoring
 from wallclock.bench.engine.ranks import Ranks
 from wallclock.bench.engine.trainer import DTYPES, check_device
 from wallclock.bench.measure.environment import cpu_cores
 from wallclock.bench.measure.timing import PhaseTimer, RunClocks
 from wallclock.bench.tasks.cifar.fastest_convs import Choices
 from wallclock.kernels.augment import Augmentation
-from wallclock.loaders.batches import Batches, Dataset, Split
+from wallclock.loaders.batches import BatchOptions, Dataset, Split
 from wallclock.loaders.data.shards import Shards
+from wallclock.loaders.pipelines.base import Batches, scale_down
 from wallclock.loaders.pipelines.choose import make_batches, shards_of
 from wallclock.loaders.pipelines.choose import unavailable as pipeline_unavailable
-from wallclock.loaders.pipelines.device import DeviceBatches, resized
+from wallclock.loaders.pipelines.device import DeviceBatches
 from wallclock.loaders.pipelines.pruned import EasySamples
 from wallclock.models.build import build_model, build_optimizers
 from wallclock.models.layers import units
@@ -175,14 +176,14 @@ class Trainer:
         self._shards: dict[int | None, tuple[Shards, Augmentation]] = {}
         if recipe.pipeline == "webdataset":
             for size in (*(r.size for r in recipe.resolutions), None):
-                dataset, augmentation = resized(split.train, self._augmentation, size)
+                dataset, augmentation = scale_down(split.train, self._augmentation, size)
                 self._shards[size] = shards_of(dataset), augmentation
         clocks.start_resident()
         self.dtype = DTYPES[recipe.precision]
         self.model = build_model(recipe, len(split.train.classes), device)
         for name, chosen in (choices or {}).items():
             units(self.model)[name].choose(chosen)
-        self.ranks.take_first([*self.model.parameters(), *self.model.buffers()])
+        self.ranks.copy_first([*self.model.parameters(), *self.model.buffers()])
         self.optimizers = build_optimizers(recipe, self.model)
         self.scaler = self._new_scaler()
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
@@ -196,7 +197,7 @@ class Trainer:
         self.total_steps = sum(epoch.steps for epoch in self.epochs)
         self.network: Callable[[torch.Tensor], torch.Tensor] = self.model
         if implementations.compile:
-            self.network = compiled(self.model)
+            self.network = compile_network(self.model)
         self._loss_sum = torch.zeros((), device=device)
         self._graphs = StepGraphs(device, self._state) if implementations.cuda_graph else None
         if self.network is not self.model or device.type == "cuda":
@@ -228,10 +229,8 @@ class Trainer:
         augmentation = self._augmentation
         if self._shards:  # written at that size
             (data, augmentation), size = self._shards[size], None
-        return make_batches(
-            self.recipe.pipeline,
-            data,
-            self._own_batch,
+        options = BatchOptions(
+            batch_size=self._own_batch,
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
@@ -243,19 +242,19 @@ class Trainer:
             world=self.ranks.world,
             workers=cpu_cores(),
         )
+        return make_batches(self.recipe.pipeline, data, options)
 
     def test_batches(self) -> DeviceBatches:
         """Returns the test set in order, without augmentation."""
-        return DeviceBatches(
-            self.split.test,
-            min(EVALUATION_BATCH, len(self.split.test.labels)),
+        options = BatchOptions(
+            batch_size=min(EVALUATION_BATCH, len(self.split.test.labels)),
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
             augmentation=None,
             shuffle=False,
-            drop_last=False,
         )
+        return DeviceBatches(self.split.test, options)
 
     def endless_batches(self, size: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields training batches, epoch after epoch; see `batches`."""
@@ -291,7 +290,7 @@ class Trainer:
         with phases.phase("replay"):
             name = f"images {tuple(images.shape)}, frozen {frozen}, pruned {bool(indices)}"
             inputs = {"images": images, "labels": labels} | ({"indices": indices[0]} if indices else {})
-            self._graphs.replayed(name, update, inputs)
+            self._graphs.replay(name, update, inputs)
 
     def _update(
         self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor | None = None, *, phases: PhaseTimer
@@ -341,7 +340,8 @@ class Trainer:
         clocks.start_train_eval()
         if isinstance(self.model, Sprint):
             sample = self.split.train.subset(slice(0, WHITENING_IMAGES)).to(self.device)
-            images, _ = next(iter(DeviceBatches(sample, len(sample.labels), device=self.device, augmentation=None)))
+            options = BatchOptions(batch_size=len(sample), device=self.device, augmentation=None)
+            images, _ = next(iter(DeviceBatches(sample, options)))
             self.model.initialise_from(images)
         self.model.train()
         step, seen, unmeasured = 0, 0, PhaseTimer(self.device, enabled=False)
@@ -427,7 +427,7 @@ class Trainer:
         kinds: dict[tuple[int | None, tuple[bool, ...]], tuple[Epoch, int]] = {}
         for step, epoch in enumerate(self.epoch_of_each_step()):
             kinds.setdefault((epoch.size, self.optimizers.frozen_at(step / self.total_steps)), (epoch, step))
-        with put_back(self._state):
+        with restoring(self._state):
             for epoch, step in kinds.values():
                 batches = self.batches(epoch.size)
                 for _ in range(WARMUP_STEPS):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from wallclock.bench.ablation.turns import Turns
 from wallclock.bench.tasks.cyclegan.baseline import plain_loop
 from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer
-from wallclock.loaders.pipelines.unpaired import Unpaired
+from wallclock.loaders.data.unpaired import Unpaired
 
 IMAGES = 64  # images of each domain that a turn's batches are drawn from
 

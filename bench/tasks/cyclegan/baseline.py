@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from wallclock.bench.engine.trainer import Step, set_lr
 from wallclock.bench.tasks.cyclegan.networks import PoolDraw, new_networks, pool_draws
-from wallclock.loaders.pipelines.unpaired import Unpaired, UnpairedBatches
+from wallclock.loaders.data.unpaired import Unpaired
+from wallclock.loaders.pipelines.unpaired import UnpairedBatches
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
 

@@ -17,7 +17,7 @@ from wallclock.bench.tasks.cyclegan.cycle_error import cycle_error, hidden_error
 from wallclock.bench.tasks.cyclegan.networks import LOSSES
 from wallclock.bench.tasks.cyclegan.requests import CycleGanAblationRequest, CycleGanRequest
 from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer, check_runnable
-from wallclock.loaders.pipelines.unpaired import DOMAINS, Unpaired, load_unpaired
+from wallclock.loaders.data.unpaired import DOMAINS, Unpaired, load_unpaired
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
 PICTURED = 4  # test images of each domain
@@ -28,7 +28,7 @@ WAYS = (("g_a", "g_b"), ("g_b", "g_a"))  # from each domain to the other, and ba
 
 @functools.lru_cache(maxsize=1)  # a suite runs job after job on the same data
 def load_data(data: str, load_size: int, image_size: int) -> Unpaired:
-    """Returns the domains that a request names; see `loaders.pipelines.unpaired.load_unpaired`."""
+    """Returns the domains that a request names; see `loaders.data.unpaired.load_unpaired`."""
     return load_unpaired(data, load_size, image_size)
 
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from wallclock.bench.engine.cuda_graphs import Inputs
 from wallclock.bench.engine.trainer import StatefulTrainer, Step, check_device, set_lr
 from wallclock.bench.tasks.cyclegan.networks import PoolDraw, new_networks, pool_draws
+from wallclock.loaders.data.unpaired import Unpaired
 from wallclock.loaders.pipelines.shuffled import pixels, unit_range
-from wallclock.loaders.pipelines.unpaired import Unpaired, UnpairedBatches
+from wallclock.loaders.pipelines.unpaired import UnpairedBatches
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
 DOMAIN_NAMES = ("a", "b")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from wallclock.bench.engine.checkpoint import CHECKPOINT, read_checkpoint
 from wallclock.loaders.batches import DataError
-from wallclock.loaders.data.file_images import decoded
+from wallclock.loaders.data.image_files import decode_stretched
 from wallclock.loaders.pipelines.shuffled import pixels, unit_range
 from wallclock.models.networks.cyclegan import ResnetGenerator
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
@@ -80,7 +80,7 @@ def translate(
     done, skipped = 0, 0
     for file in files:
         try:
-            image_NHWC = torch.from_numpy(decoded(file, size))[None]
+            image_NHWC = torch.from_numpy(decode_stretched(file, size))[None]
         except DataError as error:
             skipped += 1
             observe(f"skipped: {error}")

@@ -1,21 +1,25 @@
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from wallclock import reports
 from wallclock.bench.compare import calibration
-from wallclock.bench.compare.calibration import LOADED, NOISES, CalibrationRequest, new_calibration, simulated_times
+from wallclock.bench.compare.calibration import LOADED, NOISES, CalibrationRequest, CalibrationRun, simulated_times
+from wallclock.bench.measure.processes import time_process
 from wallclock.reports.stats.verdicts import Rule
-from wallclock.reports.views.calibration import calibration_rows, calibration_summary, tallied, wrong
+from wallclock.reports.views.calibration import calibration_rows, calibration_summary, false_verdicts, tally_verdicts
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_no_noise_makes_verdicts_false_and_what_is_stated_is_found(noise):
     rule = Rule()
     for planted in (0.0, rule.tolerance):
-        found = tallied(*simulated_times(noise, 2000, 12, planted, 0), planted, rule)
+        found = tally_verdicts(*simulated_times(noise, 2000, 12, planted, 0), planted, rule)
         assert found["regressed"] + found["improved"] <= 0.05 * 2000
         assert found["regressed_of_many"] + found["improved_of_many"] <= 0.05 * 2000
-    found = tallied(*simulated_times(noise, 2000, 12, 0.10, 0), 0.10, rule)
+    found = tally_verdicts(*simulated_times(noise, 2000, 12, 0.10, 0), 0.10, rule)
     assert found["regressed"] / 2000 == pytest.approx(found["stated_power"], abs=0.1) and found["improved"] == 0
     assert found["printed_detectable"] == pytest.approx(found["true_detectable"], rel=0.2)  # honest
 
@@ -29,18 +33,24 @@ def test_the_arms_meet_the_same_noise():
 
 
 def test_a_calibration_is_measured_recorded_and_tabled(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "TARGET_S", 0.02)
+    measured, noise = [], np.random.default_rng(0)
+
+    def quiet(command, **options):
+        """The process as it is, but for its time, which a busy machine would decide."""
+        loops = int(re.search(r"\d+", command[-1])[0])
+        done = time_process(command, **options) if not measured else measured[0]
+        measured.append(done)
+        return replace(done, seconds=(0.01 + 2e-8 * loops) * float(noise.normal(1, 0.001)))
+
+    monkeypatch.setattr(calibration, "time_process", quiet)
     request = CalibrationRequest(comparisons=3, planted=2, loaded=1, simulated=40, rounds=6, worsenings=(2.0,))
-    run = new_calibration(request, tmp_path, "test")
+    run = CalibrationRun(request, tmp_path, "test")
     lines = []
-    assert run.execute(lines.append) == "done"
+    assert run.execute(lines.append) == "done" and measured[0].seconds > 0
     summary = calibration_summary(reports.load(tmp_path), reports.load_runs(tmp_path))
-    measured = summary[~summary["noise"].str.endswith("simulated")].set_index(["noise", "planted"])
-    assert (
-        measured.loc[("this machine", 0.0), "comparisons"] == 3
-        and measured.loc[("this machine", 2.0), "regressed"] == 2
-    )
-    assert (LOADED, 0.0) in measured.index and any("a core busy: 2 of 2" in line for line in lines)
+    real = summary[~summary["noise"].str.endswith("simulated")].set_index(["noise", "planted"])
+    assert real.loc[("this machine", 0.0), "comparisons"] == 3 and real.loc[("this machine", 2.0), "regressed"] == 2
+    assert (LOADED, 0.0) in real.index and any("a core busy: 2 of 2" in line for line in lines)
     assert set(summary["noise"]) >= {f"{noise}, simulated" for noise in NOISES}
     _, rows = calibration_rows(summary)
     assert len(rows) == len(summary) and rows[0][0] == "normal, simulated"
@@ -59,7 +69,7 @@ def test_false_verdicts_are_said_and_end_the_command_with_3(tmp_path, wallclock,
 def test_requests_out_of_range_are_refused(wallclock):
     code, _, err = wallclock("calibrate", "--rounds", "3")
     assert code == 2 and "expected 6 or more" in err
-    assert wrong(calibration_summary(*_nothing()), Rule()) == []
+    assert false_verdicts(calibration_summary(*_nothing()), Rule()) == []
 
 
 def _nothing():

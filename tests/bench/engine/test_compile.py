@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from wallclock.bench.engine.compile import compiled
+from wallclock.bench.engine.compile import compile_network
 
 
 class Doubled(torch.nn.Module):
@@ -38,9 +38,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_shape_has_its_graph() -> None:
-    assert graphs_of(compiled, 20) == 20
+    assert graphs_of(compile_network, 20) == 20
 
 
 def test_what_torch_does_by_itself_stops_at_eight() -> None:
-    """Should this fail, `compiled` is needed no more."""
+    """Should this fail, `compile_network` is needed no more."""
     assert graphs_of(partial(torch.compile, dynamic=False), 20) == 8

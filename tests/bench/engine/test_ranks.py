@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from wallclock import reports
-from wallclock.bench.engine.ranks import Ranks, joined
+from wallclock.bench.engine.ranks import Ranks, join_ranks
 
 ROOT = Path(__file__).parents[3]
 SUMS = """
 import torch
-from wallclock.bench.engine.ranks import joined
-with joined("cpu") as ranks:
+from wallclock.bench.engine.ranks import join_ranks
+with join_ranks("cpu") as ranks:
     assert ranks.world == 2 and ranks.share(10) == 5
     one, two = torch.full((2, 3), 1.0 + ranks.rank), torch.full((4,), ranks.rank, dtype=torch.int64)
     ranks.add([one, two], mean=False)
@@ -22,7 +22,7 @@ with joined("cpu") as ranks:
     ranks.add([mean], mean=True)
     assert mean.item() == 1.0
     firsts = torch.tensor([7.0 + ranks.rank])
-    ranks.take_first([firsts])
+    ranks.copy_first([firsts])
     assert firsts.item() == 7.0
     # Two halves of a batch have the gradient of the whole.
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def torchrun(*arguments):
 
 
 def test_alone_nothing_is_shared():
-    with joined("cpu") as ranks:
+    with join_ranks("cpu") as ranks:
         assert ranks == Ranks() and ranks.first and ranks.share(7) == 7
 
 

@@ -30,14 +30,15 @@ def fields() -> dict[str, Any]:
 
 
 def copied(where: Path) -> Path:
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, where / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in (*PACKAGES, "wallclock"):
+        ignored = shutil.ignore_patterns("__pycache__", "published")
+        shutil.copytree(ROOT / package, where / package, ignore=ignored, symlinks=True)
     return where
 
 
 def elsewhere(root: Path, expression: str) -> str:
     """Evaluates an expression of `bench.measure.environment` as copied to `root`, in a process of its own."""
-    program = f"from bench import environment; print({expression})"
+    program = f"from wallclock.bench.measure import environment; print({expression})"
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from wallclock.bench.measure.profiling import SHOWN, on_the_device, operator_times
-from wallclock.bench.measure.timing import measure
+from wallclock.bench.measure.profiling import SHOWN, operator_times, times_on_gpu
+from wallclock.bench.measure.sampling import measure
 
 
 def test_operators_of_a_step_are_told_with_their_calls(device):
@@ -57,7 +57,7 @@ def test_a_kernel_counts_once_under_the_operator_that_launched_it_or_under_its_o
         event("void elementwise<2, at::native::mul>", 4.0, on=gpu),
         event("step", 500.0, on=gpu, annotation=True),
     ]
-    assert on_the_device(events) == {"aten::addmm": (69.0, 2), "gemm": (20.0, 1), "elementwise": (7.0, 2)}
+    assert times_on_gpu(events) == {"aten::addmm": (69.0, 2), "gemm": (20.0, 1), "elementwise": (7.0, 2)}
 
 
 @pytest.mark.gpu

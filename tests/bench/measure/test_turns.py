@@ -13,9 +13,9 @@ from wallclock.bench.measure.turns import ContenderFailed, interleaved
 @pytest.fixture
 def contenders(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    import interleaving_contenders
+    import turns_contenders
 
-    return interleaving_contenders
+    return turns_contenders
 
 
 def test_every_contender_has_one_turn_a_round_in_a_process_of_its_own(contenders, tmp_path):

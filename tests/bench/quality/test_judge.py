@@ -30,6 +30,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def few_real_images(monkeypatch):
+    monkeypatch.setattr(judging, "MOST_REAL", 300)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A WGAN and a CycleGAN of a few steps, and weights of features."""

@@ -1,16 +1,18 @@
 """Quality on planted generators: three images, a copy of the training set, noise, and a healthy one."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from wallclock.bench.quality import Judge, problems, quality
-from wallclock.bench.quality.features import extracted, feature_extractor, fidelity, save_network, train_network
+from wallclock.bench.quality import Judge, features, problems
+from wallclock.bench.quality.features import extract, feature_extractor, fidelity, save_network, train_network
 from wallclock.loaders.batches import DataError, Split
 from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.models.networks.sprint import Sprint, whitening_filters
+from wallclock.models.recipes import get_recipe
 
 pytest.importorskip("torch_fidelity")
 CPU = torch.device("cpu")
@@ -89,15 +91,15 @@ def test_fid_is_the_known_figure_of_two_gaussians(split):
         return images[:, :, 5, 7].float()
 
     base = split.train.images_NHWC.clamp(max=240)
-    found = quality(base[:400] + 10, base, base[:400], features=colours)
-    assert found["fid"] == pytest.approx(300, rel=1e-6)
-    same = quality(base[:400], base, base[:400], features=colours)
+    judge = Judge(base, base[:400], features=colours)
+    assert judge.figures(base[:400] + 10)["fid"] == pytest.approx(300, rel=1e-6)
+    same = judge.figures(base[:400])
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert same["precision"] == same["recall"] == same["coverage"] == 1
 
 
 def test_torch_fidelity_computes_the_same_by_its_own_command(figures, split, weights):
-    """The extractor is registered: `calculate_metrics` finds it by name, and gives what `quality` gives."""
+    """The extractor is registered: `calculate_metrics` finds it by name, and gives what a `Judge` gives."""
 
     class Images(torch.utils.data.Dataset):
         def __init__(self, images):
@@ -118,12 +120,14 @@ def test_torch_fidelity_computes_the_same_by_its_own_command(figures, split, wei
     assert metrics["precision"] == figures["healthy"]["precision"]
 
 
-def test_a_network_is_trained_and_comes_back(split, tmp_path):
+def test_a_network_is_trained_and_comes_back(split, tmp_path, monkeypatch):
+    narrow = replace(get_recipe("sprint", "cpu"), model_arguments={"widths": (16, 24, 32)})
+    monkeypatch.setattr(features, "get_recipe", lambda name, device: narrow)
     small = Split(split.train.subset(slice(0, 256)), split.test.subset(slice(0, 64)))
     path = train_network(small, tmp_path / "made" / "net.safetensors", device=CPU, epochs=1, batch_size=128)
     images = split.test.images_NHWC[:12]
-    first, second = (extracted(feature_extractor(path, device=CPU), images, CPU) for _ in range(2))
-    assert first.shape == (12, 256) and torch.equal(first, second)
+    first, second = (extract(feature_extractor(path, device=CPU), images, CPU) for _ in range(2))
+    assert first.shape == (12, 32) and torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
 
 
@@ -149,6 +153,7 @@ def test_an_unknown_extractor_and_a_missing_library_are_told(weights, monkeypatc
 
 def test_sets_that_are_none_are_refused(split):
     images = split.train.images_NHWC[:20]
+    judge = Judge(images, images, features=lambda x: x.float().flatten(1))
     for samples in (images[:5], images.float(), images.permute(0, 3, 1, 2)):
         with pytest.raises(ValueError, match=r"samples are torch\.\w+ \[.*expected uint8 \[N, H, W, 3\]"):
-            quality(samples, images, images, features=lambda x: x.float().flatten(1))
+            judge.figures(samples)

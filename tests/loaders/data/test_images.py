@@ -1,16 +1,12 @@
-"""Images of any form at one size, and the shuffled pipeline that a generative network reads."""
+"""Images of any form at one size."""
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from wallclock.loaders.batches import DataError, Dataset
-from wallclock.loaders.data.images import load_images, rescaled
+from wallclock.loaders.batches import DataError
+from wallclock.loaders.data.images import load_images, rescale
 from wallclock.loaders.data.synthetic import synthetic_split
-from wallclock.loaders.pipelines.shuffled import ShuffledBatches, pixels, unit_range
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -62,7 +58,7 @@ def test_the_embedded_set_is_enlarged():
     assert large.train.images_NHWC.shape == (5000, 64, 64, 3)
     assert large.content_hash not in (small.content_hash, load_images("synthetic", 40).content_hash)
     assert load_images("synthetic", 32).content_hash == small.content_hash
-    shrunk = rescaled(large.train.images_NHWC[:50], 32).float()
+    shrunk = rescale(large.train.images_NHWC[:50], 32).float()
     assert (shrunk - small.train.images_NHWC[:50].float()).abs().mean() < 12  # it is noise that is lost
 
 
@@ -70,50 +66,3 @@ def test_the_embedded_set_is_enlarged():
 def test_cifar10_is_enlarged_and_chosen_from(real_images):
     split = load_images(str(real_images), 64, only_class="ship")
     assert split.train.images_NHWC.shape == (5000, 64, 64, 3) and len(split.test) == 1000
-
-
-def test_pixels_and_the_networks_range_are_inverse():
-    every = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
-    x = unit_range(every)
-    assert (x.min(), x.max()) == (-1, 1) and x.shape == (1, 3, 16, 16)
-    assert torch.equal(pixels(x), every)
-
-
-def test_every_epoch_shows_whole_batches_in_an_order_of_its_own():
-    dataset = synthetic_split(train=25, test=5).train
-    for resident in (True, False):
-        batches = ShuffledBatches(dataset, 8, device=CPU, seed=3, resident=resident)
-        assert len(batches) == 3
-        shown = []
-        for epoch in range(2):
-            batches.set_epoch(epoch)
-            seen = list(batches)
-            assert [len(images) for images, _ in seen] == [8, 8, 8]
-            direct = [batches.images(epoch, index) for index in range(3)]
-            assert all(torch.equal(a, b) for (a, _), b in zip(seen, direct, strict=True))
-            shown.append(torch.cat([images for images, _ in seen]))
-            images_NHWC = pixels(shown[-1])
-            places = [(dataset.images_NHWC == image).all(dim=(1, 2, 3)).nonzero().item() for image in images_NHWC]
-            assert len(set(places)) == 24
-            assert dataset.labels[places].tolist() == torch.cat([labels for _, labels in seen]).tolist()
-        assert not torch.equal(*shown)
-    back = ShuffledBatches(dataset, 8, device=CPU, seed=3)
-    assert torch.equal(back.images(1, 2), shown[1][16:]) and torch.equal(back.images(0, 0), shown[0][:8])
-    assert not torch.equal(ShuffledBatches(dataset, 8, device=CPU, seed=4).images(0, 0), shown[0][:8])
-    last = ShuffledBatches(dataset, 8, device=CPU, channels_last=True).images(0, 0)
-    assert last.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_images_that_lie_on_the_device_stay_there():
-    """A device by its number is the device: on a GPU `cuda` and `cuda:0` are not equal either."""
-    images = torch.zeros(8, 4, 4, 3, dtype=torch.uint8)
-    dataset = Dataset("zeros", images, torch.zeros(8, dtype=torch.int64), ("all",), "")
-    assert ShuffledBatches(dataset, 8, device=torch.device("cpu", 0)).images(0, 0).shape == (8, 3, 4, 4)
-
-
-def test_too_few_images_or_no_batch_are_refused():
-    dataset = synthetic_split(train=25, test=5).train
-    with pytest.raises(DataError, match="25 training images do not fill one batch of 26; use --set batch_size=25"):
-        ShuffledBatches(dataset, 26, device=CPU)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        ShuffledBatches(dataset, 0, device=CPU)

@@ -1,7 +1,8 @@
-"""Encoded images through every pipeline that reads them, sound and damaged; sets mapped from the disk."""
+"""Encoded images through every pipeline that reads them, sound and damaged."""
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,17 +10,16 @@ import torch
 from PIL import Image
 
 from wallclock.kernels.augment import Augmentation
-from wallclock.loaders.batches import DataError, Dataset
-from wallclock.loaders.data.memmap import open_memmap, write_memmap
+from wallclock.loaders.batches import BatchOptions, DataError
 from wallclock.loaders.data.shards import write_shards
 from wallclock.loaders.data.stored import StoredImages, find_stored, stored_folders, stored_parquet
 from wallclock.loaders.pipelines.dali import DaliBatches
 from wallclock.loaders.pipelines.dataloader import DataLoaderBatches
 from wallclock.loaders.pipelines.device import DeviceBatches
-from wallclock.loaders.pipelines.streamed import StreamedBatches
 
 CPU = torch.device("cpu")
-READERS = {"dali": DaliBatches, "dataloader": DataLoaderBatches}
+READERS = {"dali": DaliBatches, "dataloader": DataLoaderBatches, "device": DeviceBatches}
+ENCODED = ["dali", "dataloader"]  # readers of encoded images
 
 
 def picture(number: int, suffix: str = "jpg") -> bytes:
@@ -42,11 +42,9 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path / "train"
 
 
-def batches_of(reader: str, stored: StoredImages, **fields):
-    fields = {"device": CPU, "seed": 3, "augmentation": Augmentation()} | fields
-    if reader == "dataloader":
-        fields = {"workers": 0} | fields
-    return READERS[reader](stored, 6, **fields)
+def batches_of(reader: str, data: Any, batch_size: int = 6, **fields: Any) -> Any:
+    fields = {"device": CPU, "seed": 3, "augmentation": Augmentation(), "workers": 0} | fields
+    return READERS[reader](data, BatchOptions(batch_size=batch_size, **fields))
 
 
 def written(path: Path, labels: list[int], images: list[bytes]) -> Path:
@@ -58,7 +56,7 @@ def written(path: Path, labels: list[int], images: list[bytes]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ENCODED)
 def test_every_form_gives_the_pixels_of_the_decoded_set(reader: str, folders: Path, tmp_path: Path) -> None:
     stored = stored_folders(folders)
     data, left_out = stored.dataset()
@@ -71,10 +69,7 @@ def test_every_form_gives_the_pixels_of_the_decoded_set(reader: str, folders: Pa
     ]
     assert [form.form for form in forms] == ["folders", "parquet", "shards"]
     for form in forms:
-        made, expected = (
-            batches_of(reader, form),
-            DeviceBatches(data, 6, device=CPU, seed=3, augmentation=Augmentation()),
-        )
+        made, expected = batches_of(reader, form), batches_of("device", data)
         for epoch in (0, 1):
             made.set_epoch(epoch)
             expected.set_epoch(epoch)
@@ -84,14 +79,13 @@ def test_every_form_gives_the_pixels_of_the_decoded_set(reader: str, folders: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ENCODED)
 def test_real_images_are_decoded_to_the_same_pixels(reader: str, real_images: Path) -> None:
     stored = stored_parquet(real_images, "test").first(1000)
     data, _ = stored.dataset()
-    made = READERS[reader](stored, 250, device=CPU, augmentation=None, shuffle=False)
-    found = torch.cat([images for images, _ in made])
-    expected = torch.cat(
-        [images for images, _ in DeviceBatches(data, 250, device=CPU, augmentation=None, shuffle=False)]
+    found, expected = (
+        torch.cat([images for images, _ in batches_of(name, images, 250, augmentation=None, shuffle=False)])
+        for name, images in ((reader, stored), ("device", data))
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -111,7 +105,7 @@ KINDS = ["truncated", "cut in its header", "empty", "text", "truncated png"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reader", [*READERS, "decoded at once"])
+@pytest.mark.parametrize("reader", [*ENCODED, "decoded at once"])
 def test_a_damaged_image_in_the_middle_is_named_or_skipped_and_counted(reader: str, kind: str, folders: Path) -> None:
     victim = folders / "cat" / "07.jpg"
     victim.write_bytes(damaged(kind))
@@ -136,7 +130,7 @@ def test_a_damaged_image_in_the_middle_is_named_or_skipped_and_counted(reader: s
         assert sorted(found) == data.labels.tolist()
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ENCODED)
 def test_after_an_error_the_pipeline_can_be_used_again(reader: str, folders: Path) -> None:
     victim = folders / "dog" / "14.jpg"
     sound = victim.read_bytes()
@@ -148,7 +142,7 @@ def test_after_an_error_the_pipeline_can_be_used_again(reader: str, folders: Pat
     assert sum(len(labels) for _, labels in batches) == 20
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ENCODED)
 def test_images_of_another_size_and_none_at_all_are_refused(reader: str, folders: Path) -> None:
     file = io.BytesIO()
     Image.new("RGB", (40, 36)).save(file, "PNG")
@@ -184,7 +178,7 @@ def test_labels_out_of_range_and_missing_images_are_named(tmp_path: Path) -> Non
 def test_a_file_that_vanishes_is_named(folders: Path) -> None:
     stored = stored_folders(folders)
     (folders / "cat" / "03.png").unlink()
-    for reader in READERS:
+    for reader in ENCODED:
         with pytest.raises(DataError, match="03.png: No such file"):
             list(batches_of(reader, stored))
 
@@ -194,29 +188,3 @@ def test_the_form_is_found_by_the_path(folders: Path, real_images: Path, tmp_pat
     assert find_stored(real_images).form == find_stored(real_images / "train.parquet").form == "parquet"
     (tmp_path / "other").mkdir()
     assert find_stored(tmp_path / "other") is None
-
-
-def test_a_set_mapped_from_the_disk_streams_the_same_epochs(tmp_path: Path) -> None:
-    random = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (50, 9, 8, 3), dtype=torch.uint8, generator=random)
-    data = Dataset.create("any", images, torch.arange(50), tuple(map(str, range(50))))
-    write_memmap(data, tmp_path / "mapped")
-    mapped = open_memmap(tmp_path / "mapped")
-    assert mapped.name == "any" and mapped.content_hash == data.content_hash and mapped.classes == data.classes
-    streamed = StreamedBatches(mapped, 7, device=CPU, seed=1, augmentation=Augmentation())
-    resident = DeviceBatches(data, 7, device=CPU, seed=1, augmentation=Augmentation())
-    for epoch in (0, 1):
-        streamed.set_epoch(epoch)
-        resident.set_epoch(epoch)
-        for (found, labels), (expected, expected_labels) in zip(streamed, resident, strict=True):
-            assert torch.equal(found, expected) and torch.equal(labels, expected_labels)
-    before = (tmp_path / "mapped" / "images.npy").read_bytes()
-    list(StreamedBatches(mapped, 7, device=CPU, augmentation=Augmentation(padding="zero")))
-    assert (tmp_path / "mapped" / "images.npy").read_bytes() == before
-    with pytest.raises(DataError, match="exists; name a new folder"):
-        write_memmap(data, tmp_path / "mapped")
-    (tmp_path / "mapped" / "images.npy").write_bytes(before[:1000])
-    with pytest.raises(DataError, match="holds no data set of write_memmap"):
-        open_memmap(tmp_path / "mapped")
-    with pytest.raises(DataError, match="holds no data set of write_memmap"):
-        open_memmap(tmp_path)

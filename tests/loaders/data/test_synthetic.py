@@ -14,21 +14,25 @@ TEST_HASH = "1674a5918cbdef9840cedee1c5d7a11c3d383c7d61b7ed204a03f68fca8f2b12"
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[Split, float]:
+def made() -> Split:
+    return synthetic_split()
+
+
+def test_it_is_the_pinned_one(made: Split) -> None:
+    assert (made.train.content_hash, made.test.content_hash) == (TRAIN_HASH, TEST_HASH)
+    assert (len(made.train), len(made.test)) == (5000, 2000) and made.train.images_NHWC.shape[1:] == (32, 32, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timed
+def test_it_is_quickly_made() -> None:
     start = now_s()
-    split = synthetic_split()
-    return split, now_s() - start
+    synthetic_split()
+    assert now_s() - start < 5
 
 
-def test_it_is_the_pinned_one_and_quickly_made(made: tuple[Split, float]) -> None:
-    split, seconds = made
-    assert (split.train.content_hash, split.test.content_hash) == (TRAIN_HASH, TEST_HASH)
-    assert (len(split.train), len(split.test)) == (5000, 2000) and split.train.images_NHWC.shape[1:] == (32, 32, 3)
-    assert seconds < 5
-
-
-def test_classes_are_balanced_and_pixels_use_their_range(made: tuple[Split, float]) -> None:
-    for part in (made[0].train, made[0].test):
+def test_classes_are_balanced_and_pixels_use_their_range(made: Split) -> None:
+    for part in (made.train, made.test):
         assert part.labels.bincount(minlength=10).tolist() == [len(part) // 10] * 10
         assert part.classes == tuple(CLASSES) and part.name == "synthetic"
         pixels = part.images_NHWC.float()
@@ -44,19 +48,19 @@ def test_a_seed_makes_the_same_images_and_another_seed_others() -> None:
     assert not torch.equal(first.train.images_NHWC[:20], first.test.images_NHWC), "the parts differ"
 
 
-def test_no_image_occurs_twice(made: tuple[Split, float]) -> None:
-    images = torch.cat([made[0].train.images_NHWC, made[0].test.images_NHWC]).flatten(1).numpy()
+def test_no_image_occurs_twice(made: Split) -> None:
+    images = torch.cat([made.train.images_NHWC, made.test.images_NHWC]).flatten(1).numpy()
     assert len({image.tobytes() for image in images}) == 7000
 
 
-@pytest.mark.parametrize("ridge", [30.0, 3000.0])
-def test_a_linear_classifier_stays_below_60_percent(made: tuple[Split, float], ridge: float) -> None:
-    train, test = (part.images_NHWC.flatten(1).float() / 255 for part in (made[0].train, made[0].test))
+@pytest.mark.parametrize("ridge", [pytest.param(30.0, marks=pytest.mark.slow), 3000.0])
+def test_a_linear_classifier_stays_below_60_percent(made: Split, ridge: float) -> None:
+    train, test = (part.images_NHWC.flatten(1).float() / 255 for part in (made.train, made.test))
     mean = train.mean(0)
-    x, targets = train - mean, torch.eye(10)[made[0].train.labels]
+    x, targets = train - mean, torch.eye(10)[made.train.labels]
     weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(3072), x.T @ targets)
-    fitted = (x @ weights).argmax(1).eq(made[0].train.labels).float().mean()
-    accuracy = ((test - mean) @ weights).argmax(1).eq(made[0].test.labels).float().mean()
+    fitted = (x @ weights).argmax(1).eq(made.train.labels).float().mean()
+    accuracy = ((test - mean) @ weights).argmax(1).eq(made.test.labels).float().mean()
     assert fitted > 0.15, "the classifier learned what it could"
     assert float(accuracy) < 0.6
 

@@ -1,14 +1,16 @@
 """The pipeline's order and augmentation: reproducible from seed and epoch, fair, and complete."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
 from wallclock.kernels.augment import Augmentation, augment, augment_ref
-from wallclock.loaders.batches import DataError, Dataset
-from wallclock.loaders.pipelines.device import DeviceBatches, scaled
+from wallclock.loaders.batches import BatchOptions, DataError, Dataset
+from wallclock.loaders.data.images import rescale
+from wallclock.loaders.pipelines.device import DeviceBatches
 
 CPU = torch.device("cpu")
 PLAIN = Augmentation(pad=0, flip="none")
@@ -19,6 +21,10 @@ def made(count: int = 24, height: int = 8, width: int = 8) -> Dataset:
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=random)
     return Dataset.create("any", images, torch.arange(count), tuple(map(str, range(count))))
+
+
+def batches_of(data: Dataset, batch_size: int, **fields: Any) -> DeviceBatches:
+    return DeviceBatches(data, BatchOptions(**{"batch_size": batch_size, "device": CPU, "augmentation": None} | fields))
 
 
 def epoch_of(batches: DeviceBatches, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +40,7 @@ AUGMENTATIONS = [None, PLAIN, Augmentation(), Augmentation(pad=3, flip="random",
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=["none", "plain", "default", "random and cutout"])
 def test_an_epoch_depends_on_seed_and_epoch_alone(augmentation: Augmentation | None) -> None:
     def batches(size: int, seed: int = 5) -> DeviceBatches:
-        return DeviceBatches(made(), size, device=CPU, seed=seed, augmentation=augmentation)
+        return batches_of(made(), size, seed=seed, augmentation=augmentation)
 
     first = batches(24)
     expected = [epoch_of(first, epoch) for epoch in range(4)]
@@ -48,14 +54,13 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(augmentation: Augmentation | N
     assert not torch.equal(epoch_of(batches(24, seed=6), 0)[1], expected[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=["none", "plain", "default", "random and cutout"])
 def test_one_kernel_makes_the_same_epoch(augmentation: Augmentation | None, device: torch.device) -> None:
     data = made().to(device)
     for epoch in range(2):
         (images, labels), (expected, order) = (
-            epoch_of(
-                DeviceBatches(data, 7, device=device, seed=5, augmentation=augmentation, implementation=way), epoch
-            )
+            epoch_of(batches_of(data, 7, device=device, seed=5, augmentation=augmentation, implementation=way), epoch)
             for way in ("triton", "eager")
         )
         assert torch.equal(labels, order)
@@ -65,7 +70,7 @@ def test_one_kernel_makes_the_same_epoch(augmentation: Augmentation | None, devi
 def test_every_image_comes_once_an_epoch_with_its_label() -> None:
     data = made()
     for epoch in range(3):
-        images, labels = epoch_of(DeviceBatches(data, 7, device=CPU, seed=1, augmentation=None), epoch)
+        images, labels = epoch_of(batches_of(data, 7, seed=1), epoch)
         assert sorted(labels.tolist()) == list(range(24))
         assert torch.equal(images, augment(data.images_NHWC, labels))
 
@@ -74,7 +79,7 @@ def test_every_image_comes_once_an_epoch_with_its_label() -> None:
     (7, False, [7, 7, 7, 3]), (7, True, [7, 7, 7]), (8, False, [8] * 3), (8, True, [8] * 3), (25, False, [24]),
 ])  # fmt: skip
 def test_the_last_batch(batch_size: int, drop_last: bool, sizes: list[int]) -> None:
-    batches = DeviceBatches(made(), batch_size, device=CPU, augmentation=Augmentation(), drop_last=drop_last)
+    batches = batches_of(made(), batch_size, augmentation=Augmentation(), drop_last=drop_last)
     parts = list(batches)
     assert [len(labels) for _, labels in parts] == [len(images) for images, _ in parts] == sizes
     assert len(batches) == len(sizes)
@@ -84,20 +89,20 @@ def test_the_last_batch(batch_size: int, drop_last: bool, sizes: list[int]) -> N
 
 def test_sizes_that_give_no_batch_are_refused() -> None:
     with pytest.raises(DataError, match="24 images do not fill one batch of 25"):
-        DeviceBatches(made(), 25, device=CPU, augmentation=None, drop_last=True)
+        batches_of(made(), 25, drop_last=True)
     for batch_size, size in ((0, None), (-1, None), (8, 0)):
         with pytest.raises(ValueError, match="expected a number above 0"):
-            DeviceBatches(made(), batch_size, device=CPU, augmentation=None, size=size)
+            batches_of(made(), batch_size, size=size)
 
 
 def test_without_shuffling_the_order_is_kept() -> None:
-    batches = DeviceBatches(made(), 7, device=CPU, augmentation=Augmentation(), shuffle=False)
+    batches = batches_of(made(), 7, augmentation=Augmentation(), shuffle=False)
     for epoch in (0, 1):
         assert epoch_of(batches, epoch)[1].tolist() == list(range(24))
 
 
 def test_batches_are_channels_last_of_the_dtype_asked_for() -> None:
-    for images, labels in DeviceBatches(made(), 7, device=CPU, dtype=torch.bfloat16, augmentation=Augmentation()):
+    for images, labels in batches_of(made(), 7, dtype=torch.bfloat16, augmentation=Augmentation()):
         assert images.dtype == torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)
         assert labels.dtype == torch.int64
 
@@ -115,17 +120,17 @@ def flipped_of(batches: DeviceBatches, data: Dataset, epoch: int) -> torch.Tenso
 
 def test_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None:
     data = made(2000)
-    batches = DeviceBatches(data, 300, device=CPU, seed=3, augmentation=Augmentation(pad=0, flip="alternating"))
+    batches = batches_of(data, 300, seed=3, augmentation=Augmentation(pad=0, flip="alternating"))
     first, second, third = (flipped_of(batches, data, epoch) for epoch in (0, 1, 2))
     assert torch.equal(second, ~first) and torch.equal(third, first)
     assert 900 < int(first.sum()) < 1100  # 4.5 standard deviations
-    other = DeviceBatches(data, 300, device=CPU, seed=4, augmentation=Augmentation(pad=0, flip="alternating"))
+    other = batches_of(data, 300, seed=4, augmentation=Augmentation(pad=0, flip="alternating"))
     assert not torch.equal(flipped_of(other, data, 0), first)
 
 
 def test_random_flip_tosses_a_coin_each_epoch() -> None:
     data = made(2000)
-    batches = DeviceBatches(data, 300, device=CPU, seed=3, augmentation=Augmentation(pad=0, flip="random"))
+    batches = batches_of(data, 300, seed=3, augmentation=Augmentation(pad=0, flip="random"))
     first, second = (flipped_of(batches, data, epoch) for epoch in (0, 1))
     assert 900 < int(first.sum()) < 1100 and 900 < int(second.sum()) < 1100
     assert 900 < int((first ^ second).sum()) < 1100, "independent of the epoch before"
@@ -146,7 +151,7 @@ def offsets_of(batches: DeviceBatches, data: Dataset, pad: int, epoch: int) -> l
 
 def test_crops_are_uniform_over_all_offsets() -> None:
     data = made(2500)
-    batches = DeviceBatches(data, 500, device=CPU, seed=0, augmentation=Augmentation(pad=2, flip="none"))
+    batches = batches_of(data, 500, seed=0, augmentation=Augmentation(pad=2, flip="none"))
     first, second = (offsets_of(batches, data, 2, epoch) for epoch in (0, 1))
     for corners in (first, second):
         counts = [corners.count(corner) for corner in itertools.product(range(-2, 3), repeat=2)]
@@ -161,7 +166,7 @@ def test_cutout_lies_anywhere_and_is_of_the_mean_colour() -> None:
         "white", torch.full((4000, 8, 8, 3), 255, dtype=torch.uint8), torch.zeros(4000).long(), ("a",)
     )
     augmentation = Augmentation(pad=0, flip="none", cutout=3)
-    images, _ = epoch_of(DeviceBatches(data, 1000, device=CPU, augmentation=augmentation), 0)
+    images, _ = epoch_of(batches_of(data, 1000, augmentation=augmentation), 0)
     cut = (images == 0).all(1)
     allowed = {augment_ref(data.images_NHWC[0], cutout=(r, c, 3)).numpy().tobytes() for r in range(8) for c in range(8)}
     reference = {image.contiguous().numpy().tobytes() for image in images}
@@ -172,34 +177,34 @@ def test_cutout_lies_anywhere_and_is_of_the_mean_colour() -> None:
 def test_cutout_reaches_every_column_of_a_wide_image() -> None:
     data = Dataset.create("w", torch.full((500, 4, 12, 3), 255, dtype=torch.uint8), torch.zeros(500).long(), ("a",))
     augmentation = Augmentation(pad=0, flip="none", cutout=1)
-    images, _ = epoch_of(DeviceBatches(data, 500, device=CPU, augmentation=augmentation), 0)
+    images, _ = epoch_of(batches_of(data, 500, augmentation=augmentation), 0)
     assert bool((images == 0).all(1).any(0).all())
 
 
 def test_scaling_keeps_labels_and_scales_the_padding() -> None:
     data = made(48, 32, 32)
-    small = DeviceBatches(data, 10, device=CPU, augmentation=Augmentation(pad=4, flip="none"), size=16)
-    assert small.pad == 2 and small.images_NHWC.shape == (48, 16, 16, 3) and small.images_NHWC.dtype == torch.uint8
+    small = batches_of(data, 10, augmentation=Augmentation(pad=4, flip="none"), size=16)
+    assert small.augmentation.pad == 2 and small.data.shape == (16, 16) and small.data.images_NHWC.dtype == torch.uint8
     images, labels = epoch_of(small, 0)
     assert images.shape == (48, 3, 16, 16) and sorted(labels.tolist()) == list(range(48))
-    shrunk = Dataset.create("small", scaled(data.images_NHWC, 16), data.labels, data.classes)
+    shrunk = Dataset.create("small", rescale(data.images_NHWC, 16), data.labels, data.classes)
     found = offsets_of(small, shrunk, 2, 0)  # each is a crop of the image of its label, by at most 2 pixels
     assert max(max(map(abs, corner)) for corner in found) == 2
-    assert DeviceBatches(data, 10, device=CPU, augmentation=Augmentation(pad=1), size=8).pad == 1, "never to nothing"
-    assert DeviceBatches(data, 10, device=CPU, augmentation=PLAIN, size=8).pad == 0
+    assert batches_of(data, 10, augmentation=Augmentation(pad=1), size=8).augmentation.pad == 1, "never to nothing"
+    assert batches_of(data, 10, augmentation=PLAIN, size=8).augmentation.pad == 0
 
 
 def test_scaling_averages_and_rounds() -> None:
     flat = torch.arange(0, 250, 5, dtype=torch.uint8).view(50, 1, 1, 1).expand(50, 12, 12, 3).contiguous()
-    assert torch.equal(scaled(flat, 5), flat[:, :5, :5])
+    assert torch.equal(rescale(flat, 5), flat[:, :5, :5])
     images = made(3, 32, 32).images_NHWC
-    assert torch.equal(scaled(images, 32), images)
-    assert (scaled(images, 8).float().mean((1, 2)) - images.float().mean((1, 2))).abs().max() < 6
+    assert torch.equal(rescale(images, 32), images)
+    assert (rescale(images, 8).float().mean((1, 2)) - images.float().mean((1, 2))).abs().max() < 6
 
 
 def test_what_cannot_be_scaled_or_padded_is_refused() -> None:
     with pytest.raises(DataError, match="cannot train on 16-pixel images: they are stored with 8"):
-        DeviceBatches(made(), 4, device=CPU, augmentation=None, size=16)
+        batches_of(made(), 4, size=16)
     for height, width in ((8, 8), (8, 9), (18, 8)):
         with pytest.raises(DataError, match="cannot reflect 8 pixels of an image of 8"):
-            DeviceBatches(made(4, height, width), 4, device=CPU, augmentation=Augmentation(pad=8))
+            batches_of(made(4, height, width), 4, augmentation=Augmentation(pad=8))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from wallclock.kernels.augment import Augmentation
-from wallclock.loaders.batches import Dataset
+from wallclock.loaders.batches import BatchOptions, Dataset
 from wallclock.loaders.pipelines.device import DeviceBatches
 from wallclock.loaders.pipelines.pruned import EasySamples
 
@@ -71,9 +71,9 @@ def test_what_was_never_seen_is_not_easy(device):
 def test_chosen_samples_meet_what_they_meet_in_the_whole_epoch():
     images = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
     dataset = Dataset("random", images, torch.arange(40) % 10, tuple("abcdefghij"), "")
-    batches = DeviceBatches(
-        dataset, 8, device=torch.device("cpu"), seed=3, augmentation=Augmentation(pad=4, flip="random")
-    )
+    augmentation = Augmentation(pad=4, flip="random")
+    options = BatchOptions(batch_size=8, device=torch.device("cpu"), seed=3, augmentation=augmentation)
+    batches = DeviceBatches(dataset, options)
     batches.set_epoch(2)
     whole = {}
     order = batches.epochs.order_within(2)

@@ -1,72 +1,22 @@
-"""Unpaired domains: whatever lies in the folders, what a batch holds, and the embedded pair."""
+"""What a batch of unpaired domains holds, from memory or from files."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from wallclock.loaders.batches import DataError
-from wallclock.loaders.data.file_images import FileImages
-from wallclock.loaders.pipelines import unpaired
+from wallclock.loaders.data import unpaired
+from wallclock.loaders.data.image_files import FileImages
+from wallclock.loaders.data.unpaired import load_unpaired
 from wallclock.loaders.pipelines.shuffled import pixels
-from wallclock.loaders.pipelines.unpaired import UnpairedBatches, load_unpaired, synthetic_domain
+from wallclock.loaders.pipelines.unpaired import AHEAD, UnpairedBatches
 
 CPU = torch.device("cpu")
 
 
-def image_of(mode, size=(20, 12), value=200):
-    image = Image.new("RGB", size, (value, 40, 40))
-    return image.quantize(8) if mode == "P" else image.convert(mode)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two images in each of four folders."""
-    for part in ("trainA", "trainB", "testA", "testB"):
-        (tmp_path / part).mkdir()
-        for place in range(2):
-            image_of("RGB", value=100 + 10 * place).save(tmp_path / part / f"{place}.png")
-    return tmp_path
-
-
-def test_every_kind_of_image_becomes_rgb_squares(folder):
-    for mode, suffix in (("L", "png"), ("P", "gif"), ("CMYK", "jpg"), ("RGBA", "png"), ("1", "bmp"), ("I;16", "tiff")):
-        image_of("L").convert(mode).save(folder / "trainA" / f"{mode.replace(';', '')}.{suffix}") if mode in (
-            "1",
-            "I;16",
-        ) else image_of(mode).save(folder / "trainA" / f"{mode}.{suffix}")
-    Image.new("RGB", (3, 500)).save(folder / "trainA" / "thin.png")  # smaller than the crop on one side
-    data = load_unpaired(str(folder), 24, 16)
-    assert data.train[0].shape == (9, 24, 24, 3) and data.train[0].dtype == torch.uint8
-    assert data.test[0].shape == (2, 16, 16, 3) and data.skipped == ()
-    assert data.name.startswith("unpaired:")
-
-
-def test_what_is_no_image_is_named_skipped_and_counted(folder):
-    (folder / "trainB" / "words.jpg").write_text("not an image")
-    whole = (folder / "trainB" / "0.png").read_bytes()
-    (folder / "trainB" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    data = load_unpaired(str(folder), 24, 16)
-    assert len(data.train[1]) == 2 and len(data.skipped) == 2
-    assert any("words.jpg cannot be read as an image" in line for line in data.skipped)
-    assert any("cut.png" in line for line in data.skipped)
-
-
-def test_an_empty_or_missing_domain_is_refused(folder, tmp_path):
-    for file in (folder / "trainA").iterdir():
-        file.unlink()
-    with pytest.raises(DataError, match=r"trainA holds 0 files and no image that can be read; put some there"):
-        load_unpaired(str(folder), 24, 16)
-    (folder / "trainA").rmdir()
-    with pytest.raises(DataError, match="no folder trainA; expected trainA, trainB, testA and testB"):
-        load_unpaired(str(folder), 24, 16)
-    with pytest.raises(DataError, match="data fetch horse2zebra"):
-        load_unpaired(str(tmp_path / "nowhere"), 24, 16)
-
-
-def test_one_image_is_a_domain(folder):
-    (folder / "trainA" / "1.png").unlink()
-    data = load_unpaired(str(folder), 24, 16)
+def test_one_image_is_a_domain(domains):
+    (domains / "trainA" / "1.png").unlink()
+    data = load_unpaired(str(domains), 24, 16)
     batches = UnpairedBatches(data.train, 1, image_size=16, device=CPU)
     assert len(batches) == 2  # as long as the longer domain
     assert all(a.shape == b.shape == (1, 3, 16, 16) for a, b in batches.epoch(0))
@@ -94,15 +44,15 @@ def shown(batches, epoch):
 
 
 def test_a_comes_in_order_b_at_random_and_crops_and_flips_differ():
-    domains = numbered(8, 12), numbered(20, 12)
-    batches = UnpairedBatches(domains, 4, image_size=8, device=CPU, seed=3)
+    pair = numbered(8, 12), numbered(20, 12)
+    batches = UnpairedBatches(pair, 4, image_size=8, device=CPU, seed=3)
     assert len(batches) == 5
     first, second = shown(batches, 0), shown(batches, 1)
     assert first != second and shown(batches, 0) == first
     counts = np.bincount([n for n, *_ in first[0]], minlength=8)
     assert set(counts) == {2, 3}  # twenty draws go round eight images
     assert len({n for n, *_ in first[1]}) < 20  # with replacement
-    assert shown(UnpairedBatches(domains, 4, image_size=8, device=CPU, seed=4), 0) != first
+    assert shown(UnpairedBatches(pair, 4, image_size=8, device=CPU, seed=4), 0) != first
     crops = [crop for epoch in range(40) for crop in shown(batches, epoch)[1]]
     places = np.zeros((5, 5))
     for _, row, column, _ in crops:
@@ -110,7 +60,7 @@ def test_a_comes_in_order_b_at_random_and_crops_and_flips_differ():
     expected = len(crops) / 25
     assert ((places - expected) ** 2 / expected).sum() < 52  # chi-square with 24 degrees of freedom, p = 0.001
     assert abs(np.mean([flipped for *_, flipped in crops]) - 0.5) < 0.06
-    a, b = UnpairedBatches(domains, 4, image_size=8, device=CPU, channels_last=True).images(0, 0)
+    a, b = UnpairedBatches(pair, 4, image_size=8, device=CPU, channels_last=True).images(0, 0)
     assert a.is_contiguous(memory_format=torch.channels_last) and b.dtype == torch.float32
 
 
@@ -119,20 +69,11 @@ def test_too_few_images_for_a_batch_are_refused():
         UnpairedBatches((numbered(3, 8), numbered(2, 8)), 4, image_size=8, device=CPU)
 
 
-def test_the_embedded_domains_differ_in_texture_and_are_the_same_everywhere():
-    a, b = (synthetic_domain(domain, "test", 32) for domain in "AB")
-    assert torch.equal(a, synthetic_domain("A", "test", 32)) and not torch.equal(
-        a, synthetic_domain("A", "train", 32)[:50]
-    )
-    contrast = [(images[:, 1:, 12:20].float() - images[:, :-1, 12:20]).abs().mean() for images in (a, b)]
-    assert contrast[1] > 2 * contrast[0]
-
-
-def test_what_memory_does_not_hold_stays_in_its_files_and_makes_the_same_batches(folder, monkeypatch):
-    held = load_unpaired(str(folder), 24, 16)
+def test_what_memory_does_not_hold_stays_in_its_files_and_makes_the_same_batches(domains, monkeypatch):
+    held = load_unpaired(str(domains), 24, 16)
     monkeypatch.setattr(unpaired, "HELD_SHARE", 0.0)
-    (folder / "trainB" / "words.jpg").write_text("not an image")
-    streamed = load_unpaired(str(folder), 24, 16)
+    (domains / "trainB" / "words.jpg").write_text("not an image")
+    streamed = load_unpaired(str(domains), 24, 16)
     assert isinstance(streamed.train[0], FileImages) and streamed.train[0].shape == held.train[0].shape
     assert streamed.content_hash == held.content_hash and len(streamed.skipped) == 1
     assert torch.equal(streamed.test[1][:2, 4:, 3], held.test[1][:2, 4:, 3])
@@ -142,13 +83,13 @@ def test_what_memory_does_not_hold_stays_in_its_files_and_makes_the_same_batches
     for epoch, index in ((0, 0), (0, 1), (1, 0), (0, 1), (5, 1)):
         for one, other in zip(of_held.images(epoch, index), of_streamed.images(epoch, index), strict=True):
             assert torch.equal(one, other)
-    assert len(of_streamed._ahead) <= unpaired.AHEAD
+    assert len(of_streamed._ahead) <= AHEAD
 
 
-def test_a_file_that_goes_away_meanwhile_is_named(folder, monkeypatch):
+def test_a_file_that_goes_away_meanwhile_is_named(domains, monkeypatch):
     monkeypatch.setattr(unpaired, "HELD_SHARE", 0.0)
-    data = load_unpaired(str(folder), 24, 16)
-    for file in (folder / "trainA").iterdir():
+    data = load_unpaired(str(domains), 24, 16)
+    for file in (domains / "trainA").iterdir():
         file.unlink()
     batches = UnpairedBatches(data.train, 1, image_size=16, device=CPU)
     with pytest.raises(DataError, match=r"trainA/.*cannot be read"):

@@ -14,7 +14,11 @@ from rich.console import Console
 
 from wallclock.reports import Run, RunWriter, Sample, load, summarise, time_to_target
 from wallclock.reports.format import text as tables
-from wallclock.reports.views.kernels import kernel_detail_rows, kernel_rows, kernel_summary, static_rows
+from wallclock.reports.format.labels import by_label
+from wallclock.reports.views.accuracy import accuracy_rows
+from wallclock.reports.views.kernels import kernel_detail_rows, kernel_rows, kernel_summary
+from wallclock.reports.views.static import static_rows
+from wallclock.reports.views.summaries import summary_rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,14 +32,14 @@ def printed(table: object) -> str:
 
 
 def test_accuracy_table_says_n_hits_intervals_and_p(cifar_root: Path) -> None:
-    text = printed(tables.terminal(tables.accuracy_rows(time_to_target(load(cifar_root)))))
+    text = printed(tables.terminal(accuracy_rows(time_to_target(load(cifar_root)))))
     for figure in ("sprint", "eager", "cifar10-jpeg", "90%", "4 of 5", "90.34%", "15.0 s", "["):
         assert figure in text
 
 
 def test_summary_table_says_who_missed(cifar_root: Path) -> None:
     rows = summarise(load(cifar_root))
-    text = printed(tables.terminal(tables.summary_rows(rows[rows["metric"] == "train_eval_s"])))
+    text = printed(tables.terminal(summary_rows(rows[rows["metric"] == "train_eval_s"])))
     assert "1 missed" in text and "12.00" in text and "↓" in text
 
 
@@ -46,7 +50,7 @@ def test_long_and_hostile_names_fit_and_show_as_they_are(
         for case in ("[bold]x[/bold]", "very-long-name-" * 9, "a|b <script>\\"):
             for batch in (1, 123456789):
                 writer.add(make_sample(case=case, variant="v" * 30, value=1e-9, parameters={"batch_size": batch}))
-    rows = tables.summary_rows(summarise(load(tmp_path)))
+    rows = summary_rows(summarise(load(tmp_path)))
     text = printed(tables.terminal(rows))
     assert "[bold]x[/bold]" in text and "1.000e-09" in text
     lines = tables.markdown(rows).splitlines()
@@ -119,23 +123,23 @@ def test_what_differs_is_never_one_row_and_says_in_what(
             writer.add(make_sample(metric="final_accuracy", unit="fraction", better="higher", value=0.91, **fields))
             writer.add(make_sample(value=10.0, **fields))
     frame = load(tmp_path)
-    _, rows = tables.accuracy_rows(time_to_target(frame))
+    _, rows = accuracy_rows(time_to_target(frame))
     assert sorted(row[0] for row in rows) == sorted(f"sprint\n{text}" for text in told)
-    _, rows = tables.summary_rows(summarise(frame[frame["metric"] == "train_eval_s"]))
+    _, rows = summary_rows(summarise(frame[frame["metric"] == "train_eval_s"]))
     assert sorted(row[0] for row in rows) == sorted(f"sprint\n{text}" for text in told)
-    assert sorted(label for label, _ in tables.by_label(frame)) == sorted(f"sprint · {text}" for text in told)
+    assert sorted(label for label, _ in by_label(frame)) == sorted(f"sprint · {text}" for text in told)
 
 
 def test_a_case_is_named_in_the_first_of_its_rows_where_it_is_read_from_above() -> None:
     rows = (["case", "variant"], [["a", "x"], ["a", "y"], ["b", "y"], ["a", "x"]])
-    assert tables.named_once(rows) == [["a", "x"], ["", "y"], ["b", "y"], ["a", "x"]]
+    assert tables.name_once(rows) == [["a", "x"], ["", "y"], ["b", "y"], ["a", "x"]]
     assert tables.markdown(rows).splitlines()[3] == "|  | y |"
     others = (["kernel", "sm"], [["a", "80"], ["a", "90"]])
-    assert tables.named_once(others) == others[1]
+    assert tables.name_once(others) == others[1]
 
 
 def test_no_scores_make_an_empty_table(cifar_root: Path) -> None:
-    assert tables.accuracy_rows(time_to_target(load(cifar_root).query("metric == 'train_loss'")))[1] == []
+    assert accuracy_rows(time_to_target(load(cifar_root).query("metric == 'train_loss'")))[1] == []
 
 
 def test_csv_holds_figures_in_full(cifar_root: Path) -> None:
@@ -160,13 +164,6 @@ def test_intervals_without_ends_are_left_out() -> None:
     assert tables.interval_text(8.0, math.inf, " s") == "[8.000, ∞] s"
 
 
-def test_phases_are_for_a_thousand_images(cifar_root):
-    header, rows = tables.phase_rows(load(cifar_root))
-    assert header == ["case", "data", "forward", "backward", "optimiser", "evaluation", "overhead"]
-    assert rows == [["sprint", "2.00", "20.0", "40.0", "4.00", "40.0", "+2.0%"]]
-    assert tables.phase_rows(load(cifar_root).query("metric != 'phase_time'"))[1] == []
-
-
 @pytest.mark.parametrize(
     ("text", "width", "lines"),
     [
@@ -178,7 +175,7 @@ def test_phases_are_for_a_thousand_images(cifar_root):
     ],
 )
 def test_words_that_do_not_fit_break_where_names_do(text: str, width: int, lines: list[str]) -> None:
-    assert tables.broken(text, width).splitlines() == lines
+    assert tables.break_words(text, width).splitlines() == lines
 
 
 def test_a_long_name_is_broken_in_the_table_and_whole_where_there_is_room() -> None:

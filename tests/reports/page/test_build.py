@@ -11,14 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects
 import pytest
 
 from wallclock.reports import Run, RunWriter, Sample, StoreError, build_page, load, load_pictures, load_runs
-from wallclock.reports.format import text as tables
 from wallclock.reports.page import build as page
-from wallclock.reports.page import plots
-from wallclock.reports.stats.intervals import time_to_target
 from wallclock.reports.store.pictures import write_picture
 
 
@@ -79,96 +75,6 @@ def test_the_page_fetches_nothing(cifar_root: Path, tmp_path: Path) -> None:
     for tag, attributes in built(cifar_root, tmp_path / "page.html").tags:
         assert "src" not in attributes, tag
         assert (attributes.get("href") or "#").startswith(("#", "data:")), tag
-
-
-@pytest.mark.parametrize("make", [plots.accuracy_over_time, plots.time_to_target_dots, plots.phase_breakdown])
-def test_figures_are_what_plotly_accepts(cifar_root: Path, make: Callable[..., plots.Figure | None]) -> None:
-    figure = make(load(cifar_root))
-    assert figure is not None
-    plotly.graph_objects.Figure(figure)  # raises on any property that plotly.js does not know
-    assert json.loads(json.dumps(figure, allow_nan=False)) == figure
-    assert make(load(cifar_root).query("metric == 'nothing'")) is None
-
-
-def test_accuracy_lines_hold_the_samples(cifar_root: Path) -> None:
-    figure = plots.accuracy_over_time(load(cifar_root))
-    assert figure is not None
-    least, most = (trace for trace in figure["data"] if trace["meta"]["epoch"] is None)
-    assert (least["x"][0], least["x"][-1]) == (7, 10) == (most["x"][0], most["x"][-1])  # where all five have been
-    assert most["fill"] == "tonexty" and all(a <= b for a, b in zip(least["y"], most["y"], strict=True))
-    lines = [trace for trace in figure["data"] if trace["meta"]["epoch"]]
-    assert len(lines) == 5
-    for seed, trace in enumerate(lines):
-        assert trace["x"] == trace["meta"]["time"] == [(10 + seed) / 2, 10 + seed]
-        assert trace["meta"]["epoch"] == [1, 2]
-        assert trace["y"][0] == 50
-    assert [shape["y0"] for shape in figure["layout"]["shapes"]] == [90]
-    assert [trace["showlegend"] for trace in lines] == [True, False, False, False, False]
-
-
-def test_of_a_seed_that_was_begun_anew_the_last_attempt_is_drawn(
-    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
-) -> None:
-    with RunWriter.create(tmp_path, make_run()) as writer:
-        for attempt in (1, 2):
-            at = {"seed": 0, "epoch": 1, "step": 100}
-            writer.add(make_sample(metric="accuracy", unit="fraction", better="higher", value=attempt / 10, **at))
-            writer.add(make_sample(metric="elapsed_train_eval_s", value=float(attempt), **at))
-            writer.add(make_sample(metric="train_loss", unit="nats", value=float(attempt), **at))
-    for make, axis, value in ((plots.accuracy_over_time, "y", 20), (plots.training_loss, "y", 2)):
-        figure = make(load(tmp_path))
-        assert figure is not None
-        assert [trace[axis] for trace in figure["data"]] == [[value]]
-
-
-def test_a_miss_is_marked_and_moves_the_expected_time(cifar_root: Path) -> None:
-    figure = plots.time_to_target_dots(load(cifar_root))
-    assert figure is not None
-    reached, missed, expected = figure["data"]
-    assert reached["x"] == [10, 11, 12, 14] and missed["x"] == [13]
-    assert reached["marker"]["symbol"] != missed["marker"]["symbol"]
-    assert expected["x"] == [15]
-
-
-def test_phases_are_means_for_1000_images(cifar_root: Path) -> None:
-    figure = plots.phase_breakdown(load(cifar_root))
-    assert figure is not None
-    parts = {
-        (label, trace["name"]): x for trace in figure["data"] for label, x in zip(trace["y"], trace["x"], strict=True)
-    }
-    steps = {("sprint", n): ms for n, ms in (("data", 2), ("forward", 20), ("backward", 40), ("optimiser", 4))}
-    assert parts == pytest.approx({**steps, ("sprint · evaluation", "evaluation"): 40})
-
-
-def test_a_recipe_with_something_set_otherwise_is_apart_everywhere(
-    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
-) -> None:
-    for recipe_hash, time in (("aaaa1111", 10.0), ("bbbb2222", 20.0)):
-        with RunWriter.create(
-            tmp_path / "runs", make_run(run_id=f"run-{recipe_hash}", recipe_hash=recipe_hash)
-        ) as writer:
-            scored = {"case": "sprint", "seed": 0, "target": 0.9, "reached": True, "censored": False}
-            writer.add(make_sample(metric="final_accuracy", unit="fraction", value=0.91, **scored))
-            writer.add(make_sample(value=time, **scored))
-    figure = plots.time_to_target_dots(load(tmp_path))
-    assert figure is not None
-    assert figure["layout"]["yaxis"]["ticktext"] == ["sprint · recipe=aaaa1111", "sprint · recipe=bbbb2222"]
-    rows = time_to_target(load(tmp_path))
-    assert rows["train_eval_s"].tolist() == [10.0, 20.0]
-    assert [row[0] for row in tables.accuracy_rows(rows)[1]] == ["sprint\nrecipe=aaaa1111", "sprint\nrecipe=bbbb2222"]
-
-
-def test_long_losses_are_thinned_to_means(
-    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
-) -> None:
-    with RunWriter.create(tmp_path, make_run()) as writer:
-        for step in range(1000):
-            writer.add(make_sample(metric="train_loss", unit="nats", value=step, step=step, seed=0))
-    figure = plots.training_loss(load(tmp_path), most_points=100)
-    assert figure is not None
-    plotly.graph_objects.Figure(figure)
-    assert figure["data"][0]["x"][:2] == [9, 19]
-    assert figure["data"][0]["y"][:2] == [4.5, 14.5]
 
 
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>\'"&{{ 7*7 }} — ü 🚀'

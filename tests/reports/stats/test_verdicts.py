@@ -10,11 +10,11 @@ from wallclock.reports.stats.verdicts import (
     Rule,
     decide,
     discoveries,
+    judge_paired,
+    judge_unpaired,
     next_look,
-    paired,
     rounds_needed,
     share_of_look,
-    unpaired,
     walsh_averages,
 )
 
@@ -28,7 +28,7 @@ def normal(n, spread=0.03, shift=0.0, seed=0, comparisons=1):
 @pytest.mark.parametrize("n", [6, 7, 12, 25, 61])
 def test_paired_p_values_are_wilcoxons(n):
     for row in normal(n, shift=0.01, comparisons=5):
-        (found,) = paired(row, EXACT)
+        (found,) = judge_paired(row, EXACT)
         method = "exact" if n <= 60 else "asymptotic"
         wanted = stats.wilcoxon(row, alternative="greater", method=method, correction=n > 60).pvalue
         assert found.p_worse == pytest.approx(wanted, rel=1e-9 if n <= 60 else 1e-3)
@@ -40,17 +40,17 @@ def test_unpaired_p_values_are_mann_whitneys(n, m):
     base, head = normal(n)[0], normal(m, shift=0.02, seed=1)[0]
     method = "exact" if max(n, m) <= 60 else "asymptotic"
     wanted = stats.mannwhitneyu(head, base, alternative="greater", method=method).pvalue
-    assert unpaired(base, head, EXACT).p_worse == pytest.approx(wanted, rel=1e-9 if max(n, m) <= 60 else 1e-3)
+    assert judge_unpaired(base, head, EXACT).p_worse == pytest.approx(wanted, rel=1e-9 if max(n, m) <= 60 else 1e-3)
 
 
 @pytest.mark.parametrize("n", [6, 9, 20])
 def test_the_interval_holds_what_the_test_does_not_reject_and_nothing_else(n):
     row = normal(n, seed=3)[0]
-    (found,) = paired(row, EXACT)
+    (found,) = judge_paired(row, EXACT)
     inside, outside = 1e-9, -1e-9
     for edge, side in ((found.low, 1), (found.high, -1)):
         for step, rejected in ((inside, False), (outside, True)):
-            (moved,) = paired(row - (edge + side * step), EXACT)
+            (moved,) = judge_paired(row - (edge + side * step), EXACT)
             assert (moved.p <= EXACT.error_rate) is rejected
 
 
@@ -64,7 +64,7 @@ def test_of_the_same_code_at_most_5_percent_are_called_changed(n, noise, toleran
         "heavy": lambda: 0.03 * draw.standard_t(2, (4000, n)),
         "two speeds": lambda: draw.normal(0, 0.005, (4000, n)) + 0.08 * (draw.random((4000, n)) < 0.3),
     }[noise]
-    p = np.array([row.p for row in paired(sides() - sides(), Rule(tolerance=tolerance))])
+    p = np.array([row.p for row in judge_paired(sides() - sides(), Rule(tolerance=tolerance))])
     assert np.mean(p <= 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
     if not tolerance and noise == "normal":
         assert np.mean(p <= 0.05) >= 0.03  # and it is no test that never speaks
@@ -72,8 +72,8 @@ def test_of_the_same_code_at_most_5_percent_are_called_changed(n, noise, toleran
 
 def test_the_detectable_change_is_found_four_times_in_five():
     d = normal(12, comparisons=4000)
-    printed = np.median([row.detectable for row in paired(d, Rule())])
-    found = [row.p <= 0.05 and row.p_worse < row.p_better for row in paired(d + printed, Rule())]
+    printed = np.median([row.detectable for row in judge_paired(d, Rule())])
+    found = [row.p <= 0.05 and row.p_worse < row.p_better for row in judge_paired(d + printed, Rule())]
     assert 0.7 <= np.mean(found) <= 0.9
 
 
@@ -89,7 +89,7 @@ def test_looks_share_the_error_rate_and_looking_often_errs_no_more():
     called = np.zeros(len(d), dtype=bool)
     once = np.zeros(len(d), dtype=bool)
     for n in looks:
-        rows = paired(d[:, :n], rule)
+        rows = judge_paired(d[:, :n], rule)
         called |= np.array([row.p / share_of_look(n, rule) <= 0.05 for row in rows])
         once |= np.array([row.p <= 0.05 for row in rows])
     assert np.mean(called) <= 0.05 < 0.1 < np.mean(once)  # looking without paying for it errs over twice as often
@@ -112,23 +112,23 @@ def test_discoveries_are_benjamini_and_hochbergs():
     ],
 )
 def test_verdicts(shift, spread, verdict, reason):
-    assert decide(paired(normal(12, spread, shift), Rule()), Rule()) == [(verdict, reason)]
+    assert decide(judge_paired(normal(12, spread, shift), Rule()), Rule()) == [(verdict, reason)]
 
 
 def test_among_many_benchmarks_one_has_to_be_clearer():
     rule = Rule()
-    clear = paired(normal(6, 0.001, 0.1), rule)
+    clear = judge_paired(normal(6, 0.001, 0.1), rule)
     assert decide(clear, rule)[0][0] == "regressed"  # six of six the same way: p = 2 / 64
-    rest = paired(normal(6, 0.001, 0.0, comparisons=9), rule)
+    rest = judge_paired(normal(6, 0.001, 0.0, comparisons=9), rule)
     assert decide([*clear, *rest], rule)[0][0] == "inconclusive"
     assert rounds_needed(1, rule) == FIRST_LOOK and rounds_needed(10, rule) == 9
-    clear, rest = paired(normal(9, 0.001, 0.1), rule), paired(normal(9, 0.001, 0.0, comparisons=9), rule)
+    clear, rest = judge_paired(normal(9, 0.001, 0.1), rule), judge_paired(normal(9, 0.001, 0.0, comparisons=9), rule)
     assert decide([*clear, *rest], rule)[0][0] == "regressed"
 
 
 def test_too_few_rounds_are_no_verdict():
     for n in (1, 2, 5):
-        (row,) = paired(normal(n, 0.0001, 0.5), Rule())
+        (row,) = judge_paired(normal(n, 0.0001, 0.5), Rule())
         ((verdict, reason),) = decide([row], Rule())
         assert verdict == "inconclusive" and reason.startswith(f"too_few_rounds: {n}, and 6")
         assert row.low == -math.inf and row.high == math.inf
@@ -136,13 +136,13 @@ def test_too_few_rounds_are_no_verdict():
 
 def test_a_run_that_missed_its_target_is_worse_than_any_that_did_not():
     base, missed = np.log(np.arange(10.0, 16.0)), np.full(6, np.inf)
-    found = unpaired(base, missed, Rule())
+    found = judge_unpaired(base, missed, Rule())
     assert decide([found], Rule())[0][0] == "regressed" and found.value == math.inf == found.detectable
-    assert decide([unpaired(missed, base, Rule())], Rule())[0][0] == "improved"
-    both = unpaired(missed, missed, Rule())
+    assert decide([judge_unpaired(missed, base, Rule())], Rule())[0][0] == "improved"
+    both = judge_unpaired(missed, missed, Rule())
     assert both.p == 1 and both.value == 0
     one = np.log([10.0, 11, 12, 13, 14, np.inf])
-    assert decide([unpaired(base, one, Rule())], Rule())[0][0] == "inconclusive"
+    assert decide([judge_unpaired(base, one, Rule())], Rule())[0][0] == "inconclusive"
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, math.nan])
@@ -155,6 +155,6 @@ def test_no_round_can_move_the_verdict_alone():
     d = normal(12, 0.003)
     wild = d.copy()
     wild[0, 0] = 5.0
-    (calm,), (shaken,) = paired(d, Rule()), paired(wild, Rule())
+    (calm,), (shaken,) = judge_paired(d, Rule()), judge_paired(wild, Rule())
     assert isinstance(shaken, Differences)
     assert abs(shaken.value - calm.value) < 0.003 and decide([shaken], Rule())[0][0] == "equivalent"

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wallclock.reports import Run, RunWriter, Sample, StoreError, load, load_runs
-from wallclock.reports.store.write import RECORDS, RUN_TABLE, SAMPLE_TABLE, run_directories
+from wallclock.reports.store.layout import RECORDS, RUN_TABLE, SAMPLE_TABLE, run_directories
 
 ROOT = Path(__file__).resolve().parents[3]
 

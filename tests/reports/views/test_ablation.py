@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from wallclock import reports
-from wallclock.reports.page import plots
 from wallclock.reports.store.schema import Run, Sample
 from wallclock.reports.store.write import RunWriter, utc_now
-from wallclock.reports.views.ablation import ALONE, ablation_rows, ablation_summary
+from wallclock.reports.views.ablation import ALONE, ablation_rows, ablation_summary, variant_rates, waterfall
+from wallclock.reports.views.curves import loss_curves
+from wallclock.reports.views.wgan import DISTANCES, LOSSES
 
 ABLATION = "wgan ablation"
 TRUE = {"baseline": 1.0, "all levers": 1.5, "all levers, bf16": 2.5, "without products": 1.2}
@@ -92,20 +93,20 @@ def test_amdahl_predicts_from_the_kernel_alone_in_the_same_rounds(turns):
     header, rows = ablation_rows(ablation_summary(frame))
     cells = {cell[1]: dict(zip(header, cell, strict=True)) for cell in rows}
     assert cells["without products"]["by Amdahl"] == "+25.0%\nalone 3.00x" and cells["baseline"]["by Amdahl"] == ""
-    (trace,) = plots.waterfall(ablation_summary(frame))["data"]
+    (trace,) = waterfall(ablation_summary(frame))["data"]
     assert trace["text"][1].endswith("Amdahl x1.25") and "Amdahl" not in trace["text"][2]
 
 
 def test_every_variant_is_drawn_against_the_first(turns):
     summary = ablation_summary(turns)
-    (dots,) = plots.variant_rates(summary)["data"]
+    (dots,) = variant_rates(summary)["data"]
     compared = summary.set_index("variant").drop(index="baseline")
     assert [label.replace("<br>", " ") for label in dots["y"]] == [f"lesson · {name}" for name in compared.index]
     assert dots["x"] == pytest.approx(compared["over_baseline"].tolist())
     ends = [x + beyond for x, beyond in zip(dots["x"], dots["error_x"]["array"], strict=True)]
     assert ends == pytest.approx(compared["over_baseline_high"].tolist())
-    assert plots.variant_rates(summary[summary["variant"] == "baseline"]) is None
-    assert plots.variant_rates(ablation_summary(turns[turns["phase"] == "warm-up"])) is None
+    assert variant_rates(summary[summary["variant"] == "baseline"]) is None
+    assert variant_rates(ablation_summary(turns[turns["phase"] == "warm-up"])) is None
 
 
 def test_a_turn_taken_again_counts_once(turns):
@@ -130,9 +131,9 @@ def test_curves_show_each_metric_over_critic_steps(tmp_path):
                     )
                 )  # fmt: skip
     frame = reports.load(tmp_path)
-    figure = plots.loss_curves(frame, "wgan", ("em_train", "em_held_out"), "estimate", "critic steps")
+    figure = loss_curves(frame, "wgan", DISTANCES, "estimate", "critic steps")
     assert [trace["x"] for trace in figure["data"]] == [[0, 50, 100]] * 2
     assert [trace["y"][-1] for trace in figure["data"]] == [1.0, 1.5]
-    assert plots.loss_curves(frame, "wgan", ("critic_loss",), "loss", "critic steps") is None
+    assert loss_curves(frame, "wgan", LOSSES, "loss", "critic steps") is None
     page = reports.build_page(frame, reports.load_runs(tmp_path), tmp_path / "page.html").read_text()
     assert "WGAN: estimated distance" in page and "WGAN: losses" not in page

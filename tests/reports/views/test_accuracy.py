@@ -8,10 +8,10 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 
-from wallclock.reports import Run, RunWriter, Sample, load
-from wallclock.reports.page import cost_plots
-from wallclock.reports.views.accuracy import HEADER, _point_costs, leaderboard, leaderboard_rows, point_costs
-from wallclock.reports.views.kernels import kernel_summary
+from wallclock.reports import Run, RunWriter, Sample, load, time_to_target
+from wallclock.reports.views.accuracy import HEADER, accuracy_rows, leaderboard, leaderboard_rows, time_to_target_dots
+from wallclock.reports.views.kernels import kernel_summary, roofline, speedup_map
+from wallclock.reports.views.points import _point_costs, point_costs
 
 PUBLISHED = Path(__file__).parents[3] / "reports" / "published"
 
@@ -70,11 +70,11 @@ def test_each_point_has_the_median_and_the_range_of_the_seeds(cifar_root: Path) 
 
 def test_figures_of_cost_are_what_plotly_accepts() -> None:
     kernels = kernel_summary(load(PUBLISHED / "2026-11-26-h200"))
-    roofline, speedups = cost_plots.roofline(kernels), cost_plots.speedup_map(kernels)
-    assert roofline is not None and speedups is not None
-    for figure in (roofline, speedups):
+    copies, speedups = roofline(kernels), speedup_map(kernels)
+    assert copies is not None and speedups is not None
+    for figure in (copies, speedups):
         plotly.graph_objects.Figure(figure)
-    line = roofline["data"][-1]
+    line = copies["data"][-1]
     assert line["name"] == "a copy: 4,222 GB/s"
     assert line["y"][0] / line["x"][0] == pytest.approx(1e6 / 4222e3, rel=1e-3)  # us for a MB
     (heat,) = speedups["data"]
@@ -82,4 +82,31 @@ def test_figures_of_cost_are_what_plotly_accepts() -> None:
     assert heat["text"][row][heat["x"].index("triton")] == "1.75"
     assert "eager" not in heat["x"] and heat["z"][row][heat["x"].index("masks")] is None
     nothing = kernel_summary(load(PUBLISHED / "2026-11-25-interpreter"))
-    assert cost_plots.roofline(nothing) is None and cost_plots.speedup_map(nothing) is None
+    assert roofline(nothing) is None and speedup_map(nothing) is None
+
+
+def test_a_miss_is_marked_and_moves_the_expected_time(cifar_root: Path) -> None:
+    figure = time_to_target_dots(load(cifar_root))
+    assert figure is not None
+    reached, missed, expected = figure["data"]
+    assert reached["x"] == [10, 11, 12, 14] and missed["x"] == [13]
+    assert reached["marker"]["symbol"] != missed["marker"]["symbol"]
+    assert expected["x"] == [15]
+
+
+def test_a_recipe_with_something_set_otherwise_is_apart_everywhere(
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+) -> None:
+    for recipe_hash, time in (("aaaa1111", 10.0), ("bbbb2222", 20.0)):
+        with RunWriter.create(
+            tmp_path / "runs", make_run(run_id=f"run-{recipe_hash}", recipe_hash=recipe_hash)
+        ) as writer:
+            scored = {"case": "sprint", "seed": 0, "target": 0.9, "reached": True, "censored": False}
+            writer.add(make_sample(metric="final_accuracy", unit="fraction", value=0.91, **scored))
+            writer.add(make_sample(value=time, **scored))
+    figure = time_to_target_dots(load(tmp_path))
+    assert figure is not None
+    assert figure["layout"]["yaxis"]["ticktext"] == ["sprint · recipe=aaaa1111", "sprint · recipe=bbbb2222"]
+    rows = time_to_target(load(tmp_path))
+    assert rows["train_eval_s"].tolist() == [10.0, 20.0]
+    assert [row[0] for row in accuracy_rows(rows)[1]] == ["sprint\nrecipe=aaaa1111", "sprint\nrecipe=bbbb2222"]

@@ -23,10 +23,10 @@ not_an_older_compiler = pytest.mark.skipif(
 
 
 def compiled(**changes):
-    fields = {"kernel": "k bf16 BLOCK=64", "target": 90, "registers": 64, "spilled_bytes": 0, "instructions": 300}
-    fields |= {"shared_bytes": 0, "load_bytes": 16, "store_bytes": 16, "narrow": 0, "tensor_cores": 1, "occupancy": 0.5}
-    fields |= {"case": "op case"}
-    return static.Compiled(**(fields | changes))
+    kernel = changes.pop("kernel", "k bf16 BLOCK=64")
+    figures = {"registers": 64, "spilled_bytes": 0, "instructions": 300, "shared_bytes": 0, "load_bytes": 16}
+    figures |= {"store_bytes": 16, "narrow": 0, "tensor_cores": 1, "occupancy": 0.5}
+    return static.Compiled(kernel, 90, "op case", figures | changes)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ import torch
 import triton
 import triton.language as tl
 
-from wallclock.bench.cases import static
+from wallclock.bench.cases.kernels import static
 from wallclock.kernels.spec import Case, KernelSpec
 
 
@@ -142,7 +142,7 @@ counted = static._instructions
 
 
 def as_disassembled(cubin):
-    told = static.dumped(cubin, "-sass")
+    told = static.dump(cubin, "-sass")
     assert counted(cubin) == len(re.findall(r"/\*[0-9a-f]{4,}\*/ +(?!NOP)[@A-Z]", told)) > 10
     return counted(cubin)
 

@@ -17,16 +17,21 @@ from rich.console import Console
 from wallclock import reports
 from wallclock.bench.cases.loaders import run as loaders
 from wallclock.bench.cases.loaders import trial as loader_trial
-from wallclock.bench.cases.loaders.request import LoadersRequest
-from wallclock.bench.cases.loaders.run import new_run, resumed_run
+from wallclock.bench.cases.loaders.run import LoadersRequest, new_run, resumed_run
 from wallclock.bench.runs.training import resumed_run as resumed_task
 from wallclock.bench.tasks.cifar.requests import CifarRequest
 from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format import text as tables
-from wallclock.reports.page import plots
 from wallclock.reports.store.write import StoreError
-from wallclock.reports.views.loaders import loader_failures, loader_summary, loader_tables
+from wallclock.reports.views.loaders import (
+    TITLES,
+    loader_failures,
+    loader_rates,
+    loader_rows,
+    loader_stalls,
+    loader_summary,
+)
 
 ROOT = Path(__file__).parents[4]
 SMALL = {"data": "synthetic", "device": "cpu", "images": 240, "batch_sizes": (60,), "rounds": 2, "steps": 1}
@@ -34,7 +39,8 @@ SMALL = {"data": "synthetic", "device": "cpu", "images": 240, "batch_sizes": (60
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """Little time for each sample, and a narrow network."""
+    """Little time for each sample, a narrow network, and one number of workers to try."""
+    monkeypatch.setattr(loaders, "cpu_cores", lambda: 1)
     monkeypatch.setattr(loaders, "IMAGE_BUDGET_S", 0.02)
     narrow = replace(get_recipe("sprint", "cpu"), model_arguments={"widths": (8, 8, 8)})
     monkeypatch.setattr(loaders, "get_recipe", lambda name, device: narrow)
@@ -74,10 +80,10 @@ def test_every_regime_has_its_samples_and_its_table(tmp_path):
     assert order["slot"].tolist() == [0, 1, 2, 0, 1, 2]
 
     summary = loader_summary(frame)
-    titled = loader_tables(summary)
-    assert len(titled) == 4
-    for title, (header, rows) in titled.items():
-        assert len(rows) == (8 if "trains" in title else 6) and all(len(row) == len(header) for row in rows)
+    assert len(TITLES) == 4
+    for regime in TITLES:
+        header, rows = loader_rows(summary, regime)
+        assert len(rows) == (8 if regime == "training" else 6) and all(len(row) == len(header) for row in rows)
         console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
         console.print(tables.terminal((header, rows)))
         assert max(map(len, console.export_text().splitlines())) <= 80
@@ -90,8 +96,8 @@ def test_every_regime_has_its_samples_and_its_table(tmp_path):
     training = summary[(summary["regime"] == "training") & (summary["form"] == "pixels")].set_index("pipeline")
     ratio = training.loc["dali", "value"] / training.loc[loader_trial.HELD, "value"]
     assert training.loc["dali", "growth"] == pytest.approx(ratio - 1)
-    assert len(plots.loader_rates(frame)["data"][0]["x"]) == 6
-    computing, waiting = plots.loader_stalls(frame)["data"]
+    assert len(loader_rates(summary)["data"][0]["x"]) == 6
+    computing, waiting = loader_stalls(summary)["data"]
     for whole, parts in zip(summary[summary["regime"] == "training"]["value"],
                             zip(computing["x"], waiting["x"], strict=True), strict=True):  # fmt: skip
         assert sum(parts) == pytest.approx(whole, rel=1e-5)
@@ -236,7 +242,7 @@ def test_a_step_that_waits_shows_it(tmp_path):
 
     data = synthetic_split().train.subset(slice(0, 120))
     trial = LoaderTrial(Form("pixels", data, data), 20, torch.device("cpu"), {})
-    trainer, opened = trial.trainer(get_recipe("sprint", "cpu")), trial.opened
+    trainer, open_pipeline = trial.trainer(get_recipe("sprint", "cpu")), trial.open
 
     class Dawdling:
         def __init__(self, batches):
@@ -250,7 +256,7 @@ def test_a_step_that_waits_shows_it(tmp_path):
                 time.sleep(0.25)
                 yield batch
 
-    trial.opened = lambda pipeline, **changes: Dawdling(opened(pipeline, **changes))
+    trial.open = lambda pipeline, **changes: Dawdling(open_pipeline(pipeline, **changes))
     found = list(trial.training("device", trainer, 3))
     steps = [m.value for m in found if m.metric == "step_time"]
     stalls = [m.value for m in found if m.metric == "stall"]

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from wallclock import reports
+from wallclock.bench.cases.kernels import run as kernels
 from wallclock.bench.cases.upsampling import run as upsampling
 from wallclock.bench.cases.upsampling import small_gan as upsampling_gan
 from wallclock.bench.cases.upsampling.run import UpsamplingRequest, new_run, real_images, resumed_run
 from wallclock.bench.cases.upsampling.small_gan import SmallGan, doublings
 from wallclock.bench.cases.upsampling.trial import UPSAMPLING, UpsamplingTrial
-from wallclock.bench.cli.options import print_report
+from wallclock.bench.cli.output import print_report
 from wallclock.bench.measure.timing import Deadline
 from wallclock.kernels.spec import Case
 from wallclock.loaders.batches import Dataset, Split
@@ -27,7 +28,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """One small case in one type, 80 images of 16 pixels, and small networks for them."""
+    """One small case in one type, 80 images of 16 pixels, small networks for them, and a small copy."""
+    monkeypatch.setattr(kernels, "COPIED_AT_LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda: 1 << 20)
     monkeypatch.setattr(upsampling, "DTYPES", ("fp32",))
     for name, value in (("BATCH", 16), ("LOOKED_AT", 40), ("BASE_CHANNELS", 4)):
         monkeypatch.setattr(upsampling_gan, name, value)

@@ -23,7 +23,7 @@ from wallclock.models.networks.wide_resnet import PreActivationBlock, WideResNet
 from wallclock.models.recipes import get_recipe
 from wallclock.models.recipes.override import override
 from wallclock.models.recipes.recipe import Implementations
-from wallclock.reports.format.text import choice_rows
+from wallclock.reports.views.choices import choice_rows
 
 NORMS = {ConvBNAct: 1, Residual: 2, PreActivationBlock: 1, SprintGroup: 2}
 

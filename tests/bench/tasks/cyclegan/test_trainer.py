@@ -12,8 +12,8 @@ from wallclock.bench.tasks.cyclegan import trainer as cyclegan_training
 from wallclock.bench.tasks.cyclegan.baseline import ImagePool, plain_loop
 from wallclock.bench.tasks.cyclegan.networks import pool_draws
 from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer, Pool
+from wallclock.loaders.data.unpaired import load_unpaired
 from wallclock.loaders.pipelines.shuffled import unit_range
-from wallclock.loaders.pipelines.unpaired import load_unpaired
 from wallclock.models.recipes import find_recipe
 from wallclock.models.recipes.cyclegan import CYCLEGAN_RECIPES, CycleGanImplementations, CycleGanRecipe
 from wallclock.models.recipes.override import override

@@ -139,7 +139,7 @@ def test_requests_that_cannot_be_met_are_refused_and_record_nothing(tmp_path, ch
 
 def test_one_class_can_be_chosen(tmp_path):
     run = new_run(TASK, request(only_class="ring"), tmp_path, "test")
-    assert len(run.split.train) == 500 and set(run.split.train.labels.tolist()) == {1}
+    assert len(run.data.train) == 500 and set(run.data.train.labels.tolist()) == {1}
     run.writer.finish("stopped")
 
 

@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wallclock.loaders.batches import DataError
+from wallclock.loaders.batches import BatchOptions, DataError
 from wallclock.loaders.pipelines.epochs import Epochs
 
 COUNT = 50
@@ -24,9 +23,10 @@ COUNT = 50
     drop_last=st.booleans(), shuffle=st.booleans(), epoch=st.integers(0, 3),
 )  # fmt: skip
 def test_ranks_get_disjoint_samples_in_equal_steps(count, batch_size, world, drop_last, shuffle, epoch) -> None:
-    fields = {"count": count, "batch_size": batch_size, "drop_last": drop_last, "shuffle": shuffle, "world": world}
+    fields = {"batch_size": batch_size, "drop_last": drop_last, "shuffle": shuffle, "world": world}
+    fields |= {"device": None, "augmentation": None}
     try:
-        ranks = [Epochs(rank=rank, **fields) for rank in range(world)]
+        ranks = [Epochs(count, BatchOptions(rank=rank, **fields)) for rank in range(world)]
     except DataError:
         needed = world * batch_size if drop_last else world
         assert count < needed or (batch_size == 1 and count % world)
@@ -34,7 +34,10 @@ def test_ranks_get_disjoint_samples_in_equal_steps(count, batch_size, world, dro
     sizes = [rank.sizes() for rank in ranks]
     assert len({len(own) for own in sizes}) == 1
     assert all(0 < size <= batch_size for own in sizes for size in own)
-    for orders in ([rank.order(epoch) for rank in ranks], [r.order_within(epoch) * world + r.rank for r in ranks]):
+    for orders in (
+        [rank.order(epoch) for rank in ranks],
+        [r.order_within(epoch) * world + r.options.rank for r in ranks],
+    ):
         places = [
             place
             for rank, order in zip(ranks, orders, strict=True)
@@ -53,25 +56,22 @@ import json, sys, torch
 import torch.distributed as dist
 from pathlib import Path
 from wallclock.kernels.augment import Augmentation
-from wallclock.loaders.batches import Dataset
+from wallclock.loaders.batches import BatchOptions, Dataset
 from wallclock.loaders.pipelines.choose import make_batches
-from wallclock.loaders.pipelines.ranks import check_agreement, rank_and_world
 from wallclock.loaders.data.shards import Shards
-from wallclock.loaders.pipelines.streamed import StreamedBatches
 
 folder, out = map(Path, sys.argv[1:])
 dist.init_process_group("gloo")
-rank, world = rank_and_world()
+rank, world = dist.get_rank(), dist.get_world_size()
 shards = Shards.open(folder)
 data, _ = shards.stored().dataset()
 data = Dataset.create("any", data.images_NHWC, torch.arange(len(data)), tuple(map(str, range(len(data)))))
-fields = dict(device=torch.device("cpu"), seed=4, augmentation=Augmentation(), rank=rank, world=world)
-made = {name: make_batches(name, data, 4, workers=1, **fields) for name in ("device", "dataloader", "dali")}
-made["streamed"] = StreamedBatches(data, 4, **fields)
-made["webdataset"] = make_batches("webdataset", shards, 4, workers=1, **fields)
+fields = dict(device=torch.device("cpu"), seed=4, augmentation=Augmentation(), rank=rank, world=world, workers=1)
+options = BatchOptions(batch_size=4, **fields)
+made = {name: make_batches(name, data, options) for name in ("device", "dataloader", "dali")}
+made["webdataset"] = make_batches("webdataset", shards, options)
 found = {}
 for name, batches in made.items():
-    check_agreement(batches, data.content_hash)
     for epoch in (0, 1):
         batches.set_epoch(epoch)
         steps, labels = 0, []
@@ -94,16 +94,16 @@ import os, signal, sys, torch
 import torch.distributed as dist
 from pathlib import Path
 from wallclock.kernels.augment import Augmentation
+from wallclock.loaders.batches import BatchOptions
 from wallclock.loaders.pipelines.choose import make_batches
-from wallclock.loaders.pipelines.ranks import rank_and_world
 from wallclock.loaders.data.shards import Shards
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo")
-rank, world = rank_and_world()
+rank, world = dist.get_rank(), dist.get_world_size()
 shards = Shards.open(folder)
 fields = dict(device=torch.device("cpu"), augmentation=Augmentation(), rank=rank, world=world, workers=1)
-batches = make_batches("webdataset", shards, 4, **fields)
+batches = make_batches("webdataset", shards, BatchOptions(batch_size=4, **fields))
 for step, _ in enumerate(batches):
     if rank == 1 and step == 1 and how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -142,14 +142,14 @@ def test_every_pipeline_in_real_processes(world: int, folder: Path, tmp_path: Pa
     done = launched(READ, world, tmp_path, str(folder), str(out))
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())
-    assert len(found) == 10
+    assert len(found) == 8
     for name, ranks in found.items():
         steps = {steps for steps, _ in ranks}
         labels = [label for _, labels in ranks for label in labels]
         assert len(ranks) == world and len(steps) == 1, name
         assert len(labels) == COUNT and sorted(labels) == list(range(COUNT)), name
         assert max(len(labels) for _, labels in ranks) - min(len(labels) for _, labels in ranks) <= 6 // world, name
-    for name in ("dataloader", "dali", "streamed"):
+    for name in ("dataloader", "dali"):
         assert found[f"{name} 0"] == found["dataloader 0"], "one shuffle of all, whichever pipeline"
         assert {*found[f"{name} 0"][0][1]} != {*found[f"{name} 1"][0][1]}, "anew in each epoch"
     assert {*found["device 0"][0][1]} == {*found["device 1"][0][1]}, "a rank keeps what lies in its memory"
@@ -166,19 +166,9 @@ def test_a_rank_that_dies_stops_the_others(how: str, folder: Path, tmp_path: Pat
             file.chmod(0o644)
             file.write_bytes(content)
             break
-    begun = time.monotonic()  # noqa: TID251 - how long the command takes
-    done = launched(DIE, 3, tmp_path, str(folder), how)
-    assert time.monotonic() - begun < 30  # noqa: TID251
+    done = launched(DIE, 3, tmp_path, str(folder), how)  # within its time limit: gloo would wait for half an hour
     assert done.returncode != 0
     if how == "killed":
         assert "Signal 9 (SIGKILL)" in done.stderr and "rank      : 1" in done.stderr
     else:
         assert "cannot be decoded" in done.stderr and "00000.tar" in done.stderr
-
-
-@pytest.mark.slow
-def test_ranks_that_differ_are_told(tmp_path: Path, folder: Path) -> None:
-    script = READ.replace("make_batches(name, data, 4,", "make_batches(name, data, 4 + rank,")
-    done = launched(script, 2, tmp_path, str(folder), str(tmp_path / "found.json"))
-    assert done.returncode != 0
-    assert "the ranks differ in their steps (rank 0: 7, rank 1: 5); start all of them" in done.stderr

@@ -1,11 +1,24 @@
-"""The record recipe: the sprint network, Muon, small images first, test-time augmentation where it can matter."""
+"""The CIFAR-10 recipes: fast.ai's two baselines, and the speedrun recipe with its variants.
 
+Each function takes the type of the device, "cuda" or "cpu", which decides only the implementations, never the
+arithmetic of the recipe.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
 
-from wallclock.models.recipes.recipe import Implementations, MuonSGD, Pruning, Recipe, Resolution, TestTimeAugmentation
+from wallclock.models.recipes.recipe import (
+    SGD,
+    Implementations,
+    MuonSGD,
+    Pruning,
+    Recipe,
+    Resolution,
+    TestTimeAugmentation,
+)
 from wallclock.models.recipes.schedules import LinearDecay
 
-RULE = MuonSGD(
+MUON_SGD = MuonSGD(
     filter_lr=0.12,
     filter_momentum=0.6,
     bias_lr=0.053,
@@ -16,12 +29,36 @@ RULE = MuonSGD(
 )
 
 
-def sprint(device_type: str) -> Recipe:
-    """Returns the speedrun recipe.
+def darknet(device_type: str) -> Recipe:
+    """Returns Darknet [1, 2, 4, 6, 3] for 30 epochs of 1cycle, as fast.ai's 2018 lesson 12 trains it."""
+    return Recipe(
+        name="darknet",
+        summary="fast.ai lesson 12: Darknet [1,2,4,6,3], 30 epochs of 1cycle",
+        target=0.94,
+        model="darknet",
+        batch_size=256,
+        epochs=30,
+        optimizer=SGD(lr=1.3, weight_decay=1e-4),
+        pad=4,
+        flip="random",
+        implementations=Implementations(compile=device_type == "cuda", keep_heap=device_type == "cpu"),
+    )
 
-    Args:
-        device_type: "cuda" or "cpu"; decides only the implementations, never the arithmetic of the recipe.
-    """
+
+def wrn22(device_type: str) -> Recipe:
+    """Returns wrn_22 for 30 epochs of 1cycle, as fast.ai's DAWNBench entry trains it, on one device."""
+    return replace(
+        darknet(device_type),
+        name="wrn22",
+        summary="fast.ai's DAWNBench entry: Wide ResNet 22-6, 30 epochs of 1cycle",
+        model="wrn_22",
+        batch_size=512,
+        optimizer=SGD(lr=1.5, weight_decay=1e-4),
+    )
+
+
+def sprint(device_type: str) -> Recipe:
+    """Returns the speedrun recipe: the sprint network, Muon, small images first, six views of unsure test images."""
     return Recipe(
         name="sprint",
         summary="our speedrun: whitening, Muon, 24-pixel images first, per-sample test-time augmentation",
@@ -29,7 +66,7 @@ def sprint(device_type: str) -> Recipe:
         model="sprint",
         batch_size=500,
         epochs=9,
-        optimizer=RULE,
+        optimizer=MUON_SGD,
         label_smoothing=0.2,
         pad=2,
         flip="alternating",
@@ -42,7 +79,7 @@ def sprint(device_type: str) -> Recipe:
 
 
 def sprint94(device_type: str) -> Recipe:
-    """Returns `sprint` by the name of its target on canonical CIFAR-10; see `sprint`."""
+    """Returns `sprint` by the name of its target on canonical CIFAR-10."""
     return replace(sprint(device_type), name="sprint94", summary="sprint, for 94% on canonical CIFAR-10")
 
 
@@ -50,9 +87,6 @@ def sprint95(device_type: str) -> Recipe:
     """Returns the speedrun recipe for 95% on canonical CIFAR-10: wider, and longer.
 
     Widths are airbench95's, https://github.com/KellerJordan/cifar10-airbench, and its 15 epochs less what Muon saves.
-
-    Args:
-        device_type: see `sprint`.
     """
     return replace(
         sprint(device_type),
@@ -70,9 +104,6 @@ def sprint96(device_type: str) -> Recipe:
 
     Network, epochs, crop and cutout are those of airbench96_faster, https://github.com/KellerJordan/cifar10-airbench,
     which leaves half of each batch out by a small network's losses; here each sample's last own loss says.
-
-    Args:
-        device_type: see `sprint`.
     """
     return replace(
         sprint(device_type),
@@ -93,9 +124,6 @@ def sprint_jpeg(device_type: str) -> Recipe:
 
     SiLU, and a whitening bias that is trained for a fortieth of the run, are hiverge's,
     https://github.com/hiverge/cifar10-speedrun
-
-    Args:
-        device_type: see `sprint`.
     """
     return replace(
         sprint(device_type),
@@ -104,8 +132,19 @@ def sprint_jpeg(device_type: str) -> Recipe:
         target=0.907,
         model_arguments={"act": "silu"},
         optimizer=replace(
-            RULE,
+            MUON_SGD,
             whiten_bias_schedule=LinearDecay(until=1 / 40),
             first_schedules=(LinearDecay(until=0.75), LinearDecay(until=0.9)),
         ),
     )
+
+
+RECIPES: dict[str, Callable[[str], Recipe]] = {
+    "sprint": sprint,
+    "sprint-jpeg": sprint_jpeg,
+    "sprint94": sprint94,
+    "sprint95": sprint95,
+    "sprint96": sprint96,
+    "wrn22": wrn22,
+    "darknet": darknet,
+}

@@ -1,0 +1,57 @@
+"""Figures of one process: those that it printed, those that Callgrind counted, and why it failed."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from wallclock.bench.compare.git import last_line
+from wallclock.bench.measure.processes import ProcessDone
+
+
+def read_figures(output: str) -> Iterator[dict[str, Any]]:
+    """Yields the figures that a program printed, as fields of `Sample`.
+
+    Args:
+        output: the program's output; a line such as `{"metric": "step_s", "value": 0.125, "unit": "s"}` is a figure,
+            with `better` "lower" or "higher", "higher" by default for units that end with "/s". Other lines are not.
+
+    Raises:
+        ValueError: if a figure is not whole.
+    """
+    for line in output.splitlines():
+        if not line.lstrip().startswith("{"):
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or "metric" not in record:
+            continue
+        value: Any = record.get("value")
+        unit, why = record.get("unit"), ""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            why = "a value is a finite number"
+        elif not unit or not isinstance(unit, str):
+            why = 'a figure needs a unit, such as "s"'
+        elif (better := record.get("better", "higher" if unit.endswith("/s") else "lower")) not in ("lower", "higher"):
+            why = "better is 'lower' or 'higher'"
+        if why:
+            raise ValueError(f"it printed {line.strip()[:120]}: {why}")
+        yield {"metric": str(record["metric"]), "value": float(value), "unit": unit, "better": better}
+
+
+def count_instructions(errors: str) -> float:
+    """Returns the instructions that Callgrind counted in a process and its children, from what it wrote to stderr."""
+    return float(sum(map(int, re.findall(r"^==\d+== Collected : (\d+)", errors, re.MULTILINE))))
+
+
+def failure_of(done: ProcessDone, timeout_s: float) -> str:
+    """Returns why a process failed, in a line; empty if it did not."""
+    if done.timed_out:
+        return f"timeout: it took longer than {timeout_s:g} s"
+    if done.code:
+        how = f"exit {done.code}" if done.code > 0 else f"killed by signal {-done.code}"
+        return f"{how}: {last_line(done.errors, done.output) or 'it says nothing'}"
+    return ""

@@ -1,0 +1,98 @@
+"""Plan of a comparison, the request that its record keeps, and the check that a resumed run is the same comparison."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wallclock.bench.compare.benchmarks import Benchmark
+from wallclock.bench.compare.git import git
+from wallclock.bench.compare.sides import Side, hash_sources
+from wallclock.bench.runs.resume import begun_run, check_same_place
+from wallclock.reports.stats.verdicts import Rule
+from wallclock.reports.store.write import StoreError
+from wallclock.reports.views.comparison import BASE, BENCHMARK, HEAD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Rounds, warm-up and order of turns of a comparison.
+
+    Attributes:
+        rule: turns rounds into verdicts (tolerance, error rate, looks).
+        rounds: rounds in which each side has a turn; 0 for as many as the rule needs, or, where it spends, as many as
+            make the verdicts clear.
+        again: whether the base has a second turn in each round, to judge the machine.
+        seed: seed of the order of turns.
+        counts: whether counts alone are recorded, Callgrind's instructions among them, and no times.
+        warm_up: whether each side runs before the first round, until two processes in a row take as long.
+    """
+
+    rule: Rule = field(default_factory=Rule)
+    rounds: int = 0
+    again: bool = True
+    seed: int = 0
+    counts: bool = False
+    warm_up: bool = True
+
+
+def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: Plan) -> dict[str, Any]:
+    """Returns a comparison's request as its record keeps it: what was compared, and how to judge it again."""
+    added, removed, invalid = list[str](), list[str](), dict[str, str]()
+    if base.declared is not None and head.declared is not None:
+        names = [b.name for b in benchmarks]
+        added = [name for name in names if name in head.declared - base.declared]
+        removed = [name for name in names if name in base.declared - head.declared]
+    for benchmark in benchmarks:
+        for arm, side in ((BASE, base), (HEAD, head)):
+            if benchmark.name in side.broken:
+                invalid[benchmark.name] = f"{side.broken[benchmark.name]} ({arm})"
+        if benchmark.sources and hash_sources(base, benchmark) != hash_sources(head, benchmark):
+            invalid[benchmark.name] = f"benchmark_differs: {', '.join(benchmark.sources)} is not the same on both sides"
+    return {
+        "benchmark": BENCHMARK,
+        BASE: _describe_side(base),
+        HEAD: _describe_side(head),
+        "rule": asdict(plan.rule),
+        "rounds": plan.rounds,
+        "seed": plan.seed,
+        "again": plan.again,
+        "counts": plan.counts,
+        "tolerances": {b.name: b.tolerance for b in benchmarks if b.tolerance is not None},
+        "metrics": {b.name: list(b.metrics) for b in benchmarks if b.metrics},
+        "invalid": {name: why for name, why in invalid.items() if name not in (*added, *removed)},
+        "added": added,
+        "removed": removed,
+    }
+
+
+def _describe_side(side: Side) -> dict[str, Any]:
+    subject = side.subject
+    described: dict[str, Any] = {"kind": subject.kind, "text": subject.text, "commands": dict(side.commands)}
+    if subject.revision:
+        described["revision"] = subject.revision
+    if subject.kind == "tree":
+        described["dirty"] = bool(git(side.directory, "status", "--porcelain")) if subject.revision else None
+    return described
+
+
+def check_same_comparison(path: Path, request: dict[str, Any], place: dict[str, Any]) -> None:
+    """Refuses to go on with a run that was another comparison, or may have become one.
+
+    Args:
+        path: the run's directory.
+        request: the request of the comparison that is to go on.
+        place: provenance of this process.
+
+    Raises:
+        StoreError: if the run has another request, of a tree with uncommitted changes, or of another machine.
+    """
+    run = begun_run(path, BENCHMARK)
+    now = json.loads(json.dumps(request))
+    changed = [name for name in sorted({*run.request, *now}) if run.request.get(name) != now.get(name)]
+    if changed:
+        raise StoreError(f"{path} was begun with another {' and '.join(changed)}; give the same command, or begin anew")
+    if any(now[arm].get("dirty") for arm in (BASE, HEAD)):
+        raise StoreError(f"{path} is of a tree whose changes nobody committed, and may be others by now; begin anew")
+    check_same_place(run, place, path)

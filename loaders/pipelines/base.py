@@ -1,0 +1,148 @@
+"""The base of all pipelines: an epoch is chosen, a batch is augmented on the device, damaged images are left out.
+
+Shape legend: N images in a batch, M in the data set, H, W height and width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from wallclock.kernels.augment import Augmentation, augment
+from wallclock.loaders.batches import BatchOptions, DataError, Dataset, check_padding
+from wallclock.loaders.data.images import rescale
+from wallclock.loaders.data.stored import StoredImages
+from wallclock.loaders.pipelines.epochs import Epochs
+
+NO_AUGMENTATION = Augmentation(pad=0, flip="none")
+
+
+class Batches(ABC):
+    """A pipeline: batches of normalised images on the device, reproducible from seed and epoch.
+
+    Args:
+        options: size, place, order and augmentation of the batches.
+
+    Attributes:
+        augmentation: what happens to each image, scaled with the images.
+        skipped: why each image that was left out was, since the beginning.
+    """
+
+    def __init__(self, options: BatchOptions) -> None:
+        self.options = options
+        self.augmentation = options.augmentation or NO_AUGMENTATION
+        self.skipped: list[str] = []
+        self._epoch = self._step = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of batches in an epoch, the same on every rank."""
+
+    @abstractmethod
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
+
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
+        self._epoch, self._step = epoch, step
+
+    def _on_device(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self.options.device, non_blocking=True)
+
+    def _augment(
+        self, images_MHWC: torch.Tensor, drawn: dict[str, torch.Tensor], indices: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns images augmented and normalised on the device, [N, 3, H, W].
+
+        Args:
+            images_MHWC: uint8 [M, H, W, 3], on any device.
+            drawn: numbers of `kernels.augment.draw` for each image of the batch, on any device.
+            indices: int64 [N], the images of the batch; None for all in order.
+        """
+        numbers: dict[str, Any] = {name: self._on_device(values) for name, values in drawn.items()}
+        numbers |= {
+            "cutout": self.augmentation.cutout,
+            "padding": self.augmentation.padding,
+            "dtype": self.options.dtype,
+        }
+        return augment(self._on_device(images_MHWC), indices, **numbers)
+
+    def _check_left_out(self, left_out: list[str], *, kept: int) -> None:
+        """Refuses a batch that has to do without damaged images, if it may not or holds no other.
+
+        Args:
+            left_out: why each of them cannot be decoded.
+            kept: how many images the batch still holds.
+
+        Raises:
+            DataError: if damaged images are to be refused, or the batch holds no other.
+        """
+        if left_out and self.options.damaged == "raise":
+            raise DataError(left_out[0])
+        if not kept:
+            raise DataError(f"none of the images of a batch can be decoded; {left_out[0]}")
+
+
+class IndexedBatches(Batches):
+    """A pipeline over samples that can be read in any order.
+
+    Args:
+        data: images that this process reads, in memory or encoded.
+        options: see `BatchOptions`.
+        count: samples of all ranks together; None where each rank reads the whole set.
+
+    Raises:
+        DataError: if the images are smaller than `options.size` or than the padding allows, or too few for one batch.
+    """
+
+    data: Dataset | StoredImages
+
+    def __init__(self, data: Dataset | StoredImages, options: BatchOptions, count: int | None = None) -> None:
+        super().__init__(options)
+        self.epochs = Epochs(len(data) if count is None else count, options)
+        if isinstance(data, Dataset):
+            self.data, self.augmentation = scale_down(data, options.augmentation, options.size)
+            return
+        if options.size is not None:
+            raise DataError(
+                f"encoded images are not scaled to {options.size} pixels; decode them first: StoredImages.dataset"
+            )
+        check_padding(self.augmentation, data.shape)
+        self.data = data
+
+    def __len__(self) -> int:
+        """Returns the number of batches in an epoch."""
+        return len(self.epochs.sizes())
+
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+        return list(self.epochs.cut(self.epochs.order(epoch)))
+
+
+def scale_down(dataset: Dataset, augmentation: Augmentation | None, size: int | None) -> tuple[Dataset, Augmentation]:
+    """Returns images scaled down to `size` x `size` pixels, antialiased and rounded, and the augmentation scaled alike.
+
+    Args:
+        dataset: images on any device.
+        augmentation: None for none.
+        size: new height and width, pixels; None keeps theirs.
+
+    Raises:
+        DataError: if the images are smaller than `size` or than the padding allows.
+    """
+    augmentation = augmentation or NO_AUGMENTATION
+    if size is not None:
+        if size > min(dataset.shape):
+            raise DataError(f"cannot train on {size}-pixel images: they are stored with {min(dataset.shape)}")
+        edge = dataset.shape[0]
+        pad = max(1, round(augmentation.pad * size / edge)) if augmentation.pad else 0
+        augmentation = replace(augmentation, pad=pad, cutout=round(augmentation.cutout * size / edge))
+        dataset = replace(dataset, images_NHWC=rescale(dataset.images_NHWC, size))
+    check_padding(augmentation, dataset.shape)
+    return dataset, augmentation

@@ -1,0 +1,141 @@
+"""What a view declares: summaries, tables and figures of one benchmark or subject.
+
+A function that makes one of them names in its parameters the frames that it takes: `samples`, `runs`, or a summary by
+its name. `Records` passes them, and makes each summary once.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Make = TypeVar("Make", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table or a figure.
+
+    Attributes:
+        name: its id on the page, and what it is ordered by.
+        make: returns `reports.format.text.Rows` or a `reports.format.plotly.Figure`; see `View`.
+        heading: stands above it on the page; without one a table is on the terminal alone.
+        caption: stands below it on the page.
+        title: stands above a table on the terminal, in Markdown and in notebooks; without one it is on the page alone.
+        words: number of a table's leading columns that hold text, set flush left.
+        dense: whether a table has many columns of one-line figures, and is sorted by them.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    heading: str
+    caption: str
+    title: str = ""
+    words: int = 1
+    dense: bool = False
+
+
+class View:
+    """All that is shown of one benchmark or subject; its methods are decorators that add to it.
+
+    Args:
+        made_from: benchmarks and metrics; where the records hold none of them, nothing is made. Empty: always made.
+        curves: metrics whose samples are points of a curve, of which no median is taken.
+        tabled: benchmarks and metrics that its tables show whole, and "Other metrics" leaves out.
+
+    Attributes:
+        summaries: by its key in the JSON document what makes each, and what a row of it is, for docs/schema.md.
+        tables: in the order of their definition; page and terminal have their own.
+        figures: likewise.
+    """
+
+    def __init__(
+        self, made_from: Sequence[str] = (), *, curves: Sequence[str] = (), tabled: Sequence[str] = ()
+    ) -> None:
+        self.made_from, self.curves, self.tabled = {*made_from}, tuple(curves), tuple(tabled)
+        self.summaries: dict[str, tuple[Callable[..., Any], str]] = {}
+        self.tables: list[Part] = []
+        self.figures: list[Part] = []
+
+    def summary(self, name: str, holds: str) -> Callable[[Make], Make]:
+        """Adds a frame that `--json` prints, and that tables and figures are made from."""
+
+        def add(make: Make) -> Make:
+            self.summaries[name] = make, holds
+            return make
+
+        return add
+
+    def table(self, name: str, *, heading: str = "", **shown: Any) -> Callable[[Make], Make]:
+        """Adds a table, whose caption is the docstring of what makes it; one without rows is not shown."""
+
+        def add(make: Make) -> Make:
+            self.tables.append(Part(name, make, heading, _caption(make), **shown))
+            return make
+
+        return add
+
+    def figure(self, name: str, heading: str) -> Callable[[Make], Make]:
+        """Adds a figure of the page; what makes it may return None, or set its "caption"."""
+
+        def add(make: Make) -> Make:
+            self.figures.append(Part(name, make, heading, _caption(make)))
+            return make
+
+        return add
+
+
+def _caption(make: Callable[..., Any]) -> str:
+    return " ".join((make.__doc__ or "").split())
+
+
+class Records:
+    """Samples and runs of some paths; each summary of them is made once, when it is first asked for.
+
+    Args:
+        samples: from `reports.load`.
+        runs: from `reports.load_runs`, of the same paths.
+        views: all that there are.
+    """
+
+    def __init__(self, samples: "pd.DataFrame", runs: "pd.DataFrame", views: Sequence[View]) -> None:
+        self.samples, self.runs, self.views = samples, runs, views
+        self._known: dict[str, Any] = {"samples": samples, "runs": runs}
+        self._known["curves"] = [metric for view in views for metric in view.curves]
+        self._known["tabled"] = [name for view in views for name in (*view.curves, *view.tabled)]
+        self._makers = {name: make for view in views for name, (make, _) in view.summaries.items()}
+
+    def make(self, make: Callable[..., Any]) -> Any:
+        """Returns what a function makes of the records that its parameters name.
+
+        They may also name `curves` and `tabled`, those of all views.
+        """
+        named = inspect.signature(make).parameters.keys() & {*self._known, *self._makers}
+        return make(**{name: self.frame(name) for name in named})
+
+    def frame(self, name: str) -> Any:
+        """Returns the samples, the runs, or a summary by its name."""
+        if name not in self._known:
+            self._known[name] = self.make(self._makers[name])
+        return self._known[name]
+
+    def summaries(self) -> "dict[str, pd.DataFrame]":
+        """Returns every summary by its name."""
+        return {name: self.frame(name) for name in self._makers}
+
+    @cached_property
+    def shown(self) -> list[View]:
+        """Views that these records hold something for."""
+        names = {*self.samples["benchmark"].unique(), *self.samples["metric"].unique()}
+        names |= {request.get("benchmark") for request in self.runs["request"]}  # also of runs without a sample
+        return [view for view in self.views if not view.made_from or names & view.made_from]
+
+
+def in_order(parts: Iterable[Part], names: Sequence[str]) -> list[Part]:
+    """Returns parts in the order of their names; one that is not among them stands before the last."""
+    place = {name: number for number, name in enumerate(names)}
+    return sorted(parts, key=lambda part: place.get(part.name, len(names) - 1.5))
