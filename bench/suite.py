@@ -4,19 +4,19 @@ from wallclock.bench.cases.kernels import jobs as kernel_jobs
 from wallclock.bench.cases.loaders import jobs as loader_jobs
 from wallclock.bench.cases.upsampling import jobs as upsampling_jobs
 from wallclock.bench.runs.job import Plan
-from wallclock.bench.tasks.cifar import jobs as cifar_jobs
-from wallclock.bench.tasks.cyclegan import jobs as cyclegan_jobs
-from wallclock.bench.tasks.wgan import jobs as wgan_jobs
+from wallclock.bench.tasks.registry import TASKS
 
 
 def quick_plan() -> Plan:
     """Returns everything, small and on embedded data."""
-    small = (cifar_jobs, kernel_jobs, wgan_jobs, cyclegan_jobs, upsampling_jobs, loader_jobs)
-    return Plan("quick", tuple(job for jobs in small for job in jobs.quick()))
+    first, *others = (task.quick for task in TASKS.values())
+    others += [upsampling_jobs.quick(), loader_jobs.quick()]
+    return Plan("quick", tuple(job for jobs in (first, kernel_jobs.quick(), *others) for job in jobs))
 
 
 def suite_plan() -> Plan:
     """Returns everything at real sizes: what is first in each benchmark before what is second in any."""
-    sprint, others = cifar_jobs.suite()[:2], cifar_jobs.suite()[2:]
-    real = (kernel_jobs, wgan_jobs, cyclegan_jobs, upsampling_jobs, loader_jobs)
-    return Plan("suite", (*sprint, *(job for jobs in real for job in jobs.suite()), *others))
+    first, *others = (task.suite for task in TASKS.values())
+    others += [upsampling_jobs.suite(), loader_jobs.suite()]
+    jobs = [job for jobs in (first, kernel_jobs.suite(), *others) for job in jobs]
+    return Plan("suite", tuple(sorted(jobs, key=lambda job: job.last)))

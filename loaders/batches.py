@@ -110,6 +110,11 @@ class Split:
     test: Dataset
 
     @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.train.name
+
+    @property
     def content_hash(self) -> str:
         """The sha256 of both sets' hashes: two splits share it only when both of their sets are equal."""
         return hashlib.sha256((self.train.content_hash + self.test.content_hash).encode()).hexdigest()

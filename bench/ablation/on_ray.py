@@ -34,7 +34,7 @@ class Cell:
     taken: tuple[Taken, ...]
 
 
-def measured(contenders: Mapping[str, Contender], device: str, number: int, seed: int) -> Cell:
+def take_round(contenders: Mapping[str, Contender], device: str, number: int, seed: int) -> Cell:
     """Takes one round, in fresh processes of the node that this runs on: a warm-up, and the turn that counts.
 
     Args:
@@ -75,13 +75,11 @@ class ClusterRun:
             ContenderFailed: if a variant cannot run, or a cell's workers died too often.
             ValueError: if the cluster has no node that could hold a cell.
         """
-        connect(self.ablation.device, self.cpus)
+        request = self.ablation.request
+        connect(request.device, self.cpus)
         import ray
 
-        ablation, numbers = self.ablation, range(self.ablation.rounds)
-        contenders: Any = ray.put(
-            {name: ablation.contender(name, recipe) for name, recipe in ablation.variants.items()}
-        )
+        contenders: Any = ray.put(self.ablation.contenders())
 
         def done(number: int, attempt: int, cell: Cell) -> None:
             self._record(cell, attempt)
@@ -91,9 +89,9 @@ class ClusterRun:
         status: RunStatus = "failed"
         try:
             call_everywhere(
-                measured,
-                [(contenders, ablation.device, number, ablation.seed) for number in numbers],
-                device=ablation.device,
+                take_round,
+                [(contenders, request.device, number, request.seed) for number in range(request.rounds)],
+                device=request.device,
                 cpus=self.cpus,
                 done=done,
                 died=lambda number, how: observe(f"round {number}: {how}, done again elsewhere"),
@@ -123,5 +121,5 @@ class ClusterRun:
         for turn in cell.taken:
             at: dict[str, Any] = {"round": turn.round, "slot": turn.slot, **marks}
             self.writers[cell.node].add(
-                *(self.ablation.sample_of(turn.name, *figure, **at) for figure in turn.result.figures)
+                *(self.ablation.sample(turn.name, *figure, **at) for figure in turn.result.figures)
             )

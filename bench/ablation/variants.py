@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from wallclock.models.recipes.override import override
 from wallclock.models.recipes.studies import STUDIES
-from wallclock.reports.views.ablation import ALL, AS_IS, BASELINE
 
 How = Literal["leave-one-out", "add-one-in", "grid", "study"]
 
@@ -48,10 +47,12 @@ class Variants:
             ValueError: if a field of the grid is none, or does not take a value; or if a recipe without levers is to
                 be taken apart.
         """
+        from wallclock.reports.views.ablation import ALL, AS_IS, BASELINE  # which imports numpy
+
         if self.how == "grid":
             return {AS_IS: recipe} | _grid(recipe, self.grid)
         if self.how == "study":
-            return {AS_IS: recipe} | STUDIES[self.grid[0]](recipe)
+            return {AS_IS: recipe} | STUDIES[self.grid[0]].variants(recipe)
         levers = recipe.levers()
         if not levers:
             raise ValueError(f"{recipe.name} has no levers here that could be left out; name fields with --grid")

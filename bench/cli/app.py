@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from wallclock.bench.cli.ablate import ablate
+from wallclock.bench.cli.ablate import ablate_app
 from wallclock.bench.cli.bisect import bisect
 from wallclock.bench.cli.calibrate import calibrate
 from wallclock.bench.cli.compare import compare, gate
@@ -31,8 +31,9 @@ app = typer.Typer(
 )
 app.add_typer(run_app, name="run")
 app.add_typer(data_app, name="data")
+app.add_typer(ablate_app, name="ablate")
 command: Callable[..., None]
-for command in (ablate, tune, compare, gate, bisect, history, calibrate, quick, suite, report, serve):
+for command in (tune, compare, gate, bisect, history, calibrate, quick, suite, report, serve):
     app.command()(command)
 app.command("list")(list_)
 for command in (env, translate, judge):

@@ -12,10 +12,11 @@ from wallclock.bench.cli.output import consoles, print_json, print_table
 def list_(json_: Json = False) -> None:
     """List recipes and benchmarks."""
     from wallclock.bench.suite import quick_plan, suite_plan
-    from wallclock.models.recipes import CYCLEGAN_RECIPES, RECIPES, WGAN_RECIPES
+    from wallclock.bench.tasks.registry import TASKS
 
-    kinds: dict[str, Any] = {"recipe": RECIPES, "WGAN recipe": WGAN_RECIPES, "CycleGAN recipe": CYCLEGAN_RECIPES}
-    recipes = {kind: [make("cpu") for make in makers.values()] for kind, makers in kinds.items()}
+    recipes = {
+        f"{task.title} recipe".strip(): [make("cpu") for make in task.recipes.values()] for task in TASKS.values()
+    }
     plans = {plan.name: {job.name: job.summary for job in plan.jobs} for plan in (quick_plan(), suite_plan())}
     if json_:
         document = {f"{k.lower().replace(' ', '_')}s": {r.name: r.resolved() for r in recipes[k]} for k in recipes}
@@ -23,18 +24,13 @@ def list_(json_: Json = False) -> None:
         return
     tables: list[tuple[tuple[str, ...], Any]] = []
     for kind, found in recipes.items():
-        rows = [(recipe.name, f"{_epochs(recipe):g}", f"{recipe.batch_size}", recipe.summary) for recipe in found]
+        rows = [(recipe.name, f"{recipe.epochs:g}", f"{recipe.batch_size}", recipe.summary) for recipe in found]
         tables.append(((kind, "epochs", "batch", "what it is"), rows))
     tables += [((f"wallclock {name}", ""), jobs.items()) for name, jobs in plans.items()]
     for number, (headers, rows) in enumerate(tables):
         if number:
             typer.echo()
         print_table(rows, *headers)
-
-
-def _epochs(recipe: Any) -> float:
-    """Returns the epochs that a recipe trains for, of all its stages if it has some."""
-    return sum(stage.epochs for stage in recipe.stages) if hasattr(recipe, "stages") else recipe.epochs
 
 
 def env(json_: Json = False) -> None:

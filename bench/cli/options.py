@@ -6,12 +6,6 @@ from typing import Annotated
 
 import typer
 
-from wallclock.bench.cli.output import REPORT_PAGE as REPORT_PAGE  # these five for `cli/run.py` and `cli/ablate.py`
-from wallclock.bench.cli.output import consoles as consoles
-from wallclock.bench.cli.output import end_run as end_run
-from wallclock.bench.cli.output import interruptible as interruptible
-from wallclock.bench.cli.output import typed_command as typed_command
-
 RUNS = Path("runs")
 
 Paths = Annotated[list[Path], typer.Argument(help="Runs, or folders that hold some.")]

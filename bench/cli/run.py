@@ -1,197 +1,65 @@
 """`wallclock run`: one benchmark each. What a command needs is imported when it runs."""
 
-import enum
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallclock.bench.cli.options import (
-    REPORT_PAGE,
-    RUNS,
-    Device,
-    Json,
-    Out,
-    Resume,
-    Set,
-    consoles,
-    end_run,
-    interruptible,
-    typed_command,
-)
+from wallclock.bench.cli.options import RUNS, Device, Json, Out, Resume
+from wallclock.bench.cli.output import REPORT_PAGE, end_run, interruptible, print_progress, typed_command
+from wallclock.bench.cli.requests import COMMON, execute, make_command, make_option, make_request, request_options
 from wallclock.bench.runs.select import chosen_texts
+from wallclock.bench.runs.task import Task
+from wallclock.bench.tasks.registry import TASKS
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from wallclock.bench.runs.cases import CaseDone
-    from wallclock.bench.tasks.cifar.run import CifarRun
-    from wallclock.reports.store.write import RunWriter
-
-    class Recorded(Protocol):
-        """A run that is recorded as it goes; `observe` is told what is done."""
-
-        writer: RunWriter
-
-        def execute(self, observe: Callable[[Any], None]) -> str:
-            """Returns how it ended."""
-
+    from wallclock.bench.runs.cases import CaseDone, CaseRun
 
 run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_markup_mode=None)
 
 
-class SplitName(enum.StrEnum):
-    """Which images a run is scored on."""
+def _add_task(task: Task) -> None:
+    """Adds the command that trains a task."""
 
-    test = "test"
-    tune = "tune"
+    def run(
+        *, recipe: str, device: str, set_: list[str] | None, resume: Path | None, out: Path, json_: bool, **given: Any
+    ) -> None:
+        from wallclock.bench.engine.ranks import Ranks, join_ranks
+        from wallclock.bench.measure.environment import resolve_device
+        from wallclock.bench.runs.training import new_run, resumed_run
 
+        command = f"wallclock run {task.name}"
+        if resume is not None:
+            execute(resumed_run(task, task.request, resume), command, as_json=json_)
+            return
+        chosen = {name: given.pop(name) for name in task.recipe_options}
+        changes = [*(f"{name}={value}" for name, value in chosen.items() if value), *(set_ or ())]
+        join = join_ranks(resolve_device(device)) if task.distributed else nullcontext(Ranks())
+        with join as ranks, TemporaryDirectory() as aside:
+            request = make_request(task, task.request, recipe, changes, device, given)
+            ranks.share(request.recipe.batch_size)
+            together: dict[str, Any] = {"ranks": ranks} if ranks.world > 1 else {}
+            made = new_run(task, request, out if ranks.first else Path(aside), typed_command(), **together)
+            if ranks.first:
+                execute(made, command, as_json=json_)
+            else:
+                made.execute(lambda event: None)
 
-@run_app.command("cifar")
-def run_cifar(
-    recipe: Annotated[str, typer.Option(help="sprint, wrn22 or darknet; `wallclock list` describes them.")] = "sprint",
-    data: Annotated[str, typer.Option(help="Path of the data set, or 'synthetic' for the embedded one.")] = "synthetic",
-    target: Annotated[float | None, typer.Option(help="Accuracy to reach, such as 0.94.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds to train; 0 measures the phases only.")] = 1,
-    device: Device = "auto",
-    split: Annotated[
-        SplitName, typer.Option(help="tune: score on a tenth of the training set instead.")
-    ] = SplitName.test,
-    pipeline: Annotated[
-        str | None, typer.Option(help="What makes the batches: device, dataloader, dali or webdataset.")
-    ] = None,
-    set_: Set = None,
-    resume: Resume = None,
-    out: Out = RUNS,
-    json_: Json = False,
-) -> None:
-    """Train CIFAR-10 for a recipe's fixed budget, and score it.
-
-    Under torchrun on many devices.
-    """
-    from wallclock.bench.engine.ranks import join_ranks
-    from wallclock.bench.measure.environment import resolve_device
-    from wallclock.bench.tasks.cifar import run as cifar
-    from wallclock.models.recipes import get_recipe
-    from wallclock.models.recipes.override import override
-
-    if resume is not None:
-        _run_cifar(cifar.resumed_run(resume), as_json=json_)
-        return
-    with join_ranks(device_type := resolve_device(device)) as ranks, TemporaryDirectory() as aside:
-        chosen = [f"pipeline={pipeline}"] if pipeline else []
-        resolved = override(get_recipe(recipe, device_type), *chosen, *(set_ or ()))
-        request = cifar.CifarRequest(
-            recipe=resolved,
-            data=data,
-            target=resolved.target if target is None else target,
-            seeds=seeds,
-            device=device_type,
-            split=split.value,
-        )
-        ranks.share(resolved.batch_size)
-        run = cifar.new_run(request, out if ranks.first else Path(aside), typed_command(), ranks=ranks)
-        if ranks.first:
-            _run_cifar(run, as_json=json_)
-        else:
-            run.execute(lambda event: None)
+    *most, last = task.recipes
+    names = f"{', '.join(most)} or {last}" if most else last
+    options = {
+        "recipe": make_option("recipe", str, task.usual, f"{names}; `wallclock list` describes them."),
+        **request_options(task.request),
+        **{name: make_option(name, str, None, help) for name, help in task.recipe_options.items()},
+        **COMMON,
+    }
+    run_app.command(task.name)(make_command(task.summary, options, run))
 
 
-def _run_cifar(run: "CifarRun", *, as_json: bool) -> None:
-    from wallclock.bench.tasks.cifar.progress import Display
-
-    _, progress = consoles()
-    then = f", go on with `wallclock run cifar --resume {run.writer.path}`"
-    shown = Display(progress, run.request.recipe.name, run.request.target)
-    with shown as display, interruptible(run.writer.path, then):
-        outcome = run.execute(display)
-    end_run(outcome.path, outcome.verdict, as_json=as_json)
-
-
-@run_app.command("wgan")
-def run_wgan(
-    recipe: Annotated[str, typer.Option(help="lesson, paper or gp; `wallclock list` describes them.")] = "lesson",
-    data: Annotated[
-        str, typer.Option(help="Images: a converted LSUN, CIFAR-10, a folder; or 'synthetic' for the embedded set.")
-    ] = "synthetic",
-    only_class: Annotated[str, typer.Option("--class", help="Train on this class alone.")] = "",
-    generator_iterations: Annotated[
-        int, typer.Option(help="Stop after so many generator steps; 0 for the recipe's whole budget.")
-    ] = 0,
-    look_every: Annotated[int, typer.Option(help="Generator steps between looks: distance, samples, checkpoint.")] = 25,
-    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
-    device: Device = "auto",
-    set_: Set = None,
-    resume: Resume = None,
-    out: Out = RUNS,
-    json_: Json = False,
-) -> None:
-    """Train a WGAN and measure critic iterations per second."""
-    from wallclock.bench.measure.environment import resolve_device
-    from wallclock.bench.tasks.wgan import run as wgan
-    from wallclock.models.recipes import get_wgan_recipe
-    from wallclock.models.recipes.override import override
-
-    _, progress = consoles()
-    if resume is not None:
-        run = wgan.resumed_run(resume)
-    else:
-        resolved = override(get_wgan_recipe(recipe, device_type := resolve_device(device)), *(set_ or ()))
-        request = wgan.WganRequest(
-            recipe=resolved,
-            data=data,
-            only_class=only_class,
-            device=device_type,
-            seed=seed,
-            generator_iterations=generator_iterations,
-            look_every=look_every,
-            window_cycles=20 if device_type == "cuda" else 1,  # some seconds on a CPU, and a second on a GPU
-        )
-        run = wgan.new_run(request, out, typed_command())
-    _execute(run, "wgan", lambda text: progress.print(text, markup=False), as_json=json_)
-
-
-@run_app.command("cyclegan")
-def run_cyclegan(
-    recipe: Annotated[str, typer.Option(help="lesson or paper; `wallclock list` describes them.")] = "lesson",
-    data: Annotated[
-        str, typer.Option(help="Folder with trainA, trainB, testA and testB, or 'synthetic' for the embedded domains.")
-    ] = "synthetic",
-    iterations: Annotated[int, typer.Option(help="Stop after so many; 0 for the recipe's whole budget.")] = 0,
-    look_every: Annotated[
-        int, typer.Option(help="Iterations between looks: cycles' errors, pictures, checkpoint.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and pools.")] = 0,
-    device: Device = "auto",
-    set_: Set = None,
-    resume: Resume = None,
-    out: Out = RUNS,
-    json_: Json = False,
-) -> None:
-    """Train a CycleGAN and measure iterations per second."""
-    from wallclock.bench.measure.environment import resolve_device
-    from wallclock.bench.tasks.cyclegan import run as cyclegan
-    from wallclock.models.recipes import get_cyclegan_recipe
-    from wallclock.models.recipes.override import override
-
-    _, progress = consoles()
-    if resume is not None:
-        run = cyclegan.resumed_run(resume)
-    else:
-        resolved = override(get_cyclegan_recipe(recipe, device_type := resolve_device(device)), *(set_ or ()))
-        request = cyclegan.CycleGanRequest(
-            recipe=resolved,
-            data=data,
-            device=device_type,
-            seed=seed,
-            iterations=iterations,
-            look_every=look_every,
-            window_iterations=20 if device_type == "cuda" else 1,  # some seconds on a CPU, and a second on a GPU
-        )
-        run = cyclegan.new_run(request, out, typed_command())
-    _execute(run, "cyclegan", lambda text: progress.print(text, markup=False), as_json=json_)
+for each in TASKS.values():
+    _add_task(each)
 
 
 @run_app.command("kernels")
@@ -229,7 +97,6 @@ def run_kernels(
     from wallclock.bench.cases.kernels import run as kernels
     from wallclock.bench.measure.environment import resolve_device
 
-    _, progress = consoles()
     if resume is not None:
         run = kernels.resumed_run(resume)
     else:
@@ -237,7 +104,7 @@ def run_kernels(
             dtype=dtype, device=resolve_device(device), only=texts, sample_budget_s=sample_budget
         )
         run = kernels.new_run(request, out, typed_command())
-    _execute(run, "kernels", lambda done: _print_case(progress, done), as_json=json_)
+    _execute(run, "kernels", as_json=json_)
 
 
 @run_app.command("loaders")
@@ -262,7 +129,6 @@ def run_loaders(
     from wallclock.bench.cases.loaders import run as loaders
     from wallclock.bench.measure.environment import resolve_device
 
-    _, progress = consoles()
     if resume is not None:
         run = loaders.resumed_run(resume)
     else:
@@ -276,8 +142,7 @@ def run_loaders(
             steps=steps,
         )
         run = loaders.new_run(request, out, typed_command())
-
-    _execute(run, "loaders", lambda done: _print_case(progress, done), as_json=json_)
+    _execute(run, "loaders", as_json=json_)
 
 
 @run_app.command("upsampling")
@@ -302,7 +167,6 @@ def run_upsampling(
     from wallclock.bench.cases.upsampling import run as upsampling
     from wallclock.bench.measure.environment import resolve_device
 
-    _, progress = consoles()
     if resume is not None:
         run = upsampling.resumed_run(resume)
     else:
@@ -311,31 +175,28 @@ def run_upsampling(
         )
         run = upsampling.new_run(request, out, typed_command())
     page = run.writer.path / REPORT_PAGE
-    _execute(run, "upsampling", lambda done: _print_case(progress, done), as_json=json_, html=page)
+    _execute(run, "upsampling", as_json=json_, html=page)
 
 
-def _execute(
-    run: "Recorded", benchmark: str, observe: Callable[[Any], None], *, as_json: bool, html: Path | None = None
-) -> None:
-    """Runs it, tells on Ctrl-C how to go on, prints its tables, and exits by how it ended."""
+def _execute(run: "CaseRun[Any]", benchmark: str, *, as_json: bool, html: Path | None = None) -> None:
+    """Runs it with a line for each case, prints its tables, and exits by how it ended."""
+
+    def show(done: "CaseDone") -> None:
+        print_progress(done.line(), style="yellow" if done.why_not else "")
+
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run {benchmark} --resume {path}`"):
-        status = run.execute(observe)
+        status = run.execute(show)
     end_run(path, status, as_json=as_json, html=html)
-
-
-def _print_case(progress: "Console", done: "CaseDone") -> None:
-    progress.print(done.line(), style="yellow" if done.why_not else "", markup=False)
 
 
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
     from wallclock.bench.cases.kernels import static
 
-    _, progress = consoles()
     run = static.new_run(out, typed_command(), only=only, update_baseline=update_baseline)
     path = run.writer.path
     with interruptible(path):
         status, _, remarks = run.execute()
     for remark in remarks:
-        progress.print(remark, style="yellow", markup=False)
+        print_progress(remark, style="yellow")
     end_run(path, status, as_json=as_json)

@@ -10,7 +10,7 @@ from wallclock.bench.cli.options import RUNS, Cpus, Device, Json, On, Out, Set
 from wallclock.bench.cli.output import consoles, interruptible, print_json, print_progress, typed_command
 
 if TYPE_CHECKING:
-    from wallclock.bench.tasks.cifar.run import Observer
+    from wallclock.bench.runs.training import Observer
     from wallclock.bench.tasks.cifar.tuning import TuningRequest
 
 

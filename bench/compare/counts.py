@@ -54,7 +54,7 @@ def count_turn(text: str) -> dict[str, tuple[float, str]]:
     task, recipe, options = parse_recipe(text, "cpu")
     compiled = recipe.implementations.compile
     with ExitStack() as stack:
-        turn = turns_of(task, recipe, options, "cpu")("recipe", recipe)(stack)
+        turn = turns_of(task, recipe, options, "cpu")(stack)
         turn()
         if not compiled:
             with Tally() as tally:

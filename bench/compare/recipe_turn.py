@@ -8,18 +8,17 @@ as lines that `bench.compare.rounds` reads.
 import json
 import sys
 from contextlib import ExitStack
-from importlib import import_module
 from typing import Any
 
-from wallclock.bench.ablation.run import Turns
-from wallclock.models.recipes import get_cyclegan_recipe, get_recipe, get_wgan_recipe
+from wallclock.bench.measure.turns import Contender
+from wallclock.bench.runs.task import Task
+from wallclock.bench.tasks.registry import TASKS, task_named
 from wallclock.models.recipes.override import override
 
-GETTERS: dict[str, Any] = {"cifar": get_recipe, "wgan": get_wgan_recipe, "cyclegan": get_cyclegan_recipe}
 OPTIONS = {"data": "synthetic", "device": "auto", "seed": "0"}
 
 
-def parse_recipe(text: str, device_type: str) -> tuple[str, Any, dict[str, str]]:
+def parse_recipe(text: str, device_type: str) -> tuple[Task, Any, dict[str, str]]:
     """Returns the task, the recipe with its fields set, and what else decides a turn.
 
     Args:
@@ -30,12 +29,9 @@ def parse_recipe(text: str, device_type: str) -> tuple[str, Any, dict[str, str]]
         ValueError: if there is no such task, recipe or field.
     """
     named, *words = text.split()
-    task, slash, name = named.partition("/")
-    if not slash:
-        task, name = "cifar", named
-    if task not in GETTERS:
-        raise ValueError(f"no task '{task}'; tasks: {', '.join(GETTERS)}")
-    recipe, options = GETTERS[task](name, device_type), dict(OPTIONS)
+    of, slash, name = named.rpartition("/")
+    task = task_named(of) if slash else next(task for task in TASKS.values() if task.unnamed)
+    recipe, options = task.get_recipe(name, device_type), dict(OPTIONS)
     for word in words:
         key, _, value = word.partition("=")
         if key in options:
@@ -45,12 +41,13 @@ def parse_recipe(text: str, device_type: str) -> tuple[str, Any, dict[str, str]]
     return task, recipe, options
 
 
-def turns_of(task: str, recipe: Any, options: dict[str, str], device_type: str) -> Turns:
-    """Returns what takes a recipe's turns, with its data loaded."""
-    asked: dict[str, Any] = {"recipe": recipe, "data": options["data"]}
-    asked |= {"device": device_type, "seed": int(options["seed"])}
-    module: Any = import_module(f"wallclock.bench.tasks.{task}.ablation")
-    return module.turns(module.AblationRequest(**asked))
+def turns_of(task: Task, recipe: Any, options: dict[str, str], device_type: str) -> Contender:
+    """Returns what takes a recipe's turns, with its data loaded; see `bench.ablation.turns`."""
+    request = task.ablation(  # type: ignore[call-arg]
+        recipe=recipe, data=options["data"], device=device_type, seed=int(options["seed"])
+    )
+    training = task.training()
+    return training.turns(request, training.load(request)).contender("recipe", recipe)
 
 
 def main() -> None:
@@ -61,7 +58,7 @@ def main() -> None:
     device_type = resolve_device(parse_recipe(text, "cpu")[2]["device"])
     task, recipe, options = parse_recipe(text, device_type)
     with ExitStack() as stack:
-        turn = turns_of(task, recipe, options, device_type)("recipe", recipe)(stack)
+        turn = turns_of(task, recipe, options, device_type)(stack)
         turn()
         for metric, unit, value in turn().figures:
             print(json.dumps({"metric": metric, "value": value, "unit": unit}))

@@ -24,7 +24,6 @@ from wallclock.bench.compare.git import find_commit, git, last_line, list_branch
 from wallclock.reports.store.write import RECORDS, SAMPLE_TABLE
 
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
-TASKS = ("cifar", "wgan", "cyclegan")
 SHELL = "/bin/sh"
 
 
@@ -86,6 +85,8 @@ def parse_subject(text: str, directory: Path) -> Subject:
     prefix, colon, rest = text.partition(":")
     if colon and prefix in get_args(Kind):
         return _subject(prefix, rest.strip(), directory)  # type: ignore[arg-type]
+    from wallclock.bench.tasks.registry import TASKS
+
     words = text.split()
     if not words:
         raise ValueError("a subject is empty; name a stored run, a git revision, a recipe or a command")
@@ -247,7 +248,7 @@ def choose_benchmarks(
     from wallclock.bench.compare.recipe_turn import parse_recipe
     from wallclock.reports.views.ablation import ABLATIONS
 
-    tasks = {parse_recipe(side.text, "cpu")[0] for side in sides}
+    tasks = {parse_recipe(side.text, "cpu")[0].name for side in sides}
     if len(tasks) > 1:
         raise ValueError(f"{' and '.join(sorted(tasks))} have no figure in common; compare recipes of one task")
     (task,) = tasks

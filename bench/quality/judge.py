@@ -145,7 +145,7 @@ def _wgan_sets(
     recipe = WganRecipe.from_resolved(resolved)
     split = wgan.load_split(request["data"], recipe.image_size, request["only_class"])
     recipe = recipe.without(*recipe.levers())
-    trainer = WganTrainer(recipe, split.train, device=device, seed=0)
+    trainer = WganTrainer(recipe, split, device=device, seed=0)
     _load_weights(trainer.generator, stored, "generator")
     trainer.generator.eval()
     noise = noise_generator(device, 3)
@@ -172,7 +172,7 @@ def _cyclegan_sets(
     margin = (recipe.load_size - recipe.image_size) // 2
     inside = slice(margin, margin + recipe.image_size)
     for name, source, target, title in (("g_a", 0, 1, "A to B"), ("g_b", 1, 0, "B to A")):
-        _load_weights(trainer.nets.named()[name], stored, name)
+        _load_weights(trainer.networks[name], stored, name)
         trained_on = data.train[target][:MOST_REAL, inside, inside]
         sets.append(Judged(title, trainer.translated(name, data.test[source][:]), trained_on, data.test[target][:]))
     return recipe.name, None, sets

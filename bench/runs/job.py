@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:  # `wallclock --help` needs neither
+    from rich.console import Console
 
-from wallclock.bench.measure.timing import Deadline
+    from wallclock.bench.measure.timing import Deadline
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Context:
     out: Path
     data: str | None
     device: str
-    deadline: Deadline
-    console: Console
+    deadline: "Deadline"
+    console: "Console"
     command: str
 
 
@@ -42,6 +44,7 @@ class Job:
         at_least_s: what it takes before it has measured anything; with less left of the budget it is not begun.
         gpu_at_least_s: the same on a GPU, where that is less.
         share: of what is left of the budget that it may take; one of many cases would leave nothing to those after it.
+        last: whether it comes after the jobs of every benchmark that are not.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Job:
     at_least_s: float = 0.0
     gpu_at_least_s: float | None = None
     share: float = 1.0
+    last: bool = False
 
     def begins_with_s(self, device: str) -> float:
         """Returns how much of a budget it is begun with on a device at the least."""

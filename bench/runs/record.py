@@ -1,45 +1,29 @@
-"""Runs of a recipe: what is recorded when one is begun, and what must hold for it to go on."""
+"""Records of a recipe's runs: what is written when one is begun, and what must hold for it to go on."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 
 from wallclock.bench.measure.environment import provenance, resolve_device
 from wallclock.bench.measure.numerics import numerics
+from wallclock.bench.runs.request import SYNTHETIC, Request
 from wallclock.bench.runs.resume import begun_run, check_same_place
-from wallclock.models.recipes.cyclegan import CycleGanRecipe
-from wallclock.models.recipes.levers import Levered
-from wallclock.models.recipes.recipe import Recipe
-from wallclock.models.recipes.wgan import WganRecipe
 from wallclock.reports.store.schema import Run
 from wallclock.reports.store.write import StoreError, new_run_id, utc_now
 
 
-class Hashed(Protocol):
-    """Data with a hash of all that is in them."""
-
-    @property
-    def content_hash(self) -> str:
-        """Hexadecimal."""
-        ...
-
-
-R = TypeVar("R", Recipe, WganRecipe, CycleGanRecipe)
-D = TypeVar("D", bound=Hashed)
-
-
-def new_record(name: str, recipe: R, stored: dict[str, Any], data: Hashed, command: str, *notes: str) -> Run:
+def new_record(name: str, recipe: Any, stored: dict[str, Any], data: Any, command: str, *notes: str) -> Run:
     """Returns what is known of a new run before it is begun: what was asked, of which recipe, where.
 
     Args:
-        name: what the run's id begins with.
-        recipe: that is to be run.
+        name: the beginning of the run's id.
+        recipe: the recipe that is to be run; see `models.recipes.levers`.
         stored: the request, as records keep it, with "device".
-        data: that it is run on.
+        data: the data, with their `content_hash`.
         command: as typed.
-        notes: on it.
+        notes: remarks.
     """
     return Run(
         run_id=new_run_id(name),
@@ -53,39 +37,40 @@ def new_record(name: str, recipe: R, stored: dict[str, Any], data: Hashed, comma
     )
 
 
-def change_notes(recipe: Levered) -> tuple[str, ...]:
+def change_notes(recipe: Any) -> tuple[str, ...]:
     """Returns a note for each lever whose losses are not the plain loop's."""
     return tuple(f"this changes what is computed: {change}" for change in recipe.changes())
 
 
-def begun(path: Path, benchmark: str, kind: type[R], load: Callable[[R, dict[str, Any]], D]) -> tuple[Run, R, D]:
-    """Returns an unfinished run, its recipe, and its data.
+def begun(path: Path, kind: type[Request], recipe: type[Any], load: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Returns the request of an unfinished run, and its data.
 
     Args:
         path: the run's directory.
-        benchmark: that its request names.
-        kind: of the recipe.
-        load: returns the data of a recipe and a stored request.
+        kind: the class of the request.
+        recipe: the class of the recipe.
+        load: returns the data of a request.
 
     Raises:
         StoreError: if the run is finished, being written, or was begun with another recipe or version, on other data or
             another machine: one run is one measurement.
         ValueError: if its device is not there.
     """
-    run = begun_run(path, benchmark)
-    recipe = kind.from_resolved(run.recipe)
-    if recipe.hash() != run.recipe_hash:
+    run = begun_run(path, kind.BENCHMARK)
+    request = kind.from_stored(recipe.from_resolved(run.recipe), run.request)
+    if request.recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
-    stored = run.request
-    resolve_device(stored["device"])
-    data = load(recipe, stored)
-    if data.content_hash != stored["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {stored['data']} holds now; start a new run")
-    check_same_place(run, _provenance(recipe, stored["device"]), path)
-    return run, recipe, data
+    resolve_device(request.device)
+    if request.data != SYNTHETIC and not Path(request.data).exists():
+        raise StoreError(f"{path} needs its data at {request.data}, seen from where it was begun; go on from there")
+    data = load(request)
+    if data.content_hash != run.request["content_hash"]:
+        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
+    check_same_place(run, _provenance(request.recipe, request.device), path)
+    return request, data
 
 
-def _provenance(recipe: R, device: str) -> dict[str, Any]:
+def _provenance(recipe: Any, device: str) -> dict[str, Any]:
     fields = provenance(torch.device(device).type)
     with numerics(seed=0, keep_heap=recipe.implementations.keep_heap) as settings:
         fields["environment"] |= settings

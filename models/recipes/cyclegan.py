@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from wallclock.models.recipes.levers import Levered
+from wallclock.models.recipes.levers import Levered, plain_loop
 from wallclock.models.recipes.recipe import Implementations
 from wallclock.models.recipes.schedules import demand
 from wallclock.models.recipes.wgan import Adam
@@ -32,26 +32,11 @@ class CycleGanImplementations(Implementations):
     resident: bool = True
 
     def __post_init__(self) -> None:
-        demand(
-            self,
-            " ".join(ABSENT),
-            lambda v: v in ("eager", False),
-            "what it is by default: a CycleGAN has no such operation",
-        )
+        self.demand_absent("a CycleGAN", *ABSENT)
 
 
 # What a field is in the plain loop, which is the published code's.
-PLAIN: dict[str, bool | str] = {
-    "implementations.channels_last": False,
-    "implementations.compile": False,
-    "implementations.cuda_graph": False,
-    "implementations.keep_heap": False,
-    "implementations.instance_norm_act": "eager",
-    "implementations.concatenated": False,
-    "implementations.fused_adam": False,
-    "implementations.resident": True,
-    "precision": "fp32",
-}
+PLAIN = plain_loop(instance_norm_act="eager", concatenated=False, fused_adam=False, resident=True)
 # Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
 INEXACT = {"precision": "convolutions round to bfloat16; weights, norms' statistics and updates stay float32"}
 

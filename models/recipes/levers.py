@@ -7,6 +7,24 @@ from typing import Any, ClassVar, Self
 
 from wallclock.models.recipes.resolving import Resolvable
 
+# What a field that all recipes have is in the plain loop: eager PyTorch in float32 and NCHW.
+PLAIN: dict[str, bool | str] = {
+    "implementations.channels_last": False,
+    "implementations.compile": False,
+    "implementations.cuda_graph": False,
+    "implementations.keep_heap": False,
+}
+
+
+def plain_loop(**implementations: bool | str) -> dict[str, bool | str]:
+    """Returns the levers of a recipe, and what each is in the plain loop: those of all recipes, and more.
+
+    Args:
+        implementations: further fields of the recipe's `implementations`.
+    """
+    own = {f"implementations.{name}": value for name, value in implementations.items()}
+    return {**PLAIN, **own, "precision": "fp32"}
+
 
 class Levered(Resolvable):
     """A recipe with levers.

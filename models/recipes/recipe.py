@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from wallclock.models.recipes.levers import Levered
+from wallclock.models.recipes.levers import Levered, plain_loop
 from wallclock.models.recipes.schedules import LinearDecay, OneCycle, Schedule, demand
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -13,19 +13,14 @@ Save = Literal["input", "output", "byte"]
 Padding = Literal["reflect", "zero", "none"]
 Pipeline = Literal["device", "dataloader", "dali", "webdataset"]
 # What a field is in the plain loop: eager PyTorch in float32 and NCHW.
-PLAIN: dict[str, bool | str] = {
-    "implementations.channels_last": False,
-    "implementations.compile": False,
-    "implementations.cuda_graph": False,
-    "implementations.keep_heap": False,
-    "implementations.product_conv": False,
-    "implementations.conv_bn_act": "eager",
-    "implementations.batch_norm_act": "eager",
-    "implementations.residual": "eager",
-    "implementations.augment": "eager",
-    "implementations.optimizer": "eager",
-    "precision": "fp32",
-}
+PLAIN = plain_loop(
+    product_conv=False,
+    conv_bn_act="eager",
+    batch_norm_act="eager",
+    residual="eager",
+    augment="eager",
+    optimizer="eager",
+)
 # Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
 INEXACT = {
     "precision": "convolutions round to 16 bits; weights, norms' statistics and updates stay float32",
@@ -179,6 +174,19 @@ class Implementations:
     instance_norm_act: Implementation = "eager"
     upsample_conv: Implementation = "eager"
     optimizer: Implementation = "eager"
+
+    def demand_absent(self, network: str, *names: str) -> None:
+        """Refuses switches of operations that a network does not have.
+
+        Args:
+            network: what has none of them, such as "a WGAN".
+            names: fields that keep their defaults.
+
+        Raises:
+            ValueError: names the field.
+        """
+        why = f"what it is by default: {network} has no such operation"
+        demand(self, " ".join(names), lambda v: v in ("eager", False), why)
 
     @property
     def triton(self) -> tuple[str, ...]:

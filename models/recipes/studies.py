@@ -1,7 +1,7 @@
 """Studies: variants of a recipe that are measured side by side. No torch here."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wallclock.models.recipes.recipe import MuonSGD, Recipe
@@ -81,8 +81,21 @@ def schedule(recipe: Recipe) -> dict[str, Recipe]:
     return {name: replace(recipe, **change) for name, change in removed.items()}
 
 
-STUDIES: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {
-    "wide-resnet": wide_resnet,
-    "devices": devices,
-    "schedule": schedule,
+@dataclass(frozen=True)
+class Study:
+    """Variants of a recipe that have a name.
+
+    Attributes:
+        variants: returns the recipe of each variant.
+        help: what the study shows, for the command line.
+    """
+
+    variants: Callable[[Recipe], dict[str, Recipe]]
+    help: str
+
+
+STUDIES = {
+    "wide-resnet": Study(wide_resnet, "wide-resnet: the lesson's widths, kernels and depths, FLOPs against seconds."),
+    "devices": Study(devices, "devices: what 2, 4 and 8 would make of a step, a projection."),
+    "schedule": Study(schedule, "schedule: a run's steps, small images and frozen groups among them."),
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from wallclock.models.recipes.levers import Levered
+from wallclock.models.recipes.levers import Levered, plain_loop
 from wallclock.models.recipes.recipe import Implementations
 from wallclock.models.recipes.schedules import demand
 
@@ -109,30 +109,20 @@ class WganImplementations(Implementations):
     resident: bool = True
 
     def __post_init__(self) -> None:
-        demand(
-            self,
-            " ".join(ABSENT),
-            lambda v: v in ("eager", False),
-            "what it is by default: a WGAN has no such operation",
-        )
+        self.demand_absent("a WGAN", *ABSENT)
 
 
 # What a field is in the plain loop: the lesson's, written as it stands there.
-PLAIN: dict[str, bool | str] = {
-    "implementations.channels_last": False,
-    "implementations.compile": False,
-    "implementations.cuda_graph": False,
-    "implementations.keep_heap": False,
-    "implementations.conv_bn_act": "eager",
-    "implementations.batch_norm_act": "eager",
-    "implementations.upsample_conv": "eager",
-    "implementations.optimizer": "eager",
-    "implementations.generator_graph": False,
-    "implementations.early_backward": False,
-    "implementations.products": False,
-    "implementations.resident": True,
-    "precision": "fp32",
-}
+PLAIN = plain_loop(
+    conv_bn_act="eager",
+    batch_norm_act="eager",
+    upsample_conv="eager",
+    optimizer="eager",
+    generator_graph=False,
+    early_backward=False,
+    products=False,
+    resident=True,
+)
 # Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
 INEXACT = {
     "precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"
@@ -191,6 +181,11 @@ class WganRecipe(Levered):
     stages: tuple[Stage, ...]
     precision: Literal["bf16", "fp32"] = "fp32"
     implementations: WganImplementations = field(default_factory=WganImplementations)
+
+    @property
+    def epochs(self) -> float:
+        """The whole budget."""
+        return sum(stage.epochs for stage in self.stages)
 
     def __post_init__(self) -> None:
         demand(self, "batch_size generator_batch_size", lambda v: v >= 1, "at least one image")

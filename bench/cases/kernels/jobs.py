@@ -1,11 +1,13 @@
 """The kernels benchmark's part in `quick` and `suite`."""
 
+from typing import Any
+
 from wallclock.bench.cases.kernels.run import KernelsRequest, KernelsRun
 from wallclock.bench.runs.cases import run_job
 from wallclock.bench.runs.job import Context, Job
 
 
-def _job(summary: str, only: str, sample_budget_s: float, **limits: float) -> Job:
+def _job(summary: str, only: str, sample_budget_s: float, **limits: Any) -> Job:
     def run(context: Context) -> str:
         # On a CPU compiling a case takes longer than all its measurements.
         without = ("compile",) if context.device == "cpu" else ()

@@ -3,7 +3,7 @@
 from wallclock.bench.cases.loaders.run import LoadersRequest, LoadersRun, default_images
 from wallclock.bench.runs.cases import run_job
 from wallclock.bench.runs.job import Context, Job
-from wallclock.bench.tasks.cifar.run import SYNTHETIC
+from wallclock.bench.runs.request import SYNTHETIC
 
 
 def quick() -> tuple[Job, ...]:

@@ -19,9 +19,10 @@ from wallclock.bench.cases.loaders.trial import HELD, TOLERANCE, Form, LoaderTri
 from wallclock.bench.measure.environment import cpu_cores
 from wallclock.bench.measure.timing import Deadline
 from wallclock.bench.runs.cases import CaseDone, CaseRequest, CaseRun
+from wallclock.bench.runs.request import SYNTHETIC
 from wallclock.bench.runs.resume import begun_run
 from wallclock.bench.runs.select import is_chosen
-from wallclock.bench.tasks.cifar.run import SYNTHETIC, load_split
+from wallclock.bench.tasks.cifar.run import load_split
 from wallclock.loaders.batches import DataError, Dataset
 from wallclock.loaders.data.shards import SHARDS, write_shards
 from wallclock.loaders.data.stored import StoredImages, find_stored

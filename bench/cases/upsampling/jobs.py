@@ -5,10 +5,10 @@ from typing import Any
 from wallclock.bench.cases.upsampling.run import UpsamplingRequest, UpsamplingRun
 from wallclock.bench.runs.cases import run_job
 from wallclock.bench.runs.job import Context, Job
-from wallclock.bench.tasks.cifar.run import SYNTHETIC
+from wallclock.bench.runs.request import SYNTHETIC
 
 
-def _job(name: str, summary: str, only: str, fields: dict[str, Any], **limits: float) -> Job:
+def _job(name: str, summary: str, only: str, fields: dict[str, Any], **limits: Any) -> Job:
     def run(context: Context) -> str:
         request = UpsamplingRequest(device=context.device, data=context.data or SYNTHETIC, only=(only,), **fields)
         return run_job(UpsamplingRun, request, context)

@@ -13,8 +13,9 @@ from wallclock.bench.cases.upsampling.small_gan import CAPTION, GanDiverged, Sco
 from wallclock.bench.cases.upsampling.trial import UPSAMPLING, UpsamplingTrial, kind_of, spread_at_start
 from wallclock.bench.measure.timing import Deadline
 from wallclock.bench.runs.cases import CaseDone, CaseRequest, CaseRun, Part
+from wallclock.bench.runs.request import SYNTHETIC
 from wallclock.bench.runs.select import is_chosen
-from wallclock.bench.tasks.cifar.run import SYNTHETIC, load_split
+from wallclock.bench.tasks.cifar.run import load_split
 from wallclock.kernels.spec import Case
 from wallclock.loaders.batches import Dataset
 from wallclock.models.networks.dcgan import Generator

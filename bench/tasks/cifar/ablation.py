@@ -1,120 +1,62 @@
-"""A CIFAR-10 recipe's levers in turns; see `bench.ablation.run`."""
+"""A classifier's levers in turns; see `bench.ablation.turns`."""
 
-import functools
-import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from wallclock.bench.ablation.kernel_share import Stand, kernels_alone
-from wallclock.bench.ablation.run import Ablation, Counted, TurnDone, Turns, TurnsRequest
-from wallclock.bench.ablation.task import AblatedTask
-from wallclock.bench.measure.numerics import numerics
-from wallclock.bench.measure.timing import PhaseTimer, RunClocks, cpu_s, now_s, synchronize
-from wallclock.bench.tasks.cifar.run import load_split
-from wallclock.bench.tasks.cifar.trainer import Trainer, check_runnable
+from wallclock.bench.ablation.kernel_share import Stand
+from wallclock.bench.ablation.turns import Counted, Cycle, Turns
+from wallclock.bench.engine.trainer import Step
+from wallclock.bench.measure.timing import PhaseTimer, RunClocks
+from wallclock.bench.tasks.cifar.trainer import Trainer
 from wallclock.loaders.batches import Split
 from wallclock.models.build import build_model
 from wallclock.models.recipes.recipe import Recipe
-from wallclock.reports.store.schema import Sample
 
-IMAGES = 5000  # that a turn's batches are drawn from; each process holds them
+IMAGES = 5000  # images that a turn's batches are drawn from
 
 
-@dataclass(frozen=True, kw_only=True)
-class AblationRequest(TurnsRequest):
-    """As `TurnsRequest`; a turn is so many optimiser steps at full resolution.
+class CifarTurns(Turns):
+    """Turns of optimiser steps; the loop that levers are measured against is the same trainer without a lever."""
 
-    In a study of the schedule it is two of each epoch instead, as they come in a run.
-    """
+    STEP_METRIC, CPU_METRIC = "step_s", "step_cpu_s"
 
-    BENCHMARK: ClassVar = "cifar ablation"
+    def part(self, data: Split) -> Split:
+        """Returns the first training images."""
+        return Split(data.train.subset(slice(0, IMAGES)), data.test.subset(slice(0, 1)))
 
-    turn_length: int = 3
+    def cycle(self, recipe: Recipe) -> Cycle:
+        """Returns one step."""
+        return (("step", 1),)
 
     @property
-    def scheduled(self) -> bool:
-        """Whether turns go through the schedule."""
-        return self.choice.grid == ("schedule",)
+    def length(self) -> int:
+        """Steps of a turn."""
+        return self.request.steps
 
-
-@dataclass(frozen=True)
-class CifarContender:
-    """Trains one variant, a turn at a time; see `bench.measure.turns`.
-
-    Attributes:
-        recipe: of the variant.
-        split: images; `IMAGES` for training at most.
-        device: "cpu" or "cuda".
-        seed: as the other contenders'.
-        steps: of a turn.
-        scheduled: whether they are spread over the recipe's schedule, and its sizes; else all are at its beginning, at
-            full resolution.
-    """
-
-    recipe: Recipe
-    split: Split
-    device: str
-    seed: int
-    steps: int
-    scheduled: bool = False
-
-    def __call__(self, stack: ExitStack) -> Callable[[], TurnDone]:
-        """Gets ready: the network on the device, compiled where it is."""
-        device = torch.device(self.device)
-        stack.enter_context(numerics(seed=self.seed, keep_heap=self.recipe.implementations.keep_heap))
-        trainer = Trainer(self.recipe, self.split, device=device, seed=self.seed, clocks=RunClocks(device))
-        trainer.model.train()
-        steps: list[tuple[int | None, int]] = [(None, 0)] * self.steps  # size of the images, and which one of the run
-        if self.scheduled:
+    def steps(self, recipe: Recipe, device: torch.device, *, plain: bool) -> Iterator[Step]:
+        """Returns steps at the beginning of the schedule, at full resolution, or spread over the schedule."""
+        trainer = self._classifier(recipe, device)
+        places: list[tuple[int | None, int]] = [(None, 0)] * self.length  # size of the images, and step of the run
+        if self.request.scheduled:
             epochs = trainer.epoch_of_each_step()
-            places = (int((place + 0.5) / self.steps * len(epochs)) for place in range(self.steps))
-            steps = [(epochs[place].size, place) for place in places]
-        batches = {size: trainer.endless_batches(size) for size, _ in steps}
-        return functools.partial(self._turn, trainer, [(batches[size], step) for size, step in steps], device)
+            spread = (int((place + 0.5) / self.length * len(epochs)) for place in range(self.length))
+            places = [(epochs[step].size, step) for step in spread]
+        batches = {size: trainer.endless_batches(size) for size, _ in places}
+        return _endless_steps(trainer, [(batches[size], step) for size, step in places])
 
-    def _turn(
-        self,
-        trainer: Trainer,
-        steps: list[tuple[Iterator[tuple[torch.Tensor, torch.Tensor]], int]],
-        device: torch.device,
-    ) -> TurnDone:
-        unmeasured, first_loss = PhaseTimer(device, enabled=False), 0.0
-        synchronize(device)
-        begun_s, begun_cpu_s = now_s(), cpu_s()
-        for place, (batches, step) in enumerate(steps):
-            trainer.step(batches, step, unmeasured)
-            if place == 0:
-                first_loss = trainer.taken_loss()
-        synchronize(device)
-        seconds, took_cpu_s = now_s() - begun_s, cpu_s() - begun_cpu_s
-        trainer.taken_loss()
-        figures = (
-            ("steps_per_s", "it/s", self.steps / seconds),
-            ("images_per_s", "images/s", self.steps * self.recipe.batch_size / seconds),
-            ("step_s", "s", seconds / self.steps),
-            ("step_cpu_s", "s", took_cpu_s / self.steps),
-        )
-        return TurnDone(seconds, took_cpu_s, first_loss, figures)
-
-
-@dataclass(frozen=True)
-class CifarStand:
-    """Sets up a recipe's training; see `bench.ablation.kernel_share.Stand`."""
-
-    split: Split
-    device: str
-    seed: int
-
-    def __call__(self, recipe: Recipe) -> Stand:
-        """Returns it, its network in training."""
-        device = torch.device(self.device)
-        trainer = Trainer(recipe, self.split, device=device, seed=self.seed, clocks=RunClocks(device))
+    def _classifier(self, recipe: Recipe, device: torch.device) -> Trainer:
+        clocks = RunClocks(device)
+        trainer = Trainer(recipe, self.data, device=device, seed=self.request.seed, clocks=clocks)
         trainer.model.train()
+        return trainer
+
+    def stand(self, recipe: Recipe) -> Stand:
+        """Sets up a recipe's training; see `bench.ablation.kernel_share.Stand`."""
+        device = torch.device(self.request.device)
+        trainer = self._classifier(recipe, device)
         batches, unmeasured = trainer.endless_batches(), PhaseTimer(device, enabled=False)
 
         def update() -> None:
@@ -130,74 +72,29 @@ class CifarStand:
         parts = {"augment": lambda: next(batches), "optimizer": update}
         return Stand(model=trainer.model, dtype=trainer.dtype, step=step, parts=parts)
 
+    def counted(self, variants: Mapping[str, Any]) -> Counted:
+        """Returns the operations of each variant's step; of parts of a batch, the gradients that devices exchange."""
+        if self.request.choice.grid == ("devices",):
+            model = build_model(self.request.recipe, len(self.data.train.classes), torch.device("meta"))
+            size = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
+            return (("gradient_bytes", "B", dict.fromkeys(variants, size)),)
+        return (("step_flop", "FLOP", {name: step_flop(recipe, self.data) for name, recipe in variants.items()}),)
 
-def turns(request: AblationRequest, split: Split | None = None) -> Turns:
-    """Returns what takes the turns of any recipe, as a request says.
+
+def _endless_steps(trainer: Trainer, turn: list[tuple[Iterator[Any], int]]) -> Iterator[Step]:
+    """Takes the steps of a turn, over and over; only the first of them tells its loss, for which the host waits.
 
     Args:
-        request: of data, device, seed, and the length of a turn.
-        split: its data; None to load them.
+        trainer: takes the steps.
+        turn: of each step the batches, and its number in a run.
     """
-    part = _part(split or load_split(request.data, "test"))
-
-    def contender(name: str, recipe: Recipe) -> CifarContender:
-        steps = 2 * math.ceil(request.recipe.epochs) if request.scheduled else request.turn_length
-        return CifarContender(recipe, part, request.device, request.seed, steps, request.scheduled)
-
-    return contender
-
-
-def _part(split: Split) -> Split:
-    return Split(split.train.subset(slice(0, IMAGES)), split.test.subset(slice(0, 1)))
-
-
-def _ablation(request: AblationRequest, split: Split) -> Ablation:
-    def sample(recipe: Recipe, metric: str, unit: str, value: float, **fields: Any) -> Sample:
-        parameters = {
-            "dataset": split.train.name,
-            "data_hash": split.content_hash[:12],
-            "device": request.device,
-            "precision": recipe.precision,
-            "batch_size": recipe.batch_size,
-        }
-        return Sample(
-            benchmark=request.BENCHMARK,
-            case=recipe.name,
-            parameters=parameters | fields.pop("parameters", {}),
-            metric=metric,
-            unit=unit,
-            value=value,
-            better="higher" if metric.endswith("_per_s") else "lower",
-            **fields,
-        )
-
-    return Ablation(
-        variants=request.variants(),
-        contender=turns(request, split),
-        sample=sample,
-        device=request.device,
-        seed=request.seed,
-        rounds=request.rounds,
-        alone=kernels_alone(
-            request.recipe,
-            request.variants(),
-            CifarStand(_part(split), request.device, request.seed),
-            device=request.device,
-            seed=request.seed,
-        ),
-        counted=(_exchanged if request.choice.grid == ("devices",) else _operations)(request, split),
-    )
-
-
-def _operations(request: AblationRequest, split: Split) -> Counted:
-    return (("step_flop", "FLOP", {name: step_flop(recipe, split) for name, recipe in request.variants().items()}),)
-
-
-def _exchanged(request: AblationRequest, split: Split) -> Counted:
-    """The gradients that devices would add up after each step."""
-    model = build_model(request.recipe, len(split.train.classes), torch.device("meta"))
-    size = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
-    return (("gradient_bytes", "B", dict.fromkeys(request.variants(), size)),)
+    unmeasured = PhaseTimer(trainer.device, enabled=False)
+    while True:
+        for place, (batches, number) in enumerate(turn):
+            if place == 0:
+                trainer.taken_loss()
+            trainer.step(batches, number, unmeasured)
+            yield Step("step", torch.tensor(trainer.taken_loss() if place == 0 else 0.0, dtype=torch.float64))
 
 
 def step_flop(recipe: Recipe, split: Split) -> float:
@@ -214,14 +111,3 @@ def step_flop(recipe: Recipe, split: Split) -> float:
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(recipe.batch_size, 3, size, size, device="meta")).sum().backward()
     return float(counter.get_total_flops())
-
-
-TASK = AblatedTask(
-    request=AblationRequest,
-    recipe=Recipe,
-    load=lambda _, stored: load_split(stored["data"], "test"),
-    check=check_runnable,
-    ablation=_ablation,
-    metric="step_s",
-    notes=lambda recipe, _: (),
-)

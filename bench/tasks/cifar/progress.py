@@ -1,11 +1,28 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere, on stderr either way."""
+"""Events of a run as a person sees them, on stderr: a progress bar on a terminal, plain lines elsewhere."""
+
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from wallclock.bench.tasks.cifar.run import SeedDiverged, SeedEvent
-from wallclock.bench.tasks.cifar.trainer import Evaluated, Finished, StepDone
+from wallclock.bench.tasks.cifar.trainer import Evaluated, Event, Finished, StepDone
+
+
+@dataclass(frozen=True)
+class SeedEvent:
+    """An event of one seed's training, with its place in the run."""
+
+    seed: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class SeedDiverged:
+    """A seed whose loss is no longer a number."""
+
+    seed: int
+    error: str
 
 
 class Display:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs, restoring
 from wallclock.bench.engine.ranks import Ranks
+from wallclock.bench.engine.trainer import DTYPES, check_device
 from wallclock.bench.measure.environment import cpu_cores
 from wallclock.bench.measure.timing import PhaseTimer, RunClocks
 from wallclock.bench.tasks.cifar.fastest_convs import Choices
 from wallclock.kernels.augment import Augmentation
-from wallclock.kernels.spec import available
 from wallclock.loaders.batches import BatchOptions, Dataset, Split
 from wallclock.loaders.data.shards import Shards
 from wallclock.loaders.pipelines.base import Batches, scale_down
@@ -31,7 +31,6 @@ from wallclock.models.recipes.recipe import MuonSGD, Recipe, TestTimeAugmentatio
 WHITENING_IMAGES = 5000
 EVALUATION_BATCH = 1000
 WARMUP_STEPS = 3
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Diverged(RuntimeError):
@@ -80,18 +79,13 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
     """
     if device.type == "cpu" and recipe.precision == "fp16":
         raise ValueError("fp16 has no kernels worth timing on a CPU; use --set precision=bf16 or a GPU")
-    if device.type == "cpu" and recipe.implementations.cuda_graph:
-        raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
+    check_device(recipe, device)
     if recipe.implementations.cuda_graph and recipe.precision == "fp16":
         raise ValueError("fp16's scaled loss asks the host in every step; use --set precision=bf16 with a CUDA graph")
     if why_not := pipeline_unavailable(recipe.pipeline):
         raise ValueError(why_not)
     if recipe.pruning is not None and recipe.pipeline != "device":
         raise ValueError(f"{recipe.pipeline} does not say which samples it shows; use --set pruning=null")
-    why_not = available("triton", device) if recipe.implementations.triton else ""
-    if why_not:
-        switches = " ".join(f"--set implementations.{name}=eager" for name in recipe.implementations.triton)
-        raise ValueError(f"{why_not}; or use {switches}")
     model = build_model(recipe, len(split.train.classes), torch.device("meta"))
     if build_optimizers(recipe, model).moves_momentum and recipe.implementations.cuda_graph:
         raise ValueError(

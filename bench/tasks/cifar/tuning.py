@@ -16,16 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wallclock.bench.measure.environment import package_version
-from wallclock.bench.tasks.cifar.run import (
-    CifarRequest,
-    GivenUp,
-    Observer,
-    SeedDiverged,
-    SeedEvent,
-    load_split,
-    new_run,
-    resumed_run,
-)
+from wallclock.bench.runs.training import Observer, new_run, resumed_run
+from wallclock.bench.tasks.cifar.progress import SeedDiverged, SeedEvent
+from wallclock.bench.tasks.cifar.requests import CifarRequest
+from wallclock.bench.tasks.cifar.run import GivenUp, load_split
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.bench.tasks.cifar.trainer import Evaluated, Finished, check_runnable
 from wallclock.loaders.batches import DataError
 from wallclock.models.recipes.recipe import Recipe
@@ -334,10 +329,10 @@ class Objective:
                 finished=_result(run.writer.path)[1] if run.done else (),
                 then=then,
             )
-            outcome = run.execute(watch)
+            status = run.execute(watch)
             accuracy = watch.accuracy
-            if outcome.status != "done":
-                why = run.stopped or outcome.verdict
+            if status != "done":
+                why = run.stopped or status
         except (StoreError, DataError):
             raise
         except (ValueError, RuntimeError, MemoryError) as error:  # a value that the recipe or the memory refuses
@@ -346,7 +341,7 @@ class Objective:
             trial.set_user_attr("why", why)
             trial.set_constraint("accuracy", needed - accuracy)
             raise optuna.TrialPruned(why)
-        seconds, accuracies = _result(outcome.path)
+        seconds, accuracies = _result(run.writer.path)
         trial.set_user_attr("accuracies", accuracies)
         trial.set_constraint("accuracy", needed - statistics.fmean(accuracies))
         return statistics.fmean(seconds)
@@ -355,10 +350,10 @@ class Objective:
         """Returns the trial's run: the one that its process left unfinished, or a new one."""
         if left := trial.user_attrs.get("run"):
             try:
-                return resumed_run(self.folder / left)
+                return resumed_run(TASK, CifarRequest, self.folder / left)
             except StoreError:  # it is gone, or of another machine or version
                 pass
-        run = new_run(self.request.trial_request(recipe), self.folder, self.command)
+        run = new_run(TASK, self.request.trial_request(recipe), self.folder, self.command)
         trial.set_user_attr("run", run.writer.path.name)
         return run
 

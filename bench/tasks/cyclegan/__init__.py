@@ -1,1 +1,1 @@
-"""CycleGAN: iterations a second, what each lever gives, translations."""
+"""CycleGAN: one of the tasks; `task` declares it."""

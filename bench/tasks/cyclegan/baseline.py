@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wallclock.bench.tasks.cyclegan.networks import Losses, PoolDraw, new_networks, pool_draws, take_lr
-from wallclock.loaders.data.unpaired import DomainImages
+from wallclock.bench.engine.trainer import Step, set_lr
+from wallclock.bench.tasks.cyclegan.networks import PoolDraw, new_networks, pool_draws
+from wallclock.loaders.data.unpaired import Unpaired
 from wallclock.loaders.pipelines.unpaired import UnpairedBatches
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
@@ -31,14 +32,12 @@ class ImagePool:
         return torch.cat(shown)
 
 
-def plain_loop(
-    recipe: CycleGanRecipe, domains: tuple[DomainImages, DomainImages], *, device: torch.device, seed: int
-) -> Iterator[Losses]:
+def plain_loop(recipe: CycleGanRecipe, data: Unpaired, *, device: torch.device, seed: int) -> Iterator[Step]:
     """Trains through the recipe's epochs, whatever its levers, and yields after each iteration.
 
     Args:
-        recipe: what to compute; its `precision` and `implementations` are not looked at.
-        domains: training images, uint8 [N, L, L, 3] of each domain.
+        recipe: what to compute; its `precision` and `implementations` have no effect.
+        data: the images; those for tests are not trained on.
         device: where.
         seed: of weights and batches; torch's global generators are in its state.
 
@@ -53,7 +52,7 @@ def plain_loop(
     optimizer_D = torch.optim.Adam(
         itertools.chain(netD_A.parameters(), netD_B.parameters()), lr=recipe.lr, betas=betas, eps=recipe.adam.eps
     )
-    batches = UnpairedBatches(domains, recipe.batch_size, image_size=recipe.image_size, device=device, seed=seed)
+    batches = UnpairedBatches(data.train, recipe.batch_size, image_size=recipe.image_size, device=device, seed=seed)
     pools = ImagePool(), ImagePool()
     iteration = 0
 
@@ -66,7 +65,7 @@ def plain_loop(
                 p.requires_grad_(requires_grad)
 
     for epoch in range(recipe.epochs):
-        take_lr((optimizer_G, optimizer_D), recipe.lr * recipe.lr_factor(epoch))
+        set_lr((optimizer_G, optimizer_D), recipe.lr * recipe.lr_factor(epoch))
         for real_A, real_B in batches.epoch(epoch):
             fake_B = netG_A(real_A)
             rec_A = netG_B(fake_B)
@@ -94,4 +93,4 @@ def plain_loop(
                 losses_D.append(loss_D.detach())
             optimizer_D.step()
             iteration += 1
-            yield Losses(torch.stack([*(t.detach() for t in (loss_gan, loss_cycle, loss_idt)), *losses_D]))
+            yield Step("iteration", torch.stack([*(t.detach() for t in (loss_gan, loss_cycle, loss_idt)), *losses_D]))

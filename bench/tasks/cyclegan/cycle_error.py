@@ -1,30 +1,26 @@
 """Whether a CycleGAN's cycle holds, and whether it holds by what it hides in its translations."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer
+from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer
+from wallclock.loaders.pipelines.shuffled import unit_range
 
 NOISE = 0.02  # of a range from -1 to 1: below what an eye sees in a photograph
 
 
 @torch.no_grad()
 def cycle_error(
-    trainer: "CycleGanTrainer", there: str, back: str, images_NHWC: torch.Tensor, noise: float = 0.0
+    trainer: CycleGanTrainer, there: str, back: str, images_NHWC: torch.Tensor, noise: float = 0.0
 ) -> float:
     """Returns the mean absolute difference between images and their translation there and back, in a range of 2.
 
     Args:
-        trainer: with the generators.
-        there: name of the generator to the other domain.
-        back: name of the one that returns.
+        trainer: has the generators.
+        there: the name of the generator to the other domain.
+        back: the name of the generator that returns.
         images_NHWC: uint8 [N, S, S, 3].
-        noise: standard deviation of what is added to the translation before it returns.
+        noise: standard deviation of the noise that is added to the translation before it returns.
     """
-    from wallclock.loaders.pipelines.shuffled import unit_range
-
     random = torch.Generator().manual_seed(0)
     total = 0.0
     for image in images_NHWC:
@@ -36,16 +32,16 @@ def cycle_error(
     return total / len(images_NHWC)
 
 
-def hidden_error(trainer: "CycleGanTrainer", there: str, back: str, images_NHWC: torch.Tensor) -> float:
+def hidden_error(trainer: CycleGanTrainer, there: str, back: str, images_NHWC: torch.Tensor) -> float:
     """Returns the cycle's error with noise of `NOISE` on the translation.
 
     Far above the error without, it says that the way back reads a signal which the translation hides, rather than what
     it shows: Chu, Zhmoginov, Sandler, https://arxiv.org/abs/1712.02950
 
     Args:
-        trainer: see `cycle_error`, as the others.
-        there: the same.
-        back: the same.
-        images_NHWC: the same.
+        trainer: see `cycle_error`.
+        there: see `cycle_error`.
+        back: see `cycle_error`.
+        images_NHWC: see `cycle_error`.
     """
     return cycle_error(trainer, there, back, images_NHWC, NOISE)

@@ -1,6 +1,5 @@
-"""What the plain CycleGAN loop and the one with levers share: networks, draws of the pools, what an iteration tells."""
+"""What the plain CycleGAN loop and the one with levers share: networks, draws of the pools, names of losses."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +10,6 @@ from wallclock.models.networks.cyclegan import PatchDiscriminator, ResnetGenerat
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
 LOSSES = ("gan", "cycle", "identity", "discriminator_a", "discriminator_b")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """One iteration is queued.
-
-    Attributes:
-        values: of `LOSSES`, as they are weighted, [5], on the device.
-    """
-
-    values: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -91,13 +79,3 @@ def pool_draws(recipe: CycleGanRecipe, seed: int, iteration: int, pool: int) -> 
         else:
             draws.append(PoolDraw(slot, fills=False, swaps=bool(swaps and recipe.pool_size)))
     return draws
-
-
-def take_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Sets a learning rate, where it lies if it is a tensor."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr

@@ -1,24 +1,19 @@
 """One CycleGAN training with the recipe's levers: what happens inside the clock, iteration by iteration."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from wallclock.bench.engine.compile import compile_network
-from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs
-from wallclock.bench.tasks.cyclegan.networks import Losses, Networks, PoolDraw, new_networks, pool_draws, take_lr
-from wallclock.kernels.spec import available
+from wallclock.bench.engine.cuda_graphs import Inputs
+from wallclock.bench.engine.trainer import StatefulTrainer, Step, check_device, set_lr
+from wallclock.bench.tasks.cyclegan.networks import PoolDraw, new_networks, pool_draws
 from wallclock.loaders.data.unpaired import Unpaired
 from wallclock.loaders.pipelines.shuffled import pixels, unit_range
 from wallclock.loaders.pipelines.unpaired import UnpairedBatches
-from wallclock.models.layers import choose
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DOMAIN_NAMES = ("a", "b")
 
 
@@ -37,12 +32,7 @@ def check_runnable(recipe: CycleGanRecipe, data: Unpaired, device: torch.device)
     Raises:
         ValueError: if the recipe cannot run on this device or these images; names what helps.
     """
-    chosen = recipe.implementations
-    if device.type == "cpu" and chosen.cuda_graph:
-        raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
-    if why_not := available("triton", device) if chosen.triton else "":
-        switches = " ".join(f"--set implementations.{name}=eager" for name in chosen.triton)
-        raise ValueError(f"{why_not}; or use {switches}")
+    check_device(recipe, device)
     UnpairedBatches(data.train, recipe.batch_size, image_size=recipe.image_size, device=torch.device("cpu"))
 
 
@@ -79,7 +69,7 @@ class Pool:
         return torch.cat(shown)
 
 
-class CycleGanTrainer:
+class CycleGanTrainer(StatefulTrainer):
     """A recipe's networks, optimisers, pools and images for one seed, on one device.
 
     The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
@@ -94,15 +84,14 @@ class CycleGanTrainer:
         ValueError: if the recipe cannot run here.
     """
 
+    recipe: CycleGanRecipe
+    position: Position
+
     def __init__(self, recipe: CycleGanRecipe, data: Unpaired, *, device: torch.device, seed: int) -> None:
         check_runnable(recipe, data, device)
-        chosen = recipe.implementations
-        self.recipe, self.device, self.seed, self.position = recipe, device, seed, Position()
-        self.memory_format = torch.channels_last if chosen.channels_last else torch.contiguous_format
-        self.nets: Networks = new_networks(recipe, device)
-        for net in self.nets.named().values():
-            net.to(memory_format=self.memory_format)
-            choose(net, chosen)
+        nets = new_networks(recipe, device)
+        super().__init__(recipe, nets.named(), Position(), device=device, seed=seed)
+        self.nets, chosen = nets, recipe.implementations
         self.batches = UnpairedBatches(
             data.train,
             recipe.batch_size,
@@ -115,59 +104,32 @@ class CycleGanTrainer:
         image = torch.empty(1, 3, recipe.image_size, recipe.image_size, device=device)
         image = image.contiguous(memory_format=self.memory_format)
         self.pools = Pool(recipe.pool_size, image), Pool(recipe.pool_size, image)
-        self.generator_optimizer = self._optimizer(self.nets.g_a, self.nets.g_b)
-        self.discriminator_optimizer = self._optimizer(self.nets.d_a, self.nets.d_b)
-        self.networks: Mapping[str, Any] = self.nets.named()
-        if chosen.compile:
-            self.networks = {name: compile_network(net) for name, net in self.nets.named().items()}
-        self._graphs = StepGraphs(device, self.state) if chosen.cuda_graph else None
-
-    def _optimizer(self, *nets: nn.Module) -> torch.optim.Adam:
-        rule, chosen = self.recipe.adam, self.recipe.implementations
-        lr: float | torch.Tensor = self.recipe.lr
-        if chosen.cuda_graph:  # replays read the rate where it lies
-            lr = torch.tensor(lr, device=self.device)
-        return torch.optim.Adam(
-            [p for net in nets for p in net.parameters()],
-            lr=lr,
-            betas=(rule.beta1, rule.beta2),
-            eps=rule.eps,
-            capturable=chosen.cuda_graph,
-            fused=chosen.fused_adam or None,
-        )
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Returns all that an iteration moves, by name, in the trainer's own memory."""
-        state = {f"{name}.{key}": t for name, net in self.nets.named().items() for key, t in net.state_dict().items()}
-        on_device = self.recipe.implementations.cuda_graph or self.recipe.implementations.fused_adam
-        for name, optimizer in (
-            ("generators", self.generator_optimizer),
-            ("discriminators", self.discriminator_optimizer),
-        ):
-            for number, p in enumerate(optimizer.param_groups[0]["params"]):
-                if not optimizer.state[p]:
-                    step = torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")
-                    moments = {part: torch.zeros_like(p) for part in ("exp_avg", "exp_avg_sq")}
-                    optimizer.state[p] = {"step": step, **moments}
-                state |= {f"{name}.{number}.{part}": t for part, t in optimizer.state[p].items()}
-        return state | {f"pool_{name}": pool.images for name, pool in zip(DOMAIN_NAMES, self.pools, strict=True)}
+        self.buffers = {f"pool_{name}": pool.images for name, pool in zip(DOMAIN_NAMES, self.pools, strict=True)}
+        fused = chosen.fused_adam or None
+        self.generator_optimizer = self.adam([nets.g_a, nets.g_b], recipe.adam, recipe.lr, fused=fused)
+        self.discriminator_optimizer = self.adam([nets.d_a, nets.d_b], recipe.adam, recipe.lr, fused=fused)
+        self.optimizers = {"generators": self.generator_optimizer, "discriminators": self.discriminator_optimizer}
 
     @property
     def finished(self) -> bool:
         """Whether the last epoch is done."""
         return self.position.epoch >= self.recipe.epochs
 
-    def train(self) -> Iterator[Losses]:
-        """Trains from the present position to the end of the last epoch; yields after each iteration."""
-        at, optimizers = self.position, (self.generator_optimizer, self.discriminator_optimizer)
+    def train(self) -> Iterator[Step]:
+        """Trains from the present position to the end of the last epoch; yields after each iteration.
+
+        Its losses are those of `bench.tasks.cyclegan.networks.LOSSES`, [5].
+        """
+        at = self.position
         while not self.finished:
-            take_lr(optimizers, self.recipe.lr * self.recipe.lr_factor(at.epoch))
+            set_lr(self.optimizers.values(), self.recipe.lr * self.recipe.lr_factor(at.epoch))
             real_a, real_b = self.batches.images(at.epoch, at.batch)
-            losses = self._iteration({"real_a": real_a, "real_b": real_b, **self._draws(at.iteration)})
+            inputs = {"real_a": real_a, "real_b": real_b, **self._draws(at.iteration)}
+            losses = self.take("iteration", self.update, inputs)
             at.iteration, at.batch = at.iteration + 1, at.batch + 1
             if at.batch == len(self.batches):
                 at.epoch, at.batch = at.epoch + 1, 0
-            yield Losses(losses)
+            yield Step("iteration", losses)
 
     def _draws(self, iteration: int) -> Inputs:
         """What happens to the fakes of both pools, on the device: int64 slots [2, B], bool fills and swaps [2, B]."""
@@ -186,20 +148,10 @@ class CycleGanTrainer:
             "swaps": gathered("swaps", torch.bool),
         }
 
-    def _iteration(self, inputs: Inputs) -> torch.Tensor:
-        if self._graphs is not None:
-            return self._graphs.replay("iteration", self.update, inputs)
-        return self.update(inputs)
-
-    def autocast(self) -> torch.autocast:
-        """Returns the context that the networks are computed in."""
-        dtype = DTYPES[self.recipe.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
     def through(self, name: str, images: torch.Tensor) -> torch.Tensor:
         """Returns what a network, by its name in `Networks`, makes of images, in float32 or wider."""
         with self.autocast():
-            return self.networks[name](images).to(torch.get_default_dtype())
+            return self.compute[name](images).to(torch.get_default_dtype())
 
     def update(self, inputs: Inputs) -> torch.Tensor:
         """Takes one iteration on given images and draws: nothing in it draws, so that a graph can hold it.
@@ -214,7 +166,7 @@ class CycleGanTrainer:
         fake_b, fake_a, losses = self._generators(real_a, real_b)
         for net in (self.nets.d_a, self.nets.d_b):
             net.requires_grad_(True)
-        self.discriminator_optimizer.zero_grad(set_to_none=self._graphs is None)
+        self.clear_gradients("discriminators")
         for place, (name, real, fake) in enumerate((("d_a", real_b, fake_b), ("d_b", real_a, fake_a))):
             fake = fake.detach()
             if recipe.pool_size:
@@ -233,7 +185,7 @@ class CycleGanTrainer:
         recipe = self.recipe
         for net in (self.nets.d_a, self.nets.d_b):
             net.requires_grad_(False)
-        self.generator_optimizer.zero_grad(set_to_none=self._graphs is None)
+        self.clear_gradients("generators")
         identity_weight = recipe.cycle_weight * recipe.identity_weight
         if identity_weight and recipe.implementations.concatenated:
             count = len(real_a)
@@ -270,7 +222,7 @@ class CycleGanTrainer:
         """
         with self.autocast():
             images = images.contiguous(memory_format=self.memory_format)
-            return self.nets.named()[name](images).to(torch.get_default_dtype())
+            return self.networks[name](images).to(torch.get_default_dtype())
 
     def translated(self, name: str, images_NHWC: torch.Tensor) -> torch.Tensor:
         """Returns translations, made one by one, uint8 [N, S, S, 3] on the CPU.

@@ -1,1 +1,1 @@
-"""Wasserstein GAN: critic iterations a second, what each lever gives, samples."""
+"""Wasserstein GAN: one of the tasks; `task` declares it."""

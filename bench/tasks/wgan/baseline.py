@@ -4,18 +4,19 @@ from collections.abc import Iterator
 
 import torch
 
-from wallclock.bench.tasks.wgan.networks import Step, new_networks, noise_generator, stopped_at
-from wallclock.loaders.batches import Dataset
+from wallclock.bench.engine.trainer import Step
+from wallclock.bench.tasks.wgan.networks import new_networks, noise_generator, stopped_at
+from wallclock.loaders.batches import Split
 from wallclock.loaders.pipelines.shuffled import ShuffledBatches
 from wallclock.models.recipes.wgan import Adam, WganRecipe
 
 
-def plain_loop(recipe: WganRecipe, dataset: Dataset, *, device: torch.device, seed: int) -> Iterator[Step]:
+def plain_loop(recipe: WganRecipe, split: Split, *, device: torch.device, seed: int) -> Iterator[Step]:
     """Trains through the recipe's stages, whatever its levers, and yields after each step.
 
     Args:
-        recipe: what to compute; its `precision` and `implementations` are not looked at.
-        dataset: the training images.
+        recipe: what to compute; its `precision` and `implementations` have no effect.
+        split: the images; those held out are not trained on.
         device: where.
         seed: of weights, order and noise; torch's global generators are in its state.
 
@@ -23,7 +24,7 @@ def plain_loop(recipe: WganRecipe, dataset: Dataset, *, device: torch.device, se
     """
     netG, netD = new_networks(recipe, device)
     noise = noise_generator(device, seed)
-    batches = ShuffledBatches(dataset, recipe.batch_size, device=device, seed=seed)
+    batches = ShuffledBatches(split.train, recipe.batch_size, device=device, seed=seed)
 
     def create_noise(b: int) -> torch.Tensor:
         return torch.randn(b, recipe.noise_channels, 1, 1, device=device, generator=noise)

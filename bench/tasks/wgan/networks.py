@@ -1,26 +1,11 @@
-"""What the plain WGAN loop and the one with levers share: networks, noise, the end of a stage, what a step tells."""
+"""What the plain WGAN loop and the one with levers share: networks, noise, and the end of a stage."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from wallclock.models.networks.dcgan import Critic, Generator
 from wallclock.models.recipes.wgan import Stage, WganRecipe
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step is queued.
-
-    Attributes:
-        kind: of which network.
-        loss: D(real) - D(fake), which a critic minimises, or D(fake), which a generator does; a scalar on the device.
-    """
-
-    kind: Literal["critic", "generator"]
-    loss: torch.Tensor
 
 
 def new_networks(recipe: WganRecipe, device: torch.device) -> tuple[Generator, Critic]:

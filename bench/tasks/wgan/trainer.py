@@ -2,42 +2,37 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from wallclock.bench.engine.compile import compile_network
-from wallclock.bench.tasks.wgan.capture import Captured
-from wallclock.bench.tasks.wgan.networks import Step, new_networks, noise_generator, stopped_at
+from wallclock.bench.engine.trainer import StatefulTrainer, Step, check_device, set_lr
+from wallclock.bench.tasks.wgan.networks import new_networks, noise_generator, stopped_at
 from wallclock.kernels.rmsprop_clamp import RMSpropClamp
-from wallclock.kernels.spec import available
 from wallclock.loaders.batches import Dataset, Split
 from wallclock.loaders.pipelines.shuffled import ShuffledBatches, pixels, unit_range
-from wallclock.models.layers import choose
 from wallclock.models.networks.dcgan import MapToScore, NoiseToMap
 from wallclock.models.recipes.wgan import Adam, WganRecipe
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LOOK_IMAGES = 512  # of each set, for an estimate of the distance
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """Returns what came out of autocast in the dtype of the weights: means and losses are never taken in 16 bits."""
+    """Returns an output of autocast in the dtype of the weights: means and losses are never taken in 16 bits."""
     return x.to(torch.get_default_dtype())
 
 
 @dataclass
 class Position:
-    """Where a training is, between two cycles.
+    """Where a training is, between two generator iterations.
 
     Attributes:
         stage: number of the recipe's stage.
-        generator_iterations: done in the stage.
-        critic_steps: done in the stage.
-        epochs_before: begun in the stages before.
-        total_critic_steps: done in all.
-        total_generator_iterations: done in all.
+        generator_iterations: generator steps done in the stage.
+        critic_steps: critic steps done in the stage.
+        epochs_before: epochs begun in the stages before.
+        total_critic_steps: critic steps done in all.
+        total_generator_iterations: generator steps done in all.
     """
 
     stage: int = 0
@@ -54,28 +49,22 @@ def check_runnable(recipe: WganRecipe, split: Split, device: torch.device) -> No
     Raises:
         ValueError: if the networks cannot be, or the recipe cannot run on this device or data; names what helps.
     """
-    chosen = recipe.implementations
     new_networks(recipe, torch.device("meta"))
-    if device.type == "cpu" and chosen.cuda_graph:
-        raise ValueError("CUDA graphs need a GPU; use --set implementations.cuda_graph=false")
-    why_not = available("triton", device) if chosen.triton else ""
-    if why_not:
-        switches = " ".join(f"--set implementations.{name}=eager" for name in chosen.triton)
-        raise ValueError(f"{why_not}; or use {switches}")
+    check_device(recipe, device)
     edge = split.train.images_NHWC.shape[1]
     if edge != recipe.image_size:
         raise ValueError(f"the images have {edge} pixels; expected image_size={recipe.image_size}")
     ShuffledBatches(split.train, recipe.batch_size, device=torch.device("cpu"))
 
 
-class WganTrainer:
-    """A recipe's networks, optimisers and images for one seed, on one device.
+class WganTrainer(StatefulTrainer):
+    """A recipe's networks, optimisers and images; an iteration is a generator step with the critic steps before it.
 
     The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
 
     Args:
         recipe: what to compute.
-        dataset: the training images, of the recipe's size.
+        split: the images, of the recipe's size; those held out are not trained on.
         device: "cpu" or a CUDA device.
         seed: of order and noise.
 
@@ -83,20 +72,23 @@ class WganTrainer:
         ValueError: if the recipe cannot run here.
     """
 
-    def __init__(self, recipe: WganRecipe, dataset: Dataset, *, device: torch.device, seed: int) -> None:
-        check_runnable(recipe, Split(dataset, dataset), device)
+    recipe: WganRecipe
+    position: Position
+
+    def __init__(self, recipe: WganRecipe, split: Split, *, device: torch.device, seed: int) -> None:
+        check_runnable(recipe, split, device)
+        self.generator, self.critic = new_networks(recipe, device)
+        nets = {"critic": self.critic, "generator": self.generator}
+        super().__init__(recipe, nets, Position(), device=device, seed=seed)
         chosen = recipe.implementations
-        self.recipe, self.device, self.position = recipe, device, Position()
-        self.memory_format = torch.channels_last if chosen.channels_last else torch.contiguous_format
-        self.generator, self.critic = (net.to(memory_format=self.memory_format) for net in new_networks(recipe, device))
-        for net in (self.generator, self.critic):
-            choose(net, chosen)
+        for net in nets.values():
             for layer in net.modules():
                 if isinstance(layer, NoiseToMap | MapToScore):
                     layer.as_product = chosen.products
         self.noise = noise_generator(device, seed)
+        self.generators["noise"] = self.noise
         self.batches = ShuffledBatches(
-            dataset,
+            split.train,
             recipe.batch_size,
             device=device,
             seed=seed,
@@ -104,28 +96,19 @@ class WganTrainer:
             resident=chosen.resident,
         )
         self.critic_optimizer, self.generator_optimizer = self._optimizer(self.critic), self._optimizer(self.generator)
-        self.generate: Any = self.generator
-        self.score: Any = self.critic
-        if chosen.compile:
-            self.generate, self.score = (compile_network(net) for net in (self.generator, self.critic))
-        self._captured = Captured(self) if chosen.cuda_graph else None
+        self.optimizers = {"critic_optimizer": self.critic_optimizer, "generator_optimizer": self.generator_optimizer}
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
-        rule, chosen = self.recipe.optimizer, self.recipe.implementations
-        lr: float | torch.Tensor = self.recipe.stages[0].lr
-        if chosen.cuda_graph:  # replays read the rate where it lies
-            lr = torch.tensor(lr, device=self.device)
+        rule, lr = self.recipe.optimizer, self.recipe.stages[0].lr
         if isinstance(rule, Adam):
-            betas = (rule.beta1, rule.beta2)
-            return torch.optim.Adam(net.parameters(), lr=lr, betas=betas, eps=rule.eps, capturable=chosen.cuda_graph)
-        clamp = self.recipe.clamp if net is self.critic and self.recipe.clamp else None
+            return self.adam([net], rule, lr)
         return RMSpropClamp(
             net.parameters(),
-            lr=lr,
+            lr=self.lr(lr),
             alpha=rule.alpha,
             eps=rule.eps,
-            clamp=clamp,
-            implementation="triton" if chosen.optimizer == "triton" else "eager",
+            clamp=self.recipe.clamp if net is self.critic and self.recipe.clamp else None,
+            implementation="triton" if self.recipe.implementations.optimizer == "triton" else "eager",
         )
 
     @property
@@ -133,10 +116,34 @@ class WganTrainer:
         """Whether the last stage is done."""
         return self.position.stage >= len(self.recipe.stages)
 
-    def wanted_critic_steps(self) -> int:
-        """Returns how many critic steps the recipe wants before the next generator step; 0 when all is done."""
+    @property
+    def iteration(self) -> int:
+        """The number of generator steps done."""
+        return self.position.total_generator_iterations
+
+    @property
+    def step(self) -> int:
+        """The number of critic steps done."""
+        return self.position.total_critic_steps
+
+    @property
+    def pace(self) -> int:
+        """How many critic steps the recipe wants before the next generator step; 0 when all is done.
+
+        The end of an epoch cuts some short.
+        """
         at, recipe = self.position, self.recipe
         return 0 if self.finished else recipe.critic_steps.before(at.generator_iterations, recipe.stages[at.stage])
+
+    def iterations(self) -> Iterator[torch.Tensor]:
+        """Trains as `train`; yields the mean critic loss and the generator's loss of each iteration, [2]."""
+        critic: list[torch.Tensor] = []
+        for step in self.train():
+            if step.kind == "critic":
+                critic.append(step.losses)
+            else:
+                yield torch.stack([torch.stack(critic).mean(), step.losses])
+                critic = []
 
     def train(self) -> Iterator[Step]:
         """Trains from the present position to the end of the last stage; yields after each step.
@@ -149,9 +156,9 @@ class WganTrainer:
         while not self.finished:
             stage, epoch = recipe.stages[at.stage], len(self.batches)
             steps = stopped_at(stage, epoch)
-            self._set_lr(stage.lr)
+            set_lr(self.optimizers.values(), stage.lr)
             epoch_ends = min(steps, (at.critic_steps // epoch + 1) * epoch)
-            count = min(self.wanted_critic_steps(), epoch_ends - at.critic_steps)
+            count = min(self.pace, epoch_ends - at.critic_steps)
             yield from self._critic_steps(count)
             at.critic_steps += count
             at.total_critic_steps += count
@@ -177,14 +184,6 @@ class WganTrainer:
         if isinstance(self.critic_optimizer, RMSpropClamp):
             self.critic_optimizer.clamp_()
 
-    def _set_lr(self, lr: float) -> None:
-        for optimizer in (self.critic_optimizer, self.generator_optimizer):
-            for group in optimizer.param_groups:
-                if isinstance(group["lr"], torch.Tensor):
-                    group["lr"].fill_(lr)
-                else:
-                    group["lr"] = lr
-
     def drawn_noise(self, count: int) -> torch.Tensor:
         """Returns fresh noise [count, Z, 1, 1]."""
         return torch.randn(count, self.recipe.noise_channels, 1, 1, device=self.device, generator=self.noise)
@@ -199,27 +198,18 @@ class WganTrainer:
         Returns:
             D(real) - D(fake), a scalar on the device.
         """
-        noise, mix = self.drawn_noise(len(real)), None
+        inputs = {"real": real, "noise": self.drawn_noise(len(real))}
         if self.recipe.gradient_penalty:
-            mix = torch.rand(len(real), 1, 1, 1, device=self.device, generator=self.noise)
-        if self._captured is not None:
-            return self._captured.critic_step(real, noise, mix, clamp=clamp)
-        return self.update_critic(real, noise, mix, clamp=clamp)
+            inputs["mix"] = torch.rand(len(real), 1, 1, 1, device=self.device, generator=self.noise)
+        return self.take(f"critic, clamp {clamp}", lambda given: self.update_critic(**given, clamp=clamp), inputs)
 
     def generator_step(self) -> torch.Tensor:
         """Takes one generator step; returns D(fake), a scalar on the device."""
-        noise = self.drawn_noise(self.recipe.generator_batch_size)
-        if self._captured is not None:
-            return self._captured.generator_step(noise)
-        return self.update_generator(noise)
-
-    def autocast(self) -> torch.autocast:
-        """Returns the context that the networks are computed in."""
-        dtype = DTYPES[self.recipe.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        inputs = {"noise": self.drawn_noise(self.recipe.generator_batch_size)}
+        return self.take("generator", lambda given: self.update_generator(**given), inputs)
 
     def update_critic(
-        self, real: torch.Tensor, noise: torch.Tensor, mix: torch.Tensor | None, *, clamp: bool
+        self, real: torch.Tensor, noise: torch.Tensor, mix: torch.Tensor | None = None, *, clamp: bool
     ) -> torch.Tensor:
         """Takes one critic step on given images and noise: nothing in it draws, so that a graph can hold it.
 
@@ -230,16 +220,16 @@ class WganTrainer:
             clamp: whether the update ends with the clamp.
         """
         recipe, optimizer = self.recipe, self.critic_optimizer
-        optimizer.zero_grad(set_to_none=self._captured is None)
+        self.clear_gradients("critic_optimizer")
         with self.autocast():
-            real_score = wide(self.score(real)).mean()
+            real_score = wide(self.compute["critic"](real)).mean()
         if recipe.implementations.early_backward:
             real_score.backward()
         with self.autocast(), torch.set_grad_enabled(recipe.implementations.generator_graph):
-            fake = self.generate(noise)
+            fake = self.compute["generator"](noise)
         fake = wide(fake.detach())
         with self.autocast():
-            fake_score = wide(self.score(fake)).mean()
+            fake_score = wide(self.compute["critic"](fake)).mean()
         loss = real_score.detach() - fake_score.detach()
         objective = -fake_score if recipe.implementations.early_backward else real_score - fake_score
         if mix is not None:
@@ -254,16 +244,16 @@ class WganTrainer:
     def _penalty(self, between: torch.Tensor) -> torch.Tensor:
         between.requires_grad_()
         with self.autocast():
-            scores = wide(self.score(between)).sum()
+            scores = wide(self.compute["critic"](between)).sum()
         (slope,) = torch.autograd.grad(scores, between, create_graph=True)
         return ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
     def update_generator(self, noise: torch.Tensor) -> torch.Tensor:
         """Takes one generator step on given noise [N, Z, 1, 1], with the critic's weights held."""
         self.critic.requires_grad_(False)
-        self.generator_optimizer.zero_grad(set_to_none=self._captured is None)
+        self.clear_gradients("generator_optimizer")
         with self.autocast():
-            loss = wide(self.score(self.generate(noise))).mean()
+            loss = wide(self.compute["critic"](self.compute["generator"](noise))).mean()
         loss.backward()
         self.generator_optimizer.step()
         self.critic.requires_grad_(True)

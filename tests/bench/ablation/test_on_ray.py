@@ -7,8 +7,11 @@ import pytest
 
 from wallclock import reports
 from wallclock.bench.ablation.on_ray import ClusterRun
+from wallclock.bench.ablation.run import Ablation
 from wallclock.bench.runs import ray_calls as ray_tasks
-from wallclock.bench.tasks.cifar.ablation import TASK, AblationRequest
+from wallclock.bench.runs.training import plan_run
+from wallclock.bench.tasks.cifar.requests import CifarAblationRequest
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.views.ablation import ablation_summary
 
@@ -38,20 +41,20 @@ def planned_run():
         precision="fp32",
     )
     recipe = recipe.without(*recipe.levers()[1:])  # two variants: a cell is a process for each turn of each
-    return TASK.planned(
-        AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=ROUNDS, turn_length=1), "test"
-    )
+    request = CifarAblationRequest(recipe=recipe, device="cpu", rounds=ROUNDS, turn_length=1)
+    data, run = plan_run(TASK, request, "test")
+    return Ablation(TASK, request, data), run
 
 
 def held_on(node_id, held):
-    """Returns `measured`, that comes to no end in the second round of a node, and lets the others wait for that."""
+    """Returns `take_round`, that comes to no end in the second round of a node, and lets the others wait for that."""
 
     def measured(contenders, device, number, seed):
         import ray
 
-        from wallclock.bench.ablation.on_ray import measured
+        from wallclock.bench.ablation.on_ray import take_round
 
-        cell = measured(contenders, device, number, seed)
+        cell = take_round(contenders, device, number, seed)
         here = ray.get_runtime_context().get_node_id() == node_id
         first = held.with_suffix(".first")
         if here and not first.exists():
@@ -72,7 +75,7 @@ def held_on(node_id, held):
 def test_a_node_that_is_killed_loses_no_round_and_none_counts_twice(nodes, tmp_path, monkeypatch):
     made, second = nodes
     held = tmp_path / "held"
-    monkeypatch.setattr("wallclock.bench.ablation.on_ray.measured", held_on(second.node_id, held))
+    monkeypatch.setattr("wallclock.bench.ablation.on_ray.take_round", held_on(second.node_id, held))
     ablation, run = planned_run()
     told, out = [], tmp_path / "runs"
 

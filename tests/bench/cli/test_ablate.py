@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import in_this_process
 
 from wallclock import reports
 from wallclock.bench.ablation import run as ablation
 from wallclock.bench.ablation.kernel_share import calls_in
 from wallclock.bench.ablation.variants import Variants
-from wallclock.bench.measure.turns import Taken
-from wallclock.bench.tasks.cifar.ablation import TASK, AblationRequest, step_flop, turns
+from wallclock.bench.runs.training import new_run
+from wallclock.bench.tasks.cifar.ablation import step_flop
+from wallclock.bench.tasks.cifar.requests import CifarAblationRequest
+from wallclock.bench.tasks.cifar.run import TRAINING
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.bench.tasks.cifar.trainer import Trainer
 from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.models.build import build_model
@@ -31,20 +35,13 @@ def small(name="sprint", **changes):
     return replace(recipe, **SMALL | {"model_arguments": arguments} | changes)
 
 
-def in_this_process(contenders, rounds, *, first=0, seed=0):
-    with ExitStack() as stack:
-        taken = {}
-        for name, contender in contenders.items():
-            torch.manual_seed(seed)
-            taken[name] = contender(stack)
-        for number in range(first, rounds):
-            for slot, (name, turn) in enumerate(taken.items()):
-                yield Taken(name, number, slot, turn())
-
-
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.setattr(ablation, "interleaved", in_this_process)
+
+
+def take_turn(request, name, recipe, stack):
+    return TRAINING.turns(request, TRAINING.load(request)).contender(name, recipe)(stack)()
 
 
 def test_one_left_out_and_one_put_in():
@@ -80,7 +77,7 @@ def test_a_grid_is_every_combination_but_the_recipe_as_it_is():
 
 def test_a_study_of_wide_resnets_changes_what_it_says():
     recipe = get_recipe("wrn22", "cpu")
-    variants = STUDIES["wide-resnet"](recipe)
+    variants = STUDIES["wide-resnet"].variants(recipe)
     split = synthetic_split()
     base = step_flop(recipe, split)
     times = {name: step_flop(variant, split) / base for name, variant in variants.items()}
@@ -89,7 +86,7 @@ def test_a_study_of_wide_resnets_changes_what_it_says():
         1, abs=0.01
     )
     with pytest.raises(ValueError, match="use wrn22"):
-        STUDIES["wide-resnet"](get_recipe("sprint", "cpu"))
+        STUDIES["wide-resnet"].variants(get_recipe("sprint", "cpu"))
 
 
 def test_flop_of_a_network_is_that_of_its_convolutions():
@@ -103,38 +100,12 @@ def test_flop_of_a_network_is_that_of_its_convolutions():
     assert step_flop(recipe, synthetic_split()) == 2 * (3 * (products + head) + 2 * first)
 
 
-def test_turns_are_recorded_and_gone_on_with(here, tmp_path):
-    request = AblationRequest(recipe=small(), data="synthetic", device="cpu", rounds=2, turn_length=1)
-    lines = []
-
-    def stop(text):
-        lines.append(text)
-        if len(lines) == 6:
-            raise KeyboardInterrupt
-
-    run = TASK.new_run(request, tmp_path, "test")
-    path = run.writer.path
-    with pytest.raises(KeyboardInterrupt):
-        run.execute(stop)
-    assert TASK.resumed_run(path).execute(lambda text: None) == "done"
-    summary = ablation_summary(reports.load(path)).set_index("variant")
-    assert set(summary.index) == {
-        BASELINE,
-        ALL,
-        f"{ALL}, bf16",
-        *map("without {}".format, ("channels_last", "keep_heap", "product_conv")),
-    }
-    assert (summary["over_baseline"] > 0).all() and summary.loc[BASELINE, "over_baseline"] == 1
-    errors = reports.load(path).query("metric == 'first_loss_error'")
-    assert (errors["value"] < 1e-3)[errors["variant"] != f"{ALL}, bf16"].all()
-
-
 @pytest.mark.parametrize("how", ["leave-one-out", "add-one-in"])
 def test_a_kernel_is_timed_alone_in_every_round(how, here, tmp_path):
-    request = AblationRequest(
+    request = CifarAblationRequest(
         recipe=small(), data="synthetic", device="cpu", rounds=2, turn_length=1, choice=Variants(how=how)
     )
-    run = TASK.new_run(request, tmp_path, "test")
+    run = new_run(TASK, request, tmp_path, "test")
     assert run.execute(lambda text: None) == "done"
     found = reports.load(run.writer.path).query(f"metric in {ALONE} and phase == 'steady'")
     (variant,) = found["variant"].unique()
@@ -172,8 +143,9 @@ def test_flops_are_set_against_seconds_and_reversals_named(here, tmp_path, monke
         "of",
         lambda self, base: {AS_IS: base, "wider": replace(base, model_arguments={"blocks": 1, "widen": 2})},
     )
-    run = TASK.new_run(
-        AblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=3, turn_length=1),
+    run = new_run(
+        TASK,
+        CifarAblationRequest(recipe=recipe, data="synthetic", device="cpu", rounds=3, turn_length=1),
         tmp_path,
         "test",
     )
@@ -213,18 +185,18 @@ def test_a_turn_of_the_schedule_is_two_steps_of_each_epoch(monkeypatch):
         return forward(self, images)
 
     monkeypatch.setattr(Trainer, "forward", watched)
-    request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", choice=chosen)
+    request = CifarAblationRequest(recipe=recipe, data="synthetic", device="cpu", choice=chosen)
     with ExitStack() as stack:
-        done = turns(request)(AS_IS, recipe)(stack)()
+        done = take_turn(request, AS_IS, recipe, stack)
     assert seen == [(24, 3)] * 8 + [(32, 3)] * 6 + [(32, 2)] * 2 + [(32, 1)] * 2
     assert dict((metric, value) for metric, _, value in done.figures)["step_s"] == pytest.approx(done.seconds / 18)
 
 
 def test_a_recipe_takes_its_turns_outside_an_ablation_too():
     recipe = small()
-    request = AblationRequest(recipe=recipe, data="synthetic", device="cpu", turn_length=1)
+    request = CifarAblationRequest(recipe=recipe, data="synthetic", device="cpu", turn_length=1)
     with ExitStack() as stack:
-        done = turns(request)("recipe", recipe)(stack)()
+        done = take_turn(request, "recipe", recipe, stack)
     figures = {metric: value for metric, _, value in done.figures}
     assert figures["steps_per_s"] == pytest.approx(1 / figures["step_s"])
     assert figures["images_per_s"] == pytest.approx(8 / figures["step_s"])
@@ -236,11 +208,9 @@ def test_a_recipe_takes_its_turns_outside_an_ablation_too():
         (["cifar", "--rounds", "0"], "expected at least 1"),
         (["cifar", "--leave-one-out", "--grid", "epochs=1"], "exclude each other"),
         (["cifar", "--recipe", "sprnt"], "did you mean 'sprint'"),
-        (["wgan", "--study", "wide-resnet"], "is of cifar"),
         (["cifar", "--study", "wide-resnet", "--recipe", "sprint"], "use wrn22"),
         (["cifar", "--study", "devices", "--recipe", "sprint"], "use --set batch_size=496"),
         (["cifar", "--study", "schedule", "--recipe", "darknet"], "every step of darknet is like the others"),
-        (["cyclegan", "--class", "cat"], "is of wgan"),
         (["cifar", "--set", "implementations.cuda_graph=true", "--device", "cpu"], "CUDA graphs need a GPU"),
         (["wgan", "--resume", "nowhere"], "holds no run"),
     ],

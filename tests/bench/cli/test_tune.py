@@ -13,7 +13,8 @@ from tiny import tiny_recipe
 
 from wallclock import reports
 from wallclock.bench.tasks.cifar import tuning as cifar_tuning
-from wallclock.bench.tasks.cifar.run import GivenUp, SeedDiverged, SeedEvent
+from wallclock.bench.tasks.cifar.progress import SeedDiverged, SeedEvent
+from wallclock.bench.tasks.cifar.run import GivenUp
 from wallclock.bench.tasks.cifar.trainer import Evaluated, Finished
 from wallclock.bench.tasks.cifar.tuning import (
     Objective,

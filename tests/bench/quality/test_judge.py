@@ -11,11 +11,12 @@ from wallclock import reports
 from wallclock.bench.engine.checkpoint import CHECKPOINT
 from wallclock.bench.quality import judge as judging
 from wallclock.bench.quality.features import save_network
-from wallclock.bench.tasks.cyclegan import run as cyclegan
-from wallclock.bench.tasks.wgan import run as wgan
+from wallclock.bench.runs.training import new_run
+from wallclock.bench.tasks.cyclegan.requests import CycleGanRequest
+from wallclock.bench.tasks.registry import TASKS
+from wallclock.bench.tasks.wgan.requests import WganRequest
 from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.models.networks.sprint import Sprint, whitening_filters
-from wallclock.models.recipes import get_cyclegan_recipe, get_wgan_recipe
 
 pytest.importorskip("torch_fidelity")
 
@@ -38,22 +39,22 @@ def few_real_images(monkeypatch):
 def folder(tmp_path_factory):
     """A WGAN and a CycleGAN of a few steps, and weights of features."""
     root = tmp_path_factory.mktemp("judged")
-    critic_steps = replace(get_wgan_recipe("lesson", "cpu").critic_steps, long_until=0, long_every=0)
+    critic_steps = replace(TASKS["wgan"].get_recipe("lesson", "cpu").critic_steps, long_until=0, long_every=0)
     recipe = replace(
-        get_wgan_recipe("lesson", "cpu"),
+        TASKS["wgan"].get_recipe("lesson", "cpu"),
         image_size=32,
         generator_channels=4,
         critic_channels=4,
         batch_size=16,
         critic_steps=critic_steps,
     )
-    asked = wgan.WganRequest(recipe=recipe, data="synthetic", device="cpu", generator_iterations=1)
-    run = wgan.new_run(asked, root, "test")
+    asked = WganRequest(recipe=recipe, data="synthetic", device="cpu", generator_iterations=1)
+    run = new_run(TASKS["wgan"], asked, root, "test")
     run.execute(lambda text: None)
     run.writer.path.rename(root / "wgan")
-    small = replace(get_cyclegan_recipe("lesson", "cpu"), image_size=32, load_size=36, blocks=1, channels=4)
-    request = cyclegan.CycleGanRequest(recipe=small, data="synthetic", device="cpu", iterations=1)
-    run = cyclegan.new_run(request, root, "test")
+    small = replace(TASKS["cyclegan"].get_recipe("lesson", "cpu"), image_size=32, load_size=36, blocks=1, channels=4)
+    request = CycleGanRequest(recipe=small, data="synthetic", device="cpu", iterations=1)
+    run = new_run(TASKS["cyclegan"], request, root, "test")
     run.execute(lambda text: None)
     run.writer.path.rename(root / "cyclegan")
     torch.manual_seed(0)

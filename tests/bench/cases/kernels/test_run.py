@@ -10,7 +10,9 @@ from triton.errors import TritonError
 from wallclock import reports
 from wallclock.bench.cases.kernels import run as kernels
 from wallclock.bench.cases.kernels.run import KernelsRequest, new_run, resumed_run
-from wallclock.bench.tasks.cifar import run as cifar
+from wallclock.bench.runs.training import resumed_run as resumed_task
+from wallclock.bench.tasks.cifar.requests import CifarRequest
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.kernels.cases import SPECS
 from wallclock.kernels.cases.inputs import compiled_variant
 from wallclock.kernels.spec import Case, available
@@ -193,7 +195,7 @@ def test_resuming_elsewhere_or_another_benchmark_is_refused(tiny, tmp_path, monk
     with pytest.raises(StoreError, match="other conditions .OMP_NUM_THREADS: None then, 3 now"):
         resumed_run(run.writer.path)
     with pytest.raises(StoreError, match="is a run of kernels, not of cifar; start a new one"):
-        cifar.resumed_run(run.writer.path)
+        resumed_task(TASK, CifarRequest, run.writer.path)
 
 
 def test_a_mistake_in_this_suite_is_not_taken_for_a_failing_kernel(tiny, tmp_path, monkeypatch):

@@ -18,7 +18,9 @@ from wallclock import reports
 from wallclock.bench.cases.loaders import run as loaders
 from wallclock.bench.cases.loaders import trial as loader_trial
 from wallclock.bench.cases.loaders.run import LoadersRequest, new_run, resumed_run
-from wallclock.bench.tasks.cifar import run as cifar
+from wallclock.bench.runs.training import resumed_run as resumed_task
+from wallclock.bench.tasks.cifar.requests import CifarRequest
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format import text as tables
 from wallclock.reports.store.write import StoreError
@@ -178,7 +180,7 @@ def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(tmp_path, monk
     with pytest.raises(StoreError, match="is finished"):
         resumed_run(path)
     with pytest.raises(StoreError):
-        cifar.resumed_run(path)
+        resumed_task(TASK, CifarRequest, path)
 
 
 @pytest.mark.slow

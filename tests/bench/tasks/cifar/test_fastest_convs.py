@@ -9,9 +9,12 @@ from torch.nn import functional as F
 
 from wallclock import reports
 from wallclock.bench.measure.timing import now_s
+from wallclock.bench.runs.training import new_run, resumed_run
 from wallclock.bench.tasks.cifar import fastest_convs as choices
 from wallclock.bench.tasks.cifar import run as cifar
 from wallclock.bench.tasks.cifar.fastest_convs import recorded_choices, tried_choices
+from wallclock.bench.tasks.cifar.requests import CifarRequest
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.kernels import conv_bn_operators
 from wallclock.models.layers import BatchNormAct, ConvBNAct, Residual, units
 from wallclock.models.networks.darknet import Darknet
@@ -131,16 +134,16 @@ def request_auto():
         recipe = override(recipe, change)
     recipe = dataclasses.replace(recipe, model_arguments={"num_blocks": [1], "base_channels": 4})
     recipe = override(recipe, "implementations.conv_bn_act=auto")
-    return cifar.CifarRequest(recipe=recipe, data="synthetic", target=0.5, seeds=1, device="cpu", phases=0)
+    return CifarRequest(recipe=recipe, data="synthetic", target=0.5, seeds=1, device="cpu", phases=0)
 
 
 def test_a_machine_without_a_gpu_says_why_it_stays_with_eager(request_auto, tmp_path):
-    outcome = cifar.new_run(request_auto, tmp_path, "test").execute(lambda event: None)
-    assert outcome.status == "done"
-    (row,) = reports.load_runs(outcome.path).to_dict("records")
+    run = new_run(TASK, request_auto, tmp_path, "test")
+    assert run.execute(lambda event: None) == "done"
+    (row,) = reports.load_runs(run.writer.path).to_dict("records")
     (note,) = row["notes"]
     assert note.startswith("conv_bn_act is eager everywhere: Triton")
-    assert set(reports.load(outcome.path)["variant"]) == {"auto conv_bn_act"}
+    assert set(reports.load(run.writer.path)["variant"]) == {"auto conv_bn_act"}
 
 
 def test_choices_are_recorded_and_a_run_that_goes_on_keeps_them(
@@ -154,7 +157,7 @@ def test_choices_are_recorded_and_a_run_that_goes_on_keeps_them(
     def stop(event):
         raise KeyboardInterrupt
 
-    run = cifar.new_run(request_auto, tmp_path, "test")
+    run = new_run(TASK, request_auto, tmp_path, "test")
     with pytest.raises(KeyboardInterrupt):
         run.execute(stop)
     samples = reports.load(run.writer.path)
@@ -164,6 +167,6 @@ def test_choices_are_recorded_and_a_run_that_goes_on_keeps_them(
     assert [row[-1] for row in rows] == [", ".join(recorded[row[0].split()[0]]) for row in rows]
     assert recorded == run.choices and recorded.keys() == {"features.0", "features.1", "features.2"}
     monkeypatch.setattr(cifar, "tried_choices", lambda *a: seen.append(a[-1]) or ())
-    resumed = cifar.resumed_run(run.writer.path)
+    resumed = resumed_run(TASK, CifarRequest, run.writer.path)
     resumed.execute(lambda event: None)
     assert seen == [recorded]

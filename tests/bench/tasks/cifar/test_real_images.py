@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from wallclock import reports
-from wallclock.bench.tasks.cifar.run import CifarRequest, CifarRun
+from wallclock.bench.tasks.cifar.requests import CifarRequest
+from wallclock.bench.tasks.cifar.run import CifarRun
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.loaders.batches import Split
 from wallclock.loaders.data.cifar10 import load_cifar10
 from wallclock.models.recipes import get_recipe
@@ -25,9 +27,8 @@ def test_sprint_learns_real_images_far_above_chance(part, real_images, tmp_path)
     recipe = replace(get_recipe("sprint", "cpu"), batch_size=250, epochs=3, resolutions=())
     asked = CifarRequest(recipe=recipe, data=str(real_images), target=0.45, seeds=1, device="cpu", phases=0)
     writer = RunWriter.create(tmp_path, Run(run_id="part", started_utc="2026-01-01T00:00:00Z", command="test"))
-    outcome = CifarRun(asked, part, writer).execute(lambda seen: None)
-    assert outcome.status == "done"
-    frame = reports.load(outcome.path)
+    assert CifarRun(TASK, asked, part, writer).execute(lambda seen: None) == "done"
+    frame = reports.load(writer.path)
     accuracies = frame[frame["metric"] == "accuracy"]["value"].tolist()
     losses = frame[frame["metric"] == "train_loss"]["value"].tolist()
     assert len(accuracies) == 3 and accuracies[-1] > accuracies[0]

@@ -1,6 +1,5 @@
 """The cifar task: what it records, that it repeats itself, and what becomes of runs that diverge, stop or break off."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -10,7 +9,11 @@ from tiny import tiny_recipe
 
 from wallclock import reports
 from wallclock.bench.measure.timing import Deadline, RunClocks
-from wallclock.bench.tasks.cifar.run import CifarRequest, CifarRun, SeedDiverged, SeedEvent, new_run, resumed_run
+from wallclock.bench.runs.training import new_run, resumed_run
+from wallclock.bench.tasks.cifar.progress import SeedDiverged, SeedEvent
+from wallclock.bench.tasks.cifar.requests import CifarRequest
+from wallclock.bench.tasks.cifar.run import CifarRun
+from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.bench.tasks.cifar.trainer import Evaluated, Trainer
 from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.models.recipes import get_recipe
@@ -35,18 +38,30 @@ def run_of(asked, split, root, **options):
         recipe=asked.recipe.resolved(),
         recipe_hash=asked.recipe.hash(),
     )
-    return CifarRun(asked, split, RunWriter.create(root, run), **options)
+    return CifarRun(TASK, asked, split, RunWriter.create(root, run), **options)
 
 
-def execute(asked, split, root, **options):
-    return run_of(asked, split, root, **options).execute(lambda seen: None)
+def execute(asked, split, root, observe=lambda seen: None, **options):
+    run = run_of(asked, split, root, **options)
+    return run.execute(observe), run.writer.path
 
 
-def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_path, monkeypatch):
-    monkeypatch.setattr(RunClocks, "_first", True)
-    outcome = execute(request(seeds=2, phases=3), small_split, tmp_path)
-    assert outcome.status == "done"
-    frame = reports.load(outcome.path)
+def resume(path):
+    return resumed_run(TASK, CifarRequest, path)
+
+
+@pytest.fixture(scope="module")
+def two_seeds(small_split, tmp_path_factory):
+    """The records of a run of two seeds, the first of which is the first of its process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunClocks, "_first", True)
+        status, path = execute(request(seeds=2, phases=3), small_split, tmp_path_factory.mktemp("two"))
+    assert status == "done"
+    return path
+
+
+def test_a_run_records_every_look_every_seed_and_every_clock(two_seeds):
+    frame = reports.load(two_seeds)
     looks = frame[frame["metric"] == "accuracy"]
     assert looks.groupby("seed")["epoch"].apply(list).to_list() == [[1.0, 2.0], [1.0, 2.0]]
     assert frame[frame["metric"] == "train_loss"]["value"].between(0.5, 4).all()
@@ -57,8 +72,6 @@ def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_pa
     assert (times["train_eval_s"] <= times["resident_s"]).all()
     assert times.loc[0, "process_s"] > times.loc[0, "resident_s"]
     assert math.isnan(times.loc[1, "process_s"])  # the second seed did not start cold
-    again = reports.load(execute(request(), small_split, tmp_path).path)
-    assert "process_s" not in set(again["metric"])  # nor does another run of this process
     phases = frame[frame["metric"] == "phase_time"]
     assert phases.groupby("phase_name").size().to_dict() == {
         "backward": 3, "data": 3, "evaluation": 3, "forward": 3, "optimiser": 3
@@ -69,22 +82,23 @@ def test_a_run_records_every_look_every_seed_and_every_clock(small_split, tmp_pa
 
 
 def test_a_missed_target_is_a_censored_result(small_split, tmp_path):
-    outcome = execute(request(target=0.999), small_split, tmp_path)
-    frame = reports.load(outcome.path)
+    status, path = execute(request(target=0.999), small_split, tmp_path)
+    frame = reports.load(path)
     scored = frame[frame["target"].notna()]
-    assert outcome.status == "done"
+    assert status == "done"
     assert set(scored["status"]) == {"missed"} and scored["censored"].all()
     assert reports.time_to_target(frame).loc[0, "hits"] == 0
 
 
-def test_the_same_seed_gives_the_same_digits_and_another_does_not(small_split, tmp_path):
-    values = {}
-    for name, seeds in (("first", 2), ("again", 2)):
-        frame = reports.load(execute(request(seeds=seeds), small_split, tmp_path / name).path)
+def test_the_same_seed_gives_the_same_digits_and_another_does_not(two_seeds, small_split, tmp_path):
+    values = []
+    for path in (two_seeds, execute(request(seeds=1), small_split, tmp_path)[1]):
+        frame = reports.load(path)
         kept = frame[frame["metric"].isin(["accuracy", "train_loss", "final_accuracy"])]
-        values[name] = kept.groupby("seed")["value"].apply(list).to_dict()
-    assert values["first"] == values["again"]
-    assert values["first"][0] != values["first"][1]
+        values.append(kept.groupby("seed")["value"].apply(list).to_dict())
+    assert "process_s" not in set(frame["metric"])  # another run of this process does not start cold
+    first, again = values
+    assert again[0] == first[0] and first[0] != first[1]
 
 
 SMALL = {
@@ -114,9 +128,9 @@ def test_kernels_follow_the_eager_loss_curve(name, tmp_path, device, large_tiles
     switched = replace(eager, implementations=Implementations(**every))
     curves = {}
     for recipe in (eager, switched):
-        outcome = execute(request(recipe, device=device.type), split, tmp_path)
-        frame = reports.load(outcome.path)
-        assert outcome.status == "done"
+        status, path = execute(request(recipe, device=device.type), split, tmp_path)
+        frame = reports.load(path)
+        assert status == "done"
         assert frame["variant"].unique().tolist() == [recipe.implementations.variant]
         curves[recipe.implementations.variant] = frame.loc[frame["metric"] == "train_loss", "value"].to_list()
     plain, ours = (curves[recipe.implementations.variant] for recipe in (eager, switched))
@@ -132,22 +146,26 @@ def test_kernels_that_cannot_run_are_refused_with_the_next_step(small_split, mon
         Trainer(recipe, small_split, device=CPU, seed=0, clocks=RunClocks(CPU))
 
 
+def losses_by(pipeline, split, root):
+    recipe = tiny_recipe(
+        pipeline=pipeline, epochs=1, precision="fp32", resolutions=(Resolution(size=16, until_epoch=0.5),)
+    )
+    frame = reports.load(execute(request(recipe), split, root)[1])
+    assert set(frame["pipeline"]) == {pipeline} and set(frame["padding"]) == {"reflect"}
+    return frame[frame["metric"] == "train_loss"]["value"].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def losses_of_device(small_split, tmp_path_factory):
+    return losses_by("device", small_split, tmp_path_factory.mktemp("device"))
+
+
 @pytest.mark.parametrize("pipeline", ["dataloader", "dali", "webdataset"])
-def test_every_pipeline_trains(pipeline, small_split, tmp_path, monkeypatch):
+def test_every_pipeline_trains(pipeline, losses_of_device, small_split, tmp_path, monkeypatch):
     """Those that shuffle as the device does give its very losses; shards come in another order, and cost no more."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def frame_of(name):
-        recipe = tiny_recipe(
-            pipeline=name, epochs=1, precision="fp32", resolutions=(Resolution(size=16, until_epoch=0.5),)
-        )
-        frame = reports.load(execute(request(recipe), small_split, tmp_path / name).path)
-        assert set(frame["pipeline"]) == {name} and set(frame["padding"]) == {"reflect"}
-        return frame
-
-    found, expected = frame_of(pipeline), frame_of("device")
-    losses = [frame[frame["metric"] == "train_loss"]["value"].to_numpy() for frame in (found, expected)]
-    assert losses[0] == pytest.approx(losses[1], rel=0.1 if pipeline == "webdataset" else 0.02)
+    losses = losses_by(pipeline, small_split, tmp_path)
+    assert losses == pytest.approx(losses_of_device, rel=0.1 if pipeline == "webdataset" else 0.02)
 
 
 def test_a_pipeline_that_is_not_installed_is_refused_before_anything_is_recorded(tmp_path, monkeypatch):
@@ -155,16 +173,16 @@ def test_a_pipeline_that_is_not_installed_is_refused_before_anything_is_recorded
 
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(ValueError, match="DALI is not installed .*uv sync --extra dali"):
-        new_run(request(tiny_recipe(pipeline="dali")), tmp_path / "runs", "test")
+        new_run(TASK, request(tiny_recipe(pipeline="dali")), tmp_path / "runs", "test")
     assert not (tmp_path / "runs").exists()
 
 
 def test_divergence_is_recorded_and_the_other_seeds_still_run(small_split, tmp_path):
     recipe = tiny_recipe(optimizer=replace(tiny_recipe().optimizer, head_lr=1e38))
     seen = []
-    outcome = run_of(request(recipe, seeds=2), small_split, tmp_path).execute(seen.append)
-    assert outcome.status == "diverged"
-    frame = reports.load(outcome.path)
+    status, path = execute(request(recipe, seeds=2), small_split, tmp_path, seen.append)
+    assert status == "diverged"
+    frame = reports.load(path)
     finals = frame[frame["metric"] == "final_accuracy"]
     assert finals["status"].tolist() == ["diverged", "diverged"]
     assert finals["value"].isna().all() and finals["error"].str.contains("loss became").all()
@@ -190,19 +208,21 @@ def test_a_divergence_outlives_stopping_and_resuming(tmp_path):
     optimizer = replace(tiny_recipe().optimizer, head_lr=1e38)
     recipe = tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=1, optimizer=optimizer)
     deadline = BudgetOfOneSeed()
-    stopped = new_run(request(recipe, seeds=2), tmp_path, "test", deadline=deadline).execute(deadline)
-    assert (stopped.status, stopped.verdict) == ("stopped", "diverged")
-    frame = reports.load(stopped.path)
+    run = new_run(TASK, request(recipe, seeds=2), tmp_path, "test", deadline=deadline)
+    assert run.execute(deadline) == "diverged"
+    path = run.writer.path
+    assert reports.load_runs(path).loc[0, "run_status"] == "stopped"
+    frame = reports.load(path)
     assert frame[frame["status"] == "diverged"]["metric"].tolist() == ["train_eval_s", "resident_s", "final_accuracy"]
-    again = resumed_run(stopped.path)
+    again = resume(path)
     assert again.diverged and again.done == {0}
     again.writer.finish("stopped")
 
 
 def test_a_budget_that_holds_no_seed_stops_before_it(small_split, tmp_path):
-    outcome = execute(request(seeds=3), small_split, tmp_path, deadline=Deadline(60), estimate_s=1000)
-    assert outcome.status == "stopped"
-    assert "does not hold another seed" in reports.load_runs(outcome.path).loc[0, "notes"][0]
+    status, path = execute(request(seeds=3), small_split, tmp_path, deadline=Deadline(60), estimate_s=1000)
+    assert status == "stopped"
+    assert "does not hold another seed" in reports.load_runs(path).loc[0, "notes"][0]
 
 
 class Spent(Deadline):
@@ -223,13 +243,14 @@ class Spent(Deadline):
 def test_a_seed_that_overruns_the_budget_is_given_up_and_can_be_resumed(tmp_path):
     asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=3), seeds=2)
     deadline = Spent()
-    outcome = new_run(asked, tmp_path, "test", deadline=deadline).execute(deadline)
-    assert outcome.status == "stopped"
-    run = reports.load_runs(outcome.path).loc[0]
+    made = new_run(TASK, asked, tmp_path, "test", deadline=deadline)
+    path = made.writer.path
+    assert made.execute(deadline) == "stopped"
+    run = reports.load_runs(path).loc[0]
     assert run["run_status"] == "stopped" and "within seed 0" in run["notes"][0]
-    metrics = reports.load(outcome.path)["metric"]
+    metrics = reports.load(path)["metric"]
     assert (metrics == "accuracy").sum() == 2 and not (metrics == "final_accuracy").any()
-    assert resumed_run(outcome.path).execute(lambda seen: None).status == "done"
+    assert resume(path).execute(lambda seen: None) == "done"
 
 
 class Interrupt:
@@ -246,21 +267,23 @@ class Interrupt:
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path):
     asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=1), seeds=2)
-    whole = reports.load(new_run(asked, tmp_path / "whole", "test").execute(lambda seen: None).path)
-    broken = new_run(asked, tmp_path / "broken", "test")
+    made = new_run(TASK, asked, tmp_path / "whole", "test")
+    assert made.execute(lambda seen: None) == "done"
+    whole = reports.load(made.writer.path)
+    broken = new_run(TASK, asked, tmp_path / "broken", "test")
     with pytest.raises(KeyboardInterrupt):
         broken.execute(Interrupt(seed=1))
     assert reports.load_runs(broken.writer.path).loc[0, "run_status"] == "interrupted"
-    outcome = resumed_run(broken.writer.path).execute(lambda seen: None)
-    assert outcome.status == "done"
-    resumed = reports.load(outcome.path)
+    path = broken.writer.path
+    assert resume(path).execute(lambda seen: None) == "done"
+    resumed = reports.load(path)
 
     def finals(frame):
         return frame[frame["metric"] == "final_accuracy"].set_index("seed")["value"].to_dict()
 
     assert finals(resumed) == finals(whole)
     with pytest.raises(StoreError, match="finished"):
-        resumed_run(outcome.path)
+        resume(path)
 
 
 def test_resuming_on_other_data_is_refused_and_leaves_the_run_resumable(tmp_path, small_split):
@@ -269,51 +292,24 @@ def test_resuming_on_other_data_is_refused_and_leaves_the_run_resumable(tmp_path
         run.execute(Interrupt(seed=0))
     for _ in range(2):
         with pytest.raises(StoreError, match="other data"):
-            resumed_run(run.writer.path)
+            resume(run.writer.path)
 
 
-@pytest.fixture
-def begun(tmp_path):
-    """A run that was interrupted in its first seed."""
-    asked = request(tiny_recipe(model_arguments={"widths": (8, 8, 8)}, batch_size=100, epochs=1))
-    run = new_run(asked, tmp_path, "test")
-    with pytest.raises(KeyboardInterrupt):
-        run.execute(Interrupt(seed=0))
-    return run.writer.path
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"host": "another"}, "host: another then"),
-        pytest.param({"source_hash": "0123456789ab"}, "source_hash: 0123456789ab then", marks=pytest.mark.slow),
-        pytest.param({"environment": {"threads": "64"}}, "threads: 64 then, .* now", marks=pytest.mark.slow),
-        ({"request": {"device": "cuda"}}, "no CUDA GPU answers here"),
-        pytest.param({"request": {"data": "elsewhere"}}, "seen from where it was begun", marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_goes_on_only_where_it_was_begun(begun, change, says):
-    if "cuda" in str(change) and torch.cuda.is_available():
+def test_a_run_of_another_device_is_refused(tmp_path):
+    if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    records = begun / RECORDS
-    text = records.read_text()
-    head, rest = text.split("\n", 1)
-    run = json.loads(head)
-    for key, value in change.items():
-        run[key] = run[key] | value if isinstance(value, dict) else value
-    records.write_text(json.dumps(run) + "\n" + rest)
-    changed = records.read_text()
-    with pytest.raises(ValueError, match=says):
-        resumed_run(begun)
-    assert records.read_text() == changed  # refused before it was touched
-    records.write_text(text)
-    assert resumed_run(begun).execute(lambda seen: None).status == "done"
+    run = new_run(TASK, request(tiny_recipe(batch_size=100)), tmp_path, "test")
+    run.writer.finish("stopped")
+    records = run.writer.path / RECORDS
+    records.write_text(records.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(ValueError, match="no CUDA GPU answers here"):
+        resume(run.writer.path)
 
 
 def test_phases_stop_when_the_budget_holds_no_other_step(small_split, tmp_path):
     deadline = BudgetOfOneSeed()
     deadline.ended = True
-    frame = reports.load(execute(request(seeds=0, phases=5), small_split, tmp_path, deadline=deadline).path)
+    frame = reports.load(execute(request(seeds=0, phases=5), small_split, tmp_path, deadline=deadline)[1])
     counts = frame[frame["metric"] == "phase_time"].groupby("phase_name").size()
     assert counts.to_dict() == {"backward": 1, "data": 1, "evaluation": 3, "forward": 1, "optimiser": 1}
     assert "operator_time" not in set(frame["metric"])

@@ -1,32 +1,32 @@
 """The ablation of a WGAN's levers: which variants there are, that wrong ones are not timed, and that it goes on."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny import in_this_process
 
 from wallclock import reports
 from wallclock.bench.ablation import run as ablation
-from wallclock.bench.measure.turns import Taken
-from wallclock.bench.tasks.wgan.ablation import TASK, AblationRequest
-from wallclock.models.recipes import get_wgan_recipe
+from wallclock.bench.runs.training import new_run
+from wallclock.bench.tasks.wgan.requests import WganAblationRequest
+from wallclock.bench.tasks.wgan.task import TASK
 from wallclock.models.recipes.wgan import Stage
 from wallclock.reports.views.ablation import ALL, BASELINE, ablation_rows, ablation_summary
 
 
 def request(recipe=None, **changes):
     small = {"image_size": 16, "generator_channels": 4, "critic_channels": 4, "batch_size": 16}
-    whole = get_wgan_recipe("lesson", "cpu")
+    whole = TASK.get_recipe("lesson", "cpu")
     plain = whole.without(*whole.levers())
     chosen = replace(plain, implementations=replace(plain.implementations, products=True))
     fields = {"recipe": recipe or replace(chosen, **small), "data": "synthetic", "device": "cpu", "rounds": 2}
-    return AblationRequest(**fields | changes)
+    return WganAblationRequest(**fields | changes)
 
 
 def test_variants_are_the_plain_loop_all_levers_and_all_but_each():
-    recipe = get_wgan_recipe("lesson", "cpu")
-    variants = AblationRequest(recipe=recipe, data="synthetic", device="cpu").variants()
+    recipe = TASK.get_recipe("lesson", "cpu")
+    variants = WganAblationRequest(recipe=recipe, data="synthetic", device="cpu").variants()
     names = ["channels_last", "keep_heap", "early_backward", "products"]
     assert list(variants) == [BASELINE, ALL, f"{ALL}, bf16", *(f"without {name}" for name in names)]
     assert variants[BASELINE].levers() == () and variants[ALL].levers() == recipe.levers()
@@ -34,23 +34,11 @@ def test_variants_are_the_plain_loop_all_levers_and_all_but_each():
     for name in names:
         left = {lever.rpartition(".")[2] for lever in variants[f"without {name}"].levers()}
         assert left == set(names) - {name}
-    half = AblationRequest(recipe=replace(recipe, precision="bf16"), data="synthetic", device="cpu").variants()
+    half = WganAblationRequest(recipe=replace(recipe, precision="bf16"), data="synthetic", device="cpu").variants()
     assert "without precision" in half and f"{ALL}, bf16" not in half
     for variant in variants.values():  # nothing but five critic steps and one of the generator, without an end
         assert {variant.critic_steps.before(n, variant.stages[0]) for n in (0, 3, 500)} == {5}
         assert variant.stages == (Stage(epochs=1e6, lr=1e-4, long_start=False),)
-
-
-class Stop:
-    """Raises Ctrl-C's exception at the n-th line that a run tells."""
-
-    def __init__(self, line):
-        self.line, self.seen = line, 0
-
-    def __call__(self, text):
-        self.seen += 1
-        if self.seen == self.line:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(autouse=True)
@@ -62,45 +50,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def in_this_process(contenders, rounds, *, first=0, seed=0):
-    """Takes the turns that `interleaved` takes, without processes of their own, which take seconds to start."""
-    with ExitStack() as stack:
-        turns = {name: contender(stack) for name, contender in contenders.items()}
-        for number in range(first, rounds):
-            for slot, (name, turn) in enumerate(turns.items()):
-                if number == first:  # the plain loop draws its weights in its first step
-                    torch.manual_seed(seed)
-                yield Taken(name, number, slot, turn())
-
-
 @pytest.mark.slow
 def test_turns_in_processes_of_their_own(tmp_path):
-    run = TASK.new_run(request(), tmp_path, "test")
+    run = new_run(TASK, request(), tmp_path, "test")
     assert run.execute(lambda text: None) == "done"
     summary = ablation_summary(reports.load(run.writer.path))
     assert summary["rounds"].tolist() == [2, 2, 2] and (summary["it_per_s"] > 0).all()
 
 
-def test_turns_are_recorded_compared_and_gone_on_with(tmp_path, monkeypatch):
+def test_turns_tell_of_critic_and_generator_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "interleaved", in_this_process)
-    run = TASK.new_run(request(), tmp_path, "test")
-    with pytest.raises(KeyboardInterrupt):
-        run.execute(Stop(8))  # three variants: in the third round, the second after warm-up
-    path = run.writer.path
-    begun = reports.load(path)
-    turns = begun[begun["metric"] == "critic_step_s"]
-    assert turns["round"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-    errors = begun[begun["metric"] == "first_loss_error"].set_index("variant")["value"]
+    run, said = new_run(TASK, request(), tmp_path, "test"), []
+    assert run.execute(said.append) == "done"
+    assert said[3].startswith("round 1 of 2, baseline: ") and said[3].endswith(" it/s")
+    frame = reports.load(run.writer.path)
+    errors = frame[frame["metric"] == "first_loss_error"].set_index("variant")["value"]
     assert errors[BASELINE] == 0 and errors[ALL] < 1e-3 and errors[f"{ALL}, bf16"] < 0.5
-    again = TASK.resumed_run(path)
-    assert again.rounds_done == 2
-    said = []
-    assert again.execute(said.append) == "done"
-    frame = reports.load(path)
-    turns = frame[(frame["metric"] == "critic_step_s")]
-    assert turns[turns["phase"] == "steady"].groupby("round")["variant"].nunique().to_dict() == {1: 3, 2: 2, 3: 3}
-    assert said[0].startswith("round 2 of 3, baseline: ") and said[0].endswith(" it/s")
-    assert set(frame["changes_mathematics"]) == {True, False}
     summary = ablation_summary(frame).set_index("variant")
     assert summary.loc[BASELINE, "over_baseline"] == 1
     steps = frame[(frame["phase"] == "steady")].pivot_table(
@@ -113,13 +78,13 @@ def test_turns_are_recorded_compared_and_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_a_variant_that_computes_otherwise_is_not_timed_further(tmp_path):
-    run = TASK.new_run(request(), tmp_path, "test")
+    run = new_run(TASK, request(), tmp_path, "test")
     right = dict.fromkeys(run.ablation.variants, -0.01) | {f"{ALL}, bf16": -0.0103}
     with run.writer:
-        assert run._compared(right) == ""
-        wrong = run._compared(right | {ALL: -0.0101})
+        assert run._compare(right) == ""
+        wrong = run._compare(right | {ALL: -0.0101})
         assert wrong == "all levers does not compute what the plain loop does: its first loss is off by 1.0e-02"
-        assert "off by nan" in run._compared(right | {ALL: float("nan")})
+        assert "off by nan" in run._compare(right | {ALL: float("nan")})
     frame = reports.load(run.writer.path)
     assert frame[frame["status"] == "failed"]["variant"].tolist() == [ALL, ALL]
 
@@ -137,7 +102,7 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path, changes, says):
     batch = changes.pop("batch", None)
     with pytest.raises(ValueError, match=says):
         asked = request(**changes)
-        TASK.new_run(
-            replace(asked, recipe=replace(asked.recipe, batch_size=batch)) if batch else asked, tmp_path, "test"
+        new_run(
+            TASK, replace(asked, recipe=replace(asked.recipe, batch_size=batch)) if batch else asked, tmp_path, "test"
         )
     assert list(tmp_path.iterdir()) == []

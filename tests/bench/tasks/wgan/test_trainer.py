@@ -13,7 +13,7 @@ from wallclock.bench.tasks.wgan.baseline import plain_loop
 from wallclock.bench.tasks.wgan.trainer import WganTrainer, check_runnable
 from wallclock.loaders.batches import DataError, Split
 from wallclock.loaders.data.synthetic import synthetic_split
-from wallclock.models.recipes import get_wgan_recipe
+from wallclock.models.recipes import find_recipe
 from wallclock.models.recipes.override import override
 from wallclock.models.recipes.wgan import (
     WGAN_RECIPES,
@@ -44,7 +44,7 @@ def images():
 
 def tiny(name="lesson", **changes):
     """A recipe without levers, at the size of a test."""
-    recipe = replace(get_wgan_recipe(name, "cpu"), **SMALL)
+    recipe = replace(find_recipe(WGAN_RECIPES, name, "cpu"), **SMALL)
     return replace(recipe.without(*recipe.levers()), **changes)
 
 
@@ -53,17 +53,17 @@ def switched(recipe, **switches):
 
 
 def losses(steps):
-    return [(step.kind, step.loss.item()) for step in steps]
+    return [(step.kind, step.losses.item()) for step in steps]
 
 
 def plainly(recipe, images, seed=0):
     with numerics(seed=seed):
-        return losses(plain_loop(recipe, images.train, device=CPU, seed=seed))
+        return losses(plain_loop(recipe, images, device=CPU, seed=seed))
 
 
 def trained(recipe, images, seed=0, device=CPU):
     with numerics(seed=seed):
-        return losses(WganTrainer(recipe, images.train, device=device, seed=seed).train())
+        return losses(WganTrainer(recipe, images, device=device, seed=seed).train())
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_the_lever_for_bfloat16_says_that_it_changes_the_mathematics(images):
     assert recipe.levers() == ("precision",) and "bfloat16" in recipe.changes()[0]
     assert switched(tiny("paper"), products=True, channels_last=True).changes() == ()
     with numerics(seed=0):
-        trainer = WganTrainer(recipe, images.train, device=CPU, seed=0)
+        trainer = WganTrainer(recipe, images, device=CPU, seed=0)
         got = losses(trainer.train())
     expected = plainly(tiny("paper"), images)
     assert got != expected
@@ -161,7 +161,7 @@ def test_every_weight_is_clamped_before_each_critic_step_and_no_other(loop, name
 
 def test_the_clamp_reaches_batch_norms_gammas(images):
     with numerics(seed=0):
-        trainer = WganTrainer(tiny("paper"), images.train, device=CPU, seed=0)
+        trainer = WganTrainer(tiny("paper"), images, device=CPU, seed=0)
         next(trainer.train())
     norms = [m for m in trainer.critic.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(m.weight.abs().max() <= 0.01 for m in norms)
@@ -171,7 +171,7 @@ def test_critic_steps_are_100_or_5():
     steps, first, later = CriticSteps(), Stage(epochs=1, lr=1e-4), Stage(epochs=1, lr=1e-5, long_start=False)
     assert [steps.before(n, first) for n in (0, 24, 25, 499, 500, 501, 1000)] == [100, 100, 5, 5, 100, 5, 100]
     assert [steps.before(n, later) for n in (0, 1, 24, 500)] == [100, 5, 5, 100]
-    assert {get_wgan_recipe(name, "cpu").critic_steps for name in ("lesson", "paper")} == {steps}
+    assert {find_recipe(WGAN_RECIPES, name, "cpu").critic_steps for name in ("lesson", "paper")} == {steps}
 
 
 def test_an_epochs_end_cuts_the_critic_steps_short(images):
@@ -185,7 +185,7 @@ def test_an_epochs_end_cuts_the_critic_steps_short(images):
 
 
 def test_recipes_pin_what_is_published():
-    lesson, paper, gp = (get_wgan_recipe(name, "cpu") for name in WGAN_RECIPES)
+    lesson, paper, gp = (find_recipe(WGAN_RECIPES, name, "cpu") for name in WGAN_RECIPES)
     assert (lesson.batch_size, lesson.generator_batch_size) == (128, 64)
     assert (lesson.n_extra_layers, lesson.order) == (1, "lesson")
     assert [(s.lr, s.epochs, s.long_start) for s in lesson.stages] == [(1e-4, 1, True), (1e-5, 1, False)]
@@ -201,7 +201,7 @@ def test_recipes_pin_what_is_published():
 @pytest.mark.parametrize("name", WGAN_RECIPES)
 def test_critic_steps_move_the_generators_buffers_and_nothing_else_of_it(name, images):
     with numerics(seed=0):
-        trainer = WganTrainer(tiny(name), images.train, device=CPU, seed=0)
+        trainer = WganTrainer(tiny(name), images, device=CPU, seed=0)
     weights = [p.clone() for p in trainer.generator.parameters()]
     buffers = {n: b.clone() for n, b in trainer.generator.named_buffers()}
     steps = trainer.train()
@@ -217,7 +217,7 @@ def test_critic_steps_move_the_generators_buffers_and_nothing_else_of_it(name, i
 def test_the_critic_lowers_real_minus_fake_and_the_generator_lowers_fake(images):
     recipe = tiny("paper")
     with numerics(seed=0):
-        trainer = WganTrainer(recipe, images.train, device=CPU, seed=0)
+        trainer = WganTrainer(recipe, images, device=CPU, seed=0)
         real, noise = trainer.batches.images(0, 0), trainer.drawn_noise(8)
         trainer.critic_optimizer.clamp_()
         with torch.no_grad():
@@ -238,7 +238,7 @@ def test_the_critic_lowers_real_minus_fake_and_the_generator_lowers_fake(images)
 def test_the_penalty_is_the_papers(images):
     recipe = tiny("gp", gradient_penalty=10.0)
     with numerics(seed=0):
-        trainer = WganTrainer(recipe, images.train, device=CPU, seed=0)
+        trainer = WganTrainer(recipe, images, device=CPU, seed=0)
     real, noise, mix = trainer.batches.images(0, 0), trainer.drawn_noise(8), torch.rand(8, 1, 1, 1)
     with torch.no_grad():
         fake = trainer.generator(noise)
@@ -253,7 +253,7 @@ def test_the_penalty_is_the_papers(images):
     stepped = []
     for weight in (10.0, 0.0):
         with numerics(seed=0):
-            other = WganTrainer(replace(recipe, gradient_penalty=weight), images.train, device=CPU, seed=0)
+            other = WganTrainer(replace(recipe, gradient_penalty=weight), images, device=CPU, seed=0)
         other.update_critic(real, noise, mix if weight else None, clamp=False)
         stepped.append(torch.cat([p.grad.flatten() for p in other.critic.parameters()]))
     assert (stepped[0] - stepped[1]).norm() > 0.5 * stepped[1].norm()
@@ -302,20 +302,20 @@ def test_what_cannot_run_is_refused_with_the_next_step(images, monkeypatch):
 )
 def test_recipes_that_cannot_be_are_refused(name, assignment, says):
     with pytest.raises(ValueError, match=says):
-        override(get_wgan_recipe(name, "cpu"), assignment)
+        override(find_recipe(WGAN_RECIPES, name, "cpu"), assignment)
 
 
 @pytest.mark.parametrize("name", WGAN_RECIPES)
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
 def test_recipes_are_rebuilt_from_their_records(name, device_type):
-    recipe = override(get_wgan_recipe(name, device_type), "n_extra_layers=2")
+    recipe = override(find_recipe(WGAN_RECIPES, name, device_type), "n_extra_layers=2")
     again = WganRecipe.from_resolved(recipe.resolved())
     assert again == recipe and again.hash() == recipe.hash()
-    assert get_wgan_recipe(name, device_type).hash() != recipe.hash()
+    assert find_recipe(WGAN_RECIPES, name, device_type).hash() != recipe.hash()
 
 
 def test_levers_are_told_and_taken_back():
-    recipe = get_wgan_recipe("lesson", "cpu")
+    recipe = find_recipe(WGAN_RECIPES, "lesson", "cpu")
     assert set(recipe.levers()) == {
         f"implementations.{name}" for name in ("channels_last", "keep_heap", "early_backward", "products")
     }
@@ -331,10 +331,10 @@ def test_noise_is_the_runs_own(images):
     """What else draws from torch's generators does not move it, and looks do not either."""
     quiet = trained(tiny("paper"), images)
     with numerics(seed=0):
-        trainer = WganTrainer(tiny("paper"), images.train, device=CPU, seed=0)
+        trainer = WganTrainer(tiny("paper"), images, device=CPU, seed=0)
         disturbed = []
         for step in trainer.train():
-            disturbed.append((step.kind, step.loss.item()))
+            disturbed.append((step.kind, step.losses.item()))
             torch.randn(3)
             if step.kind == "generator":
                 nets = (trainer.generator, trainer.critic)
@@ -349,7 +349,7 @@ def test_noise_is_the_runs_own(images):
 
 def test_the_distance_of_a_critic_that_tells_them_apart_is_positive(images):
     with numerics(seed=0):
-        trainer = WganTrainer(tiny("paper"), images.train, device=CPU, seed=0)
+        trainer = WganTrainer(tiny("paper"), images, device=CPU, seed=0)
         real = trainer.batches.images(0, 0)
         trainer.critic_optimizer.clamp_()
         for _ in range(30):
@@ -361,7 +361,7 @@ def test_the_distance_of_a_critic_that_tells_them_apart_is_positive(images):
 
 def test_samples_are_pixels_and_the_same_in_every_look(images):
     with numerics(seed=0):
-        trainer = WganTrainer(tiny(), images.train, device=CPU, seed=0)
+        trainer = WganTrainer(tiny(), images, device=CPU, seed=0)
     first = trainer.samples(5)
     assert first.dtype == torch.uint8 and first.shape == (5, 32, 32, 3)
     assert torch.equal(trainer.samples(5), first)
@@ -386,7 +386,7 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("name", WGAN_RECIPES)
 def test_no_step_waits_for_the_device(name, images):
     with numerics(seed=0):
-        trainer = WganTrainer(tiny(name), images.train, device=CPU, seed=0)
+        trainer = WganTrainer(tiny(name), images, device=CPU, seed=0)
         steps = trainer.train()
         next(steps)  # Adam's first step makes its state
         with Waits() as waits:

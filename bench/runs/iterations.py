@@ -1,0 +1,227 @@
+"""Runs that are measured in iterations: windows of steady rates, looks on the way, checkpoints, exact continuation."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wallclock.bench.engine.checkpoint import CHECKPOINT
+from wallclock.bench.engine.trainer import StatefulTrainer
+from wallclock.bench.measure.timing import now_s, synchronize
+from wallclock.bench.runs.training import Ended, Observer, TrainingRun
+from wallclock.reports.store.pictures import write_picture
+from wallclock.reports.store.schema import Sample
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One value to be recorded.
+
+    Attributes:
+        metric: see `reports.store.schema.Sample`.
+        unit: see `Sample`.
+        value: see `Sample`.
+        parameters: parameters of its case, besides those of the run.
+    """
+
+    metric: str
+    unit: str
+    value: float
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a look on the way finds, off the clock.
+
+    Attributes:
+        figures: values to be recorded.
+        lines: what is told of it.
+        name: the picture's; see `reports.store.pictures.write_picture` for all four.
+        pixels: what the networks make now, uint8 [H, W, 3].
+        title: groups the pictures of a run.
+        caption: says what is to be seen.
+    """
+
+    figures: Sequence[Figure]
+    lines: Sequence[str]
+    name: str
+    pixels: npt.NDArray[np.uint8]
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """Iterations of one pace, timed as a whole.
+
+    Attributes:
+        pace: what each of them took; see `StatefulTrainer.pace`.
+        first: iterations done before it.
+        first_step: steps done before it.
+        seconds: the time that they took.
+        losses: float64 [iterations, K].
+        ends: steps done by the end of each iteration.
+    """
+
+    pace: int
+    first: int
+    first_step: int
+    seconds: float
+    losses: npt.NDArray[np.float64]
+    ends: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Iterations in it."""
+        return len(self.ends)
+
+    @property
+    def steps(self) -> int:
+        """Steps in it."""
+        return self.ends[-1] - self.first_step
+
+
+class IterationRun(TrainingRun):
+    """Trains one seed, and records windows and looks as they come; a task says what a look finds.
+
+    Its request is a `bench.runs.request.IterationRequest`, its trainer the one that takes turns in its ablation.
+
+    Attributes:
+        COUNTED: what an iteration is called, in the plural.
+        LOSSES: metrics of the losses of an iteration, K.
+        LOSS_UNIT: the unit of the losses.
+        IMAGES: images that an iteration trains on, for each one of a batch.
+        RESULT: metric and unit of the sample which says that a loss is no longer a number.
+    """
+
+    COUNTED: ClassVar[str] = "iterations"
+    LOSSES: ClassVar[tuple[str, ...]]
+    LOSS_UNIT: ClassVar[str] = "loss"
+    IMAGES: ClassVar[int] = 1
+    RESULT: ClassVar[tuple[str, str]]
+
+    def look(self, trainer: Any) -> Look:
+        """Measures and pictures what the networks make now; moves nothing of the training."""
+        raise NotImplementedError
+
+    def rates(self, window: Window) -> Sequence[Figure]:
+        """Returns the rates of a window, and on a GPU the peak of memory."""
+        images = self.IMAGES * window.count * self.request.recipe.batch_size
+        figures = [
+            Figure("iterations_per_s", "it/s", window.count / window.seconds),
+            Figure("images_per_s", "images/s", images / window.seconds),
+        ]
+        if self.device.type == "cuda":
+            figures.append(Figure("peak_bytes", "B", torch.cuda.max_memory_allocated()))
+        return figures
+
+    def line(self, window: Window) -> str:
+        """Returns the rate and the last losses in a line."""
+        names = (metric.removeprefix("loss_") for metric in self.LOSSES)
+        losses = ", ".join(f"{name} {loss:.3g}" for name, loss in zip(names, window.losses[-1], strict=True))
+        return f"iteration {window.ends[-1]:,}: {window.count / window.seconds:.3g} it/s, {losses}"
+
+    def divergence(self, window: Window) -> str:
+        """Returns what is said of a loss that is no longer a number."""
+        return f"a loss is no longer a number by iteration {window.ends[-1]}"
+
+    def results(self, look: Look, steady: Sequence[Window]) -> Sequence[Figure]:
+        """Returns the figures of a whole run.
+
+        Args:
+            look: the last one.
+            steady: windows without the first of each pace.
+        """
+        return ()
+
+    def train(self, observe: Observer) -> Ended:
+        """Trains from the checkpoint or the beginning to the end, a limit or the deadline.
+
+        Losses between the checkpoint and the end of a run that goes on are recorded again.
+        """
+        with self.numerics(self.request.seed):
+            kind, look = self.task.training().turns.TRAINER, None
+            trainer = kind(self.request.recipe, self.data, device=self.device, seed=self.request.seed)
+            checkpoint = self.writer.path / CHECKPOINT
+            if self.resumed and checkpoint.exists():
+                trainer.load(checkpoint)
+            else:
+                look = self._take_look(trainer, observe)
+            paces: set[int] = set()
+            steady: list[Window] = []
+            for window in self._windows(trainer):
+                if warm := window.pace in paces:
+                    steady.append(window)
+                paces.add(window.pace)
+                self._record(trainer, window, warm=warm)
+                observe(self.line(window))
+                if not np.isfinite(window.losses).all():
+                    error = self.divergence(window)
+                    self._add(trainer, Figure(*self.RESULT, math.nan), status="diverged", error=error)
+                    return "diverged", error
+                if self._finished(trainer) or trainer.iteration % self.request.look_every == 0:
+                    look = self._take_look(trainer, observe)
+                elif self.deadline.expired():
+                    self.writer.note(f"stopped after {trainer.iteration} {self.COUNTED}: the budget is spent")
+                    return "stopped", None
+            self._add(trainer, *self.results(look or self.look(trainer), steady))
+        return "done", None
+
+    def _finished(self, trainer: StatefulTrainer) -> bool:
+        return trainer.finished or trainer.iteration >= (self.request.limit or math.inf)
+
+    def _windows(self, trainer: StatefulTrainer) -> Iterator[Window]:
+        """Times iterations of one pace together, up to a look or the end; clocks are read between windows only."""
+        iterations = trainer.iterations()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        while not self._finished(trainer):
+            pace, first, first_step = trainer.pace, trainer.iteration, trainer.step
+            losses: list[torch.Tensor] = []
+            ends: list[int] = []
+            synchronize(self.device)
+            begun_s = now_s()
+            while len(losses) < self.request.window:
+                losses.append(next(iterations))
+                ends.append(trainer.step)
+                looks = trainer.iteration % self.request.look_every == 0
+                if looks or self._finished(trainer) or trainer.pace != pace:
+                    break
+            synchronize(self.device)
+            seconds = now_s() - begun_s
+            values = torch.stack(losses).double().cpu().numpy()
+            yield Window(pace, first, first_step, seconds, values, tuple(ends))
+
+    def _record(self, trainer: StatefulTrainer, window: Window, *, warm: bool) -> None:
+        """Records rates and losses; the first window of a pace compiles, captures and touches memory first."""
+        at = {"phase": "steady" if warm else "warm-up", **self.telemetry.read()}
+        samples = self._samples(trainer, self.rates(window), **at)
+        for end, row in zip(window.ends, window.losses.tolist(), strict=True):
+            for metric, loss in zip(self.LOSSES, row, strict=True):
+                status = "ok" if math.isfinite(loss) else "diverged"
+                samples += self._samples(trainer, [Figure(metric, self.LOSS_UNIT, loss)], step=end, status=status)
+        self.writer.add(*samples)
+
+    def _take_look(self, trainer: StatefulTrainer, observe: Observer) -> Look:
+        """Looks, records it, and writes a checkpoint, in this order: a checkpoint holds no look less."""
+        look = self.look(trainer)
+        self._add(trainer, *look.figures, **self.telemetry.read())
+        write_picture(self.writer.path, look.name, look.pixels, title=look.title, caption=look.caption)
+        trainer.save(self.writer.path / CHECKPOINT)
+        for line in look.lines:
+            observe(line)
+        return look
+
+    def _add(self, trainer: StatefulTrainer, *figures: Figure, **fields: Any) -> None:
+        self.writer.add(*self._samples(trainer, figures, **fields))
+
+    def _samples(self, trainer: StatefulTrainer, figures: Sequence[Figure], **fields: Any) -> list[Sample]:
+        where = {"seed": self.request.seed, "step": trainer.step, "epoch": trainer.step / len(trainer.batches)}
+        return [
+            self.sample(one.metric, one.unit, one.value, parameters=one.parameters, **where | fields) for one in figures
+        ]

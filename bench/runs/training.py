@@ -1,0 +1,208 @@
+"""Runs of a training task: how one is begun, gone on with, executed and recorded, whatever is trained."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wallclock.bench.measure.numerics import numerics
+from wallclock.bench.measure.telemetry import Telemetry
+from wallclock.bench.measure.timing import Deadline
+from wallclock.bench.runs.record import begun, change_notes, new_record
+from wallclock.bench.runs.request import Request
+from wallclock.bench.runs.task import Task
+from wallclock.reports.store.schema import Run, RunStatus, Sample
+from wallclock.reports.store.write import RunWriter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Observer = Callable[[Any], None]  # is shown what is done: a line, or what a task's run defines
+Ended = tuple[RunStatus, str | None]  # how a run ended, and why unless it is done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The half of a task that needs torch.
+
+    Attributes:
+        load: returns the data that a request names; raises DataError if they cannot be used. Data have a `name`, and a
+            `content_hash` of all that is in them.
+        check: refuses a recipe that cannot run on some data and a device, with ValueError.
+        runs: the class that executes each class of requests.
+        turns: how variants take their turns in its ablation; see `bench.ablation.turns.Turns`.
+        notes: returns remarks on a recipe and its data, for the record.
+    """
+
+    load: Callable[[Any], Any]
+    check: Callable[[Any, Any, torch.device], None]
+    runs: Mapping[type[Request], type["TrainingRun"]]
+    turns: Callable[[Any, Any], Any]
+    notes: Callable[[Any, Any], Iterable[str]] = lambda recipe, data: change_notes(recipe)
+
+
+class TrainingRun:
+    """One run of a request; a class of runs says in `train` what is done and recorded.
+
+    Args:
+        task: what is trained.
+        request: what was asked for.
+        data: what `Training.load` returned for it.
+        writer: where records go.
+        resumed: whether the run goes on, from what its directory holds.
+        deadline: the time budget.
+
+    Attributes:
+        telemetry: reads the GPU's clocks, temperature and power while the run is executed.
+    """
+
+    telemetry: Telemetry
+
+    def __init__(
+        self,
+        task: Task,
+        request: Any,
+        data: Any,
+        writer: RunWriter,
+        *,
+        resumed: bool = False,
+        deadline: Deadline | None = None,
+    ) -> None:
+        self.task, self.request, self.data, self.writer, self.resumed = task, request, data, writer, resumed
+        self.deadline = deadline or Deadline(None)
+        self.device = torch.device(request.device)
+
+    @classmethod
+    def check(cls, task: Task, request: Any, data: Any) -> None:
+        """Refuses what cannot be measured, besides recipes that cannot run, with ValueError."""
+
+    def execute(self, observe: Observer) -> str:
+        """Runs what is left and ends the records.
+
+        Args:
+            observe: is shown what is done.
+
+        Returns:
+            How it ended, a `RunStatus`.
+
+        Raises:
+            KeyboardInterrupt: after the records have been ended as interrupted.
+        """
+        with self.writer, Telemetry.of(self.device, self.writer.note) as self.telemetry:
+            status, error = self.train(observe)
+            self.writer.finish(status, error)
+        return status
+
+    def train(self, observe: Observer) -> Ended:
+        """Does what is left, and records it as it comes."""
+        raise NotImplementedError
+
+    def display(self, console: "Console") -> AbstractContextManager[Observer]:
+        """Returns a context that gives an observer which shows progress on a console: a line for each event."""
+        return nullcontext(lambda text: console.print(text, markup=False))
+
+    def numerics(self, seed: int) -> AbstractContextManager[Any]:
+        """Returns the context of one seed's training; see `bench.measure.numerics`."""
+        return numerics(seed=seed, keep_heap=self.request.recipe.implementations.keep_heap)
+
+    def sample(self, metric: str, unit: str, value: float, **fields: Any) -> Sample:
+        """Returns a sample of this run; see `new_sample`."""
+        return new_sample(self.task, self.request, self.request.recipe, self.data, metric, unit, value, **fields)
+
+
+def new_sample(
+    task: Task, request: Any, recipe: Any, data: Any, metric: str, unit: str, value: float, **fields: Any
+) -> Sample:
+    """Returns a sample with what makes its case: the recipe, the data, the device.
+
+    Args:
+        task: what is trained.
+        request: what was asked for.
+        recipe: the recipe that was measured.
+        data: what it was measured on.
+        metric: see `Sample`.
+        unit: see `Sample`.
+        value: see `Sample`.
+        fields: others of `Sample`; `parameters` are added to those of the case.
+    """
+    parameters = {
+        "dataset": data.name,
+        "data_hash": data.content_hash[:12],
+        "device": request.device,
+        "precision": recipe.precision,
+        "batch_size": recipe.batch_size,
+        **{name: getattr(recipe, name) for name in task.case},
+    }
+    return Sample(
+        benchmark=request.BENCHMARK,
+        case=recipe.name,
+        parameters=parameters | fields.pop("parameters", {}),
+        metric=metric,
+        unit=unit,
+        value=value,
+        better="higher" if metric.endswith("_per_s") or metric in task.higher else "lower",
+        **{"variant": recipe.variant} | fields,
+    )
+
+
+def plan_run(task: Task, request: Request, command: str) -> tuple[Any, Run]:
+    """Returns the data of a request, and what is known of its run before it is begun.
+
+    Args:
+        task: what is trained.
+        request: what is asked for.
+        command: as typed, for the record.
+
+    Raises:
+        DataError: if the data are missing or damaged.
+        ValueError: if a recipe cannot run on them, or on this device.
+    """
+    training: Training = task.training()
+    recipe, data = request.recipe, training.load(request)
+    for each in request.recipes():
+        training.check(each, data, torch.device(request.device))
+    training.runs[type(request)].check(task, request, data)
+    name = recipe.name if task.unnamed and task.name == request.BENCHMARK else f"{request.BENCHMARK}-{recipe.name}"
+    stored, notes = request.stored(), training.notes(recipe, data)
+    return data, new_record(name.replace(" ", "-"), recipe, stored, data, command, *notes)
+
+
+def new_run(
+    task: Task, request: Request, out: Path, command: str, *, deadline: Deadline | None = None, **options: Any
+) -> TrainingRun:
+    """Returns a request as a new run under `out`, ready to be executed; see `plan_run`.
+
+    Args:
+        task: what is trained.
+        request: what is asked for.
+        out: folder that holds runs.
+        command: as typed, for the record.
+        deadline: the time budget.
+        options: further arguments of the class that executes the request.
+
+    Raises:
+        StoreError: if `out` cannot be written.
+    """
+    kind = task.training().runs[type(request)]
+    data, record = plan_run(task, request, command)
+    return kind(task, request, data, RunWriter.create(out, record), deadline=deadline, **options)
+
+
+def resumed_run(task: Task, kind: type[Request], path: Path) -> TrainingRun:
+    """Returns a run that was interrupted, stopped or killed, ready to go on.
+
+    Args:
+        task: what it trains.
+        kind: the class of its request.
+        path: the run's directory.
+
+    Raises:
+        StoreError: if the run is finished, being written, or was begun under other conditions.
+        ValueError: if its device is not there.
+    """
+    training: Training = task.training()
+    request, data = begun(path, kind, task.recipe, training.load)
+    return training.runs[kind](task, request, data, RunWriter.resume(path), resumed=True)
