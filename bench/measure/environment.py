@@ -61,6 +61,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(_cpuinfo().get("flags", "").split())
 
 
+def cpu_bf16() -> list[str]:
+    """Returns the CPU's instructions that multiply bfloat16; without any it is emulated, and float32 is faster."""
+    return sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
 def _cgroup(name: str) -> str:
     try:
         return Path("/sys/fs/cgroup", name).read_text().strip()
@@ -148,7 +153,7 @@ def provenance(device_type: str) -> dict[str, Any]:
         "cuda": _torch_version().get("cuda"),
         "environment": {
             "platform": platform.platform(),
-            "cpu_bf16": ",".join(sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})) or "none",
+            "cpu_bf16": ",".join(cpu_bf16()) or "none",
             **{
                 key: value
                 for key, value in sorted(os.environ.items())
@@ -197,7 +202,7 @@ EXTRAS = (
 
 def capabilities() -> list[Capability]:
     """Returns what this machine can run, what it cannot and why, and what to install."""
-    bf16 = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    bf16 = cpu_bf16()
     without = "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
     found = [_gpu(), Capability("bf16 on the CPU", bool(bf16), ", ".join(bf16) or without)]
     gpu = found[0].available
