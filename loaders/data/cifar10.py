@@ -70,7 +70,8 @@ def _from_parquet(path: Path) -> Split:
     train = stored_parquet(path)
     test = stored_parquet(path, "test", train.classes)
     if test.classes != train.classes:
-        raise DataError(f"{path}: train*.parquet names other classes than test*.parquet; take both from one set")
+        first = min(path.rglob("train*.parquet"))
+        raise DataError(f"{first} names other classes than test*.parquet; take both from one set")
     hashes = []
     for stored in (train, test):
         digest = hashlib.sha256()

@@ -228,7 +228,7 @@ def test_metadata_that_says_nothing_is_refused_or_ignored(tmp_path: Path, descri
 def test_parts_of_two_sets_are_refused(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "set", names=("a", "b", "c"))
     write_part(folder / "test-00000-of-00001.parquet", [PNG] * 3, [0, 1, 2], names=("a", "c", "b"))
-    with pytest.raises(DataError, match=r"train\*.parquet names other classes than test\*.parquet; take both"):
+    with pytest.raises(DataError, match=r"train-00000.*.parquet names other classes than test\*.parquet; take both"):
         find_source(folder)
     write_part(folder / "test-00000-of-00001.parquet", [PNG] * 3, [0, 1, 3])  # under the names of train
     with pytest.raises(DataError, match="test-00000.*labels run from 0 to 3; expected 0 to 2"):
