@@ -19,7 +19,7 @@ NO_SCORES = {"2026-11-25-interpreter"}  # of forty images: a loss curve, which t
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
 )
 def test_the_marked_tables_are_those_that_the_published_records_give(path: Path) -> None:
-    """What `python -m reports.doc_tables` writes."""
+    """What `python -m wallclock.reports.docs.doc_tables` writes."""
     text = path.read_text()
     assert refresh(text, ROOT) == text
     if path.name == "README.md":

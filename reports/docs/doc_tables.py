@@ -1,4 +1,6 @@
-"""Tables of stored records in README.md and docs, and each published folder's summary: `python -m reports.doc_tables`.
+"""Tables of stored records in README.md and docs, and the summary of each published folder.
+
+`python -m wallclock.reports.docs.doc_tables` makes them anew.
 
 A table is made anew below each line `<!-- table: FOLDER; TITLE; CASE; CASE -->`: FOLDER of runs, the beginning of TITLE
 in `wallclock report FOLDER`, and the cases that are shown, where not all are; `*` stands for anything in a case's name.
@@ -56,7 +58,7 @@ def _of_cases(rows: Rows, cases: list[str]) -> Rows:
 
 def summary(folder: Path) -> str:
     """Returns what stands in a published folder's `summary.md`: every table; the last one has machine and versions."""
-    made_by = "Made by `uv run python -m reports.doc_tables` from the runs beside it."
+    made_by = "Made by `uv run python -m wallclock.reports.docs.doc_tables` from the runs beside it."
     return f"# {folder.name}\n\n{made_by}\n\n{Report(folder).markdown()}"
 
 

@@ -1,4 +1,4 @@
-"""docs/schema.md, made from the schema itself: `python -m reports.schema_doc > docs/schema.md`."""
+"""docs/schema.md, made from the schema itself: `python -m wallclock.reports.docs.schema_doc > docs/schema.md`."""
 
 import dataclasses
 import re
@@ -14,7 +14,8 @@ from wallclock.reports.views.registry import VIEWS
 TEXT = """\
 # What a record holds, and what `--json` prints
 
-Made from the schema: `uv run python -m reports.schema_doc > docs/schema.md`. A test fails when it is stale.
+Made from the schema by `uv run python -m wallclock.reports.docs.schema_doc > docs/schema.md`; a test fails when it is
+stale.
 
 The schema's version is $version. A run is a directory: `records.jsonl` while it goes on, one object a line, `kind`
 first (`run` once, `sample`, `note`, `resume` as they come, `end` last); then `run.parquet` of one row, and

@@ -165,11 +165,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timed
-def test_help_takes_less_than_0_3_s() -> None:
+def test_help_takes_less_than_0_3_s(slowness: float) -> None:
     """The best of five, bytecode compiled: other processes share these cores, and can only add to it."""
     taken = []
     for _ in range(5):
         start = now_s()
         assert python("-m", "wallclock", "--help", cwd=ROOT).returncode == 0
         taken.append(now_s() - start)
-    assert min(taken) < 0.3
+    assert min(taken) < 0.3 * slowness

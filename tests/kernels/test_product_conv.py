@@ -28,7 +28,7 @@ def test_it_is_pytorchs_convolution_with_its_gradients(shape, layout, device):
     x = wide[..., ::2] if layout == "strided" else wide[..., :w].contiguous()
     x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
     filters = torch.randn(k, c, r, s, dtype=torch.float64, device=device)
-    random = torch.randn(1000, dtype=torch.float64, device=device)
+    random = torch.randn(4000, dtype=torch.float64, device=device)
 
     def dy(y):
         return random[: y.numel()].view(y.shape[1], y.shape[0], *y.shape[2:]).transpose(0, 1)

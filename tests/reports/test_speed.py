@@ -49,7 +49,7 @@ def best_of_three_s(script: str, *arguments: str) -> float:
 @pytest.mark.slow
 @pytest.mark.timed
 def test_a_million_samples_load_and_summarise_in_under_5_s(
-    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+    tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample], slowness: float
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -64,7 +64,7 @@ def test_a_million_samples_load_and_summarise_in_under_5_s(
     pq.write_table(
         pa.concat_tables([table] * 100), writer.path / SAMPLE_TABLE
     )  # writing a million lines takes a minute
-    assert best_of_three_s(SUMMARISE, str(tmp_path)) < 5
+    assert best_of_three_s(SUMMARISE, str(tmp_path)) < 5 * slowness
 
 
 def test_importing_reports_imports_next_to_nothing() -> None:
@@ -73,8 +73,8 @@ def test_importing_reports_imports_next_to_nothing() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timed
-def test_importing_reports_takes_less_than_0_3_s() -> None:
-    assert best_of_three_s(LAZY) < 0.3
+def test_importing_reports_takes_less_than_0_3_s(slowness: float) -> None:
+    assert best_of_three_s(LAZY) < 0.3 * slowness
 
 
 def test_a_report_of_seeds_imports_neither_scipy_nor_plotly(cifar_root: Path, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_list_env_and_data_speak_json_too(tmp_path, wallclock):
 
 @pytest.mark.slow
 @pytest.mark.timed
-def test_report_of_10_000_samples_takes_under_a_second_and_a_half_without_torch(tmp_path):
+def test_report_of_10_000_samples_takes_under_a_second_and_a_half_without_torch(tmp_path, slowness):
     run = reports.Run(run_id="r", started_utc="2026-01-01T00:00:00Z", command="")
     with reports.RunWriter.create(tmp_path, run) as writer:
         for seed in range(10):
@@ -318,7 +318,7 @@ def test_report_of_10_000_samples_takes_under_a_second_and_a_half_without_torch(
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
         times.append(now_s() - begun)
         assert done.returncode == 0, done.stderr
-    assert min(times) < 1.5
+    assert min(times) < 1.5 * slowness
 
 
 def test_report_writes_csv_markdown_and_page(trained_run, tmp_path, wallclock):

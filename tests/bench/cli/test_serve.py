@@ -12,6 +12,7 @@ import urllib.request
 import pytest
 
 from wallclock.bench.cli.serve import LivePage, server
+from wallclock.reports.report import Report
 from wallclock.reports.store.schema import Run, Sample
 from wallclock.reports.store.write import RunWriter, new_run_id
 
@@ -58,10 +59,8 @@ def test_the_page_follows_a_run_from_before_its_first_record_to_after_its_last(s
 def test_a_page_that_nothing_changed_is_not_built_again(serving, tmp_path, monkeypatch):
     with begin(tmp_path) as writer:
         writer.add(sample(1.0))
-    from wallclock import reports
-
-    built, build = [], reports.build_page
-    monkeypatch.setattr(reports, "build_page", lambda *given: (built.append(1), build(*given)))
+    built, build = [], Report.page
+    monkeypatch.setattr(Report, "page", lambda *given: (built.append(1), build(*given)))
     first, second = get(serving, "/")[1], get(serving, "/")[1]
     assert first == second and len(built) == 1
 

@@ -27,7 +27,7 @@ def history(tmp_path):
     for number in range(1, 7):
         (place / "README.md").write_text(f"words {number}\n")
         if number == 4:
-            with open(place / "bench" / "command_line.py", "a") as file:
+            with open(place / "bench" / "cli" / "options.py", "a") as file:
                 file.write("sum(range(4_000_000))\n")
         git(place, "commit", "-qam", f"commit {number}")
         git(place, "tag", f"c{number}")

@@ -25,7 +25,7 @@ def printed_keys(*arguments):
 
 def test_the_document_is_not_stale():
     made = (ROOT / "docs" / "schema.md").read_text(encoding="utf-8")
-    assert made == schema_doc.markdown(), "uv run python -m reports.schema_doc > docs/schema.md"
+    assert made == schema_doc.markdown(), "uv run python -m wallclock.reports.docs.schema_doc > docs/schema.md"
 
 
 @pytest.mark.parametrize("kind", [Run, Sample])

@@ -182,7 +182,7 @@ def test_a_page_without_a_figure_gets_ready_too(
 @pytest.mark.slow
 @pytest.mark.timed
 def test_a_page_of_100_000_samples_is_built_in_10_s_and_painted_in_1_s(
-    browser: Any, tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample]
+    browser: Any, tmp_path: Path, make_run: Callable[..., Run], make_sample: Callable[..., Sample], slowness: float
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -203,7 +203,7 @@ def test_a_page_of_100_000_samples_is_built_in_10_s_and_painted_in_1_s(
     samples = load(tmp_path / "runs")
     page = build_page(samples, load_runs(tmp_path / "runs"), tmp_path / "page.html")
     built_s = now_s() - begun_s
-    assert len(samples) == 100_000 and built_s < 10
+    assert len(samples) == 100_000 and built_s < 10 * slowness
     assert page.stat().st_size < 3_000_000
     painted_ms = []
     for _ in range(3):
@@ -213,4 +213,4 @@ def test_a_page_of_100_000_samples_is_built_in_10_s_and_painted_in_1_s(
         shown.check_quiet()
         shown.page.close()
     print(f"100,000 samples: built in {built_s:.2f} s, painted after {min(painted_ms):.0f} ms")
-    assert min(painted_ms) < 1000
+    assert min(painted_ms) < 1000 * slowness
