@@ -15,31 +15,31 @@ from wallclock.kernels.philox import philox_ref
 Flip = Literal["alternating", "random", "none"]
 Padding = Literal["reflect", "zero"]
 
-# Weights of red, green and blue in the grey that contrast is measured from (ITU-R BT.601, as torchvision).
+# Weights of red, green and blue in the grey value from which contrast is measured (ITU-R BT.601, as torchvision).
 GREY = (0.299, 0.587, 0.114)
 # Mean and standard deviation of CIFAR-10's training pixels, which range from 0 to 1.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
-TILE = 4096  # values that a program makes: all of a CIFAR image
-WARPS = 2  # few, because each thread computes what the rows have in common
+TILE = 4096  # values that a program makes: a whole CIFAR image
+WARPS = 2  # few, because each thread computes the values that the rows share
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random changes of a training image: pad, crop, flip, jitter, cut a square out.
+    """Random changes of a training image: pad, crop, flip, jitter, cut out a square.
 
     Attributes:
         pad: pixels of padding on every side before the crop back to the image's size.
         flip: "alternating" mirrors a fixed random half of the images in even epochs and the other half in odd ones, so
-            that two epochs show every image both ways; "random" tosses a coin for each; "none".
-        cutout: edge of a square set to the mean colour, pixels; 0 for none.
-        brightness: factors are uniform in [1 - brightness, 1 + brightness]; 0 for none.
-        contrast: factors are uniform in [1 - contrast, 1 + contrast]; 0 for none.
-        padding: "reflect" mirrors the image at its edge pixels, which are not repeated; "zero" is black.
+            that two epochs show every image both ways; "random" tosses a coin for each; "none" mirrors none.
+        cutout: edge in pixels of a square set to the mean colour; 0 for none.
+        brightness: range of the factors on the pixels, uniform in [1 - brightness, 1 + brightness]; 0 for none.
+        contrast: range of the factors on the contrast, uniform in [1 - contrast, 1 + contrast]; 0 for none.
+        padding: content of the padding: "reflect" mirrors the image at its unrepeated edge pixels; "zero" is black.
 
     Raises:
-        ValueError: if a number is negative, or there is no such flip or padding.
+        ValueError: if a number is negative, or `flip` or `padding` has another value.
     """
 
     pad: int = 2
@@ -72,16 +72,16 @@ def augment_ref(
     """Defines the augmentation of one image; every pipeline is tested against it, image by image.
 
     Args:
-        image_HWC: uint8 [H, W, 3].
-        offset: rows and columns by which the crop window lies off the image, each in [-pad, pad].
+        image_HWC: image, uint8 [H, W, 3].
+        offset: rows and columns by which the crop window is shifted from the image, each in [-pad, pad].
         flip: whether the cropped image is mirrored left to right.
         cutout: centre row, centre column and edge of a square set to the mean colour, or None.
         brightness: factor on the pixels, which are clipped to their range.
         contrast: factor on the distance to the crop's mean grey, applied after the brightness, and clipped too.
-        padding: pixels outside the image: its reflection (without the edge itself), or black.
+        padding: content of the pixels outside the image: "reflect" (without the edge itself), or "zero" for black.
 
     Returns:
-        float32 [3, H, W], normalised by `MEAN` and `STD`.
+        The augmented image, float32 [3, H, W], normalised by `MEAN` and `STD`.
     """
     height, width, _ = image_HWC.shape
     pad = max(abs(offset[0]), abs(offset[1]))
@@ -140,18 +140,18 @@ def augment(
 ) -> torch.Tensor:
     """Gathers and augments a batch without host synchronisation; equal to `augment_ref` image by image.
 
-    The padding is not built: its pixels are read through reflected indices.
+    No padding is stored: its pixels are read through reflected indices.
 
     Args:
-        images_MHWC: uint8 [M, H, W, 3], the whole data set.
-        indices: int64 [N] into it; None for all of it in order.
-        offsets: int64 [N, 2], see `augment_ref`; None for no crop.
-        flips: bool [N]; None for no flip.
-        cutout_centres: int64 [N, 2] when `cutout` is above 0.
-        cutout: edge of the square, pixels.
-        brightness: float32 [N]; None for no change.
-        contrast: float32 [N]; None for no change.
-        padding: see `augment_ref`.
+        images_MHWC: the whole data set, uint8 [M, H, W, 3].
+        indices: indices of the batch in the data set, int64 [N]; None for all images in order.
+        offsets: shift of each crop window, int64 [N, 2], see `augment_ref`; None for no crop.
+        flips: whether each image is mirrored, bool [N]; None for no flip.
+        cutout_centres: centres of the squares, int64 [N, 2], needed when `cutout` is above 0.
+        cutout: edge of the squares in pixels.
+        brightness: factors on the pixels, float32 [N]; None for no change.
+        contrast: factors on the contrast, float32 [N]; None for no change.
+        padding: content of the pixels outside an image, see `augment_ref`.
         dtype: dtype of the result; normalised in float32, then rounded once.
 
     Returns:
@@ -175,7 +175,7 @@ def augment(
             if padding == "zero":
                 outside = _outside(rows, height)[:, :, None] | _outside(columns, width)[:, None, :]
             rows, columns = _reflected(rows, height), _reflected(columns, width)
-        # Whole pixels by one flat index: 4 ms for 1,000 images on two cores; advanced indexing takes 15.
+        # Gathers whole pixels by one flat index: 4 ms for 1,000 images on two cores; advanced indexing takes 15.
         pixel = (indices[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
         pixels = images_MHWC.reshape(-1, 3).index_select(0, pixel.view(-1)).view(-1, height, width, 3)
     if outside is not None:
@@ -203,15 +203,15 @@ def draw(
 ) -> dict[str, torch.Tensor]:
     """Draws the random arguments of `augment` for each sample of an epoch.
 
-    They depend on seed, epoch and sample alone, whatever the batch, the device and earlier draws.
+    The numbers depend on seed, epoch and sample alone, not on the batch, the device or earlier draws.
 
     Args:
         augmentation: ranges of the random numbers.
-        seed: in [0, 2**63).
-        epoch: from 0.
-        samples: int64 [N], indices into the data set.
-        height: of the images, pixels.
-        width: of the images, pixels.
+        seed: seed, in [0, 2**63).
+        epoch: number of the epoch, from 0.
+        samples: indices of the samples in the data set, int64 [N].
+        height: height of the images in pixels.
+        width: width of the images in pixels.
     """
     pad, flip, drawn = augmentation.pad, augmentation.flip, {}
     if pad or flip == "random":
@@ -253,11 +253,12 @@ def augment_fused(
     """Draws and augments a batch in one Triton kernel; equal to `augment` with the numbers of `draw`.
 
     Args:
-        images_MHWC: uint8 [M, H, W, 3], the whole data set.
-        indices: int64 [N] into it; one outside of it makes an image of NaN: raising would make the host wait.
+        images_MHWC: the whole data set, uint8 [M, H, W, 3].
+        indices: indices of the batch in the data set, int64 [N]; one outside of it gives an image of NaN, because
+            raising would make the host wait.
         augmentation: ranges of the random numbers.
-        seed: in [0, 2**63).
-        epoch: from 0.
+        seed: seed, in [0, 2**63).
+        epoch: number of the epoch, from 0.
         dtype: dtype of the result; normalised in float32, then rounded once.
 
     Returns:

@@ -44,7 +44,7 @@ def batch_norm_act_ref(
 
 
 def activate_ref(z: torch.Tensor, act: str, negative_slope: float) -> torch.Tensor:
-    """Returns the activation of a map; `act` is one of `ACTS`."""
+    """Returns the activation `act`, one of `ACTS`, of a map."""
     if act == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
     if act == "relu":
@@ -56,7 +56,7 @@ def activate_ref(z: torch.Tensor, act: str, negative_slope: float) -> torch.Tens
 
 @dataclass(frozen=True)
 class Plan:
-    """A division of an [M, C] matrix among programs.
+    """Plan by which an [M, C] matrix is divided among programs.
 
     Attributes:
         persistent: whether each program keeps its split in registers; otherwise it loops over its split, twice.
@@ -75,15 +75,15 @@ class Plan:
 
 TILE = 2048  # elements: two vector loads per thread and tensor, and registers for three programs or more
 PERSISTENT_TILE = 8192  # elements of each tensor that a program keeps in registers
-PROGRAMS = 1024  # about eight to each multiprocessor of the largest GPUs; fixed, so that no result depends on the GPU
+PROGRAMS = 1024  # about eight for each multiprocessor of the largest GPUs; fixed, so that no result depends on the GPU
 
 
 def plan(m: int, c: int, *, resident_programs: int | None) -> Plan:
-    """Returns how to divide an [m, c] matrix among programs.
+    """Returns the plan for an [m, c] matrix.
 
     Args:
-        m: rows.
-        c: channels.
+        m: number of rows.
+        c: number of channels.
         resident_programs: number of programs that may wait for each other; None forbids the persistent form.
     """
     block_c = min(triton.next_power_of_2(c), 64)
@@ -100,7 +100,7 @@ def plan(m: int, c: int, *, resident_programs: int | None) -> Plan:
 
 
 def resident_programs(device: torch.device) -> int:
-    """Returns how many programs are sure to run at once on a device: one on each multiprocessor of a GPU."""
+    """Returns the number of programs that surely run at once on a device: one on each multiprocessor of a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
@@ -110,12 +110,12 @@ def _plan_for(x: torch.Tensor, persistent: bool | None) -> Plan:
 
 
 def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
-    """Returns the type in which values of a storage type are summed, as torch's and as Triton's."""
+    """Returns the type in which values of a storage type are summed, as torch's and as Triton's type."""
     return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """Returns a map in channels-last memory: itself, or a copy."""
+    """Returns a map in channels-last memory, copied if it is in another."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -166,7 +166,7 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns y, the batch's mean and biased variance (empty if a mean is given), and the byte map.
 
-    Given moments are the running ones in evaluation; in training they are those of x, known from the convolution that
+    Given moments are the running ones in evaluation. In training they are those of x, known from the convolution that
     made x.
     """
     y, mean, var, byte = _forward_outputs(x, given_mean, save)
@@ -210,19 +210,19 @@ def _forward(
 
 
 def block_of_splits(cut: Plan) -> int:
-    """Returns how many splits a persistent program merges at a time."""
+    """Returns the number of splits that a persistent program merges at a time."""
     return min(triton.next_power_of_2(cut.splits), 32)
 
 
 def merge_grid(c: int, cut: Plan) -> tuple[tuple[int], dict[str, int]]:
-    """Returns grid and block sizes of a merge in which each program takes all splits of a few channels."""
+    """Returns grid and block sizes of a merge, in which each program takes all splits of a few channels."""
     block_s = triton.next_power_of_2(cut.splits)
     block_c = max(1, min(triton.next_power_of_2(c), TILE // block_s))
     return (triton.cdiv(c, block_c),), {"BLOCK_S": block_s, "BLOCK_C": block_c}
 
 
 def cooperative(cut: Plan) -> dict[str, bool]:
-    """Returns the launch option without which programs must not wait for each other."""
+    """Returns the launch option that lets programs wait for each other, if the plan needs it."""
     return {"launch_cooperative_grid": True} if cut.splits > 1 else {}
 
 
@@ -289,7 +289,7 @@ def _update_running_stats(
     m: int,
     momentum: float,
 ) -> None:
-    """Moves the running statistics towards the batch's; the running variance is the unbiased one."""
+    """Moves the running statistics towards the batch's; the running variance is unbiased."""
     c = len(mean)
     jit.update_running_kernel[(triton.cdiv(c, 1024),)](
         running_mean, running_var, mean, var, m, c, momentum, BLOCK_C=1024
@@ -315,28 +315,28 @@ def batch_norm_act(
     """Returns `act(batch_norm(x)) + residual`, computed in one operation, with its gradients.
 
     Args:
-        x: [N, C, H, W], floating; copied if it is not in channels-last memory.
+        x: map [N, C, H, W], floating; copied if it is not in channels-last memory.
         weight: gamma [C], given together with `bias` or not at all.
         bias: beta [C].
-        running_mean: [C], updated in place in training; or None.
-        running_var: [C], the unbiased variance, updated likewise; given together with `running_mean` or not at all.
+        running_mean: running mean [C], updated in place in training; or None.
+        running_var: running unbiased variance [C], updated in place too; given with `running_mean` or not at all.
         training: whether to normalise by the batch's statistics rather than the running ones.
         momentum: weight of the batch in the running statistics.
-        eps: added to the variance.
-        act: one of `ACTS`.
+        eps: number added to the variance.
+        act: name of the activation in `ACTS`.
         negative_slope: slope of leaky_relu below zero.
-        residual: [N, C, H, W] of x's dtype, added after the activation; or None.
+        residual: map [N, C, H, W] of x's dtype, added after the activation; or None.
         save: tensors that backward reads. "input" keeps x. "output" keeps y alone, which the next convolution keeps
             anyway, and inverts it: for `act` none or leaky_relu, without a residual; gamma then counts as at least 0.1.
             "byte" keeps one byte per element: the normalised input in small steps, and exactly on which side of the
             kink it lies. Its error is 1 to 3% of gamma's gradient, and 0.1% of x's (1% with a smooth activation).
-        persistent: None chooses the form by size; False forbids the form that reads its input once.
+        persistent: False forbids the form that reads its input once; None chooses the form by size.
 
     Returns:
         [N, C, H, W] of x's dtype, in channels-last memory.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, or in training there is only one value a channel.
+        ValueError: if shapes or dtypes do not fit, or there is only one value for each channel in training.
 
     Numerics: float32 throughout (float64 for float64), per-split mean and sum of squared deviations merged in fixed
     order, no atomics on values: the same input gives the same bits.

@@ -1,4 +1,4 @@
-"""Checks of arguments that several operations take."""
+"""Checks of arguments that several operations share."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import torch
 
 
 def check_vectors(channels: int, **vectors: torch.Tensor | None) -> None:
-    """Checks vectors that are given together or not at all.
+    """Checks vectors that must be given together or not at all.
 
     Raises:
-        ValueError: if one is missing, or is not [channels] in dense memory.
+        ValueError: if one of several vectors is missing, or one is not [channels] in dense memory.
     """
     for name, vector in vectors.items():
         if vector is not None and vector.shape != (channels,):
@@ -27,6 +27,6 @@ def check_act(act: str, known: Sequence[str]) -> None:
 
 
 def check_residual(residual: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Raises a ValueError if there is a residual of another type or shape."""
+    """Raises a ValueError if a given residual has another type or shape."""
     if residual is not None and (residual.shape != shape or residual.dtype != dtype):
         raise ValueError(f"residual is {residual.dtype} {tuple(residual.shape)}; expected {dtype} {shape}")

@@ -1,6 +1,6 @@
-"""Convolutions as matrix products over channels-last maps, with a norm of the input or statistics of the output.
+"""Convolutions as matrix products over channels-last maps, which can take a norm of the input or output statistics.
 
-Launches of `kernels.jit.conv`; the operations built on them are `conv_bn_act` and `upsample_conv`.
+This module launches `kernels.jit.conv`; the operations built on it are `conv_bn_act` and `upsample_conv`.
 
 Shape legend: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S filter. Maps are NCHW
 tensors in channels-last memory, filters [K, C, R, S] in channels-last memory.
@@ -15,16 +15,17 @@ import triton
 from wallclock.kernels.batch_norm_act import accumulator
 from wallclock.kernels.jit import conv as jit
 
-PIXELS = 64  # pixels of 16 bits that a filter's gradient takes at a time
-PROGRAMS = 264  # programs of a filter's gradient: two on each multiprocessor of the largest GPUs, and fixed
+PIXELS = 64  # pixels (of 16 bits) that the kernel of a filter's gradient sums at a time
+PROGRAMS = 264  # programs of a filter's gradient: two on each multiprocessor of the largest GPUs; fixed
 
 
 class Norm(NamedTuple):
-    """A norm and an activation that a product applies to a map while it reads the map.
+    """A norm and an activation that a product applies to a map while reading it.
 
     Attributes:
-        table: [5, C], float32 (float64 for a float64 map): scale, shift, mean, reciprocal deviation, biased variance.
-        act: one of `kernels.batch_norm_act.ACTS`.
+        table: norm's table [5, C], float32 (float64 for a float64 map): scale, shift, mean, reciprocal deviation,
+            biased variance.
+        act: name of the activation in `kernels.batch_norm_act.ACTS`.
         negative_slope: slope of leaky_relu below zero.
     """
 
@@ -34,7 +35,7 @@ class Norm(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """A division of a product: BLOCK_M rows by BLOCK_N columns, BLOCK_K of the inner dimension at a time."""
+    """The tiles of a product: BLOCK_M rows by BLOCK_N columns, with BLOCK_K of the inner dimension at a time."""
 
     block_m: int
     block_n: int
@@ -51,12 +52,12 @@ class Tiles(NamedTuple):
 
 
 def tiles(rows: int, columns: int, inner: int, element_bytes: int) -> Tiles:
-    """Returns how to divide a product.
+    """Returns the tiles of a product.
 
     Args:
         rows: rows of the result.
         columns: columns of the result.
-        inner: channels that are summed over at one place of the filter.
+        inner: channels summed over at one place of the filter.
         element_bytes: bytes of an element of the factors.
     """
     block_n = _block(columns, 128)
@@ -114,16 +115,16 @@ def conv(
     """Returns a convolution and, if asked for, statistics of its output.
 
     Args:
-        x: [N, C, H, W], dense.
-        filters: [K, C, R, S] of x's dtype, dense.
+        x: map [N, C, H, W], dense.
+        filters: filters [K, C, R, S] of x's dtype, dense.
         stride: stride in both directions.
-        padding: zeros around the normalised x.
-        norm: applied to x while it is read; or None.
+        padding: zeros around the normalised x, in pixels.
+        norm: norm and activation applied to x while it is read; or None.
         stats: whether statistics are wanted.
 
     Returns:
-        y [N, K, P, Q]; mean and sum of squared deviations of each tile of pixels [2, tiles, K], of no tiles without
-        `stats`; and a tile's number of pixels, which the last tile may fall short of.
+        Output y [N, K, P, Q]; mean and sum of squared deviations of each tile of pixels, [2, tiles, K], with 0 tiles
+        unless `stats`; and a tile's number of pixels, of which the last tile may have fewer.
     """
     n, c, h, w = x.shape
     k, _, r, s = filters.shape
@@ -159,15 +160,15 @@ def conv_affine_act(
     """Returns `act(conv(x) * scale + shift) + residual`, [N, K, P, Q], in one launch.
 
     Args:
-        x: [N, C, H, W], dense.
-        filters: [K, C, R, S] of x's dtype, dense.
+        x: map [N, C, H, W], dense.
+        filters: filters [K, C, R, S] of x's dtype, dense.
         stride: stride in both directions.
-        padding: zeros around x.
-        scale: [K], or None for ones.
-        shift: [K], or None for zeros.
-        act: one of `kernels.batch_norm_act.ACTS`.
+        padding: zeros around x, in pixels.
+        scale: factor of each output channel [K], or None for ones.
+        shift: summand of each output channel [K], or None for zeros.
+        act: name of the activation in `kernels.batch_norm_act.ACTS`.
         negative_slope: slope of leaky_relu below zero.
-        residual: [N, K, P, Q] of x's dtype, dense; or None.
+        residual: map [N, K, P, Q] of x's dtype, dense; or None.
     """
     n, c, h, w = x.shape
     k, _, r, s = filters.shape
@@ -196,15 +197,15 @@ def conv_transposed(
     """Returns the gradient of a convolution's input: a transposed convolution.
 
     Args:
-        dy: [N, K, P, Q], dense.
-        filters: [K, C, R, S] of dy's dtype, dense.
+        dy: gradient of the output, [N, K, P, Q], dense.
+        filters: filters [K, C, R, S] of dy's dtype, dense.
         height: H of the convolution's input.
         width: W of the convolution's input.
         stride: stride of the convolution.
         padding: padding of the convolution.
-        of: the map [N, C, H, W] that the convolution read through a norm, and that norm: the gradient is then that of
+        of: map [N, C, H, W] that the convolution read through a norm, and that norm: the gradient is then that of
             the norm's output before the activation.
-        shift: [C], added to the result; not together with `of`.
+        shift: vector [C] added to the result; not together with `of`.
 
     Returns:
         The gradient [N, C, H, W]; and with `of` each tile's sums over pixels of the gradient, and of the gradient times
@@ -244,12 +245,12 @@ def filter_gradient(
     """Returns the gradient of a convolution's filters, [K, C, R, S].
 
     Args:
-        dy: [N, K, P, Q], dense.
-        x: [N, C, H, W] of dy's dtype, dense.
-        filter_size: R and S.
+        dy: gradient of the output, [N, K, P, Q], dense.
+        x: the convolution's input, [N, C, H, W] of dy's dtype, dense.
+        filter_size: R and S, in pixels.
         stride: stride of the convolution.
         padding: padding of the convolution.
-        norm: the norm that the convolution applied to x; or None.
+        norm: norm that the convolution applied to x; or None.
         dtype: dtype of the result.
     """
     n, k, p, q = dy.shape

@@ -1,4 +1,4 @@
-"""Convolution, batch norm and activation: the norm's statistics from the convolution, and the norm in the next one.
+"""Convolution, batch norm and activation: the convolution computes the norm's statistics, the next one applies it.
 
 Shape legend: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S filter. Maps are NCHW
 tensors in channels-last memory.
@@ -27,13 +27,13 @@ def conv_bn_act_ref(
     """Defines `conv_bn_act`: `act(batch_norm(conv(x))) + residual`, computed in float32 at least.
 
     Args:
-        x: [N, C, H, W], floating.
-        filters: [K, C, R, S].
-        norm: gamma, beta, running mean and running variance, as `batch_norm_act_ref` takes them.
+        x: map [N, C, H, W], floating.
+        filters: filters [K, C, R, S].
+        norm: gamma, beta, running mean and running variance, see `batch_norm_act_ref`.
         stride: stride of the convolution.
         padding: zeros around x.
-        residual: [N, K, P, Q] of x's dtype; or None.
-        options: the other keyword arguments of `batch_norm_act_ref`.
+        residual: map [N, K, P, Q] of x's dtype; or None.
+        options: other keyword arguments of `batch_norm_act_ref`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     y = F.conv2d(x.to(wide), filters.to(wide), stride=stride, padding=padding)
@@ -44,12 +44,12 @@ class Deferred(NamedTuple):
     """A map whose batch norm and activation are applied by the operation that reads it, without a pass of their own.
 
     Attributes:
-        map: [N, C, H, W], dense, before the norm.
+        map: map [N, C, H, W] before the norm, dense.
         table: the norm's table with the batch's statistics, see `kernels.conv.Norm`.
         weight: gamma [C], or None.
         bias: beta [C], or None.
-        eps: added to the variance.
-        act: one of `kernels.batch_norm_act.ACTS`.
+        eps: number added to the variance.
+        act: name of the activation in `kernels.batch_norm_act.ACTS`.
         negative_slope: slope of leaky_relu below zero.
     """
 
@@ -62,10 +62,10 @@ class Deferred(NamedTuple):
     negative_slope: float
 
     def applied(self, residual: torch.Tensor | None = None, save: Save = "input") -> torch.Tensor:
-        """Returns `act(norm(map)) + residual`, [N, C, H, W], after one read of each and one write.
+        """Returns `act(norm(map)) + residual`, [N, C, H, W]; reads each map once and writes one.
 
         Args:
-            residual: [N, C, H, W] of the map's dtype; or None.
+            residual: map [N, C, H, W] of the map's dtype; or None.
             save: tensors that backward reads; see `batch_norm_act`.
         """
         return torch.ops.wallclock.batch_norm_act(
@@ -88,15 +88,15 @@ def deferred(
 ) -> Deferred:
     """Leaves a training batch norm and its activation to the convolution that reads x [N, C, H, W] next.
 
-    The arguments are those of `batch_norm_act` in training. It reads x once, for the statistics.
+    The arguments are those of `batch_norm_act` in training. The call reads x once, for the statistics.
 
     Raises:
-        ValueError: if there is only one value a channel.
+        ValueError: if there is only one value for each channel.
     """
     norm = (weight, bias, running_mean, running_var)
     check_norm(x.shape[1], *norm, training=True, momentum=momentum, act=act)
     x = dense(x)
-    # The reader computes the gradients of gamma and beta, and that of x through its statistics.
+    # The convolution that reads x computes the gradients of gamma and beta, and that of x through its statistics.
     given = (None if t is None else t.detach() for t in (weight, bias))
     table = torch.ops.wallclock.norm_table(x.detach(), *given, eps)
     _update(running_mean, running_var, table, x, momentum)
@@ -124,7 +124,7 @@ def conv_bn_act(
 ) -> torch.Tensor | Deferred:
     """Returns `act(batch_norm(conv(x))) + residual`, with statistics from the convolution's kernel, and its gradients.
 
-    It takes the arguments of `batch_norm_act`, with vectors of K channels, and:
+    The arguments are those of `batch_norm_act`, with vectors of K channels, and:
         x: [N, C, H, W], floating; copied if it is not in channels-last memory. Or a deferred map, whose norm and
             activation are applied while it is read.
         filters: [K, C, R, S]; converted to x's dtype.
@@ -138,7 +138,7 @@ def conv_bn_act(
         [N, K, P, Q] of x's dtype in channels-last memory, or that map deferred.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, in training there is only one value a channel, or a residual is to
+        ValueError: if shapes or dtypes do not fit, in training there is only one value per channel, or a residual is to
             be added to a deferred map.
 
     Numerics: products of x's type summed in float32 (float64 for float64; float32 through TensorFloat-32 where
@@ -178,17 +178,17 @@ def convolved(
     padding: int = 0,
     stats_for: tuple[torch.Tensor | None, torch.Tensor | None, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns a convolution, with gradients, and the table of a norm of its output.
+    """Returns a convolution with gradients, and the table of a norm of its output.
 
     Args:
-        x: [N, C, H, W], floating; or a deferred map.
-        filters: [K, C, R, S]; converted to x's dtype.
+        x: map [N, C, H, W], floating; or a deferred map.
+        filters: filters [K, C, R, S]; converted to x's dtype.
         stride: stride of the convolution.
         padding: zeros around the activated x.
         stats_for: gamma, beta and eps of the norm whose table is wanted; or None.
 
     Returns:
-        [N, K, P, Q], and the table [5, K], or an empty one if none is wanted.
+        The map [N, K, P, Q], and the table [5, K], empty if none is wanted.
     """
     norm: tuple[object, ...] = (None, None, None, "none", 0.0)
     if isinstance(x, Deferred):

@@ -1,4 +1,4 @@
-"""The operators of `kernels.conv_bn_act`, forward and backward, as `torch.library` and the compiler know them.
+"""The operators of `kernels.conv_bn_act`, forward and backward, as registered with `torch.library`.
 
 Shape legend: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S filter. Maps are NCHW
 tensors in channels-last memory.
@@ -23,13 +23,13 @@ from wallclock.kernels.jit import batch_norm_act as norm_jit
 from wallclock.kernels.jit import conv_bn_act as jit
 from wallclock.kernels.operator import Gradients, operator
 
-GROUP = 64  # tiles that one program merges; several groups take further launches
+GROUP = 64  # tiles that one program merges; more of them take further launches
 
 
 def _table(
     partial: torch.Tensor, split_rows: int, m: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """Returns a norm's table, given mean and sum of squared deviations of each split, [2, S, C]."""
+    """Returns a norm's table, made of mean and sum of squared deviations of each split, [2, S, C]."""
     _, splits, c = partial.shape
     acc = accumulator(partial.dtype)[1]
     table = partial.new_empty(5, c)
@@ -48,7 +48,7 @@ def _table(
 
 
 def _sum_splits(partial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns two sums [C], given those of each split, [2, S, C]."""
+    """Returns two sums [C], added up from those of each split, [2, S, C]."""
     acc = accumulator(partial.dtype)[1]
     while partial.shape[1] > 1:
         _, splits, c = partial.shape
@@ -136,7 +136,7 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns y, and the table of a norm of y if `stats`.
 
-    `table`, `act` and `slope` belong to the norm of x; its `norm_weight` and `norm_bias` are in the table already, and
+    `table`, `act` and `slope` belong to the norm of x. Its `norm_weight` and `norm_bias` are already in the table, and
     are arguments for their gradients alone.
     """
     y, made = _forward_outputs(x, filters, stride, padding, stats)
@@ -175,7 +175,7 @@ def _backward(
     wants_dx: bool,
     wants_dfilters: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the gradients of x, filters, and the norm's gamma and beta; empty ones where none is wanted."""
+    """Returns the gradients of x, filters, and the norm's gamma and beta; an empty tensor where one is not wanted."""
     dx, dfilters, dweight, dbias = _backward_outputs(x, filters, norm_table, wants_dx, wants_dfilters)
     if dy.numel() == 0:
         return dx, dfilters.zero_(), dweight.zero_(), dbias.zero_()
@@ -221,7 +221,7 @@ def _folded(
     act: str,
     negative_slope: float,
 ) -> torch.Tensor:
-    """Returns the whole operation with the running statistics; it has no gradients."""
+    """Returns the whole operation with the running statistics, without gradients."""
     if x.numel() == 0:
         return _folded_output(x, filters, stride, padding)
     moments = torch.stack([running_mean, running_var])[:, None].to(accumulator(x.dtype)[0])

@@ -1,4 +1,4 @@
-"""PyTorch's instance norm, with the right gradient for one image too."""
+"""PyTorch's instance norm, with the right gradient even for one image."""
 
 import torch
 from torch.nn import functional as F
@@ -7,16 +7,16 @@ from torch.nn import functional as F
 def instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, *, eps: float = 1e-5
 ) -> torch.Tensor:
-    """Returns PyTorch's instance norm of a map [N, C, H, W]; one image is normalised as a batch.
+    """Returns PyTorch's instance norm of a map [N, C, H, W]; a single image goes through batch norm.
 
     On a CPU the gradient of `F.instance_norm` is wrong for one image if the output's gradient lies in channels-last
     memory (PyTorch 2.11 to 2.15), as after a convolution; batch norm computes the same with the right gradient.
 
     Args:
-        x: floating.
+        x: map of a floating type.
         weight: gamma [C], or None for ones.
         bias: beta [C], or None for zeros.
-        eps: added to the biased variance.
+        eps: number added to the biased variance.
     """
     if len(x) == 1:
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)

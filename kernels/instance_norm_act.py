@@ -18,7 +18,7 @@ from wallclock.kernels.operator import Gradients, operator
 
 Act = Literal["none", "relu", "leaky_relu"]
 ACTS: tuple[Act, ...] = get_args(Act)
-MOST_IMAGES = 65_535  # that the third axis of a grid can count
+MOST_IMAGES = 65_535  # the limit of a grid's third axis
 
 
 def instance_norm_act_ref(
@@ -48,15 +48,15 @@ def interior(padded: torch.Tensor, pad: int) -> torch.Tensor:
 
 
 def plan(n: int, m: int, c: int, *, resident_programs: int | None) -> norm.Plan:
-    """Returns how to divide each of n images, matrices [m, c], among programs.
+    """Returns the plan by which each of n images, matrices [m, c], is divided among programs.
 
     The persistent form takes the smallest tiles that let all programs run at once: with one image of 256x64x64, 128
     programs of 32 KiB (bfloat16: 16), where tiles of 64 KiB would leave half of the GPU idle.
 
     Args:
-        n: images.
-        m: rows.
-        c: channels.
+        n: number of images.
+        m: number of rows.
+        c: number of channels.
         resident_programs: number of programs that may wait for each other; None forbids the persistent form.
     """
     block_c = min(triton.next_power_of_2(c), 64)
@@ -80,14 +80,14 @@ def _plan_for(n: int, c: int, h: int, w: int, device: torch.device, persistent: 
 
 
 def _places(pad: int, h: int, w: int) -> int:
-    """Returns how many times a row or column may lie in the padded map."""
+    """Returns the number of positions that a row or column may have in the padded map."""
     if pad == 0:
         return 1
     return 3 if 2 * pad >= min(h, w) - 1 else 2
 
 
 def _pixels_strided(x: torch.Tensor) -> torch.Tensor:
-    """Returns a map whose channels lie side by side, whatever its other strides: itself, or a copy."""
+    """Returns a map whose channels are adjacent in memory, whatever its other strides; copied if they are not."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else norm.dense(x)
 
 
@@ -181,7 +181,7 @@ def _forward(
 
 
 def _warps(cut: norm.Plan) -> int:
-    """Returns the warps of a persistent program: at most 32 elements per thread and tensor."""
+    """Returns the number of warps of a persistent program: at most 32 elements per thread and tensor."""
     return max(4, min(16, cut.block_m * cut.block_c // 1024))
 
 
@@ -270,23 +270,23 @@ def instance_norm_act(
     shape, with zeros around it. A view of an interior works as well, but autograd then writes that gradient twice more.
 
     Args:
-        x: [N, C, H, W], floating, at most 65,535 images; copied if it is not in channels-last memory.
+        x: map [N, C, H, W], floating, at most 65,535 images; copied if it is not in channels-last memory.
         weight: gamma [C], given together with `bias` or not at all.
         bias: beta [C].
-        eps: added to the biased variance of each image's channel.
-        act: one of `ACTS`.
+        eps: number added to the biased variance of each image's channel.
+        act: name of the activation in `ACTS`.
         negative_slope: slope of leaky_relu below zero.
-        pad: pixels that the output is padded by on each side, fewer than its edges have.
-        residual: [N, C, H + 2*residual_pad, W + 2*residual_pad] of x's dtype, whose interior is added; copied unless
-            the stride of its channels is one; or None.
-        residual_pad: pixels that the residual is padded by.
-        persistent: None chooses the form by size; False forbids the form that reads its input once.
+        pad: padding of the output on each side in pixels, less than its edges.
+        residual: map [N, C, H + 2*residual_pad, W + 2*residual_pad] of x's dtype, whose interior is added; copied
+            unless the stride of its channels is one; or None.
+        residual_pad: padding of the residual on each side in pixels.
+        persistent: False forbids the form that reads its input once; None chooses the form by size.
 
     Returns:
         [N, C, H + 2*pad, W + 2*pad] of x's dtype, in channels-last memory.
 
     Raises:
-        ValueError: if shapes, dtypes or paddings do not fit, or there is only one value a channel and image.
+        ValueError: if shapes, dtypes or paddings do not fit, or there is only one value for each channel of an image.
 
     Numerics: float32 throughout (float64 for float64), per-split mean and sum of squared deviations merged in fixed
     order, no atomics on values: the same input gives the same bits. There are no running statistics: training and

@@ -1,4 +1,4 @@
-"""One launch over many tensors: a table of addresses on the device, a row for each chunk of each tensor."""
+"""Tables for one launch over many tensors: addresses on the device, one row for each chunk of each tensor."""
 
 import math
 from collections import OrderedDict
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-KEPT = 64  # tables; gradients that a loop frees and makes again lie at one of a few addresses
+KEPT = 64  # tables kept; gradients that a loop frees and makes again return to one of a few addresses
 
 _Key = tuple[torch.device, int, int, tuple[int, ...], tuple[int, ...]]
 _tables: OrderedDict[_Key, torch.Tensor] = OrderedDict()
-_captured: dict[_Key, torch.Tensor] = {}  # graphs read these as long as they live, which is unknown here
+_captured: dict[_Key, torch.Tensor] = {}  # graphs read these as long as they live, which cannot be known here
 
 
 def memory_order(x: torch.Tensor) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ def memory_order(x: torch.Tensor) -> tuple[int, ...]:
 
 
 def lying_as(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Returns `x` in the memory order of `like`, which is dense: itself, or a copy."""
+    """Returns `x` in the memory order of `like`, which is dense; copied if its order is another."""
     moved = any(n != 1 and a != b for n, a, b in zip(like.shape, x.stride(), like.stride(), strict=True))
     return torch.empty_like(like).copy_(x) if moved and like.numel() else x
 
@@ -40,12 +40,12 @@ def lying_as(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def table(lists: Sequence[Sequence[torch.Tensor]], block: int, element_bytes: int = 4) -> torch.Tensor:
     """Returns the table of several lists of tensors of the same memory orders.
 
-    It is found by the addresses that it holds, so it cannot be stale. Tables that a graph was captured with are kept
+    A table is looked up by the addresses it holds, so it cannot be stale. Tables that a graph was captured with stay
     for good; of the others, the last `KEPT`.
 
     Args:
-        lists: equally many dense tensors each, of the same sizes in turn, on one device.
-        block: the most elements of a row.
+        lists: lists of dense tensors, all equally long and with equal sizes at equal positions, on one device.
+        block: largest number of elements in a row.
         element_bytes: bytes of an element of every tensor.
 
     Returns:
@@ -90,7 +90,7 @@ def _new_table(
 
 
 def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int) -> list[tuple[int, ...]]:
-    """Returns the rows of `table`; sizes are pairs of elements and length along dimension 0."""
+    """Returns the rows of `table`; `sizes` has pairs of the number of elements and the length along dimension 0."""
     counts, lengths = sizes[::2], sizes[1::2]
     lists = [addresses[i : i + len(counts)] for i in range(0, len(addresses), len(counts))]
     made: list[tuple[int, ...]] = []

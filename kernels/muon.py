@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is orthogonalised by a Newton-Schulz iteration.
+"""Muon: momentum with updates that a Newton-Schulz iteration orthogonalises.
 
 Shape legend: O output channels, I input channels, H, W kernel height and width; a filter OIHW counts as a matrix
 [O, I*H*W].
@@ -17,7 +17,7 @@ from wallclock.kernels.optimizer import Implementation, OneStateOptimizer, Rate,
 # Quintic coefficients chosen for the steepest slope at zero: singular values land in about [0.7, 1.2], not at one,
 # which costs no accuracy (Keller Jordan, https://kellerjordan.github.io/posts/muon/).
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-BLOCK = 1024  # elements of a program
+BLOCK = 1024  # elements that a program handles
 PARTS = 256  # partial sums that a program adds at once, which is a bank of 262,144 elements
 
 
@@ -27,13 +27,13 @@ def newton_schulz_ref(
     """Replaces the singular values of a matrix by values near one, keeping its singular vectors.
 
     Args:
-        matrix: [M, N], any floating dtype, any device.
-        steps: iterations; three suffice for training.
-        eps: added to the Frobenius norm, so that a zero matrix stays zero.
+        matrix: matrix [M, N], of any floating dtype on any device.
+        steps: number of iterations; three suffice for training.
+        eps: number added to the Frobenius norm, so that a zero matrix stays zero.
         dtype: dtype of the iteration; None for bfloat16, or float64 for a float64 matrix.
 
     Returns:
-        [M, N] in the dtype of the iteration.
+        The matrix [M, N] in the dtype of the iteration.
 
     Raises:
         ValueError: if `matrix` is not two-dimensional.
@@ -64,11 +64,11 @@ def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, mom
 
     Args:
         params: filters OIHW or matrices, floating; overwritten.
-        grads: their gradients.
-        buffers: averages of the gradients; overwritten.
+        grads: gradients of the parameters.
+        buffers: running averages of the gradients; overwritten.
         lr: step size; see `kernels.optimizer.Rate`.
         momentum: decay of the average.
-        steps: Newton-Schulz iterations.
+        steps: number of Newton-Schulz iterations.
 
     Source: https://github.com/KellerJordan/cifar10-airbench
     """
@@ -82,12 +82,12 @@ def newton_schulz(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -
     """Runs the iteration of `newton_schulz_ref` on stacks of matrices, step by step.
 
     Args:
-        stacks: [B, M, N] each, floating, every matrix divided by its norm.
-        steps: iterations.
-        out: where to write the results, shaped as the stacks; None for new memory.
+        stacks: stacks of matrices, [B, M, N] each, floating, every matrix divided by its norm.
+        steps: number of iterations.
+        out: tensors for the results, shaped as the stacks; None for new memory.
 
     Returns:
-        Tensors as the stacks.
+        Results, shaped as the stacks.
 
     Numerics: in the dtype of the stacks.
     Cost: per step 4*M*M*N + 2*M*M*M operations a matrix for M <= N, in three launches a stack.
@@ -114,7 +114,7 @@ def gram_is_less(m: int, n: int, steps: int) -> bool:
 def newton_schulz_gram(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[torch.Tensor]:
     """Runs `newton_schulz` in the algebra of Gram matrices, where that takes fewer operations.
 
-    Each step multiplies X by a polynomial of G = X X^T, all of which commute: p = a + b G + c G^2 takes G to p G p, the
+    Each step multiplies X by a polynomial of G = X X^T. These commute: p = a + b G + c G^2 takes G to p G p, the
     product P of all p is kept, and X is multiplied once, by P. P is kept as a multiple of the identity and the rest.
     Stacks with the same smaller side share that algebra. Arguments and result are those of `newton_schulz`, in float64.
 
@@ -155,7 +155,7 @@ def newton_schulz_gram(stacks: Tensors, steps: int = 3, out: Tensors | None = No
 
 
 def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[tuple[Any, list[Any]]]:
-    """Returns items by key, keys in the order of their first items."""
+    """Returns items grouped by key, with keys in the order of their first items."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -163,24 +163,24 @@ def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[tuple[Any,
 
 
 def _as_matrix(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Returns [O, I*H*W], its columns in the memory order of `like`: a view if `x` has that order, with O outermost.
+    """Returns x as [O, I*H*W], columns in the memory order of `like`: a view if `x` has that order, with O outermost.
 
-    The iteration of permuted columns is the permuted iteration.
+    A permutation of the columns permutes the columns of the iteration's result alike.
     """
     return x.permute(0, *_inner_order(like)).reshape(len(x), -1)
 
 
 def _inner_order(x: torch.Tensor) -> list[int]:
-    """Returns the dimensions but the first, from the outermost in memory to the innermost."""
+    """Returns the dimensions after the first, from the outermost in memory to the innermost."""
     return sorted(range(1, x.ndim), key=lambda d: x.stride()[d], reverse=True)
 
 
 def muon_eager_(
     params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3
 ) -> None:
-    """Takes the step of `muon_ref` by foreach operations, and iterates all parameters of equal shape at once.
+    """Takes the step of `muon_ref` with foreach operations, and iterates all parameters of equal shape at once.
 
-    The arguments are the same, in any layout.
+    The arguments are those of `muon_ref`, in any layout.
 
     Numerics: the iteration in bfloat16 as published, or float64 for float64 parameters.
     Cost: a product for all filters of one shape. `newton_schulz_gram`, in float64, would take a CPU longer.
@@ -215,11 +215,11 @@ def muon_triton_(
 
     Args:
         params: float32, dense in memory with O outermost (contiguous or channels-last); overwritten.
-        grads: float32; copied where the memory order is not that of the parameter.
-        buffers: float32, each in the memory order of its parameter; overwritten.
-        lr: step size.
+        grads: gradients, float32; copied where the memory order is not that of the parameter.
+        buffers: running averages of the gradients, float32, in the memory order of the parameter; overwritten.
+        lr: step size; see `kernels.optimizer.Rate`.
         momentum: decay of the average.
-        steps: Newton-Schulz iterations.
+        steps: number of Newton-Schulz iterations.
 
     Raises:
         ValueError: if a tensor is not float32, not dense, or in another memory order.
@@ -235,7 +235,7 @@ def muon_triton_(
                 f'a param has strides {p.stride()}; expected output channels outermost, or use implementation="eager"'
             )
     places = [i for i, p in enumerate(params) if p.numel()]
-    # Equal shapes side by side, so that they form stacks of one workspace.
+    # Equal shapes are placed side by side, so that they form stacks of one workspace.
     places = [i for _, group in _grouped(places, lambda i: (len(params[i]), params[i].numel())) for i in group]
     torch.ops.wallclock.muon_(
         [params[i] for i in places],
@@ -291,13 +291,13 @@ class Muon(OneStateOptimizer):
         params: filters OIHW (or matrices), float32; or groups of them, as torch's optimisers take.
         lr: step size relative to a bank of norm sqrt(O): a number, or a tensor of one element on the device.
         momentum: decay of the gradient average, used in Nesterov's form.
-        steps: Newton-Schulz iterations.
-        implementation: "eager" by foreach operations, iterates in bfloat16; "triton" takes three launches beside the
-            products, which are those of Gram matrices in float64.
+        steps: number of Newton-Schulz iterations.
+        implementation: "eager" takes foreach operations and iterates in bfloat16; "triton" takes three launches and the
+            products of Gram matrices in float64.
 
     Raises:
-        ValueError: if a parameter has fewer than two dimensions (biases belong to another optimiser), or there is no
-            such implementation.
+        ValueError: if a parameter has fewer than two dimensions (biases belong to another optimiser), or no
+            implementation has that name.
     """
 
     state_name = "momentum_buffer"

@@ -1,4 +1,4 @@
-"""Registers operators with `torch.library`, so that an operation's file states its results and gradients alone."""
+"""Registers operators with `torch.library`, so that an operation's file states only its results and gradients."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-Gradients = dict[str, torch.Tensor | None]  # by the name of the argument; one that is missing has none
+Gradients = dict[str, torch.Tensor | None]  # by the name of the argument; a missing argument has no gradient
 
 
 def operator(
@@ -20,7 +20,7 @@ def operator(
     """Returns a decorator that registers a function as `torch.ops.wallclock.NAME`; the compiler does not look inside.
 
     Args:
-        name: the operator's name.
+        name: name of the operator.
         outputs: makes uninitialised results, from which the compiler learns shapes and strides. Its parameters name the
             arguments that it is called with. None for an operator that returns nothing.
         mutates: names of the arguments that the function overwrites.

@@ -1,4 +1,4 @@
-"""Base of the optimisers, which update lists of parameters, gradients and states at once."""
+"""Base class of the optimisers, which update lists of parameters, gradients and states at once."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, get_args
@@ -15,10 +15,10 @@ Rate = (
 
 
 def check_lists(params: Tensors, grads: Tensors, state_name: str, states: Tensors) -> None:
-    """Checks the tensors that a Triton update takes: float32, dense, a state in the memory order of its parameter.
+    """Checks the tensors of a Triton update: float32, dense, each state in the memory order of its parameter.
 
     Raises:
-        ValueError: if they do not fit, or the lists differ in length.
+        ValueError: if a tensor does not fit, or the lists differ in length.
     """
     if not len(params) == len(grads) == len(states):
         raise ValueError(
@@ -43,7 +43,7 @@ def check_lists(params: Tensors, grads: Tensors, state_name: str, states: Tensor
 
 
 def number_and_tensor(lr: Rate) -> tuple[float, torch.Tensor | None]:
-    """Returns a learning rate as the two arguments of an operator, of which one counts: a number, or a tensor."""
+    """Returns a learning rate as two arguments of an operator, a number and a tensor, of which one is in use."""
     return (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
 
 
@@ -52,16 +52,16 @@ class OneStateOptimizer(torch.optim.Optimizer):
 
     Attributes:
         state_name: name of the state, which begins as zeros.
-        option_names: options of a group that an update takes by keyword.
-        updates: for each implementation a function of lists of parameters, gradients and states, which it steps.
+        option_names: names of a group's options that an update takes by keyword.
+        updates: for each implementation, the function that updates lists of parameters, gradients and states.
 
     Args:
         params: parameters, or groups of them, as torch's optimisers take.
-        defaults: options of a group.
-        implementation: "eager" by foreach operations, "triton" by few launches.
+        defaults: default options of a group.
+        implementation: "eager" takes foreach operations, "triton" few launches.
 
     Raises:
-        ValueError: if there is no such implementation.
+        ValueError: if no implementation has that name.
     """
 
     state_name: ClassVar[str]
@@ -82,8 +82,8 @@ class OneStateOptimizer(torch.optim.Optimizer):
         """Takes one step on every parameter that has a gradient.
 
         Args:
-            closure: evaluates the loss again; or None.
-            options: replace the options of every group in this step.
+            closure: function that evaluates the loss again; or None.
+            options: values that replace the options of every group in this step.
         """
         loss = None
         if closure is not None:

@@ -20,9 +20,9 @@ def philox_ref(seed: int, counter: torch.Tensor, word1: int = 0, word2: int = 0)
 
     Args:
         seed: 64-bit key.
-        counter: int64, each the lowest of the four 32-bit words of the counter.
-        word1: the next word.
-        word2: the one after; the highest is zero.
+        counter: lowest of the counter's four 32-bit words, int64.
+        word1: second word of the counter.
+        word2: third word; the fourth is zero.
 
     Returns:
         Four int64 tensors of the counter's shape, each in [0, 2**32).

@@ -8,17 +8,18 @@ import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-# Output pixels up to which the product is worth its copy of the input. On a Xeon with AMX, bfloat16, 500 images of 256
-# channels, oneDNN's own gradient takes 149 ms at 7x7 and the product 70; at 15x15 and 64 channels 83 and 77.
+# Largest output map, in pixels, for which the product is worth its copy of the input. On a Xeon with AMX, bfloat16, 500
+# images of 256 channels, oneDNN's own gradient takes 149 ms at 7x7 and the product 70; at 15x15 and 64 channels 83 and
+# 77.
 MAX_PIXELS = 64
 
 
 def worth_it(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> bool:
-    """Returns whether a convolution's output map is small enough, and its filters are trained.
+    """Returns whether `product_conv` pays: the output map is small enough, and the filters are trained.
 
     Args:
-        x: [N, C, H, W].
-        filters: [K, C, R, S].
+        x: map [N, C, H, W].
+        filters: filters [K, C, R, S].
         stride: stride in both directions.
         padding: zeros around x.
     """
@@ -33,11 +34,11 @@ def product_conv_ref(x: torch.Tensor, filters: torch.Tensor, *, stride: int, pad
 
 
 def unfolded(x: torch.Tensor, filter_size: tuple[int, int], *, stride: int, padding: int) -> torch.Tensor:
-    """Returns the pixels under each place of a filter, [N*P*Q, R*S*C]; a view where that is the map itself.
+    """Returns the pixels under each place of a filter, [N*P*Q, R*S*C]; a view if this is the map itself.
 
     Args:
-        x: [N, C, H, W].
-        filter_size: R and S.
+        x: map [N, C, H, W].
+        filter_size: R and S, in pixels.
         stride: stride in both directions.
         padding: zeros around x.
     """
@@ -79,18 +80,18 @@ def product_conv(x: torch.Tensor, filters: torch.Tensor, *, stride: int, padding
     """Returns a convolution whose filters' gradient is a product of the output's gradient and the unfolded input.
 
     Args:
-        x: [N, C, H, W], of a floating type, on any device.
-        filters: [K, C, R, S] of x's type, on its device.
+        x: map [N, C, H, W], of a floating type, on any device.
+        filters: filters [K, C, R, S] of x's type, on its device.
         stride: stride in both directions.
         padding: zeros around x.
 
     Returns:
-        [N, K, P, Q]; it can be differentiated once.
+        The map [N, K, P, Q], which can be differentiated once.
 
     Numerics: products are accumulated in float32 and rounded to x's type once, as PyTorch's gradient is.
 
-    Cost: beside PyTorch's convolution, writes and reads the unfolded input, R*S times x, in backward; nothing more is
-        kept for it. The operations are the same.
+    Cost: besides PyTorch's convolution, backward writes and reads the unfolded input, R*S times x; nothing more is
+        kept for it. The number of operations is PyTorch's.
 
     Source: Chellapilla et al., https://hal.science/inria-00112631 (unfolding)
     """

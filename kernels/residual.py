@@ -8,7 +8,7 @@ from wallclock.kernels.checks import check_act
 from wallclock.kernels.operator import Gradients, operator
 
 Act = Literal["none", "relu", "leaky_relu"]
-BLOCK = 2048  # elements of a program
+BLOCK = 2048  # elements that a program handles
 
 
 def residual_ref(
@@ -28,21 +28,22 @@ def _slope(act: Act, negative_slope: float) -> float:
 def residual_(
     branch: torch.Tensor, x: torch.Tensor, *, alpha: float = 1.0, act: Act = "none", negative_slope: float = 0.01
 ) -> torch.Tensor:
-    """Overwrites `branch` with `x + alpha * act(branch)`; keeps one bit an element for backward, none without `act`.
+    """Overwrites `branch` with `x + alpha * act(branch)`; with `act`, keeps one bit an element for backward.
 
     `x.add_(branch)` cannot be trained, because the branch's first convolution has saved `x`. Nothing saves the branch's
     last output if its norm keeps its input and its activation happens here; autograd raises in backward where an
     operation did save it.
 
     Args:
-        branch: floating, any shape, dense in memory (contiguous or channels-last); overwritten and returned.
-        x: of the branch's shape and dtype; copied unless it has the branch's memory order.
+        branch: tensor of any floating type and shape, dense in memory (contiguous or channels-last); overwritten and
+            returned.
+        x: shortcut of the branch's shape and dtype; copied unless it has the branch's memory order.
         alpha: factor on the branch.
         act: activation of the branch: "none", "relu" or "leaky_relu".
         negative_slope: slope of leaky_relu below zero.
 
     Raises:
-        ValueError: if the two do not fit, or the branch is not dense.
+        ValueError: if shape or dtype do not fit, or the branch is not dense.
 
     Numerics: float32, rounded once.
     Cost: reads two maps, writes one and a 16th (bfloat16); eager writes a new map, and keeps another for leaky_relu.
@@ -54,7 +55,7 @@ def residual_(
     check_act(act, get_args(Act))
     slope = _slope(act, negative_slope)
     x = x.contiguous(memory_format=_memory_format(branch))
-    if torch.compiler.is_compiling():  # the compiler reuses memory by itself, and Dynamo mistakes an overwritten input
+    if torch.compiler.is_compiling():  # the compiler reuses memory by itself, and Dynamo mishandles overwritten inputs
         return torch.ops.wallclock.residual(branch, x, alpha, slope)[0]
     return _Residual.apply(branch, x, alpha, slope)
 
@@ -68,7 +69,7 @@ def _memory_format(branch: torch.Tensor) -> torch.memory_format:
 
 
 def _launch(branch: torch.Tensor, x: torch.Tensor, out: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
-    """Writes the sum to `out`; returns a bit for each element above zero, in the branch's memory order, or nothing."""
+    """Writes the sum to `out`; returns a bit for each element above zero, in the branch's memory order, or no bits."""
     from wallclock.kernels.jit.residual import residual_kernel
 
     bits = _bits(branch, slope)
@@ -139,7 +140,7 @@ def _dbranch(dy: torch.Tensor) -> torch.Tensor:
 
 @operator("residual_backward", outputs=_dbranch)
 def _backward(dy: torch.Tensor, bits: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
-    """Returns the gradient of the branch; dy lies in memory as the branch did."""
+    """Returns the gradient of the branch; dy has the branch's memory order."""
     from wallclock.kernels.jit.residual import residual_backward_kernel
 
     dbranch = torch.empty_like(dy)

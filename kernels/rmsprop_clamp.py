@@ -9,7 +9,7 @@ from wallclock.kernels.multi_tensor import aligned, lying_as, table
 from wallclock.kernels.operator import operator
 from wallclock.kernels.optimizer import Implementation, OneStateOptimizer, Rate, Tensors, check_lists, number_and_tensor
 
-# Elements of a program. Four accesses of 16 bytes a thread would be 2048, and leave small tensors half empty.
+# Elements that a program handles. Four accesses of 16 bytes a thread would be 2048, and leave small tensors half empty.
 BLOCK = 1024
 
 
@@ -27,12 +27,12 @@ def rmsprop_clamp_ref(
 
     Args:
         params: floating tensors of any shape; overwritten.
-        grads: their gradients.
-        square_avgs: averages of the squared gradients; overwritten.
+        grads: gradients of the parameters.
+        square_avgs: running averages of the squared gradients; overwritten.
         lr: learning rate.
-        alpha: decay of the average.
-        eps: added to the average's root.
-        clamp: parameters end in [-clamp, clamp]; None for no clamp.
+        alpha: decay of the running average.
+        eps: number added to the average's root.
+        clamp: bound on the parameters, which end in [-clamp, clamp]; None for no clamp.
     """
     for p, g, v in zip(params, grads, square_avgs, strict=True):
         v.copy_(alpha * v + (1 - alpha) * g * g)
@@ -51,9 +51,9 @@ def rmsprop_clamp_foreach_(
     eps: float = 1e-8,
     clamp: float | None = None,
 ) -> None:
-    """Takes the step of `rmsprop_clamp_ref` by the foreach operations of `torch.optim.RMSprop(foreach=True)`.
+    """Takes the step of `rmsprop_clamp_ref` with the foreach operations of `torch.optim.RMSprop(foreach=True)`.
 
-    The arguments are the same, on any device; `lr` may be a `Rate`.
+    The arguments are those of `rmsprop_clamp_ref`, on any device; `lr` may be a `Rate`.
 
     Cost: 52 bytes a float32 parameter, and 16 for the clamp.
     """
@@ -84,19 +84,19 @@ def rmsprop_clamp_(
 ) -> None:
     """Takes the step of `rmsprop_clamp_ref` in one Triton launch over all tensors, which a CUDA graph can capture.
 
-    A table on the device holds the tensors' addresses. It is looked up by them in every call, and copied to the device
+    A table on the device holds the tensors' addresses. Each call looks it up by these, and copies it to the device
     when they are new, so that gradients may be dropped and made again. A capture needs the table beforehand, and its
     replays read the gradients where they were: take a step before it and keep their memory with
     `zero_grad(set_to_none=False)`.
 
     Args:
-        params: float32, each dense in memory (contiguous, channels-last, any order); overwritten.
-        grads: their gradients, float32; copied where the memory order is not that of the parameter.
-        square_avgs: float32, each in the memory order of its parameter; overwritten.
-        lr: learning rate; a capture keeps a number.
-        alpha: decay of the average.
-        eps: added to the average's root.
-        clamp: parameters end in [-clamp, clamp], NaN stays; None for no clamp.
+        params: parameters, float32, each dense in memory (contiguous, channels-last, any order); overwritten.
+        grads: gradients of the parameters, float32; copied where the memory order is not that of the parameter.
+        square_avgs: running averages, float32, each in the memory order of its parameter; overwritten.
+        lr: learning rate; a graph replays a number as it was at its capture.
+        alpha: decay of the running average.
+        eps: number added to the average's root.
+        clamp: bound on the parameters, which end in [-clamp, clamp], while NaN stays; None for no clamp.
 
     Raises:
         ValueError: if a tensor is not float32, not dense, or does not fit the others; or if a graph is being captured
@@ -140,23 +140,23 @@ class RMSpropClamp(OneStateOptimizer):
     """RMSprop whose step ends with the critic's weight clamp.
 
     The paper clamps before each critic step, over every parameter of the critic (a norm's gamma too), so that a
-    generator step sees the critic before its last clamp. The same sequence is: `clamp_()` once before the first step;
+    generator step sees the critic before its last clamp. To reproduce this: `clamp_()` once before the first step;
     `step()` where another critic step follows; `step(clamp=False)` before a generator step, and `clamp_()` after it.
     With `step()` alone the generator sees a clamped critic, which differs by less than 10 lr in any weight.
 
-    It keeps nothing on the host, so that a CUDA graph may hold a step; see `rmsprop_clamp_` for what a capture needs.
+    It keeps nothing on the host, so that a CUDA graph may hold a step; `rmsprop_clamp_` says what a capture needs.
     A state of `torch.optim.RMSprop` without momentum, centering and decay can be loaded.
 
     Args:
         params: parameters or groups of them; float32 for "triton".
-        lr: a number, or a tensor of one element on the device.
+        lr: learning rate, a number or a tensor of one element on the device.
         alpha: decay of the average of squares.
-        eps: added to the average's root.
-        clamp: parameters end in [-clamp, clamp]; None for no clamp.
-        implementation: "eager" by foreach operations, "triton" in one launch.
+        eps: number added to the average's root.
+        clamp: bound on the parameters, which end in [-clamp, clamp]; None for no clamp.
+        implementation: "eager" takes foreach operations, "triton" one launch.
 
     Raises:
-        ValueError: if a number is out of range, or there is no such implementation.
+        ValueError: if a number is out of range, or no implementation has that name.
     """
 
     state_name = "square_avg"
@@ -208,7 +208,7 @@ class RMSpropClamp(OneStateOptimizer):
         """Takes one step on every parameter that has a gradient.
 
         Args:
-            closure: evaluates the loss again; or None.
-            clamp: whether the clamp follows.
+            closure: function that evaluates the loss again; or None.
+            clamp: whether the clamp follows the step.
         """
         return super().step(closure, **({} if clamp else {"clamp": None}))

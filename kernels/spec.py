@@ -27,7 +27,7 @@ class Case:
     Attributes:
         network: the network that has this shape.
         shape: shape of the input, NCHW.
-        options: keyword arguments of every variant.
+        options: keyword arguments for every variant.
         flags: further properties for `KernelSpec.inputs` and the costs, such as "residual".
     """
 
@@ -44,7 +44,7 @@ class Case:
 
     @property
     def elements(self) -> int:
-        """N*C*H*W."""
+        """Number of elements of the input, N*C*H*W."""
         return torch.Size(self.shape).numel()
 
 
@@ -53,24 +53,24 @@ class KernelSpec:
     """An operation as tests and benchmarks see it.
 
     Attributes:
-        name: the name of its file.
-        reference: the definition; called with float64 inputs.
-        variants: implementations of one signature, by name; the judge is among them.
-        cases: shapes, each of another name.
-        static_cases: the cases that the static gate compiles; empty for all.
-        main_cases: the static cases that are also compiled in float16 and float32, and with `static_variants`.
+        name: name of the operation and of its file.
+        reference: function that defines the operation; called with float64 inputs.
+        variants: implementations with one signature, by name, including the judge.
+        cases: shapes to measure, with distinct names.
+        static_cases: cases that the static gate compiles; empty for all.
+        main_cases: static cases that are also compiled in float16 and float32, and with `static_variants`.
         static_variants: further variants that the static gate alone compiles, such as evaluation.
         overwritten: prefixes of the inputs that every variant overwrites. Their values after a call are its result;
             each check, and each variant while it is timed, has copies of them.
-        inputs: makes the tensors of a case, which are keyword arguments of every variant; the same ones for a case.
-        differentiated: the inputs whose gradients are taken; empty if there is no backward.
-        judge: the variant whose error decides how large those of the others may be.
-        bytes_moved: bytes that a variant should move, by case, variant, direction and bytes of an element.
-        operations: additions and multiplications, by case and direction.
-        loose: errors allowed to variants that keep less than exact values.
-        in_place: prefixes of the inputs that one variant overwrites, by variant; it has copies of them, and its result
-            is its value.
-        only_at: for variants that do not implement every case: whether they implement one.
+        inputs: function that makes the tensors of a case, keyword arguments of every variant, equal in each call.
+        differentiated: names of the inputs whose gradients are taken; empty if there is no backward.
+        judge: name of the variant whose error decides how large the errors of the others may be.
+        bytes_moved: number of bytes that a variant should move, by case, variant, direction and bytes of an element.
+        operations: number of additions and multiplications, by case and direction.
+        loose: largest errors allowed to variants that keep approximate values.
+        in_place: prefixes of the inputs that one variant overwrites, by variant; it gets copies of them, and its result
+            is its return value.
+        only_at: for each variant that does not implement every case, a function that returns whether it implements one.
     """
 
     name: str
@@ -103,7 +103,7 @@ class KernelSpec:
         }
 
     def results(self, inputs: Inputs, y: torch.Tensor) -> list[torch.Tensor]:
-        """Returns the results of a call: its value, or the inputs that it has overwritten."""
+        """Returns the results of a call: its return value, or the inputs that it has overwritten."""
         if not self.overwritten:
             return [y]
         return [t for name, t in inputs.items() if t is not None and name.startswith(self.overwritten)]
@@ -123,12 +123,12 @@ def cpp_compiler() -> str | None:
 
 
 def available(variant: str, device: torch.device) -> str:
-    """Returns why a variant cannot run on a device; empty when it can.
+    """Returns the reason why a variant cannot run on a device; empty if it can.
 
     Args:
-        variant: one whose name begins with "triton" needs Triton, and a GPU or its interpreter; "compile" needs a C++
-            compiler on a CPU; any other is plain PyTorch.
-        device: to run on.
+        variant: name of the variant. With "triton" at its beginning it needs Triton, and a GPU or the interpreter;
+            "compile" needs a C++ compiler on a CPU; any other is plain PyTorch.
+        device: device to run on.
     """
     if variant == "compile" and device.type == "cpu" and cpp_compiler() is None:
         return "torch.compile needs a C++ compiler on the CPU; install g++"
@@ -142,7 +142,7 @@ def available(variant: str, device: torch.device) -> str:
 
 
 def interpreted(variant: str, device: torch.device) -> str:
-    """Returns why a variant that can run on a device is not timed there; empty when it is."""
+    """Returns the reason why a variant that can run on a device is not timed there; empty if it is."""
     return "Triton's interpreter is not timed" if variant.startswith("triton") and device.type != "cuda" else ""
 
 
@@ -165,6 +165,6 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def in_a_line(error: Exception) -> str:
-    """Returns an error's kind and the first 300 characters of its message, in one line."""
+    """Returns an error's kind and the first 300 characters of its message on one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:300]}".rstrip(": ")

@@ -32,10 +32,10 @@ def collapse(weight: torch.Tensor) -> torch.Tensor:
     the odd ones; so with the columns. The channels are swapped before the sums, on 9 taps rather than on 16.
 
     Args:
-        weight: [O, I, 3, 3], floating.
+        weight: weight [O, I, 3, 3], floating.
 
     Returns:
-        [I, O, 4, 4] of the same dtype, in channels-last memory if the weight is.
+        Taps [I, O, 4, 4] of the weight's dtype, in channels-last memory if the weight is.
 
     Raises:
         ValueError: if the kernel is not 3x3.
@@ -54,7 +54,7 @@ def collapse(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _sums(weight: torch.Tensor, dim: int) -> torch.Tensor:
-    """Returns four taps for the three of a dimension, flipped as a transposed convolution reads them."""
+    """Returns the four taps for the three of a dimension, flipped as a transposed convolution reads them."""
     first, middle, last = weight.unbind(dim)
     return torch.stack((last, middle + last, first + middle, first), dim)
 
@@ -69,9 +69,9 @@ def upsample_conv(
     """Upsamples by two (nearest) and convolves by 3x3 with zero padding 1, as one transposed convolution.
 
     Args:
-        x: [N, I, H, W], floating; any strides.
-        weight: [O, I, 3, 3] of x's dtype, or float32 with x in 16 bits: its sums are then rounded once.
-        bias: [O] of x's dtype, or None.
+        x: map [N, I, H, W], floating, with any strides.
+        weight: weight [O, I, 3, 3] of x's dtype, or float32 with x in 16 bits: its sums are then rounded once.
+        bias: bias [O] of x's dtype, or None.
         implementation: "eager" is PyTorch's transposed convolution with the collapsed weight; "triton" computes it as
             products, one for each phase of the output.
 
@@ -79,7 +79,7 @@ def upsample_conv(
         [N, O, 2H, 2W] of x's dtype.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, or there is no such implementation.
+        ValueError: if shapes or dtypes do not fit, or no implementation has that name.
 
     Numerics: float64 equals the reference to 1e-13; in 16 bits the sums of weights are rounded to that type. A NaN in x
         stays within the 4x4 pixels that see it.

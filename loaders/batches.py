@@ -1,4 +1,4 @@
-"""The data contract: what a data set is, how it is split, and what can be asked of every pipeline over it.
+"""The data contract: data sets, their splits, and the options that every pipeline takes.
 
 Shape legend: N images, H, W height and width, C = 3 colour channels.
 """
@@ -21,17 +21,17 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images, as stored.
+    """Labelled images in the form they are stored in.
 
     Attributes:
         name: the name under which accuracies are recorded; "cifar10" only for the verified canonical set.
-        images_NHWC: uint8 [N, H, W, 3].
-        labels: int64 [N], each in [0, len(classes)).
+        images_NHWC: images, uint8 [N, H, W, 3].
+        labels: labels, int64 [N], each in [0, len(classes)).
         classes: names of the classes, in label order.
         content_hash: sha256 of shape, images and labels; two sets share it only when they are equal.
 
     Raises:
-        DataError: if shapes, dtypes or labels are not as above.
+        DataError: if shapes or dtypes are not as above.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Dataset:
         """Returns the data set with its content hash, after checking that every label names a class.
 
         Args:
-            name: see `Dataset`.
-            images_NHWC: uint8 [N, H, W, 3] on the CPU.
-            labels: int64 [N] on the CPU.
-            classes: names of the classes.
+            name: name under which accuracies are recorded.
+            images_NHWC: images, uint8 [N, H, W, 3] on the CPU.
+            labels: labels, int64 [N] on the CPU.
+            classes: names of the classes, in label order.
 
         Raises:
-            DataError: if it is empty or a label is out of range.
+            DataError: if there are no images, or a label names no class.
         """
         if len(images_NHWC) == 0:
             raise DataError(f"{name}: no images; point --data at a data set with some")
@@ -77,26 +77,26 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of the images, pixels."""
+        """Height and width of the images in pixels."""
         return self.images_NHWC.shape[1], self.images_NHWC.shape[2]
 
     def subset(self, indices: torch.Tensor | slice) -> "Dataset":
-        """Returns the images at `indices` (int64 [M], or a slice), under the hash of the whole set and its choice."""
+        """Returns the images at `indices` (int64 [M], or a slice), hashed by the whole set's hash and these indices."""
         chosen = torch.arange(len(self))[indices]
         digest = hashlib.sha256(self.content_hash.encode() + chosen.numpy().tobytes()).hexdigest()
         at = chosen.to(self.labels.device)
         return Dataset(self.name, self.images_NHWC[at], self.labels[at], self.classes, digest)
 
     def to(self, device: torch.device) -> "Dataset":
-        """Returns the same data set in the memory of `device`."""
+        """Returns the data set in the memory of `device`."""
         return Dataset(self.name, self.images_NHWC.to(device), self.labels.to(device), self.classes, self.content_hash)
 
 
 def check_padding(augmentation: Augmentation, shape: Sequence[int]) -> None:
-    """Refuses padding that images of this height and width, in pixels, are too small to be reflected by.
+    """Refuses padding too wide to be filled by reflecting an image of this height and width, in pixels.
 
     Raises:
-        DataError: if the padding is too wide.
+        DataError: if the padding is no narrower than the image.
     """
     if augmentation.pad >= min(shape):
         raise DataError(f"cannot reflect {augmentation.pad} pixels of an image of {min(shape)}; choose a smaller pad")
@@ -116,17 +116,17 @@ class Split:
 
     @property
     def content_hash(self) -> str:
-        """The sha256 of both sets' hashes: two splits share it only when both of their sets are equal."""
+        """The sha256 of the two sets' hashes: splits share it only when both of their sets are equal."""
         return hashlib.sha256((self.train.content_hash + self.test.content_hash).encode()).hexdigest()
 
     def tune(self, validation: int | None = None) -> "Split":
         """Returns a split of the training set alone, for tuning without looking at the test set.
 
         Args:
-            validation: images held out; by default a tenth (5,000 of CIFAR-10's 50,000). Always the same ones.
+            validation: number of images held out, always the same; by default a tenth (5,000 of CIFAR-10's 50,000).
 
         Raises:
-            DataError: if nothing would be left on one side.
+            DataError: if one side would be empty.
         """
         held_out = len(self.train) // 10 if validation is None else validation
         if not 0 < held_out < len(self.train):
@@ -137,26 +137,26 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """What is asked of a pipeline: size, place, order and augmentation of its batches.
+    """Options of a pipeline: size, place, order and augmentation of its batches.
 
     Attributes:
-        batch_size: images in a batch of one rank.
-        device: where batches end up.
-        augmentation: what happens to each image; None for nothing.
+        batch_size: number of images in a batch of one rank.
+        device: device of the finished batches.
+        augmentation: random changes to each image; None for none.
         dtype: type of the normalised images.
-        seed: decides order and augmentation, together with the epoch.
+        seed: seed of order and augmentation, which also depend on the epoch.
         shuffle: whether each epoch has its own order.
-        drop_last: whether an incomplete last batch is dropped; else it is smaller, never padded.
-        size: edge to which images in memory are scaled down once, beforehand, and their padding with them; None keeps
-            theirs.
-        implementation: how `device` augments; both ways draw the same numbers.
-        rank: number of this process among those that share the data set.
-        world: how many processes share it.
-        workers: processes of `dataloader` and `webdataset`, threads of `dali`; with 0 this process does the work.
-        damaged: what happens to images that cannot be decoded; a batch that had some is smaller.
+        drop_last: whether an incomplete last batch is dropped; False yields it smaller, never padded.
+        size: edge in pixels to which images in memory are scaled down once, beforehand, along with their padding; None
+            leaves them as they are.
+        implementation: code by which the pipeline `device` augments; both ways draw the same numbers.
+        rank: number of this process among those that share the data set, from 0.
+        world: number of processes that share the data set.
+        workers: number of processes of `dataloader` and `webdataset`, or threads of `dali`; with 0 this process works.
+        damaged: policy for images that cannot be decoded: "raise" an error, or "skip" them for a smaller batch.
 
     Raises:
-        ValueError: if a number is out of range, or there is no such policy for damaged images.
+        ValueError: if a number is out of range, or `damaged` has another value.
     """
 
     batch_size: int

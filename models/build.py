@@ -21,12 +21,12 @@ def build_model(recipe: Recipe, classes: int, device: torch.device) -> nn.Module
     """Returns the recipe's network with fresh float32 weights from torch's global generator.
 
     Args:
-        recipe: names the network and its arguments.
-        classes: number of outputs.
-        device: where the weights live; on "meta" the network has shapes only.
+        recipe: its `model` names the network, its `model_arguments` the network's keyword arguments.
+        classes: number of the network's outputs.
+        device: device of the weights; on "meta" the network has shapes only.
 
     Raises:
-        ValueError: if there is no such network (names the nearest), or it does not take the arguments.
+        ValueError: if no network has that name (names the nearest), or it does not take the arguments.
     """
     if recipe.model not in MODELS:
         near = difflib.get_close_matches(recipe.model, MODELS, n=1, cutoff=0.5)
@@ -61,13 +61,13 @@ class ScheduledOptimizers:
         self.moves_momentum = any(schedule.at(0.0).momentum is not None for _, _, schedule in self._groups)
 
     def set_progress(self, progress: float) -> tuple[bool, ...]:
-        """Sets every group to its schedule at `progress`, from 0 at the first step to 1 after the last.
+        """Sets every group's learning rate and momentum by its schedule, and returns whether each group is frozen.
 
         A group whose learning rate is zero is frozen: its parameters have no gradient, and backward skips the work.
         Gradients that were kept in place are put aside meanwhile: graphs of other steps go on using their memory.
 
-        Returns:
-            For each group whether it is frozen.
+        Args:
+            progress: share of the run that is done, from 0 at the first step to 1 after the last.
         """
         settings = [(group, peak_lr, schedule.at(progress)) for group, peak_lr, schedule in self._groups]
         for group, peak_lr, setting in settings:
@@ -87,11 +87,11 @@ class ScheduledOptimizers:
         return tuple(setting.lr_factor == 0.0 for _, _, setting in settings)
 
     def frozen_at(self, progress: float) -> tuple[bool, ...]:
-        """Returns for each group whether it is frozen at `progress`."""
+        """Returns whether each group is frozen at `progress`, a share of the run from 0 to 1."""
         return tuple(schedule.at(progress).lr_factor == 0.0 for _, _, schedule in self._groups)
 
     def zero_grad(self, *, keep_memory: bool = False) -> None:
-        """Drops the gradients, or sets them to zero where they lie."""
+        """Drops the gradients, or with `keep_memory` sets them to zero in the memory they have."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=not keep_memory)
 
@@ -111,7 +111,7 @@ def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
     rule = recipe.optimizer
 
     def rate(lr: float) -> float | torch.Tensor:
-        """Returns the rate as a graph reads it."""
+        """Returns the rate, as a tensor on the device where a CUDA graph reads it."""
         on_device = recipe.implementations.cuda_graph and trained[0].device.type != "meta"
         return torch.tensor(lr, device=trained[0].device) if on_device else lr
 

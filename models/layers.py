@@ -1,4 +1,4 @@
-"""The layers that the networks share, and the one place where an implementation of them is chosen.
+"""The layers that the networks share, and `choose`, which sets how they carry out their operations.
 
 Shape legend: N batch, C channels, H, W height and width; activations are NCHW tensors in channels-last memory.
 """
@@ -32,21 +32,21 @@ ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
 
 
 def choose(model: nn.Module, implementations: Implementations) -> None:
-    """Sets how every layer of a network carries out its operations."""
+    """Sets how every layer of a network carries out its operations, in place."""
     for layer in model.modules():
         if isinstance(layer, ActBatchNorm | BatchNormAct | CollapsedConv | Conv2d | InstanceNormAct | ResidualSum):
             layer.implementations = implementations
 
 
 class Unit(nn.Module):
-    """Convolutions and norms of which each may leave work to the next, so that they are chosen together."""
+    """A group of convolutions and norms, chosen together because each may leave work to the next."""
 
     def chosen_norms(self) -> list[BatchNormAct]:
-        """Returns the norms whose `conv_bn_act` makes a difference, in the order they are computed."""
+        """Returns the norms that `conv_bn_act` applies to, in the order they are computed."""
         return [layer for layer in self.modules() if isinstance(layer, BatchNormAct)]
 
     def choose(self, choices: Sequence[Implementation]) -> None:
-        """Sets how each of `chosen_norms` carries out its convolution."""
+        """Sets how the convolution of each of `chosen_norms` is carried out, one choice for each norm in order."""
         for norm, choice in zip(self.chosen_norms(), choices, strict=True):
             norm.implementations = replace(norm.implementations, conv_bn_act=choice)
 
@@ -61,7 +61,7 @@ def units(model: nn.Module) -> dict[str, Unit]:
 
 
 def convolve(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
-    """Returns `conv(x)`, [N, K, P, Q], of a map or of one whose norm and activation are left to the convolution."""
+    """Returns `conv(x)`, [N, K, P, Q]; x is a map, or one whose norm and activation the convolution has to apply."""
     if isinstance(x, torch.Tensor):
         return conv(x)
     from wallclock.kernels import conv_bn_act
@@ -70,7 +70,7 @@ def convolve(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
 
 
 def _count_batch(norm: nn.Module, training: bool) -> nn.BatchNorm2d:
-    """Returns the norm; in training it has counted one batch more."""
+    """Returns the norm, after counting one more batch in training."""
     assert isinstance(norm, nn.BatchNorm2d)
     if training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -78,14 +78,14 @@ def _count_batch(norm: nn.Module, training: bool) -> nn.BatchNorm2d:
 
 
 class Conv2d(nn.Conv2d):
-    """PyTorch's square convolution without bias, dilation or groups; the filters' gradient may be this suite's.
+    """PyTorch's square convolution without bias, dilation or groups; `product_conv` may compute the filters' gradient.
 
     Args:
         channels_in: C of the input [N, C, H, W].
-        channels_out: K.
-        kernel_size: edge of the filters.
-        stride: in both directions.
-        padding: zeros around the input.
+        channels_out: K of the output [N, K, P, Q].
+        kernel_size: edge of the filters in pixels.
+        stride: stride in both directions, in pixels.
+        padding: zeros added on each side of the input, in pixels.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Conv2d(nn.Conv2d):
         self.implementations = Implementations()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns [N, K, P, Q]."""
+        """Returns the convolution of x [N, C, H, W], a map [N, K, P, Q]."""
         stride, padding = self.stride[0], int(self.padding[0])
         if self.implementations.product_conv and worth_it(x, self.weight, stride, padding):
             return product_conv(autocast_to(x), autocast_to(self.weight), stride=stride, padding=padding)
@@ -114,7 +114,7 @@ class ResidualSum(nn.Module):
         self.alpha, self.implementations = alpha, Implementations()
 
     def forward(self, shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        """Returns the sum, [N, C, H, W]; with Triton in the branch's memory, which nothing may have saved."""
+        """Returns the sum, [N, C, H, W]; Triton writes it into the branch's memory, which no backward may need."""
         if self.implementations.residual == "triton":
             from wallclock.kernels.residual import residual_
 
@@ -123,11 +123,11 @@ class ResidualSum(nn.Module):
 
 
 class BatchNormAct(nn.Sequential):
-    """Batch norm, then an activation, then, if there is one, a residual.
+    """Batch norm, then an activation, then the addition of a residual if one is given.
 
     Args:
-        channels: C.
-        act: a name in `ACTIVATIONS`.
+        channels: C of the map.
+        act: name of the activation in `ACTIVATIONS`.
         momentum: weight of the new batch in the running statistics (PyTorch's meaning).
         eps: added to the variance.
         train_scale: whether gamma is trained; False freezes it at one.
@@ -151,7 +151,7 @@ class BatchNormAct(nn.Sequential):
         self.implementations = Implementations()
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns `act(norm(x))`, and the residual added to it if there is one, [N, C, H, W]."""
+        """Returns `act(norm(x))`, plus the residual if one is given; all are [N, C, H, W]."""
         norm, activate = self
         chosen = self.implementations
         if chosen.batch_norm_act == "triton":
@@ -202,13 +202,13 @@ class BatchNormAct(nn.Sequential):
     def after(
         self, conv: nn.Conv2d, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool = False
     ) -> torch.Tensor | Deferred:
-        """Returns `act(norm(conv(x)))`, and the residual added to it if there is one.
+        """Returns `act(norm(conv(x)))`, plus the residual if one is given.
 
         Args:
-            conv: without bias.
-            x: [N, C, H, W], or a map whose own norm and activation the convolution is to apply.
-            residual: [N, K, P, Q], or None.
-            defer: leave this norm and activation to the next convolution, where the implementation can.
+            conv: the convolution, without bias.
+            x: map [N, C, H, W], or a map whose own norm and activation the convolution is to apply.
+            residual: map [N, K, P, Q] to add, or None.
+            defer: whether to leave this norm and activation to the next convolution, where the implementation can.
         """
         if self.implementations.conv_bn_act != "triton":
             return self(convolve(conv, x), residual)
@@ -226,7 +226,7 @@ class BatchNormAct(nn.Sequential):
         return y if residual is None or fused is not None else residual + y  # type: ignore[operator]
 
     def _save(self, fused_sum: bool) -> Save:
-        """Returns what the kernel keeps; where an output cannot be inverted, a byte an element is the next best."""
+        """Returns what the kernel keeps for backward; "byte" replaces "output" where the output cannot be inverted."""
         wanted = self.implementations.batch_norm_save
         invertible = self.act == "leaky_relu" and not fused_sum
         return "byte" if wanted == "output" and not invertible else wanted
@@ -236,8 +236,8 @@ class ActBatchNorm(nn.Sequential):
     """An activation, then batch norm: the lesson's order.
 
     Args:
-        channels: C.
-        act: a name in `ACTIVATIONS`.
+        channels: C of the map.
+        act: name of the activation in `ACTIVATIONS`.
         negative_slope: slope of leaky_relu below 0.
     """
 
@@ -246,7 +246,7 @@ class ActBatchNorm(nn.Sequential):
         self.implementations = Implementations()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns `norm(act(x))`, [N, C, H, W]; the activation may be taken in the memory of x."""
+        """Returns `norm(act(x))`, [N, C, H, W]; the activation may overwrite x."""
         activate, norm = self
         z = activate(x)
         if self.implementations.batch_norm_act != "triton":
@@ -262,14 +262,14 @@ class ActBatchNorm(nn.Sequential):
 
 
 class InstanceNormAct(nn.Module):
-    """Instance norm, an activation and, if there is one, a residual, padded by reflection for the next convolution.
+    """Instance norm, an activation and the sum with a given residual, padded by reflection for the next convolution.
 
     Args:
-        channels: C.
-        act: "none", "relu" or "leaky_relu".
-        pad: pixels that the output is padded by on each side.
-        affine: whether there are a gamma and a beta; CycleGAN has none.
-        negative_slope: slope of leaky_relu below 0; CycleGAN's by default.
+        channels: C of the map.
+        act: name of the activation: "none", "relu" or "leaky_relu".
+        pad: padding of the output on each side, in pixels.
+        affine: whether the norm has a gamma and a beta; CycleGAN's have none.
+        negative_slope: slope of leaky_relu below 0; the default is CycleGAN's.
         eps: added to the variance.
     """
 
@@ -296,10 +296,10 @@ class InstanceNormAct(nn.Module):
         """Returns `reflect_pad(act(norm(x)) + residual, pad)`.
 
         Args:
-            x: [N, C, H, W].
-            residual: [N, C, H + 2*residual_pad, W + 2*residual_pad], of which the interior is added: a block's input,
+            x: map [N, C, H, W].
+            residual: map [N, C, H + 2*residual_pad, W + 2*residual_pad] whose interior is added: a block's input,
                 padded for its first convolution.
-            residual_pad: pixels that the residual is padded by.
+            residual_pad: padding of the residual on each side, in pixels.
         """
         if self.implementations.instance_norm_act == "triton":
             from wallclock.kernels.instance_norm_act import instance_norm_act
@@ -323,9 +323,9 @@ class ConvBNAct(nn.Sequential, Unit):
     Args:
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output [N, C, ceil(H / stride), ceil(W / stride)].
-        kernel_size: odd edge length of the filter.
+        kernel_size: edge of the filters in pixels, odd.
         stride: stride of the convolution.
-        act: a name in `ACTIVATIONS`.
+        act: name of the activation in `ACTIVATIONS`.
         momentum: weight of the new batch in the norm's running statistics.
     """
 
@@ -346,24 +346,24 @@ class ConvBNAct(nn.Sequential, Unit):
 
     @property
     def reads_deferred(self) -> bool:
-        """Whether the convolution is a Triton kernel, which applies a norm left to it."""
+        """Whether the convolution is a Triton kernel, which can apply a norm and activation left to it."""
         (norm_act,) = self.chosen_norms()
         return norm_act.implementations.conv_bn_act == "triton"
 
     def forward(
         self, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool = False
     ) -> torch.Tensor | Deferred:
-        """Returns `act(norm(conv(x)))`, and the residual added to it if there is one; see `BatchNormAct.after`."""
+        """Returns `act(norm(conv(x)))`, plus the residual if one is given; see `BatchNormAct.after`."""
         conv, norm_act = self
         assert isinstance(conv, nn.Conv2d) and isinstance(norm_act, BatchNormAct)
         return norm_act.after(conv, x, residual, defer=defer)
 
 
 class Chain(nn.Sequential):
-    """Layers one after the other; a `ConvBNAct` leaves its norm and activation to one that follows it."""
+    """A sequence of layers, in which a `ConvBNAct` leaves its norm and activation to a `ConvBNAct` right after it."""
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the last layer's output; that layer adds the residual, if there is one."""
+        """Returns the last layer's output, to which that layer adds the residual if one is given."""
         *layers, last = self
         y: torch.Tensor | Deferred = x
         for layer, following in zip(layers, [*layers[1:], last], strict=True):
@@ -382,7 +382,7 @@ class Residual(Unit):
     the memory of its norm's output, and has the right gradients too.
 
     Args:
-        branch: layers of which the last is a `ConvBNAct`.
+        branch: layers that map x to its own shape; the last is a `ConvBNAct`.
     """
 
     def __init__(self, branch: Chain) -> None:

@@ -1,4 +1,4 @@
-"""The five ways to double a map's height and width by a learnt filter, each a layer with one parameter, `weight`.
+"""Five layers that double a map's height and width by a learnt filter; each has one parameter, `weight`.
 
 Shape legend: N batch, I and O input and output channels, H, W height and width of the input.
 """
@@ -17,7 +17,7 @@ UPSAMPLINGS = ("deconv", "nearest", "bilinear", "collapsed", "pixelshuffle")
 
 
 def autocast_to(x: torch.Tensor) -> torch.Tensor:
-    """Returns x in the type that autocast gives a convolution's input, for operations that autocast does not know."""
+    """Returns x in the type that autocast would give it before a convolution; for operations it does not cover."""
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return x
@@ -40,7 +40,7 @@ class ResizeConv(nn.Conv2d):
 
 
 class CollapsedConv(nn.Conv2d):
-    """Computes a nearest-neighbour `ResizeConv`, from the same weight, without the resized map.
+    """Computes a nearest-neighbour `ResizeConv` with its weight, but never builds the resized map.
 
     It takes 4 multiply-adds for each output pixel and pair of channels in place of 9. Under autocast the taps are
     summed in the weight's float32 and rounded once.
@@ -72,16 +72,16 @@ class ShuffleConv(nn.Conv2d):
 
 @torch.no_grad()
 def icnr_(weight: torch.Tensor) -> torch.Tensor:
-    """Gives the four filters of each output channel the first one's values, in place: no phase differs at first.
+    """Copies the first of each output channel's four filters to the other three, in place, so that all phases agree.
 
     The layer is then a convolution whose output is resized to nearest neighbours. The distribution stays that of the
-    weight: apply it again after any other initialisation.
+    weight. Apply it again after any other initialisation.
 
     Args:
-        weight: [4 O, I, h, w], the weight of a `ShuffleConv`; it is returned.
+        weight: weight [4 O, I, h, w] of a `ShuffleConv`; the function returns it.
 
     Raises:
-        ValueError: if its first dimension is no multiple of four.
+        ValueError: if the weight's first dimension is no multiple of four.
 
     Source: Aitken et al., https://arxiv.org/abs/1707.02937
     """
@@ -91,17 +91,17 @@ def icnr_(weight: torch.Tensor) -> torch.Tensor:
 
 
 def upsample2x(kind: str, channels_in: int, channels_out: int) -> nn.Module:
-    """Returns a layer that maps [N, I, H, W] to [N, O, 2H, 2W], without bias, initialised as PyTorch does by default.
+    """Returns a layer that maps [N, I, H, W] to [N, O, 2H, 2W], without bias and with PyTorch's default initialisation.
 
     Args:
-        kind: a name in `UPSAMPLINGS`. Multiply-adds for each output pixel and pair of channels, and weights for each
+        kind: name of the layer in `UPSAMPLINGS`. Multiply-adds per output pixel and pair of channels, and weights per
             pair: "deconv" (transposed convolution of kernel 4, stride 2, padding 1) 4 and 16; "nearest" and "bilinear"
             9 and 9; "collapsed" 4 and 9; "pixelshuffle" 9 and 36.
-        channels_in: I.
-        channels_out: O.
+        channels_in: I, channels of the input.
+        channels_out: O, channels of the output.
 
     Raises:
-        ValueError: if there is no such kind; names the nearest.
+        ValueError: if no layer has that name (names the nearest).
     """
     match kind:
         case "deconv":

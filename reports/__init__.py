@@ -1,6 +1,6 @@
-"""Records and what is made of them: schema, store, statistics, tables, plots, pages. Imports no torch, and pandas late.
+"""Records and reports: schema, store, statistics, tables, plots, pages. Imports no torch, and pandas only when needed.
 
-`reports.load(path)` is the public way in, `reports.Report(path)` shows what it comes to.
+Programs read records with `reports.load(path)`; `reports.Report(path)` shows tables and figures of them.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Stored runs and all that is made of them: what the terminal, Markdown, notebooks and the page show."""
+"""Stored runs as tables and figures, for the terminal, Markdown, notebooks and the page."""
 
 import functools
 import html
@@ -15,7 +15,7 @@ from wallclock.reports.views.view import Records, in_order
 if TYPE_CHECKING:
     import pandas as pd
 
-ORDER = (  # of tables; one that is not named stands before the last
+ORDER = (  # of tables, by name; one that is not listed comes before the last
     *("comparisons", "calibration", "accuracy", "latencies", "details", "winners", "stages", "checkerboards"),
     *("failed-kernels", "compiled", "choices", "levers", "flops", "scaling"),
     *("loaders-1", "loaders-2", "loaders-3", "loaders-4", "failed-loaders", "phases", "operators", "other", "places"),
@@ -23,17 +23,17 @@ ORDER = (  # of tables; one that is not named stands before the last
 
 
 class Report:
-    """Stored runs with all that is made of them; a notebook shows it as tables.
+    """A report on stored runs; a notebook shows it as tables.
 
     Args:
-        paths: run directories, or folders that hold some at any depth.
+        paths: run directories, or folders that hold run directories at any depth.
 
     Attributes:
-        samples: from `reports.load`; damaged runs are left out, and listed in `samples.attrs["skipped"]`.
-        runs: from `reports.load_runs`.
+        samples: frame from `reports.load`; damaged runs are left out, and listed in `samples.attrs["skipped"]`.
+        runs: frame from `reports.load_runs`.
 
     Raises:
-        StoreError: if there is no run that could be read.
+        StoreError: if no run could be read.
     """
 
     def __init__(self, paths: Path | str | Sequence[Path | str]) -> None:
@@ -43,11 +43,11 @@ class Report:
 
     @functools.cached_property
     def summaries(self) -> "dict[str, pd.DataFrame]":
-        """What `--json` prints, as frames by the same names; see docs/schema.md."""
+        """The frames that `--json` prints, by the same names; see docs/schema.md."""
         return {"runs": self.runs[["run_id", "run_status", "error", "notes"]], **self._records.summaries()}
 
     def tables(self) -> dict[str, Rows]:
-        """Returns header and cells of every table that has a row, by title."""
+        """Returns header and cells of every non-empty table, by title."""
         titled = (table for view in self._records.shown for table in view.tables if table.title)
         made = {table.title: self._records.make(table.make) for table in in_order(titled, ORDER)}
         return {title: rows for title, rows in made.items() if rows[1]}
@@ -66,7 +66,7 @@ class Report:
         return f"<Report of {len(self.runs)} runs, {len(self.samples):,} samples: {', '.join(self.tables())}>"
 
     def _repr_html_(self) -> str:
-        """Returns what a notebook shows."""
+        """Returns the tables as HTML, for a notebook."""
 
         def line(kind: str, cells: list[str]) -> str:
             style = f"<{kind} style='text-align: left; vertical-align: top; white-space: pre-line'>"

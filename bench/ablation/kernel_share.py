@@ -1,6 +1,6 @@
-"""A kernel alone: the layers of a step that it carries out, forward and backward, with it and without, in turns.
+"""Times a kernel alone: the layers that it carries out in a step, forward and backward, with it and without, in turns.
 
-What it saves there is what Amdahl's law predicts of a whole step: all else takes as long as before.
+The time saved there is what Amdahl's law predicts for a whole step, as all else takes as long as before.
 """
 
 import copy
@@ -22,10 +22,10 @@ from wallclock.models.recipes.recipe import Implementations
 from wallclock.models.upsampling import CollapsedConv
 from wallclock.reports.views.ablation import ALL, BASELINE
 
-TURNS = 2  # with it and without, then the other way round
-BUDGET_S = 0.1  # of each; every round of an ablation times them again
+TURNS = 2  # with the kernel and without, then in reverse order
+BUDGET_S = 0.1  # seconds for each; every round of an ablation times them again
 
-# The smallest layers that hold all that a kernel does; a sum is made within a block.
+# The smallest layers that contain all work of a kernel; a residual sum is computed within a unit.
 LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "product_conv": (Conv2d,),
     "batch_norm_act": (BatchNormAct, ActBatchNorm),
@@ -39,11 +39,11 @@ PARTS = ("augment", "optimizer", "fused_adam")
 
 @dataclass(frozen=True)
 class Alone:
-    """What a kernel's part of a step takes.
+    """The time of a kernel's part of an iteration.
 
     Attributes:
-        seconds: with the kernel.
-        plain_s: without it.
+        seconds: seconds with the kernel.
+        plain_s: seconds without the kernel.
     """
 
     seconds: float
@@ -52,13 +52,13 @@ class Alone:
 
 @dataclass
 class Call:
-    """Calls of layers that are alike, in one step.
+    """The calls of layers that are alike, in one step.
 
     Attributes:
-        layer: as it was before the step.
-        arguments: of the first call, apart from its graph.
-        keywords: the same.
-        count: of calls in the step.
+        layer: copy of the first layer, as it was before its call.
+        arguments: positional arguments of the first call, detached from its graph.
+        keywords: keyword arguments of the first call, detached from its graph.
+        count: number of calls in a step.
     """
 
     layer: nn.Module
@@ -69,14 +69,14 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """A training, set up so that its parts can be taken out and timed.
+    """A training, set up so that its parts can be timed alone.
 
     Attributes:
-        model: all its networks, in one module.
-        dtype: of autocast; float32 for none.
-        step: takes a step; the networks are called as they are, uncompiled and uncaptured.
-        iterations: that a step is, as the task's rate counts them.
-        parts: what else can be a kernel, by the name of its lever; each may be repeated.
+        model: one module that holds all networks of the training.
+        dtype: dtype of autocast; float32 turns it off.
+        step: takes a step; the networks are called without compilation and CUDA graphs.
+        iterations: number of iterations in a step, as the task's rate counts them.
+        parts: functions of other parts that a kernel can carry out, by lever; each may be called repeatedly.
     """
 
     model: nn.Module
@@ -88,15 +88,15 @@ class Stand:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelAlone:
-    """Times what a kernel carries out of an iteration, with it and without; see `bench.measure.turns`.
+    """A contender that times the part of a kernel in an iteration, with it and without; see `bench.measure.turns`.
 
     Attributes:
         lever: the kernel's field of `Implementations`.
-        recipe: with it.
-        plain: without it.
-        stand: sets up the training of a recipe; it can be pickled.
+        recipe: the recipe with the kernel.
+        plain: the recipe without the kernel.
+        stand: sets up the training of a recipe; can be pickled.
         device: "cpu" or "cuda".
-        seed: of weights and batches.
+        seed: seed of weights and batches.
     """
 
     lever: str
@@ -107,7 +107,7 @@ class KernelAlone:
     seed: int
 
     def __call__(self, stack: ExitStack) -> Callable[[], Alone]:
-        """Gets ready: takes one step, and keeps what the layers were called with."""
+        """Takes one step to keep the arguments of the layers, and returns the function that times them."""
         stack.enter_context(numerics(seed=self.seed, keep_heap=self.recipe.implementations.keep_heap))
         plain = self.stand(_uncompiled(self.plain))
         if self.lever in LAYERS:
@@ -116,7 +116,7 @@ class KernelAlone:
             return layers_alone(calls, *chosen, plain.dtype, iterations=plain.iterations)
         with_it = self.stand(_uncompiled(self.recipe))
         for stand in (with_it, plain):
-            stand.step()  # parts work on what a step leaves
+            stand.step()  # parts work on the state that a step leaves
         parts, device = [stand.parts[self.lever] for stand in (with_it, plain)], torch.device(self.device)
         return lambda: Alone(*(seconds / plain.iterations for seconds in in_turns(parts, device)))
 
@@ -128,14 +128,14 @@ def _uncompiled(recipe: Any) -> Any:
 def kernels_alone(
     recipe: Any, variants: Mapping[str, Any], stand: Callable[[Any], Stand], *, device: str, seed: int
 ) -> dict[str, Contender]:
-    """Returns what times each lever that is a kernel, by the name of the variant whose figures show what it gives.
+    """Returns a contender for each lever that is a kernel, by the name of the variant that shows the kernel's gain.
 
     Args:
-        recipe: with all levers.
-        variants: of an ablation.
+        recipe: the recipe with all levers.
+        variants: recipes of the variants of an ablation, by name.
         stand: see `KernelAlone`.
         device: "cpu" or "cuda".
-        seed: of weights and batches.
+        seed: seed of weights and batches.
     """
     found: dict[str, Contender] = {}
     for lever in recipe.levers():
@@ -155,12 +155,12 @@ def kernels_alone(
 
 
 def calls_in(step: Callable[[], object], model: nn.Module, lever: str) -> list[Call]:
-    """Returns the calls that a step makes of the outermost layers whose work a lever changes.
+    """Returns a step's calls of the outermost layers whose work a lever changes.
 
     Args:
-        step: takes one; by a network that is not compiled and whose layers leave nothing to each other.
-        model: of which `step` calls the layers.
-        lever: a field of `Implementations`, in `LAYERS`.
+        step: takes one step; the network is not compiled, and its layers leave no work to each other.
+        model: the module whose layers `step` calls.
+        lever: a field of `Implementations` that is a key of `LAYERS`.
     """
     found: dict[Any, Call] = {}
 
@@ -214,14 +214,14 @@ def layers_alone(
     *,
     iterations: int = 1,
 ) -> Callable[[], Alone]:
-    """Returns what times layers forward and backward with a kernel and without.
+    """Returns a function that times layers forward and backward, with a kernel and without.
 
     Args:
-        calls: of one step.
-        implementations: with it.
-        plain: without it.
-        dtype: of autocast; float32 for none.
-        iterations: that a step is.
+        calls: the calls of one step, from `calls_in`.
+        implementations: implementations with the kernel.
+        plain: implementations without the kernel.
+        dtype: dtype of autocast; float32 turns it off.
+        iterations: number of iterations in the step.
     """
     chosen, device = (implementations, plain), torch.device("cpu")
     if calls:
@@ -239,11 +239,11 @@ def layers_alone(
 
 
 def in_turns(functions: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
-    """Returns the median time of each of some functions, in seconds, taken in turns.
+    """Returns the median seconds of each function, measured in turns.
 
     Args:
-        functions: that take nothing, and may be repeated.
-        device: that they run on.
+        functions: functions without arguments, which may be called repeatedly.
+        device: the device that they run on.
     """
     samples: list[list[float]] = [[] for _ in functions]
     for turn in range(TURNS):
@@ -254,12 +254,12 @@ def in_turns(functions: Sequence[Callable[[], object]], device: torch.device) ->
 
 
 def _step(call: Call, implementations: Implementations, dtype: torch.dtype) -> Callable[[], object]:
-    """Forward and backward of a layer: all gradients that the step asks for."""
+    """Returns a function that runs a layer forward and backward, for all gradients that the step needs."""
     layer: Any = copy.deepcopy(call.layer).train()
     choose(layer, implementations)
     tensors = [*call.arguments, *call.keywords.values(), *layer.parameters()]
     wanted = [t for t in tensors if isinstance(t, torch.Tensor) and t.requires_grad]
-    overwrites = isinstance(layer, ActBatchNorm)  # its input, which is then no leaf
+    overwrites = isinstance(layer, ActBatchNorm)  # its input, so that each call needs a clone
     if implementations.compile:
         layer = compile_network(layer)
     dy: list[torch.Tensor] = []

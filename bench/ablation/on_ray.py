@@ -1,8 +1,8 @@
-"""An ablation's rounds over many machines, as Ray tasks: each has one whole GPU, or a set number of CPUs.
+"""Runs an ablation's rounds on many machines as Ray tasks, each with one whole GPU or a set number of CPUs.
 
-A cell is a round: all variants in turns, on one node, so that what is compared was measured in one place. Each node's
-cells are a run of their own in the store, with that node's provenance. A cell whose node or worker dies is done again
-elsewhere, and marked; it is recorded when it is whole, and so never lost and never counted twice.
+A cell is one round: all variants take turns on one node, so that figures are compared within a machine. The cells of
+each node are a run of their own in the store, with that node's provenance. A cell whose node or worker dies is done
+again elsewhere, and marked; it is recorded once it is whole, so that none is lost or counted twice.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What one task brings back.
+    """The result of one round on one node.
 
     Attributes:
-        node: Ray's name of the node.
-        place: its provenance, fields of `reports.Run`.
-        taken: of each variant the turn that counts.
+        node: Ray's id of the node.
+        place: provenance of the node, as fields of `reports.Run`.
+        taken: the turn of each variant that counts.
     """
 
     node: str
@@ -38,10 +38,10 @@ def take_round(contenders: Mapping[str, Contender], device: str, number: int, se
     """Takes one round, in fresh processes of the node that this runs on: a warm-up, and the turn that counts.
 
     Args:
-        contenders: of the ablation.
+        contenders: contenders of the ablation, by name.
         device: "cpu" or "cuda".
-        number: of the round.
-        seed: of the order.
+        number: number of the round.
+        seed: seed of the order of turns.
     """
     import ray
 
@@ -51,13 +51,13 @@ def take_round(contenders: Mapping[str, Contender], device: str, number: int, se
 
 
 class ClusterRun:
-    """One ablation, its rounds sent to whatever nodes the Ray cluster has.
+    """One ablation, whose rounds run on the nodes of a Ray cluster.
 
     Args:
-        ablation: what to run.
-        run: of the records, but for place and id.
+        ablation: the ablation to run.
+        run: the record of the run, to which each node adds its provenance and an id.
         out: folder that holds runs.
-        cpus: of a cell, where it needs no GPU.
+        cpus: number of CPUs for each cell, where it needs no GPU.
     """
 
     def __init__(self, ablation: Ablation, run: Run, out: Path, *, cpus: int) -> None:
@@ -65,13 +65,13 @@ class ClusterRun:
         self.writers: dict[str, RunWriter] = {}
 
     def execute(self, observe: Callable[[str], None]) -> RunStatus:
-        """Runs all rounds and ends the records.
+        """Runs all rounds and closes the records.
 
         Args:
-            observe: is told each round in a line.
+            observe: called with a line for each round.
 
         Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
+            KeyboardInterrupt: after the records have been closed as interrupted.
             ContenderFailed: if a variant cannot run, or a cell's workers died too often.
             ValueError: if the cluster has no node that could hold a cell.
         """
@@ -106,7 +106,7 @@ class ClusterRun:
         return status
 
     def _record(self, cell: Cell, attempt: int) -> None:
-        """Records a cell in the run of its node, which begins with the first."""
+        """Records a cell in the run of its node, which is created for its first cell."""
         if cell.node not in self.writers:
             run = dataclasses.replace(
                 self.run,

@@ -1,4 +1,4 @@
-"""What is asked of an ablation. No torch here."""
+"""Requests of ablations. No torch here."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from wallclock.bench.runs.request import Request, by_device, option
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRequest(Request):
-    """What is asked of one ablation; each task derives its own.
+    """A request for an ablation; each task derives its own.
 
     Attributes:
-        seed: of all contenders.
-        rounds: rounds in which each contender has one turn.
-        turn_length: iterations of a turn, as the task counts them.
-        choice: which variants there are.
+        seed: seed of weights, batches and noise, for all variants.
+        rounds: number of rounds, in each of which every variant has one turn.
+        turn_length: number of iterations in a turn, as the task counts them.
+        choice: the choice of variants to measure.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
-    data: str = option("synthetic", "As `wallclock run` takes it.")
-    seed: int = option(0, "Of weights, batches and noise.")
+    data: str = option("synthetic", "Path of the data set, as `wallclock run` takes it.")
+    seed: int = option(0, "Seed of weights, batches and noise.")
     rounds: int = option(12, "Turns of each variant.")
     turn_length: int = by_device(cpu=1, cuda=20)  # some seconds on a CPU, and a second on a GPU
     choice: Variants = Variants()
@@ -37,21 +37,21 @@ class AblationRequest(Request):
         return self.variants().values()
 
     def variants(self) -> dict[str, Any]:
-        """Returns the recipe of each contender; see `bench.ablation.variants`."""
+        """Returns the recipe of each variant by name; see `bench.ablation.variants`."""
         return self.choice.of(self.steady(self.recipe))
 
     @staticmethod
     def steady(recipe: Any) -> Any:
-        """Returns the recipe with every turn alike, and no end."""
+        """Returns the recipe changed so that all turns are alike and the training has no end."""
         return recipe
 
     def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of the request."""
+        """Returns the request as records keep it."""
         stored = super().stored()
         stored["variants"] = stored.pop("choice").stored()
         return stored
 
     @classmethod
     def from_stored(cls, recipe: Any, stored: dict[str, Any]) -> Self:
-        """Returns the request of which `stored` is what a record keeps."""
+        """Returns the request that records keep as `stored`."""
         return super().from_stored(recipe, {**stored, "choice": Variants.from_stored(stored["variants"])})

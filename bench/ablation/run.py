@@ -1,4 +1,4 @@
-"""What each lever of a recipe gives: the plain loop, all levers, and all but each, in turns within one run."""
+"""Measures the gain of each lever: the plain loop, all levers, and all but each, in turns within one run."""
 
 import math
 import statistics
@@ -17,23 +17,23 @@ from wallclock.reports.store.read import load
 from wallclock.reports.store.schema import Sample
 from wallclock.reports.views.ablation import ALONE, AS_IS, BASELINE
 
-# The first loss, before any update, of the same weights, images and noise: what another order of sums in float32 may
-# make of it; on a GPU PyTorch's convolutions round their inputs to TensorFloat-32's 11 bits, the plain loop's too.
+# Relative error allowed in the first loss, before any update, of equal weights, images and noise: sums in float32 may
+# have another order; on a GPU PyTorch's convolutions, the plain loop's too, round inputs to TensorFloat-32's 11 bits.
 LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
-FIT = 0.8  # of the cores that a turn of a CPU should have had; loops of one thread and waits for memory take some
+FIT = 0.8  # share of the cores that a turn on a CPU should keep busy; single threads and waits for memory take the rest
 
 
 class Ablation:
-    """The contenders of one ablation, and how what they give is recorded.
+    """The contenders of one ablation, and the samples of their figures.
 
     Args:
-        task: what they train.
-        request: what was asked for.
-        data: what the task's `load` returned for it.
+        task: the task that they train.
+        request: the request of the ablation.
+        data: the data that the task's `load` returned for it.
 
     Attributes:
-        variants: the recipe of each contender; see `bench.ablation.variants`.
-        turns: how they take their turns.
+        variants: the recipe of each contender by name; see `bench.ablation.variants`.
+        turns: the turns of the task for this request.
     """
 
     def __init__(self, task: Task, request: AblationRequest, data: Any) -> None:
@@ -42,16 +42,16 @@ class Ablation:
         self.turns: Turns = task.training().turns(request, data)
 
     def contenders(self) -> dict[str, Contender]:
-        """Returns what takes the turns of each variant, by name."""
+        """Returns the contender of each variant, by name."""
         return {name: self.turns.contender(name, recipe) for name, recipe in self.variants.items()}
 
     def kernels(self) -> Mapping[str, Contender]:
-        """Returns what times a kernel's part of a step, by the variant that shows what the kernel gives."""
+        """Returns the contenders that time a kernel's part of a step, by the variant that shows the kernel's gain."""
         request = self.request
         return kernels_alone(request.recipe, self.variants, self.turns.stand, device=request.device, seed=request.seed)
 
     def sample(self, name: str, metric: str, unit: str, value: float, **more: Any) -> Sample:
-        """Returns a sample of a variant, by its name."""
+        """Returns a sample of the variant called `name`."""
         recipe = self.variants[name]
         more["parameters"] = {
             "levers": recipe.variant,
@@ -62,7 +62,7 @@ class Ablation:
         return new_sample(self.task, self.request, recipe, self.data, metric, unit, value, **more)
 
     def counted_samples(self) -> list[Sample]:
-        """Returns what is known of each variant without running it."""
+        """Returns samples of the figures that are known without running a variant."""
         return [
             self.sample(name, metric, unit, value)
             for metric, unit, values in self.turns.counted(self.variants)
@@ -71,10 +71,10 @@ class Ablation:
 
 
 class AblationRun(TrainingRun):
-    """One run: turns, recorded as they come; one that goes on takes the round again that was begun.
+    """A run of turns, recorded as they come; a resumed run repeats the round that was unfinished.
 
     Attributes:
-        rounds_done: rounds that the records of a run that goes on hold whole.
+        rounds_done: number of whole rounds that the records of a resumed run hold.
     """
 
     request: AblationRequest
@@ -86,7 +86,7 @@ class AblationRun(TrainingRun):
 
     @classmethod
     def check(cls, task: Task, request: AblationRequest, data: Any) -> None:
-        """Refuses data that are too few for a turn."""
+        """Refuses data that are too few for a turn, with ValueError."""
         Ablation(task, request, data)
 
     def _rounds_done(self) -> int:
@@ -96,10 +96,10 @@ class AblationRun(TrainingRun):
         return int((counts == len(self.ablation.variants)).sum())
 
     def train(self, observe: Observer) -> Ended:
-        """Takes the turns that are left; the first round is warm-up, for all alike.
+        """Takes the turns that are left; the first round is warm-up for every contender.
 
         Returns:
-            "failed" if a variant that must compute the same does not.
+            "failed", with the reason, if a variant's first loss must equal the plain loop's and does not.
 
         Raises:
             ContenderFailed: if a variant cannot run; what was measured is recorded.
@@ -148,7 +148,7 @@ class AblationRun(TrainingRun):
         )
 
     def _compare(self, losses: Mapping[str, float]) -> str:
-        """Records how far each variant's first loss is from the plain loop's; returns which is wrong, if one is."""
+        """Records how far each variant's first loss is from the plain loop's; returns a message if one is wrong."""
         wrong = ""
         if AS_IS in losses:  # a grid's variants are other recipes
             return wrong

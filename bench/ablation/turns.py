@@ -1,4 +1,4 @@
-"""Turns of a task's variants: each trains on for some iterations, in a process of its own, and says what they took."""
+"""Turns of a task's variants: each trains in a process of its own, and returns the time that each turn took."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ Cycle = tuple[tuple[str, int], ...]  # kinds of steps in order, and how many of 
 
 @dataclass(frozen=True)
 class TurnDone:
-    """What one turn took.
+    """The result of one turn.
 
     Attributes:
-        seconds: time by the clock.
-        cpu_s: CPU time of all threads of the process.
-        first_loss: the loss of its first step.
-        figures: what is recorded; the first is the rate.
+        seconds: seconds by the wall clock.
+        cpu_s: CPU seconds of all threads of the process.
+        first_loss: the loss of the first step in the turn.
+        figures: the figures to record; the first is the rate.
     """
 
     seconds: float
@@ -43,9 +43,9 @@ class Taken:
     """The times of one turn.
 
     Attributes:
-        seconds: of the steps of each kind.
-        counts: how many there were of each kind.
-        cpu_s: CPU time of the whole turn.
+        seconds: seconds of all steps of each kind.
+        counts: number of steps of each kind.
+        cpu_s: CPU seconds of the whole turn.
     """
 
     seconds: Mapping[str, float]
@@ -59,19 +59,19 @@ class Taken:
 
 
 class Turns:
-    """How a task's variants take their turns; can be pickled.
+    """The turns of a task's variants; an instance can be pickled.
 
     Args:
-        request: what is asked for.
-        data: what the task's `load` returned for it.
+        request: the request of the ablation.
+        data: the data that the task's `load` returned for it.
 
     Attributes:
         TRAINER: the class of the task's trainers.
-        PLAIN_LOOP: the generator of steps of the loop that levers are measured against.
+        PLAIN_LOOP: the plain loop, a generator of steps that levers are measured against.
         STEP_METRIC: a metric that each turn records once.
-        CPU_METRIC: the metric of a turn's CPU time for each iteration.
-        IMAGES: images that an iteration trains on, for each one of a batch.
-        OPTIMIZER: the lever that is a kernel of the optimisers.
+        CPU_METRIC: the metric of a turn's CPU seconds per iteration.
+        IMAGES: number of images that an iteration trains on for each image of the batch size.
+        OPTIMIZER: the lever that switches on the optimisers' kernel.
     """
 
     TRAINER: ClassVar[Callable[..., StatefulTrainer]]
@@ -90,11 +90,11 @@ class Turns:
         return data
 
     def cycle(self, recipe: Any) -> Cycle:
-        """Returns the steps of one iteration."""
+        """Returns the kinds of steps in one iteration, in order, and the number of each."""
         return (("iteration", 1),)
 
     def figures(self, recipe: Any, taken: Taken) -> Figures:
-        """Returns what a turn records, its rate first; a task whose steps are of several kinds has its own."""
+        """Returns the figures of a turn, the rate first; a task with several kinds of steps overrides this."""
         ((kind, count),) = taken.counts.items()
         return (
             (f"{kind}s_per_s", "it/s", count / taken.total_s),
@@ -104,32 +104,32 @@ class Turns:
         )
 
     def counted(self, variants: Mapping[str, Any]) -> Counted:
-        """Returns what is known of each variant without running it."""
+        """Returns figures of each variant that are known without running it."""
         return ()
 
     @property
     def length(self) -> int:
-        """Iterations of a turn."""
+        """Number of iterations in a turn."""
         return self.request.turn_length
 
     def steps(self, recipe: Any, device: torch.device, *, plain: bool) -> Iterator[Step]:
-        """Gets a training ready; returns its steps, without an end.
+        """Sets up a training, and returns its endless steps.
 
         Args:
-            recipe: what to compute.
-            device: where to compute.
-            plain: whether by the plain loop.
+            recipe: the recipe to train.
+            device: device to train on.
+            plain: whether to train with the plain loop.
         """
         if plain:
             return type(self).PLAIN_LOOP(recipe, self.data, device=device, seed=self.request.seed)
         return self.trainer(recipe, device).train()
 
     def trainer(self, recipe: Any, device: torch.device) -> StatefulTrainer:
-        """Returns a new trainer."""
+        """Returns a new trainer of a recipe."""
         return type(self).TRAINER(recipe, self.data, device=device, seed=self.request.seed)
 
     def stand(self, recipe: Any) -> Stand:
-        """Sets up a recipe's training, an iteration a step; see `bench.ablation.kernel_share.Stand`."""
+        """Sets up a recipe's training, with one iteration as a step; see `bench.ablation.kernel_share.Stand`."""
         recipe = self.request.steady(recipe)
         trainer, cycle = self.trainer(recipe, torch.device(self.request.device)), self.cycle(recipe)
         steps, count = trainer.train(), sum(count for _, count in cycle)
@@ -147,11 +147,11 @@ class Turns:
             optimizer.step()
 
     def contender(self, name: str, recipe: Any) -> Contender:
-        """Returns what takes the turns of a variant, each of which returns `TurnDone`; see `bench.measure.turns`.
+        """Returns the contender of a variant, whose turns return `TurnDone`; see `bench.measure.turns`.
 
         Args:
-            name: of the variant; the baseline goes by the plain loop.
-            recipe: what to compute.
+            name: name of the variant; the baseline trains with the plain loop.
+            recipe: the recipe of the variant.
         """
         return functools.partial(self._get_ready, self.request.steady(recipe), name == BASELINE)
 

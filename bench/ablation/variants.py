@@ -1,4 +1,4 @@
-"""Which variants of a recipe an ablation measures."""
+"""The choice of the variants of a recipe that an ablation measures."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -15,10 +15,10 @@ class Variants:
     """A choice of variants.
 
     Attributes:
-        how: "leave-one-out" measures the plain loop, all levers, and all but each; "add-one-in" the plain loop with
-            each alone instead; "grid" the recipe as it is, and with each combination of fields; "study" the recipe as
-            it is, and the variants of a study.
-        grid: of each field its values, such as "precision=bf16,fp32"; or the study's name.
+        how: "leave-one-out" measures the plain loop, the recipe with all levers, and that without each one;
+            "add-one-in" the plain loop, all levers, and each lever alone; "grid" the recipe unchanged, and with each
+            combination of fields; "study" the recipe unchanged, and the variants of a study.
+        grid: fields with their values, such as "precision=bf16,fp32"; for a study its name.
     """
 
     how: How = "leave-one-out"
@@ -29,25 +29,25 @@ class Variants:
             raise ValueError("a grid names fields and their values, such as --grid batch_size=250,500")
 
     def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps, and `from_stored` reads."""
+        """Returns the choice as records keep it; `from_stored` reads it."""
         return {"how": self.how, "grid": list(self.grid)}
 
     @classmethod
     def from_stored(cls, stored: dict[str, Any]) -> "Variants":
-        """Returns what `stored` returned."""
+        """Returns the choice that records keep as `stored`."""
         return cls(how=stored["how"], grid=tuple(stored["grid"]))
 
     def of(self, recipe: Any) -> dict[str, Any]:
-        """Returns the recipe of each variant by its name; the first is what the others are measured against.
+        """Returns the recipe of each variant by name; the others are measured against the first.
 
         Args:
-            recipe: with `levers`, `without` and `precision`; see `models.recipes.levers`.
+            recipe: a recipe with `levers`, `without` and `precision`; see `models.recipes.levers`.
 
         Raises:
-            ValueError: if a field of the grid is none, or does not take a value; or if a recipe without levers is to
-                be taken apart.
+            ValueError: if a field of the grid is unknown or does not take a value; or if levers are to be left out of a
+                recipe without any.
         """
-        from wallclock.reports.views.ablation import ALL, AS_IS, BASELINE  # which imports numpy
+        from wallclock.reports.views.ablation import ALL, AS_IS, BASELINE  # imports numpy
 
         if self.how == "grid":
             return {AS_IS: recipe} | _grid(recipe, self.grid)
@@ -77,7 +77,7 @@ def _grid(recipe: Any, grid: tuple[str, ...]) -> dict[str, Any]:
     variants = {}
     for assignments in itertools.product(*axes):
         changed = override(recipe, *assignments)
-        if changed.hash() != recipe.hash():  # the recipe as it is, is measured already
+        if changed.hash() != recipe.hash():  # the unchanged recipe is measured already
             variants[", ".join(assignments)] = changed
     if not variants:
         raise ValueError(f"--grid {' '.join(grid)}: all of it is the recipe as it is")

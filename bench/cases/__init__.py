@@ -1,1 +1,1 @@
-"""Cases: operations and pipelines measured by themselves, in steady state."""
+"""Cases: operations and loading pipelines measured separately, in steady state."""

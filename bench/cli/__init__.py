@@ -1,1 +1,1 @@
-"""The command line. Nothing here imports torch before a command needs it."""
+"""The command line. A command imports torch only when it needs it."""

@@ -1,4 +1,4 @@
-"""Starts the command line from a checkout: `python -m bench.cli` is `wallclock`."""
+"""Starts the command line from a checkout: `python -m bench.cli` does the same as `wallclock`."""
 
 from wallclock.bench.cli.app import main
 

@@ -1,4 +1,4 @@
-"""`wallclock ablate`: what each lever of a task's recipe gives, in turns."""
+"""`wallclock ablate`: measures in turns how much each lever of a task's recipe gains."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +46,7 @@ ablate_app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 
 def _add_task(task: Task) -> None:
-    """Adds the command that measures the levers of a task."""
+    """Adds the subcommand that measures the levers of a task's recipes."""
 
     def ablate(
         *,
@@ -80,7 +80,7 @@ def _add_task(task: Task) -> None:
         execute(new_run(task, request, out, typed_command()), command, as_json=json_)
 
     options = {
-        "recipe": make_option("recipe", str, None, "Of the task; `wallclock list` describes them."),
+        "recipe": make_option("recipe", str, None, "Recipe to take apart; `wallclock list` describes them."),
         **CHOICES,
         **request_options(task.ablation),
         "on": make_option("on", On, None),
@@ -110,7 +110,7 @@ def _choice(*, leave_one_out: bool, add_one_in: bool, grid: list[str], study: st
 
 
 def _on_ray(task: Task, request: Any, out: Path, cpus: int, *, as_json: bool) -> None:
-    """Runs the rounds on a cluster; each node's are a run of their own, all in one folder."""
+    """Runs the rounds on a Ray cluster; each node writes a run of its own, all into one folder."""
     from wallclock.bench.ablation.on_ray import ClusterRun
     from wallclock.bench.ablation.run import Ablation
     from wallclock.bench.runs.training import plan_run

@@ -43,12 +43,12 @@ for command in (env, translate, judge):
 def main() -> None:
     """Runs the command line.
 
-    Exit codes: 0 a result (a missed target is one), 2 a request that cannot be met, 3 a run that diverged or failed,
-    130 Ctrl-C.
+    Exit codes: 0 for a result, also one that misses its target; 2 for a request that cannot be met; 3 for a run that
+    diverged or failed; 130 for Ctrl-C.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or PyTorch's profiler prints its stages among the progress
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # keeps PyTorch's profiler from printing its stages
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a locale without arrows and boxes gets question marks
+        if isinstance(stream, TextIOWrapper):  # prints "?" for arrows and boxes that the locale lacks
             stream.reconfigure(errors="replace")
     try:
         app()

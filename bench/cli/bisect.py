@@ -1,4 +1,4 @@
-"""`wallclock bisect`: search for the commit that made a benchmark slower."""
+"""`wallclock bisect`: finds the commit that made a benchmark slower."""
 
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`wallclock calibrate`: the verdicts checked by comparisons whose truth is known."""
+"""`wallclock calibrate`: checks the verdicts with comparisons whose true answer is known."""
 
 from typing import Annotated
 

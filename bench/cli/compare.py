@@ -1,4 +1,4 @@
-"""`wallclock compare` and `gate`: verdicts on two sides, measured in turns or stored."""
+"""`wallclock compare` and `gate`: verdicts on two sides, from runs in turns or from stored runs."""
 
 import json
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wallclock.bench.compare.plan import Plan
     from wallclock.bench.compare.sides import Subject
 
-# Python's own instructions vary by less than a thousandth from run to run, and two rounds show whether counts do.
+# Python's own instructions vary by less than 0.1% from run to run; two rounds show whether other counts vary more.
 COUNTING_ROUNDS, COUNTING_TOLERANCE = 2, 0.005
 
 Only = Annotated[list[str] | None, typer.Option("--benchmark", help="Declared benchmark to run; repeat it for more.")]
@@ -43,7 +43,7 @@ Budget = Annotated[
 
 def compare(
     base: Annotated[str, typer.Argument(help="Stored runs, a git revision, '.', a recipe, or a command.")],
-    head: Annotated[str, typer.Argument(help="The same; what is proposed.")],
+    head: Annotated[str, typer.Argument(help="What is proposed, named in the same ways.")],
     only: Only = None,
     command: Command = None,
     tolerance: Tolerance = None,
@@ -139,7 +139,7 @@ def _compare_sides(
     warm_up: bool = True,
     resume: Path | None = None,
 ) -> "pd.DataFrame":
-    """Checks a request, compares its sides, live or stored, and returns the verdicts."""
+    """Checks the options, compares the two sides, measured now or stored, and returns the verdicts."""
     from wallclock import reports
     from wallclock.bench.compare.benchmarks import read_settings
     from wallclock.bench.compare.plan import Plan
@@ -172,7 +172,7 @@ def _compare_sides(
         rounds = rounds or COUNTING_ROUNDS
         if tolerance is None:
             rule = replace(rule, tolerance=COUNTING_TOLERANCE)
-    if counts or tolerance is not None:  # one tolerance for all, whatever is declared
+    if counts or tolerance is not None:  # this tolerance replaces those that benchmarks declare
         benchmarks = [replace(b, tolerance=None) for b in benchmarks]
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds is {rounds}; expected at least 1")

@@ -1,4 +1,4 @@
-"""`wallclock data`: data sets fetched, converted and checked."""
+"""`wallclock data`: fetches, converts and checks data sets."""
 
 import enum
 from pathlib import Path
@@ -15,14 +15,14 @@ data_app = typer.Typer(
 
 
 class Fetched(enum.StrEnum):
-    """A data set that can be fetched."""
+    """A data set that `wallclock data fetch` can download."""
 
     cifar10 = "cifar10"
     horse2zebra = "horse2zebra"
 
 
 @data_app.command("check")
-def data_check(path: Annotated[Path, typer.Argument(help="Of the data set.")], json_: Json = False) -> None:
+def data_check(path: Annotated[Path, typer.Argument(help="Path of the data set.")], json_: Json = False) -> None:
     """Read a data set whole and say what it is."""
     from wallclock.loaders.data.cifar10 import describe
 

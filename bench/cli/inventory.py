@@ -1,4 +1,4 @@
-"""`wallclock list` and `env`: the recipes and benchmarks there are, and what this machine can run."""
+"""`wallclock list` and `env`: lists the recipes and benchmarks, and says what this machine can run."""
 
 from dataclasses import asdict
 from typing import Any

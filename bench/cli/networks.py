@@ -1,4 +1,4 @@
-"""`wallclock translate` and `judge`: images that trained networks make, and scores of them."""
+"""`wallclock translate` and `judge`: makes images with trained networks, and scores such images."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Options that several commands share; imports no torch."""
+"""Options that several commands share. This module does not import torch."""
 
 import enum
 from pathlib import Path
@@ -24,20 +24,20 @@ Repository = Annotated[Path, typer.Option("--repository", help="The repository, 
 
 
 class Engine(enum.StrEnum):
-    """Other places than this process for rounds and trials to run."""
+    """A place other than this process in which rounds and trials can run."""
 
     ray = "ray"
 
 
 On = Annotated[Engine | None, typer.Option(help="ray: each is a task of a Ray cluster, with a whole GPU or some CPUs.")]
-Cpus = Annotated[int, typer.Option(help="With --on ray and --device cpu: of each task.")]
+Cpus = Annotated[int, typer.Option(help="With --on ray and --device cpu: cores for each Ray task.")]
 
 
 def seconds(text: str) -> float:
-    """Returns the seconds of a time such as 90s, 8m or 1h.
+    """Converts a time such as 90s, 8m or 1h to seconds.
 
     Raises:
-        ValueError: if the text is no such time.
+        ValueError: if the text is not a positive, finite time in this form.
     """
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")

@@ -1,4 +1,4 @@
-"""Printing of results and progress, and exit codes, the same in every command; imports no torch."""
+"""Printing and exit codes that all commands share. This module does not import torch."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def print_progress(text: str, *, style: str = "", soft_wrap: bool = False) -> No
 
 
 def print_json(document: Any) -> None:
-    """Prints a document as JSON to standard output; what JSON does not know is printed as a string."""
+    """Prints a document as JSON to standard output; values of types unknown to JSON become strings."""
     typer.echo(json.dumps(document, indent=2, default=str))
 
 
@@ -48,7 +48,7 @@ def print_table(rows: Iterable[Sequence[Any]], *headers: str) -> None:
 
 
 def typed_command() -> str:
-    """Returns the command line as typed, for the records."""
+    """Returns the command line as the user typed it, for the records."""
     return shlex.join(["wallclock", *sys.argv[1:]])
 
 
@@ -60,7 +60,7 @@ def print_report(
     csv: Path | None = None,
     markdown: Path | None = None,
 ) -> None:
-    """Prints the tables of the runs at the paths, and writes the files that have a path."""
+    """Prints the tables of the runs in `paths`, and writes an HTML, CSV or Markdown file where a path is given."""
     from wallclock.reports.format import text as tables
     from wallclock.reports.report import Report
 
@@ -95,7 +95,7 @@ def _write(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def interruptible(records: Path, then: str = "") -> Iterator[None]:
-    """After Ctrl-C prints where the records are, and `then`, what to do next; typer exits with 130."""
+    """Prints after Ctrl-C where the records are and what to do next (`then`); typer exits with 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -105,13 +105,13 @@ def interruptible(records: Path, then: str = "") -> Iterator[None]:
 
 
 def exit_for(statuses: list[str]) -> None:
-    """Exits with the code of an invalid result if any part diverged or failed."""
+    """Exits with `INVALID_RESULT` if any status is "diverged" or "failed"."""
     if any(status in ("diverged", "failed") for status in statuses):
         raise typer.Exit(INVALID_RESULT)
 
 
 def end_run(path: Path, status: str, *, as_json: bool, html: Path | None = None) -> None:
-    """Prints the tables of one run and where its records are, and exits with the code of its status."""
+    """Prints the tables of one run and the path of its records, and exits with the code of its status."""
     print_report([path], as_json=as_json, html=html)
     if not as_json:
         typer.echo(f"records: {path}")

@@ -12,7 +12,7 @@ from wallclock.bench.cli.output import REPORT_PAGE, consoles, exit_for, interrup
 if TYPE_CHECKING:
     from wallclock.bench.runs.job import Context, Job, Plan
 
-SUITE_MARGIN_S = 10.0  # for the tables and the page
+SUITE_MARGIN_S = 10.0  # seconds of the budget kept for the tables and the page
 
 
 def quick(out: Out = RUNS, device: Device = "auto", json_: Json = False) -> None:
@@ -61,7 +61,7 @@ def _run_plan(plan: "Plan", out: Path, data: str | None, device: str, budget_s: 
 
 
 def run_job(job: "Job", context: "Context") -> str:
-    """Runs one job of a plan; returns its status, "failed", or "skipped" with the reason. No failure ends the plan."""
+    """Runs one job of a plan; returns its status, "failed", or "skipped" with the reason, so that the plan goes on."""
     from wallclock.bench.measure.timing import Deadline
 
     why_not = job.unavailable(context)
@@ -74,6 +74,6 @@ def run_job(job: "Job", context: "Context") -> str:
     context.console.print(f"{job.name}: {job.summary}", style="bold", markup=False)
     try:
         return job.run(replace(context, deadline=Deadline(job.share * left_s)))
-    except (RuntimeError, MemoryError) as error:  # out of memory, a compiler's or a driver's error: the others go on
+    except (RuntimeError, MemoryError) as error:  # out of memory, or an error of a compiler or driver; other jobs go on
         context.console.print(f"{job.name}: failed, {type(error).__name__}: {error}", style="red", markup=False)
         return "failed"

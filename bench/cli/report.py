@@ -1,4 +1,4 @@
-"""`wallclock report`, `history` and `serve`: tables and pages of stored runs."""
+"""`wallclock report`, `history` and `serve`: make tables and pages from stored runs."""
 
 import contextlib
 import sys

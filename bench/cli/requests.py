@@ -1,4 +1,4 @@
-"""Commands of tasks: their options are made from a request's fields, and their request from the options. No torch."""
+"""Commands of tasks: makes options from the fields of a request, and a request from the options. Imports no torch."""
 
 import enum
 import inspect
@@ -22,7 +22,7 @@ Options = dict[str, inspect.Parameter]
 
 
 def make_choice(name: str, values: Iterable[str]) -> Any:
-    """Returns the type of an option that takes one of some values."""
+    """Returns an enumeration of the values that an option accepts, for use as its type."""
     make: Any = enum.StrEnum
     return make(name, {value: value for value in values})
 
@@ -31,11 +31,11 @@ def make_option(name: str, annotation: Any, default: Any, help: str = "", flag: 
     """Returns one option of a command.
 
     Args:
-        name: of the keyword that the command is called with.
-        annotation: its type; one that is annotated for typer already needs no help.
-        default: its value where it is not given.
-        help: one line.
-        flag: the option; by default made from the name.
+        name: name of the keyword argument that receives the option's value.
+        annotation: type of the value; a type that is already annotated for typer needs no `help`.
+        default: value of the option when the user does not give it.
+        help: one line that describes the option; empty if `annotation` describes it.
+        flag: the option as typed, such as "--class"; empty derives it from `name`.
     """
     if help:
         if get_origin(annotation) is Literal:
@@ -59,7 +59,7 @@ COMMON: Options = {
 
 
 def request_options(kind: type[Request]) -> Options:
-    """Returns the options of a class of requests: fields made by `bench.runs.request.option`."""
+    """Returns the options of a class of requests, one for each field that `bench.runs.request.option` made."""
     types = get_type_hints(kind)
     return {
         f.name: make_option(f.name, types[f.name], f.default, f.metadata["help"], f.metadata["flag"])
@@ -69,12 +69,12 @@ def request_options(kind: type[Request]) -> Options:
 
 
 def make_command(help: str, options: Mapping[str, inspect.Parameter], call: Callable[..., None]) -> Callable[..., None]:
-    """Returns a function that typer can make a command of.
+    """Returns a function that typer can turn into a command.
 
     Args:
-        help: what the command does.
-        options: of the command, in order.
-        call: is called with the value of each option by its name.
+        help: help text of the command.
+        options: options of the command by name, in the order of the help.
+        call: function that runs the command, called with the value of each option by keyword.
     """
 
     def command(**given: Any) -> None:
@@ -89,15 +89,15 @@ def make_command(help: str, options: Mapping[str, inspect.Parameter], call: Call
 def make_request(
     task: Task, kind: type[Request], recipe: str, changes: Iterable[str], device: str, given: Mapping[str, Any]
 ) -> Request:
-    """Returns a request as the options of its command ask for it.
+    """Returns the request that the options of a command describe.
 
     Args:
-        task: what is trained.
-        kind: the class of the request.
-        recipe: the recipe's name.
-        changes: of its fields, as `--set` takes them.
-        device: as `--device` takes it.
-        given: other fields of the request.
+        task: the task to train.
+        kind: class of the request to make.
+        recipe: name of the recipe.
+        changes: new values of the recipe's fields as `--set` takes them, such as "epochs=2".
+        device: value of `--device`: "cpu", "cuda" or "auto".
+        given: values of the request's other fields, by name.
 
     Raises:
         ValueError: if there is no such recipe, field or device, or a value is out of range.
@@ -112,12 +112,12 @@ def make_request(
 
 
 def execute(run: "TrainingRun", command: str, *, as_json: bool) -> None:
-    """Runs it with its progress on standard error, prints its tables, and exits by how it ended.
+    """Executes a run with progress on standard error, prints its tables, and exits with the code of its status.
 
     Args:
-        run: ready to be executed.
-        command: that goes on with it when `--resume` is added.
-        as_json: whether to print JSON.
+        run: the run, new or resumed.
+        command: command line that, with `--resume PATH` added, continues the run after Ctrl-C.
+        as_json: whether to print JSON in place of tables.
     """
     _, progress = consoles()
     path: Path = run.writer.path

@@ -1,4 +1,4 @@
-"""`wallclock run`: one benchmark each. What a command needs is imported when it runs."""
+"""`wallclock run`: one command for each benchmark. A command imports what it needs when it runs."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +21,7 @@ run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_mark
 
 
 def _add_task(task: Task) -> None:
-    """Adds the command that trains a task."""
+    """Adds the subcommand that trains a recipe of a task."""
 
     def run(
         *, recipe: str, device: str, set_: list[str] | None, resume: Path | None, out: Path, json_: bool, **given: Any
@@ -179,7 +179,7 @@ def run_upsampling(
 
 
 def _execute(run: "CaseRun[Any]", benchmark: str, *, as_json: bool, html: Path | None = None) -> None:
-    """Runs it with a line for each case, prints its tables, and exits by how it ended."""
+    """Executes a run with a line for each case, prints its tables, and exits with the code of its status."""
 
     def show(done: "CaseDone") -> None:
         print_progress(done.line(), style="yellow" if done.why_not else "")

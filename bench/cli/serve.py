@@ -1,4 +1,4 @@
-"""A server, for this machine alone, of the report page of a folder that is being written to."""
+"""A local server for the report page of a folder whose runs are still being written."""
 
 import contextlib
 import threading
@@ -12,7 +12,7 @@ from wallclock import reports
 from wallclock.reports.store.write import RECORDS, SAMPLE_TABLE, StoreError
 
 ADDRESS = "127.0.0.1"
-# Asks for the version every other second; a page whose filter is in use is not loaded again.
+# Asks for the version every 2 s and reloads the page when it changes, except while a filter of the page is in use.
 REFRESH = """<script>
 (() => {
   const seen = %(version)r;
@@ -33,10 +33,10 @@ NOTHING_YET = """<!doctype html><html lang="en"><meta charset="utf-8"><title>wal
 
 
 class LivePage:
-    """The report page of some paths, up to their newest record.
+    """The report page of some paths, up to date with their newest record.
 
     Args:
-        paths: run directories, or folders that hold some or will.
+        paths: directories of runs, or folders that hold or will hold such directories.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -48,13 +48,13 @@ class LivePage:
         """Returns a text that changes with every record: number, total size and newest time of the runs' files."""
         stats = []
         for file in (file for path in self.paths for name in (RECORDS, SAMPLE_TABLE) for file in path.rglob(name)):
-            with contextlib.suppress(OSError):  # a run has ended meanwhile, and its lines have become a table
+            with contextlib.suppress(OSError):  # a run that ends replaces its lines by a table
                 stats.append(file.stat())
         newest = max((stat.st_mtime_ns for stat in stats), default=0)
         return f"{len(stats)}-{sum(stat.st_size for stat in stats)}-{newest}"
 
     def html(self) -> str:
-        """Returns the page, built again where there is a new record."""
+        """Returns the page as HTML, built again if there is a new record."""
         with self._lock:
             version = self.version()
             if self._built is None or self._built[0] != version:
@@ -72,11 +72,11 @@ class LivePage:
 
 
 def server(page: LivePage, port: int) -> ThreadingHTTPServer:
-    """Returns a server of the page, bound to this machine's own address.
+    """Returns a server of the page, bound to the loopback address of this machine.
 
     Args:
-        page: the page at `/`; its version is at `/version`.
-        port: port number; 0 for any free one.
+        page: the page to serve at `/`; its version is served at `/version`.
+        port: number of the port; 0 for any free port.
 
     Raises:
         ValueError: if the port is taken or not allowed.
@@ -85,7 +85,7 @@ def server(page: LivePage, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             own = {f"{name}:{self.server.server_port}" for name in (ADDRESS, "localhost")}  # type: ignore[attr-defined]
-            if self.headers.get("Host") not in own:  # a page elsewhere whose name resolves to this machine
+            if self.headers.get("Host") not in own:  # rejects a foreign page whose host name resolves to this machine
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/":
                 self._answer(page.html(), "text/html; charset=utf-8")
@@ -104,7 +104,7 @@ def server(page: LivePage, port: int) -> ThreadingHTTPServer:
             self.wfile.write(content)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Logs nothing: a browser asks every other second."""
+            """Discards the log message: a browser sends a request every 2 s."""
 
     try:
         return ThreadingHTTPServer((ADDRESS, port), Handler)

@@ -1,4 +1,4 @@
-"""`wallclock tune`: search of a recipe's fields for the least time that reaches a target."""
+"""`wallclock tune`: searches a recipe's fields for the least training time that reaches a target."""
 
 import enum
 from pathlib import Path
@@ -21,10 +21,10 @@ class TunedTask(enum.StrEnum):
 
 
 def tune(
-    task: Annotated[TunedTask, typer.Argument(help="What is trained.")],
-    recipe: Annotated[str, typer.Option(help="Whose fields are searched.")] = "sprint",
-    data: Annotated[str, typer.Option(help="As `wallclock run` takes it; the test images are not used.")] = "synthetic",
-    trials: Annotated[int, typer.Option(help="How many the study is to have, by all its processes together.")] = 20,
+    task: Annotated[TunedTask, typer.Argument(help="Task to train.")],
+    recipe: Annotated[str, typer.Option(help="Recipe whose fields are searched.")] = "sprint",
+    data: Annotated[str, typer.Option(help="Data set, as `wallclock run` takes it, without its test images.")] = "synthetic",
+    trials: Annotated[int, typer.Option(help="Trials that all processes of the study make together.")] = 20,
     search: Annotated[
         list[str] | None,
         typer.Option(help="field=low:high, field=low:high:log or field=a,b,c; budget and rates by default."),
@@ -33,9 +33,9 @@ def tune(
         float | None, typer.Option(help="Accuracy to reach on the tuning split, a tenth of the training set.")
     ] = None,
     reach: Annotated[
-        float, typer.Option(help="Probability that a single run reaches it, which a trial must have.")
+        float, typer.Option(help="Probability of reaching the target that a trial must have.")
     ] = 0.5,
-    seeds: Annotated[int, typer.Option(help="Of each trial.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Seeds that each trial trains.")] = 1,
     study: Annotated[
         Path | None, typer.Option(help="Folder of a study: made, joined, or gone on with; a new one by default.")
     ] = None,

@@ -14,19 +14,19 @@ KEYS = ("command", "timeout_s", "tolerance", "metrics", "build", "sources", "cou
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One command that both sides run.
+    """A command that both sides of a comparison run.
 
     Attributes:
-        name: its name in the records.
-        command: a shell's command; lines that it prints as `{"metric": ..., "value": ..., "unit": ...}` are recorded.
-        timeout_s: seconds after which it is killed, and has failed.
-        tolerance: share by which it may change; None for the comparison's.
-        metrics: names of the metrics that are judged; empty for its time and all that it prints.
-        build: a shell's command, run once in each side's tree.
-        sources: patterns of the benchmark's own files; where the sides' differ, they measure different things.
-        counted: "callgrind" counts its instructions where counts are compared; "printed" marks a benchmark of printed
-            counts alone; "never" one of times alone.
-        declared: whether a project declares it, rather than the command line.
+        name: name of the benchmark in the records.
+        command: shell command; lines that it prints as `{"metric": ..., "value": ..., "unit": ...}` are recorded.
+        timeout_s: seconds after which the command is killed and counts as failed.
+        tolerance: change that still counts as equal, as a share; None uses the tolerance of the comparison.
+        metrics: names of the metrics that are judged; empty judges the command's time and everything that it prints.
+        build: shell command that is run once in each side's tree before the rounds; empty for none.
+        sources: glob patterns of the benchmark's own files; where they differ between the sides, the result is invalid.
+        counted: what `--counts` compares: "callgrind" for the instructions that Callgrind counts, "printed" for the
+            counts that the command prints (such a benchmark is never timed), "never" to time the benchmark alone.
+        declared: whether a project's pyproject.toml declares the benchmark; False if the command line gives it.
     """
 
     name: str
@@ -48,11 +48,11 @@ def read_benchmarks(directory: Path, only: Sequence[str] = ()) -> list[Benchmark
     """Returns the benchmarks that a project declares in `[tool.wallclock.benchmarks]` of its pyproject.toml.
 
     Args:
-        directory: the project's folder.
+        directory: folder that holds the project's pyproject.toml.
         only: names of the benchmarks to return; empty for all.
 
     Raises:
-        ValueError: if the project declares none, or one is malformed.
+        ValueError: if the project declares no benchmark, `only` names an unknown one, or a declaration is malformed.
     """
     declared = read_settings(directory).get("benchmarks", {})
     if not declared:
@@ -68,16 +68,16 @@ def read_benchmarks(directory: Path, only: Sequence[str] = ()) -> list[Benchmark
 
 
 def did_you_mean(text: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Returns a question for the name in `known` that is most like `text`; empty where none is near."""
+    """Returns the question "did you mean NAME?" for the name in `known` most like `text`; empty if none is close."""
     near = difflib.get_close_matches(text, list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]}?" if near else ""
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """Returns `[tool.wallclock]` of a project's pyproject.toml; empty where there is none.
+    """Returns the table `[tool.wallclock]` of a project's pyproject.toml; empty if the file or the table is missing.
 
     Raises:
-        ValueError: if the file is no TOML.
+        ValueError: if the file is not valid TOML.
     """
     try:
         text = (directory / PROJECT).read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def parse_settings(text: str, where: str) -> dict[str, Any]:
-    """Returns `[tool.wallclock]` of the text of a pyproject.toml; `where` names the file in errors."""
+    """Returns the table `[tool.wallclock]` from the text of a pyproject.toml; `where` names the file in errors."""
     try:
         return tomllib.loads(text).get("tool", {}).get("wallclock", {})
     except tomllib.TOMLDecodeError as error:

@@ -1,7 +1,7 @@
-"""Search for the commit that made a benchmark slower: git's bisection by the verdicts of `compare`.
+"""Search for the commit that made a benchmark slower: `git bisect`, driven by the verdicts of `compare`.
 
-A commit counts as slow where it is slower than the good one by more than half of what the bad one is. One that does
-not build, fails, or stays inconclusive is skipped, and git then names several commits of which one is the first.
+A commit counts as slow if its slow-down against the good commit is more than half of the bad commit's. A commit that
+does not build, fails, or stays inconclusive is skipped; git may then name several commits, one of them the first.
 """
 
 import math
@@ -23,12 +23,12 @@ from wallclock.reports.stats.verdicts import Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One commit that was judged.
+    """One commit that the bisection has judged.
 
     Attributes:
-        revision: the commit.
-        mark: "good", "bad" or "skip".
-        row: its verdict against the good commit, a row of `reports.views.comparison`.
+        revision: full hash of the commit.
+        mark: what git is told about the commit: "good", "bad" or "skip".
+        row: verdict of the commit against the good one, a row of `reports.views.comparison`.
     """
 
     revision: str
@@ -41,9 +41,9 @@ class Found:
     """The outcome of a bisection.
 
     Attributes:
-        candidates: commits that may be the first slow one; a single one where it is found.
-        whole: verdict of the bad commit against the good one, a row.
-        steps: the commits that were judged on the way.
+        candidates: hashes of the commits that may be the first slow one; a single one if the search succeeded.
+        whole: verdict of the bad commit against the good one, a row of `reports.views.comparison`.
+        steps: the commits that were judged on the way, in that order.
     """
 
     candidates: tuple[str, ...]
@@ -56,12 +56,12 @@ class Bisection:
     """A search for the commit that made one benchmark slower.
 
     Attributes:
-        repository: the repository of the commits.
-        benchmark: the benchmark that became slower; its first judged metric decides unless it names one.
-        rule: turns the rounds of good and bad into a verdict (tolerance, error rate).
-        step_s: seconds that each commit may take.
-        out: folder that holds the runs, one for each commit.
-        command: the command line as typed.
+        repository: path of the git repository that holds the commits.
+        benchmark: the benchmark that became slower; the first metric that it judges decides.
+        rule: turns the rounds of the good and the bad commit into a verdict (tolerance, error rate).
+        step_s: time budget for each commit, in seconds.
+        out: folder to which the runs are written, one for each commit.
+        command: the command line as the user typed it, for the records.
     """
 
     repository: Path
@@ -72,15 +72,15 @@ class Bisection:
     command: str
 
     def find(self, good: Subject, bad: Subject, observe: Callable[[str], None]) -> Found:
-        """Searches, and returns the commit or those that it may be.
+        """Runs the bisection and returns its outcome.
 
         Args:
             good: a revision that is fast.
             bad: a later revision that is slow.
-            observe: called with each commit's verdict, in a line.
+            observe: called with one line of text for each commit: its hash, its verdict and its mark.
 
         Raises:
-            ValueError: if the bad one is not later, or is not slower than the good one: says what was measured.
+            ValueError: if `bad` does not descend from `good`, or is not slower; the message gives the verdict.
         """
         if good.revision not in git(self.repository, "rev-list", bad.revision).split()[1:]:
             raise ValueError(f"{bad.text} is no later commit than {good.text}; name the good one first")
@@ -122,7 +122,7 @@ def _mark(row: dict[str, Any], rule: Rule) -> str:
         return "bad"
     if row["verdict"] in ("equivalent", "improved"):
         return "good"
-    if row["verdict"] == "inconclusive":  # good too if it is surely not slower by as much; it need not be as fast
+    if row["verdict"] == "inconclusive":  # also good if even the interval's slow end is within the tolerance
         worst = row["ratio_high"] if row["better"] == "lower" else 1 / row["ratio_low"]
         if worst < 1 + rule.tolerance:
             return "good"
@@ -130,7 +130,7 @@ def _mark(row: dict[str, Any], rule: Rule) -> str:
 
 
 def _mark_commit(place: Path, mark: str) -> str:
-    """Marks a commit, and returns git's answer; where only skipped ones are left git fails, and its log names them."""
+    """Marks a commit and returns git's answer; if only skipped ones are left, git fails, and its log names them."""
     try:
         return git(place, "bisect", mark)
     except ValueError:
@@ -138,7 +138,7 @@ def _mark_commit(place: Path, mark: str) -> str:
 
 
 def find_candidates(answer: str) -> list[str]:
-    """Returns the commits of which one is the first bad one, by git's answer; none while the search goes on."""
+    """Returns the commits that git's answer names as the first bad one or its candidates; none during the search."""
     found = re.search(r"^([0-9a-f]{40}) is the first '?bad'? commit", answer, re.MULTILINE)
     if found:
         return [found.group(1)]
@@ -152,5 +152,5 @@ def _verdict_line(row: dict[str, Any]) -> str:
 
 
 def describe_commits(repository: Path, revisions: Sequence[str]) -> list[str]:
-    """Returns each commit in a line: its hash, author, date and subject."""
+    """Returns one line for each commit: its hash, author, date and subject."""
     return [git(repository, "show", "-s", "--format=%h %an %as: %s", revision) for revision in revisions]

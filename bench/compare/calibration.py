@@ -1,4 +1,4 @@
-"""Calibration of the verdicts by comparisons whose truth is known, simulated and on this machine."""
+"""Calibration of the verdicts: comparisons with a known true answer, simulated and run on this machine."""
 
 import contextlib
 import math
@@ -22,25 +22,25 @@ from wallclock.reports.views.calibration import BENCHMARK, tally_verdicts
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
 
 NOISES = ("normal", "drift", "two clock speeds", "heavy tails", "autocorrelated")
-SPREAD = 0.03  # standard deviation of the simulated noise, a share of the time: a busy machine's
-WORKLOAD = "for _ in range({}): pass"  # no import: a process lasts as long as this loop
+SPREAD = 0.03  # standard deviation of the simulated noise as a share of the time, as on a busy machine
+WORKLOAD = "for _ in range({}): pass"  # imports nothing, so that the loop makes up most of the process
 TARGET_S = 0.06
 IDLE, LOADED = "this machine", "this machine, a core busy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:
-    """Numbers of comparisons in a calibration.
+    """A request for a calibration: how many comparisons of each kind it makes.
 
     Attributes:
-        comparisons: comparisons of a program with itself, on this machine.
-        planted: comparisons for each planted worsening, on this machine.
-        loaded: comparisons of each kind while another process keeps a core busy.
-        simulated: comparisons for each kind of simulated noise.
-        rounds: rounds of each comparison.
-        worsenings: the worsenings that are planted, as shares.
+        comparisons: number of comparisons of a program with itself, on this machine.
+        planted: number of comparisons for each planted worsening, on this machine.
+        loaded: number of comparisons of each kind while another process keeps a core busy.
+        simulated: number of comparisons for each kind of simulated noise and each worsening.
+        rounds: number of rounds in each comparison, at least 6.
+        worsenings: slow-downs planted in the head, as shares of its time.
         rule: turns rounds into verdicts (tolerance, error rate).
-        seed: seed of noise and order.
+        seed: seed of the simulated noise and of the order of turns.
     """
 
     comparisons: int = 200
@@ -58,18 +58,18 @@ class CalibrationRequest:
 
 
 def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, seed: int) -> tuple[Array, Array, Array]:
-    """Returns times of base, head and base again, [comparisons, rounds] each, with one kind of noise.
+    """Returns simulated times of base, head and base again, [comparisons, rounds] each, with one kind of noise.
 
-    Each round has three slots, one after the other, and the arms take them in an order drawn for each round.
+    A round has three consecutive slots, which base, head and the second base take in an order drawn for each round.
 
     Args:
-        noise: one of `NOISES`: "normal"; "drift", where the machine also slows by a fifth from first to last; "two
-            clock speeds", where one turn in four runs 8% slower; "heavy tails", Student's t of 2 degrees;
-            "autocorrelated", by 0.8 between neighbouring slots.
+        noise: one of `NOISES`: "normal"; "drift", where the machine also slows by a fifth from the first slot to the
+            last; "two clock speeds", where one turn in four runs 8% slower; "heavy tails", Student's t with 2 degrees
+            of freedom; "autocorrelated", with a correlation of 0.8 between neighbouring slots.
         comparisons: number of comparisons.
-        rounds: rounds of each comparison.
-        planted: share by which the head takes longer.
-        seed: seed of noise and order.
+        rounds: number of rounds in each comparison.
+        planted: share by which the head takes longer than the base.
+        seed: seed of the noise and of the order of slots.
     """
     draw = np.random.default_rng([seed, NOISES.index(noise), round(1e6 * planted)])
     shape = (comparisons, rounds, 3)
@@ -90,12 +90,12 @@ def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, s
 
 
 class CalibrationRun:
-    """One calibration, recorded as it goes in a new run.
+    """One calibration, whose samples are recorded in a new run as they are taken.
 
     Args:
-        request: numbers of comparisons.
-        out: folder that holds runs.
-        command: the command line as typed.
+        request: the kinds of comparison and how many of each to make.
+        out: folder in which the run's own directory is created.
+        command: the command line as the user typed it, for the records.
     """
 
     def __init__(self, request: CalibrationRequest, out: Path, command: str) -> None:
@@ -109,14 +109,14 @@ class CalibrationRun:
         self.request, self.writer = request, RunWriter.create(out, run)
 
     def execute(self, observe: Callable[[str], None]) -> RunStatus:
-        """Simulates and measures, and ends the records.
+        """Makes all comparisons, simulated ones first, and closes the records.
 
         Args:
-            observe: called with the progress, in a line.
+            observe: called with each line of progress.
 
         Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
-            RuntimeError: if the workload cannot run.
+            KeyboardInterrupt: after Ctrl-C, once the records are closed as "interrupted".
+            RuntimeError: if the program that is timed exits with an error.
         """
         with self.writer:
             if self.request.simulated:
@@ -137,7 +137,7 @@ class CalibrationRun:
             observe(f"simulated {request.simulated:,} comparisons of each kind: {noise}")
 
     def _measure(self, observe: Callable[[str], None]) -> None:
-        """Measures comparisons in a drawn order, so that no kind has an hour of its own."""
+        """Measures the comparisons in a shuffled order, so that every kind is spread over the whole time."""
         request = self.request
         loops, more = _size_workload()
         for noise, same, each in (
@@ -170,7 +170,7 @@ def _sample(metric: str, unit: str, value: float, case: str, planted: float, **f
 
 
 def _size_workload() -> tuple[int, float]:
-    """Returns the loops that make a process last `TARGET_S`, and the loops that last as long as that whole process."""
+    """Returns two loop counts: for a process of `TARGET_S`, and for a loop that lasts as long as that whole process."""
     empty = statistics.median(_seconds(0) for _ in range(9))
     loops = 1_000_000
     one = (statistics.median(_seconds(loops) for _ in range(9)) - empty) / loops
@@ -180,7 +180,7 @@ def _size_workload() -> tuple[int, float]:
 
 
 def _seconds(loops: int) -> float:
-    """Returns the time of a fresh process that loops so often."""
+    """Returns the seconds that a fresh process with this number of loops takes."""
     command = [sys.executable, "-I", "-S", "-c", WORKLOAD.format(loops)]
     done = time_process(command, directory=Path(), environment={}, timeout_s=60.0)
     if done.code:
@@ -190,7 +190,7 @@ def _seconds(loops: int) -> float:
 
 @contextlib.contextmanager
 def _keep_core_busy() -> Iterator[None]:
-    """Keeps a core busy while the block runs, by fits and starts, as a neighbour does."""
+    """Keeps a core busy with another process while the block runs."""
     neighbour = multiprocessing.get_context("spawn").Process(target=_work, daemon=True)
     neighbour.start()
     try:

@@ -1,7 +1,7 @@
-"""Counts of a training step: the same code gives the same figures on any day, on a busy machine or an idle one.
+"""Counts of a training step, which depend on the code alone: a busy machine gives the same figures as an idle one.
 
-`python -m wallclock.bench.compare.counts "sprint batch_size=8"` prints operator calls and the bytes that they allocate
-in one step, or, where the recipe compiles, graphs and graph breaks: lines that `wallclock gate --counts` compares.
+`python -m wallclock.bench.compare.counts "sprint batch_size=8"` prints the operator calls of one turn and the bytes
+that they allocate or, for a recipe that compiles, its graphs and graph breaks. `wallclock gate --counts` compares them.
 """
 
 import json
@@ -18,11 +18,11 @@ from wallclock.bench.compare.recipe_turn import parse_recipe, turns_of
 
 
 class Tally(TorchDispatchMode):
-    """Counts operators, and the bytes of outputs that share no memory with an input.
+    """A counter of operator calls and of the memory that their outputs allocate.
 
     Attributes:
-        operators: calls of operators.
-        allocated_bytes: bytes of new outputs; memory that an operator needs inside itself is not seen.
+        operators: number of operator calls so far.
+        allocated_bytes: bytes of outputs that share no memory with an input; an operator's scratch memory is not seen.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class Tally(TorchDispatchMode):
 
 
 def count_turn(text: str) -> dict[str, tuple[float, str]]:
-    """Returns the counts of one turn of a recipe on the CPU: value and unit of each metric.
+    """Returns the counts of one turn of a recipe on the CPU: a value and a unit for each metric's name.
 
     Args:
-        text: a recipe and its changes; see `bench.compare.recipe_turn.parse_recipe`.
+        text: a recipe's name and the fields to set; see `bench.compare.recipe_turn.parse_recipe`.
 
     Raises:
         ValueError: if there is no such recipe or field.

@@ -1,4 +1,4 @@
-"""Figures of one process: those that it printed, those that Callgrind counted, and why it failed."""
+"""Figures of one process: what it printed, what Callgrind counted, and the reason if it failed."""
 
 import json
 import math
@@ -14,11 +14,11 @@ def read_figures(output: str) -> Iterator[dict[str, Any]]:
     """Yields the figures that a program printed, as fields of `Sample`.
 
     Args:
-        output: the program's output; a line such as `{"metric": "step_s", "value": 0.125, "unit": "s"}` is a figure,
-            with `better` "lower" or "higher", "higher" by default for units that end with "/s". Other lines are not.
+        output: the program's output; a line such as `{"metric": "step_s", "value": 0.125, "unit": "s"}` is a figure.
+            Its `better` is "lower" or "higher", by default "higher" for units ending in "/s". Other lines are skipped.
 
     Raises:
-        ValueError: if a figure is not whole.
+        ValueError: if a figure lacks a finite value or a unit, or its `better` is another text.
     """
     for line in output.splitlines():
         if not line.lstrip().startswith("{"):
@@ -48,7 +48,7 @@ def count_instructions(errors: str) -> float:
 
 
 def failure_of(done: ProcessDone, timeout_s: float) -> str:
-    """Returns why a process failed, in a line; empty if it did not."""
+    """Returns one line that says why a process failed; empty if it succeeded."""
     if done.timed_out:
         return f"timeout: it took longer than {timeout_s:g} s"
     if done.code:

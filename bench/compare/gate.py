@@ -1,4 +1,4 @@
-"""The gate for CI: verdicts as an exit code, as JUnit XML and as Markdown."""
+"""The gate for CI: turns verdicts into an exit code, JUnit XML and Markdown."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -13,15 +13,15 @@ Row = Mapping[str, Any]
 
 
 def exit_code(rows: Sequence[Row], *, strict: bool) -> tuple[int, str]:
-    """Returns the exit code, and its reason in a line.
+    """Returns the exit code of the gate, and one line that gives the reason.
 
     Args:
-        rows: verdicts, rows of `reports.views.comparison`.
-        strict: whether an inconclusive verdict fails too.
+        rows: the verdicts, as rows of `reports.views.comparison`.
+        strict: whether an inconclusive verdict fails the gate.
 
     Returns:
-        1 if anything regressed; 3 if anything is invalid, or nothing was compared: an empty gate is no pass; 4 if
-        anything is inconclusive and `strict`; else 0.
+        1 if anything regressed; 3 if anything is invalid, or if nothing was compared, since an empty gate must not
+        pass; 4 if anything is inconclusive and `strict` is set; else 0.
     """
     count = Counter(row["verdict"] for row in rows)
     summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(count.items()))
@@ -33,13 +33,13 @@ def exit_code(rows: Sequence[Row], *, strict: bool) -> tuple[int, str]:
         return INVALID, f"nothing was compared: {summary or 'no figure on either side'}"
     if count.get("inconclusive") and strict:
         return INCONCLUSIVE, f"inconclusive: {summary}"
-    if any(row["reason"] == "counted_beyond_tolerance" for row in rows):  # counts do not fall by luck
+    if any(row["reason"] == "counted_beyond_tolerance" for row in rows):  # counts do not fall by chance
         summary += "; if the fall was not meant, find out why: the work may not be done any more"
     return FINE, f"no regression: {summary}"
 
 
 def junit(rows: Sequence[Row], *, strict: bool) -> str:
-    """Returns the verdicts as JUnit XML, one test case for each metric of each benchmark."""
+    """Returns the verdicts as JUnit XML, with one test case for each metric of each benchmark."""
     kinds = dict.fromkeys(("inconclusive", "added", "removed"), "skipped") | {
         "regressed": "failure",
         "invalid": "error",
@@ -66,7 +66,7 @@ def junit(rows: Sequence[Row], *, strict: bool) -> str:
 
 
 def verdict_line(row: Row) -> str:
-    """Returns a verdict in a line: its reason, the ratio with its interval, and what would have been found."""
+    """Returns a verdict as one line: its reason, the ratio with its interval, and the smallest detectable change."""
     parts = [f"{row['verdict']}: {row['reason'].replace('_', ' ')}"]
     if present(row.get("ratio")):
         interval = interval_text(row["ratio_low"], row["ratio_high"])
@@ -77,12 +77,12 @@ def verdict_line(row: Row) -> str:
 
 
 def step_summary(rows: Sequence[Row], table: str, message: str) -> str:
-    """Returns the gate's Markdown for a CI step.
+    """Returns the Markdown summary that a CI step shows.
 
     Args:
-        rows: the verdicts.
-        table: their table as Markdown.
-        message: the reason that `exit_code` returned.
+        rows: the verdicts, as rows of `reports.views.comparison`.
+        table: table of the verdicts in Markdown.
+        message: the line that `exit_code` returned.
     """
     seen = [row for row in rows if row["verdict"] in ("regressed", "invalid")]
     lines = [f"### wallclock gate: {message}", "", table]

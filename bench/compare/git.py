@@ -1,4 +1,4 @@
-"""Git as a comparison uses it: commits, branches, and worktrees of their own for revisions."""
+"""The git commands that a comparison needs: finding commits, listing branches, checking out worktrees."""
 
 import contextlib
 import shutil
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def git(directory: Path, *arguments: str) -> str:
-    """Returns what git prints.
+    """Runs git in a directory and returns its standard output without surrounding white space.
 
     Raises:
-        ValueError: if there is no git, or it fails, with its last line.
+        ValueError: if git is not installed or fails; the message holds the last line that git printed.
     """
     if shutil.which("git") is None:
         raise ValueError("git is not installed; install it, or compare commands and stored runs")
@@ -23,20 +23,20 @@ def git(directory: Path, *arguments: str) -> str:
 
 
 def last_line(*texts: str) -> str:
-    """Returns the last line that is not empty, of the first text that has one; Valgrind's own lines do not count."""
+    """Returns the last non-empty line of the first text that has one, skipping Valgrind's lines ("==...")."""
     lines = (line.strip() for text in texts for line in reversed(text.splitlines()))
     return next((line for line in lines if line and not line.startswith("==")), "")
 
 
 def find_commit(directory: Path, revision: str) -> str:
-    """Returns a revision's commit, or an empty text if there is none."""
+    """Returns the full hash of a revision's commit; empty if the repository has no such revision."""
     with contextlib.suppress(ValueError):
         return git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return ""
 
 
 def list_branches(directory: Path) -> list[str]:
-    """Returns the names of branches and tags; none where there is no repository."""
+    """Returns the names of branches and tags; an empty list outside a repository."""
     with contextlib.suppress(ValueError):
         return git(directory, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags").split()
     return []
@@ -44,10 +44,10 @@ def list_branches(directory: Path) -> list[str]:
 
 @contextlib.contextmanager
 def worktree(repository: Path, revision: str) -> Iterator[Path]:
-    """Gives a revision checked out in a folder of its own, and removes it afterwards.
+    """Checks a revision out in a temporary worktree, yields its path, and removes it afterwards.
 
     Raises:
-        ValueError: if git cannot.
+        ValueError: if git cannot create the worktree.
     """
     git(repository, "worktree", "prune")  # worktrees of processes that were killed before they could clear up
     with tempfile.TemporaryDirectory(prefix="wallclock-", ignore_cleanup_errors=True) as folder:

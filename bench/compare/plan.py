@@ -1,4 +1,4 @@
-"""Plan of a comparison, the request that its record keeps, and the check that a resumed run is the same comparison."""
+"""The plan of a comparison, the request stored in its record, and the check before a run is resumed."""
 
 import json
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class Plan:
 
     Attributes:
         rule: turns rounds into verdicts (tolerance, error rate, looks).
-        rounds: rounds in which each side has a turn; 0 for as many as the rule needs, or, where it spends, as many as
-            make the verdicts clear.
-        again: whether the base has a second turn in each round, to judge the machine.
+        rounds: number of rounds, in each of which every side has a turn; 0 takes as many as the rule needs or, if
+            `rule.spend` is set, as many as make the verdicts clear.
+        again: whether the base has a second turn in each round, which shows how far two equal sides differ here.
         seed: seed of the order of turns.
-        counts: whether counts alone are recorded, Callgrind's instructions among them, and no times.
-        warm_up: whether each side runs before the first round, until two processes in a row take as long.
+        counts: whether counts, among them Callgrind's instructions, are recorded in place of times.
+        warm_up: whether each side runs before the first round, until two processes in a row take equally long.
     """
 
     rule: Rule = field(default_factory=Rule)
@@ -38,7 +38,7 @@ class Plan:
 
 
 def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: Plan) -> dict[str, Any]:
-    """Returns a comparison's request as its record keeps it: what was compared, and how to judge it again."""
+    """Returns a comparison's request as its record stores it: what was compared, and by which rule to judge it."""
     added, removed, invalid = list[str](), list[str](), dict[str, str]()
     if base.declared is not None and head.declared is not None:
         names = [b.name for b in benchmarks]
@@ -78,15 +78,15 @@ def _describe_side(side: Side) -> dict[str, Any]:
 
 
 def check_same_comparison(path: Path, request: dict[str, Any], place: dict[str, Any]) -> None:
-    """Refuses to go on with a run that was another comparison, or may have become one.
+    """Checks that a stored run can be resumed: same request, committed sources, same machine.
 
     Args:
-        path: the run's directory.
-        request: the request of the comparison that is to go on.
-        place: provenance of this process.
+        path: directory of the stored run.
+        request: request of the comparison that resumes the run, from `new_request`.
+        place: machine and software of this process, from `bench.measure.environment.provenance`.
 
     Raises:
-        StoreError: if the run has another request, of a tree with uncommitted changes, or of another machine.
+        StoreError: if the requests differ, a tree has uncommitted changes, or the machine or its software differs.
     """
     run = begun_run(path, BENCHMARK)
     now = json.loads(json.dumps(request))

@@ -3,9 +3,9 @@
     python -m wallclock.bench.compare.race sprint --data DATA
     python -m wallclock.bench.compare.race peers/cifar10-airbench/airbench94_muon.py --data DATA
 
-prints the time and the accuracy of each run, as lines that `wallclock compare` reads. The clock is airbench's, which
-`train_eval_s` follows: whitening, training and the final augmented evaluation are in it; loading, moving and compiling
-before it, and evaluations on the way, are not.
+prints the time and the accuracy of each run, as lines that `wallclock compare` reads. The time is `train_eval_s`, which
+is defined as airbench defines its own: it includes whitening, training and the final augmented evaluation, and excludes
+loading, moving and compiling beforehand as well as evaluations during the training.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from wallclock.models.recipes.override import override
 
 WARM_UP_IMAGES = 4000  # two of airbench's batches
 
-# Texts of a program for a GPU, and what stands for them on a CPU: bfloat16, which CPUs multiply, for half precision.
+# Replacements in the text of a GPU program that runs on a CPU; bfloat16, which CPUs multiply, replaces half precision.
 FOR_A_CPU = {
     ".cuda()": "",
     'torch.device("cuda")': 'torch.device("cpu")',
@@ -44,16 +44,16 @@ FOR_A_CPU = {
 
 
 def run_recipe(text: str, split: Split, device: str, seeds: range) -> Iterator[tuple[float, float]]:
-    """Yields time in seconds and accuracy of each run of a recipe.
+    """Yields the time in seconds and the accuracy, as a fraction, of each run of a recipe.
 
     Args:
-        text: the recipe's name, then fields to set, such as `sprint epochs=8`.
-        split: the images that it trains on and is scored on.
+        text: the recipe's name, then the fields to set, such as `sprint epochs=8`.
+        split: the images that the recipe trains on and is scored on.
         device: "cpu" or "cuda".
         seeds: one seed for each run.
 
     Raises:
-        ValueError: if there is no such recipe or field, or it cannot run here.
+        ValueError: if there is no such recipe or field, or the recipe cannot run on this device or data.
     """
     name, *changes = text.split()
     recipe = override(get_recipe(name, device), *changes)
@@ -68,7 +68,7 @@ def run_recipe(text: str, split: Split, device: str, seeds: range) -> Iterator[t
 
 
 class _HostEvent:
-    """Stands for `torch.cuda.Event` in a program that runs on a CPU: it reads the host's clock."""
+    """Replacement for `torch.cuda.Event` in a program that runs on a CPU; it reads the host's clock."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self._at_s = 0.0
@@ -81,12 +81,12 @@ class _HostEvent:
 
 
 def _leave_eager(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Stands for `torch.compile` and its decorators where nothing is compiled."""
+    """Replaces `torch.compile`, as a call or a decorator, and returns the function uncompiled."""
     return function if function is not None else _leave_eager
 
 
 def _for_a_cpu(source: str, *, compiled: bool) -> str:
-    """Returns the text of a program for a GPU as it runs on a CPU, and puts what it calls of CUDA into torch."""
+    """Returns a GPU program's text changed for a CPU, and replaces the CUDA functions that it calls in torch."""
     for gpu, cpu in FOR_A_CPU.items():
         source = source.replace(gpu, cpu)
     stand_ins: list[tuple[Any, str, Any]] = [(torch.cuda, "Event", _HostEvent)]
@@ -99,20 +99,20 @@ def _for_a_cpu(source: str, *, compiled: bool) -> str:
 def run_program(
     path: Path, split: Split, device: str, seeds: range, *, compiled: bool = False
 ) -> Iterator[tuple[float, float]]:
-    """Yields time in seconds and accuracy of each run of a program made like airbench94_muon.py.
+    """Yields the time in seconds and the accuracy, as a fraction, of each run of a program like airbench94_muon.py.
 
-    On a GPU its own text runs, compiled, after a warm-up run on labels of no meaning, as its authors start it. On a CPU
-    its text is changed by `FOR_A_CPU`, and runs eagerly and without a warm-up, or compiled, after one on few images.
+    On a GPU the unchanged program runs as its authors start it: compiled, after a warm-up run on random labels. On a
+    CPU its text is changed by `FOR_A_CPU`; it runs eagerly without warm-up, or compiled after a warm-up on few images.
 
     Args:
-        path: the program; it has `CifarNet`, `main(run, model)`, `print_training_details(variables, is_final_entry)`.
-        split: the images, which the program finds in `cifar10/` as its authors store them.
+        path: the program; defines `CifarNet`, `main(run, model)`, `print_training_details(variables, is_final_entry)`.
+        split: the images; they are written to `cifar10/` in the format in which the program reads them.
         device: "cpu" or "cuda".
         seeds: one seed for each run.
-        compiled: whether the program is compiled on a CPU too.
+        compiled: whether the program is compiled on a CPU; on a GPU it always is.
 
     Raises:
-        ValueError: if the program is not made so.
+        ValueError: if the program lacks one of these three definitions.
     """
     source = path.read_text(encoding="utf-8")
     details: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ def run_program(
         program.write_text(_for_a_cpu(source, compiled=compiled) if device == "cpu" else source, encoding="utf-8")
         _write_tensors(split, images)
         os.chdir(place)
-        sys.argv = [str(program)]  # a program reads its own text by this name, to log it
+        sys.argv = [str(program)]  # the program opens this file to log its own text
         made = runpy.run_path(str(program), run_name="peer")
         main, print_details = made.get("main"), made.get("print_training_details")
         if main is None or print_details is None or "CifarNet" not in made:
@@ -136,7 +136,7 @@ def run_program(
         if device == "cuda":
             model.compile(mode="max-autotune")
             main("warmup", model)
-        elif compiled:  # every shape of the run, in few batches
+        elif compiled:  # few batches suffice to compile for every shape of the run
             model.compile()
             few = Split(split.train.subset(slice(0, WARM_UP_IMAGES)), split.test.subset(slice(0, WARM_UP_IMAGES // 2)))
             _write_tensors(few, images)
@@ -157,12 +157,12 @@ def _write_tensors(split: Split, folder: Path) -> None:
 
 
 def main() -> None:
-    """Runs one side, and prints the time and the accuracy of each run."""
+    """Runs the side that the command line names, and prints the time and the accuracy of each run."""
     parser = argparse.ArgumentParser(prog="python -m wallclock.bench.compare.race", description=__doc__.split("\n")[0])
     parser.add_argument("side", nargs="+", help="a recipe and fields to set, or the path of a program")
     parser.add_argument("--data", required=True, help="as `wallclock run cifar` takes it")
-    parser.add_argument("--runs", type=int, default=1, help="in this process; on a GPU more share one compilation")
-    parser.add_argument("--compile", action="store_true", help="a program on a CPU too; on a GPU it always is")
+    parser.add_argument("--runs", type=int, default=1, help="number of runs in this process; on a GPU they share one compilation")
+    parser.add_argument("--compile", action="store_true", help="compile a program on a CPU too; on a GPU it always is compiled")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
     device = resolve_device(asked.device)

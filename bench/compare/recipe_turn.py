@@ -1,8 +1,7 @@
 """One turn of a recipe in a process of its own: what `wallclock compare sprint wrn22` runs on each side.
 
-`python -m wallclock.bench.compare.recipe_turn "wgan/lesson precision=bf16"` builds, warms up with one turn, and prints
-what another took,
-as lines that `bench.compare.rounds` reads.
+`python -m wallclock.bench.compare.recipe_turn "wgan/lesson precision=bf16"` builds the recipe, takes one warm-up turn
+and one measured turn, and prints the figures of the latter as lines that `bench.compare.rounds` reads.
 """
 
 import json
@@ -19,11 +18,11 @@ OPTIONS = {"data": "synthetic", "device": "auto", "seed": "0"}
 
 
 def parse_recipe(text: str, device_type: str) -> tuple[Task, Any, dict[str, str]]:
-    """Returns the task, the recipe with its fields set, and what else decides a turn.
+    """Returns the task, the recipe with the given fields set, and the `OPTIONS` (data, device, seed) as texts.
 
     Args:
         text: `sprint`, or `wgan/lesson`, then words such as `precision=bf16`, `data=PATH`, `device=cpu`, `seed=1`.
-        device_type: for which the recipe's implementations are chosen.
+        device_type: "cpu" or "cuda"; the recipe's implementations are chosen for this device.
 
     Raises:
         ValueError: if there is no such task, recipe or field.
@@ -42,7 +41,7 @@ def parse_recipe(text: str, device_type: str) -> tuple[Task, Any, dict[str, str]
 
 
 def turns_of(task: Task, recipe: Any, options: dict[str, str], device_type: str) -> Contender:
-    """Returns what takes a recipe's turns, with its data loaded; see `bench.ablation.turns`."""
+    """Loads a recipe's data and returns the contender that takes the recipe's turns; see `bench.ablation.turns`."""
     request = task.ablation(  # type: ignore[call-arg]
         recipe=recipe, data=options["data"], device=device_type, seed=int(options["seed"])
     )
@@ -51,7 +50,7 @@ def turns_of(task: Task, recipe: Any, options: dict[str, str], device_type: str)
 
 
 def main() -> None:
-    """Takes a warm-up turn and a measured one, and prints the measured one's figures."""
+    """Takes a warm-up turn and a measured turn, and prints the figures of the measured turn."""
     from wallclock.bench.measure.environment import resolve_device
 
     text = " ".join(sys.argv[1:])

@@ -1,7 +1,7 @@
-"""Two sides in turns: each round runs every benchmark once on either side, each time in a fresh process.
+"""Two sides measured in turns: each round runs every benchmark on each side, each time in a fresh process.
 
-In each round, and in an order drawn for it, the base, the head and the base once more have a turn: other work on the
-machine meets all of them alike, and base against base shows whether this machine can tell anything at all.
+In each round the base, the head and the base once more have a turn, in an order drawn for that round. Other work on the
+machine affects all of them alike, and base against base shows which differences this machine's noise makes.
 """
 
 import itertools
@@ -39,29 +39,29 @@ from wallclock.reports.views.comparison import (
 )
 
 ROUNDS = 12
-WARM_UPS = 3  # processes at most; fewer where two in a row take as long
+WARM_UPS = 3  # processes at most; fewer once two in a row take equally long
 CALLGRIND = ("valgrind", "--tool=callgrind", "--trace-children=yes", "--callgrind-out-file=/dev/null")
-ROUND = "WALLCLOCK_ROUND"  # tells a process the number of its round, from 0: a training may take it as its seed
+ROUND = "WALLCLOCK_ROUND"  # variable with the number of the round, from 0; a training may use it as its seed
 STEADY = 0.1  # share by which two warm-ups in a row may differ
 
 
 class Comparison:
-    """One comparison: its rounds, recorded as they come, as a new run or as one that was begun.
+    """One comparison, whose rounds are recorded as they are taken, in a new run or a resumed one.
 
     Args:
         benchmarks: the commands that both sides run.
-        base: the side as it is now.
-        head: the side that is proposed.
-        plan: rounds, warm-up and order of turns; without a number of rounds, a deadline is needed.
-        out: folder that holds runs.
-        command: the command line as typed.
-        deadline: time by which it ends; a round that would end later is not begun.
-        resume: a run of the same comparison that was interrupted, stopped by its budget or killed; its whole rounds
-            count, and one that was begun is taken again.
+        base: the side to compare with, such as the main branch.
+        head: the side with the proposed change.
+        plan: rounds, warm-up and order of turns; if it lets the rule add rounds, a deadline is needed.
+        out: folder in which a new run's own directory is created.
+        command: the command line as the user typed it, for the records.
+        deadline: time by which the comparison ends; a round that would end later is not begun. None sets no limit.
+        resume: directory of an interrupted, stopped or killed run of the same comparison; its complete rounds are kept,
+            and an incomplete round is taken again. None begins a new run.
 
     Raises:
-        StoreError: if `resume` is of another comparison, or was begun under other conditions.
-        ValueError: if instructions are to be counted and cannot be.
+        StoreError: if the run in `resume` has another request, or was begun on another machine or with other software.
+        ValueError: if the plan counts instructions and Valgrind is not installed.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Comparison:
         self.benchmarks = {b.name: b for b in benchmarks if b.name not in apart}
         self.sides = {BASE: base, HEAD: head} | ({AGAIN: base} if plan.again else {})
         self.plan, self.deadline = plan, deadline or Deadline(None)
-        self.times_s: dict[str, list[float]] = {name: [] for name in self.benchmarks}  # of one process each
+        self.times_s: dict[str, list[float]] = {name: [] for name in self.benchmarks}  # seconds of each process
         self.rounds, self.judged = plan.rounds, set[tuple[str, str]]()
         self.rounds_done = self.attempt = 0
         if resume is None:
@@ -98,20 +98,20 @@ class Comparison:
         self.attempt = 1 + int(samples["attempt"].max() if "attempt" in samples else 0)
 
     def verdicts(self) -> pd.DataFrame:
-        """Returns the verdicts of the rounds so far; see `reports.views.comparison.comparison_summary`."""
+        """Returns the verdicts on the rounds so far; see `reports.views.comparison.comparison_summary`."""
         return comparison_summary(load(self.writer.path), load_runs(self.writer.path))
 
     def execute(self, observe: Callable[[str], None]) -> RunStatus:
-        """Runs all rounds and ends the records.
+        """Runs all rounds and closes the records.
 
         Args:
-            observe: called with the plan, and with the progress after each round, in a line.
+            observe: called with one line that describes the plan, and one line of progress after each round.
 
         Returns:
-            "done", or "stopped" where the budget ended before every verdict was clear.
+            "done", or "stopped" if the deadline came before the rounds were complete or every verdict was clear.
 
         Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
+            KeyboardInterrupt: after Ctrl-C, once the records are closed as "interrupted".
         """
         with self.writer, Telemetry() as self._telemetry:
             open_ = [name for name in self.benchmarks if not self.plan.warm_up or self._warm_up(name, observe)]
@@ -140,7 +140,7 @@ class Comparison:
         return status
 
     def _warm_up(self, name: str, observe: Callable[[str], None]) -> bool:
-        """Runs a benchmark on both sides until two processes in a row take as long; returns whether it works."""
+        """Runs a benchmark on both sides until two processes in a row take equally long; returns whether it worked."""
         for arm in (BASE, HEAD):
             previous = math.inf
             for index in range(1 if self.plan.counts else WARM_UPS):
@@ -154,16 +154,16 @@ class Comparison:
         return True
 
     def _take_round(self, name: str, number: int) -> bool:
-        """Takes one turn of each arm; returns whether all worked."""
+        """Takes one turn of each arm (base, head, base again); returns whether all worked."""
         arms = list(self.sides)
         random.Random(f"{self.plan.seed} {number} {name}").shuffle(arms)
         return all(self._take_turn(name, arm, round=number, slot=slot) for slot, arm in enumerate(arms))
 
     def _take_turn(self, name: str, arm: str, **where: Any) -> ProcessDone | None:
-        """Runs one process, and records its time and the figures that it printed; returns None if it failed."""
+        """Runs one process and records its time and the figures that it printed; returns None if it failed."""
         benchmark, side = self.benchmarks[name], self.sides[arm]
         common = {"benchmark": BENCHMARK, "case": name, "arm": arm, **where}
-        # A warm-up writes bytecode; under Callgrind it would take fifty times as long to do no more.
+        # A warm-up only writes bytecode, which would take fifty times as long under Callgrind.
         counted = self.plan.counts and benchmark.counted == "callgrind" and where.get("phase") != "warm-up"
         done = None
         try:
@@ -172,7 +172,7 @@ class Comparison:
                 environment["PYTHONHASHSEED"] = "0"
             command = side.commands[name]
             if shutil.which(command.split()[0], path=environment["PATH"]) and not set(command) & set(";&|\n"):
-                command = f"exec {command}"  # one program: the process measured is its own, not a shell's
+                command = f"exec {command}"  # a single program replaces the shell, so that no shell is measured
             with ClockWatch(self._telemetry) as watch:
                 done = time_process(
                     [*(CALLGRIND if counted else ()), SHELL, "-c", command],
@@ -181,7 +181,7 @@ class Comparison:
                     timeout_s=benchmark.timeout_s,
                 )
             common |= watch.fields()
-            if self.attempt:  # turns of the round that was interrupted are then left out
+            if self.attempt:  # readers then leave out the turns of the interrupted round
                 common["parameters"] = {**common.get("parameters", {}), "attempt": self.attempt}
             figures = list(read_figures(done.output))
             why = failure_of(done, benchmark.timeout_s)
@@ -207,13 +207,13 @@ class Comparison:
         return done
 
     def _undecided(self, names: list[str]) -> list[str]:
-        """Returns the benchmarks of which a metric is still inconclusive: the time is spent on those."""
+        """Returns the benchmarks with a metric that is still inconclusive; only these get further rounds."""
         rows = judge_rounds(load(self.writer.path), self.writer.run.request)
         unclear = {row["benchmark"] for row in rows if row["verdict"] == "inconclusive"}
         return [name for name in names if name in unclear]
 
     def _round_s(self, *names: str) -> float:
-        """Returns the seconds that one round of some benchmarks takes."""
+        """Returns the seconds that one round of the named benchmarks takes, from the medians so far."""
         times = [self.times_s[name] for name in names if self.times_s[name]]
         return sum(map(statistics.median, times)) * len(self.sides)
 
@@ -232,13 +232,13 @@ class Comparison:
 
 
 def _count_rounds(samples: pd.DataFrame, names: Iterable[str], turns: int, fixed: bool) -> int:
-    """Returns how many rounds of a comparison are done and need not be taken again.
+    """Returns how many rounds of a stored comparison are complete.
 
     Args:
-        samples: the samples that it has.
-        names: names of its benchmarks.
-        turns: turns of each benchmark in a round.
-        fixed: whether the number of rounds is fixed; then no round may lack a benchmark.
+        samples: the samples that the comparison has recorded.
+        names: names of the benchmarks in the comparison.
+        turns: number of turns that each benchmark has in a round.
+        fixed: whether the number of rounds is fixed; a round is then complete only if it holds every benchmark.
     """
     done = []
     for name in names:
@@ -250,7 +250,7 @@ def _count_rounds(samples: pd.DataFrame, names: Iterable[str], turns: int, fixed
 
 
 def format_s(seconds: float) -> str:
-    """Returns a time in the unit that suits it: "40 s", "12 min", "1.5 h"."""
+    """Returns a time as text in a unit of suitable size: "40 s", "12 min", "1.5 h"; "no limit" for infinity."""
     if not math.isfinite(seconds):
         return "no limit"
     if seconds < 90:

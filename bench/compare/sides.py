@@ -1,4 +1,4 @@
-"""Sides of a comparison: stored runs, git revisions, the tree as it is, recipes, and shell commands."""
+"""Sides of a comparison: stored runs, git revisions, working trees, recipes, and shell commands."""
 
 import contextlib
 import hashlib
@@ -29,12 +29,12 @@ SHELL = "/bin/sh"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One side of a comparison, as it was named.
+    """One side of a comparison, as the user named it.
 
     Attributes:
-        kind: what it is: stored runs, a git revision, a tree, a recipe, or a command.
-        text: its name, without the prefix that names its kind.
-        revision: the commit of a git revision, or of the tree before its changes.
+        kind: kind of side: stored runs, a git revision, a working tree, a recipe, or a shell command.
+        text: name of the side, without the prefix that gives its kind.
+        revision: hash of the commit of a git revision, or of a tree's HEAD; empty for other kinds.
     """
 
     kind: Kind
@@ -47,12 +47,12 @@ class Side:
     """One side of a comparison, ready to run.
 
     Attributes:
-        subject: what the side is.
-        directory: working directory of its processes.
-        commands: shell command of each benchmark, by name.
-        tree: whether `directory` holds the sources that are compared, and comes first on Python's path.
-        broken: why a benchmark cannot run, by name.
-        declared: names of the benchmarks that its own project declares; None where that decides nothing.
+        subject: kind, name and commit of the side.
+        directory: working directory of the side's processes.
+        commands: shell command of each benchmark, by the benchmark's name.
+        tree: whether `directory` holds the sources that are compared; it then comes first on Python's path.
+        broken: reason why a benchmark cannot run on this side, by the benchmark's name.
+        declared: names of the benchmarks in this side's own pyproject.toml; None if the command line gives commands.
     """
 
     subject: Subject
@@ -63,24 +63,24 @@ class Side:
     declared: frozenset[str] | None = None
 
     def environment(self) -> dict[str, str]:
-        """Returns the environment of its processes; `python` is the interpreter that runs this."""
+        """Returns the environment of the side's processes, in which `python` is the interpreter of this process."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         own = {"PYTHONPATH": str(self.directory)} if self.tree else {}
-        # Bytecode may be written: a fresh worktree would be compiled in each round, and the tree as it is would not.
+        # Bytecode may be written: else each round would compile a fresh worktree, but not a tree that has bytecode.
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {**kept, "PATH": path, **own}
 
 
 def parse_subject(text: str, directory: Path) -> Subject:
-    """Returns what a text names: by its prefix (`run:`, `git:`, `tree:`, `recipe:`, `cmd:`), or by what it can be.
+    """Returns the side that a text names, by its prefix (`run:`, `git:`, `tree:`, `recipe:`, `cmd:`) or else by trial.
 
     Args:
-        text: a path of stored runs, `.` for the tree as it is, `sprint` or `wgan/lesson precision=bf16`, a revision,
-            or a command.
-        directory: folder where paths, revisions and commands are looked for.
+        text: path of stored runs, path of a tree such as `.`, a recipe such as `sprint` or
+            `wgan/lesson precision=bf16`, a git revision, or a shell command; without a prefix tried in this order.
+        directory: folder in which paths, revisions and commands are looked up.
 
     Raises:
-        ValueError: if it names nothing.
+        ValueError: if the text names no side.
     """
     prefix, colon, rest = text.partition(":")
     if colon and prefix in get_args(Kind):
@@ -110,7 +110,7 @@ def parse_subject(text: str, directory: Path) -> Subject:
 
 
 def _holds_runs(path: Path) -> bool:
-    if not path.is_dir() or (path / PROJECT).exists():  # a project is a tree, whatever it has stored
+    if not path.is_dir() or (path / PROJECT).exists():  # a project's folder is a tree even if it holds runs
         return False
     return any(next(path.rglob(name), None) is not None for name in (RECORDS, SAMPLE_TABLE))
 
@@ -137,11 +137,11 @@ def declared_by(subject: Subject, directory: Path) -> frozenset[str]:
     """Returns the names of the benchmarks that a side's own pyproject.toml declares.
 
     Args:
-        subject: a revision, or a tree.
-        directory: the project's folder.
+        subject: a git revision or a tree.
+        directory: folder of the project; a tree's path is relative to it.
 
     Raises:
-        ValueError: if the file is no TOML.
+        ValueError: if the file is not valid TOML.
     """
     if subject.kind == "tree":
         return frozenset(read_settings(directory / subject.text).get("benchmarks", {}))
@@ -154,12 +154,12 @@ def declared_by(subject: Subject, directory: Path) -> frozenset[str]:
 
 @contextlib.contextmanager
 def prepare_side(subject: Subject, benchmarks: Sequence[Benchmark], directory: Path) -> Iterator[Side]:
-    """Gives a side that can run, and clears up after it: a revision gets a worktree of its own, and is built there.
+    """Yields a side that is ready to run; a revision is checked out and built in a temporary worktree.
 
     Args:
-        subject: a revision, a tree, a recipe or a command.
-        benchmarks: the comparison's benchmarks.
-        directory: the repository, in which commands run.
+        subject: a git revision, a tree, a recipe or a command.
+        benchmarks: the benchmarks that both sides run.
+        directory: path of the repository; commands and recipes run in it.
     """
     commands = {b.name: b.command for b in benchmarks}
     if subject.kind in ("cmd", "recipe"):
@@ -175,7 +175,7 @@ def prepare_side(subject: Subject, benchmarks: Sequence[Benchmark], directory: P
 
 
 def _build(side: Side, benchmarks: Sequence[Benchmark]) -> Side:
-    """Builds what the benchmarks need in a side's tree; returns the side with the reason for each failure."""
+    """Runs the benchmarks' build commands in a side's tree; returns the side with the reason of each failure."""
     failures: dict[str, str] = {}
     for build in dict.fromkeys(b.build for b in benchmarks if b.build):
         done = subprocess.run(
@@ -193,7 +193,7 @@ def _build(side: Side, benchmarks: Sequence[Benchmark]) -> Side:
 
 
 def hash_sources(side: Side, benchmark: Benchmark) -> str:
-    """Returns a hash of the benchmark's own files in a side's tree."""
+    """Returns a hash, 12 hex digits, of the files in a side's tree that match the benchmark's `sources`."""
     digest = hashlib.sha256()
     for pattern in benchmark.sources:
         for path in sorted(p for p in side.directory.glob(pattern) if p.is_file()):
@@ -202,10 +202,10 @@ def hash_sources(side: Side, benchmark: Benchmark) -> str:
 
 
 def recipe_command(text: str) -> str:
-    """Returns the command that measures a recipe.
+    """Returns the shell command that measures one turn of a recipe.
 
     Args:
-        text: `sprint`, or `wgan/lesson`, with `field=value` words after it.
+        text: name of a recipe, such as `sprint` or `wgan/lesson`, then words such as `field=value`.
 
     Raises:
         ValueError: if there is no such recipe, or no such field.
@@ -219,17 +219,17 @@ def recipe_command(text: str) -> str:
 def choose_benchmarks(
     sides: Sequence[Subject], only: Sequence[str], commands: Sequence[str], timeout_s: float, repository: Path
 ) -> list[Benchmark]:
-    """Returns the benchmarks that both sides run: themselves, the given commands, or those that the project declares.
+    """Returns the benchmarks that both sides run: given commands, declared benchmarks, or the two sides themselves.
 
     Args:
-        sides: the sides, none of them stored.
-        only: names of declared benchmarks; empty for all.
-        commands: shell commands to run instead, as `COMMAND` or `NAME=COMMAND`.
-        timeout_s: seconds after which a command has failed.
-        repository: the project's folder.
+        sides: the two sides, neither of them stored runs.
+        only: names of the declared benchmarks to run; empty for all.
+        commands: shell commands to run in place of the declared benchmarks, as `COMMAND` or `NAME=COMMAND`.
+        timeout_s: seconds after which a command is killed and counts as failed.
+        repository: folder of the project whose pyproject.toml declares the benchmarks.
 
     Raises:
-        ValueError: if the sides have nothing in common, or no such benchmark is declared.
+        ValueError: if the two kinds of side cannot be compared, recipes are of two tasks, or a benchmark is unknown.
     """
     kinds = {side.kind for side in sides}
     if not kinds & {"cmd", "recipe"}:
@@ -256,7 +256,7 @@ def choose_benchmarks(
 
 
 def _split_name(text: str) -> tuple[str, str]:
-    """Returns name and command of `NAME=COMMAND`; `A=1 command` sets a variable and has no name."""
+    """Returns name and command of `NAME=COMMAND`; the name is empty for `A=1 command`, which sets a variable."""
     name, equals, rest = text.partition("=")
     named = equals and name.replace("-", "").replace("_", "").isalnum() and not name.isupper() and " " not in name
     return (name, rest) if named and rest else ("", text)

@@ -13,16 +13,16 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Mapping[str, Any], recipe: Any) -> None:
-    """Writes a checkpoint, which replaces the one before when it is whole.
+    """Writes a checkpoint, which replaces the previous one once it is whole.
 
     Args:
         path: the file.
         state: tensors by name.
-        position: how far the training has come, as JSON types.
+        position: progress of the training, as JSON types.
         recipe: a `Resolvable`, stored whole so that the weights can be used without the run.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

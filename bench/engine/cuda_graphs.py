@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: one launch a step, with the losses of eager steps."""
+"""Training steps as CUDA graphs: one launch per step, with the losses of eager steps."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ Captive = tuple[Callable[[], object], torch.Tensor]
 
 @contextmanager
 def restoring(state: State) -> Iterator[None]:
-    """Restores tensors in place to what they hold now, whatever a step inside does to them.
+    """Restores tensors in place, at the end of the context, to their values at its start.
 
     Args:
         state: returns the tensors that a step changes, by name, in their own memory.

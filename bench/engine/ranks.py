@@ -27,7 +27,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
-        """Returns the images of a batch that one rank takes.
+        """Returns the number of images of a batch that one rank takes.
 
         Raises:
             ValueError: if the batch cannot be shared equally.
@@ -55,7 +55,7 @@ class Ranks:
                 tensor.copy_(part.view_as(tensor))
 
     def copy_first(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrites each tensor by that of rank 0."""
+        """Overwrites each tensor with that of rank 0."""
         for tensor in tensors if self.world > 1 else ():
             distributed.broadcast(tensor, 0)
 

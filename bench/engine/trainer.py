@@ -1,4 +1,4 @@
-"""A training whose whole state has names: saved, gone on with and captured in CUDA graphs by the same code."""
+"""A trainer whose whole state has names, so that one code saves it, resumes it and captures it in CUDA graphs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,11 +20,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step, or one iteration, is queued.
+    """One optimiser step, or one iteration, that was queued on the device.
 
     Attributes:
-        kind: which part of an iteration it is, such as "critic".
-        losses: a scalar or several, on the device.
+        kind: kind of the step within an iteration, such as "critic".
+        losses: losses of the step, a scalar or several, on the device.
     """
 
     kind: str
@@ -35,7 +35,7 @@ def check_device(recipe: Any, device: torch.device) -> None:
     """Refuses a recipe whose implementations cannot run on a device.
 
     Raises:
-        ValueError: names the fields to set.
+        ValueError: if they cannot; names the fields to set.
     """
     chosen = recipe.implementations
     if device.type == "cpu" and chosen.cuda_graph:
@@ -46,7 +46,7 @@ def check_device(recipe: Any, device: torch.device) -> None:
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Sets a learning rate; a rate that is a tensor is overwritten where it lies."""
+    """Sets a learning rate; a rate that is a tensor is overwritten in place."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if isinstance(group["lr"], torch.Tensor):
@@ -62,17 +62,17 @@ class StatefulTrainer:
     be written whenever an iteration has ended.
 
     Args:
-        recipe: what to compute.
+        recipe: the recipe to train.
         networks: fresh networks by the names that they have in a checkpoint.
-        position: a dataclass of numbers that says where the training is; a checkpoint keeps it.
+        position: a dataclass of numbers with the progress of the training; a checkpoint keeps it.
         device: "cpu" or a CUDA device.
-        seed: of order and noise.
+        seed: seed of the batch order and of the noise.
 
     Attributes:
         compute: the networks as steps call them, compiled where the recipe asks for it.
         optimizers: the optimisers by the names that they have in a checkpoint.
         generators: the training's own sources of random numbers, by name.
-        buffers: all other tensors that a step moves, by name.
+        buffers: all other tensors that a step changes, by name.
         batches: the training images; its length is the number of batches in an epoch.
     """
 
@@ -112,7 +112,7 @@ class StatefulTrainer:
 
     @property
     def pace(self) -> int:
-        """What the next iteration takes; rates of different paces are kept apart."""
+        """The cost of the next iteration, such as its critic steps; rates of different paces are kept apart."""
         return 0
 
     def train(self) -> Iterator[Step]:
@@ -124,7 +124,7 @@ class StatefulTrainer:
         return (step.losses for step in self.train())
 
     def lr(self, lr: float) -> float | torch.Tensor:
-        """Returns a learning rate for an optimiser: replays of a CUDA graph read it where it lies."""
+        """Returns a learning rate for an optimiser; for CUDA graphs a tensor, which replays read anew."""
         return torch.tensor(lr, device=self.device) if self.graphs else lr
 
     def adam(self, nets: Iterable[nn.Module], rule: Any, lr: float, **more: Any) -> torch.optim.Adam:
@@ -132,8 +132,8 @@ class StatefulTrainer:
 
         Args:
             nets: the networks.
-            rule: `beta1`, `beta2` and `eps`.
-            lr: the learning rate at first.
+            rule: settings of Adam: `beta1`, `beta2` and `eps`.
+            lr: the initial learning rate.
             more: further arguments of `torch.optim.Adam`.
         """
         return torch.optim.Adam(
@@ -146,7 +146,7 @@ class StatefulTrainer:
         )
 
     def autocast(self) -> torch.autocast:
-        """Returns the context that the networks are computed in."""
+        """Returns the autocast context of the recipe's precision, in which the networks are computed."""
         dtype = DTYPES[self.recipe.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -158,16 +158,16 @@ class StatefulTrainer:
         """Takes a step on its inputs, as a replay of its CUDA graph where the recipe asks for graphs.
 
         Args:
-            name: of the step; see `StepGraphs.replay`.
-            step: computes on the tensors that it is given, and draws nothing.
+            name: name of the step; see `StepGraphs.replay`.
+            step: computes on the tensors that it is given, without random draws.
             inputs: the tensors of this step.
         """
         return step(inputs) if self.graphs is None else self.graphs.replay(name, step, inputs)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Returns all tensors that a step moves, by name, in the memory where they lie.
+        """Returns all tensors that a step changes, by name, in their own memory.
 
-        An optimiser without state gets the state that it has after a step, zero so far.
+        An optimiser that has not taken a step gets the state that it has after one, filled with zeros.
         """
         state = {f"{name}.{key}": t for name, net in self.networks.items() for key, t in net.state_dict().items()}
         for name, optimizer in self.optimizers.items():
@@ -187,7 +187,7 @@ class StatefulTrainer:
         save_checkpoint(path, self.state(), asdict(self.position), self.recipe)
 
     def load(self, path: Path) -> None:
-        """Takes this trainer, fresh and of the same recipe, to where a checkpoint was written.
+        """Restores the state of a checkpoint into this trainer, which must be fresh and of the same recipe.
 
         Raises:
             StoreError: if the checkpoint is damaged, or of another recipe.

@@ -1,1 +1,1 @@
-"""Measuring: the timer, processes, telemetry, the machine, its numerics, profiles, drawn turns."""
+"""Measuring: timers, processes, GPU telemetry, machine and numeric settings, profiles, turns in a drawn order."""

@@ -1,4 +1,4 @@
-"""The machine that measures: its provenance for the records, and what it can run, or why not."""
+"""The machine that measures: its description for the records, and which benchmarks it can run, or why not."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 from wallclock.bench.measure.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
-# Variables that decide how torch and its libraries compute begin so; those with the endings only say where files lie.
+# Prefixes of variables that decide how torch and its libraries compute; PATH_ENDINGS marks those that hold file paths.
 FLAG_PREFIXES = (
     *("CUDA_", "CUBLAS_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_"),
     *("TRITON_", "MALLOC_", "GLIBC_"),
@@ -57,12 +57,12 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Returns the CPU's instruction-set flags by their names in Linux; empty on other systems."""
+    """Returns the names that Linux gives the CPU's instruction-set flags; empty on other systems."""
     return frozenset(_cpuinfo().get("flags", "").split())
 
 
 def cpu_bf16() -> list[str]:
-    """Returns the CPU's instructions that multiply bfloat16; without any it is emulated, and float32 is faster."""
+    """Returns the CPU's flags for bfloat16 products; without any, bfloat16 is emulated and slower than float32."""
     return sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
@@ -89,7 +89,7 @@ def memory_bytes() -> int:
 
 
 def last_level_cache_bytes() -> int:
-    """Returns the size of the CPU's largest cache; 32 MiB where Linux does not tell."""
+    """Returns the size of the CPU's largest cache; 32 MiB if the system does not report it."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -107,19 +107,19 @@ def package_version(name: str) -> str | None:
 
 @functools.cache
 def _torch_version() -> dict[str, Any]:
-    """The variables of `torch.version`, read without the two seconds that importing torch takes."""
+    """Returns the variables of `torch.version`, read without the two seconds that importing torch takes."""
     spec = find_spec("torch")
     return {} if spec is None or spec.origin is None else runpy.run_path(str(Path(spec.origin).with_name("version.py")))
 
 
 def resolve_device(name: str) -> str:
-    """Returns "cpu" or "cuda".
+    """Returns the type of the device to use, "cpu" or "cuda".
 
     Args:
-        name: "cpu", "cuda", or "auto" for the GPU where there is one.
+        name: "cpu", "cuda", or "auto", which means "cuda" on a machine with a GPU, else "cpu".
 
     Raises:
-        ValueError: if the name is another, or no GPU answers.
+        ValueError: if the name is another, or "cuda" is asked for and no GPU answers.
     """
     import torch
 
@@ -133,10 +133,10 @@ def resolve_device(name: str) -> str:
 
 
 def provenance(device_type: str) -> dict[str, Any]:
-    """Returns the fields of `reports.Run` that describe machine, software and source.
+    """Returns the fields of `reports.Run` that describe machine, software and source code.
 
     Args:
-        device_type: "cuda", or "cpu" for a run that uses no GPU, and records none.
+        device_type: "cuda" to describe the GPU too, or "cpu".
     """
     status = _git("status", "--porcelain")
     fields: dict[str, Any] = {
@@ -180,10 +180,10 @@ class Capability:
     """Hardware or software that some benchmarks need.
 
     Attributes:
-        name: its name.
+        name: name of the capability, such as "CUDA GPU".
         available: whether this machine has it.
-        detail: what was found, or why nothing was.
-        install: the next step where it is missing and can be had; empty otherwise.
+        detail: name or version of what was found, or the reason why it is missing.
+        install: the user's next step to get a missing capability; empty if there is none.
     """
 
     name: str
@@ -201,7 +201,7 @@ EXTRAS = (
 
 
 def capabilities() -> list[Capability]:
-    """Returns what this machine can run, what it cannot and why, and what to install."""
+    """Returns every capability, with the reason and the next step for those that this machine lacks."""
     bf16 = cpu_bf16()
     without = "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
     found = [_gpu(), Capability("bf16 on the CPU", bool(bf16), ", ".join(bf16) or without)]
@@ -254,12 +254,12 @@ def _triton(*, on_gpu: bool) -> Capability:
 
 
 def _package(name: str, extra: str, found: str | None) -> Capability:
-    """A capability that comes with one of this package's extras, `found` saying which version if it is installed."""
+    """Returns the capability that one of this package's extras brings; `found` is its version if it is installed."""
     return Capability(name, bool(found), found or "not installed", "" if found else f"uv sync --extra {extra}")
 
 
 def machine() -> str:
-    """Returns one line that names the machine and the versions; imports no torch."""
+    """Returns one line that names the machine and the versions of Python and torch, without importing torch."""
     torch_version = package_version("torch") if find_spec("torch") else "no torch"
     hardware = f"{cpu_name()}, {cpu_cores()} cores, {memory_bytes() / 2**30:.0f} GiB"
     return f"{hardware}; Python {sys.version.split()[0]}, torch {torch_version}"

@@ -1,4 +1,4 @@
-"""Seeds and numeric settings of one measurement: set, recorded and put back by one context manager."""
+"""Seeds and numeric settings of a measurement: one context manager sets, records and restores them."""
 
 import ctypes
 import random
@@ -9,35 +9,35 @@ import numpy as np
 import torch
 
 # Parameters of glibc's mallopt: number, value that keeps freed memory in the heap, default (man 3 mallopt).
-# A trim threshold of -1 is none; 2**31 - 1, the largest that mallopt takes, gives back what is free above 2 GiB.
+# A trim threshold of -1 keeps all memory; mallopt's largest, 2**31 - 1, would give back what is free above 2 GiB.
 _MALLOPT = {"M_TRIM_THRESHOLD": (-1, -1, 128 << 10), "M_TOP_PAD": (-2, 256 << 20, 128 << 10)}
 _MALLOPT |= {"M_MMAP_MAX": (-4, 0, 65536)}
 
 
 @contextmanager
 def numerics(*, seed: int, keep_heap: bool = False) -> Iterator[dict[str, str]]:
-    """Sets the numeric state of a measurement, yields its record, and restores what was there before.
+    """Sets the numeric state of a measurement, yields it for the record, and restores the previous state.
 
     On a GPU float32 products and convolutions use TensorFloat-32, and cuDNN chooses its algorithms by timing them.
 
     Args:
         seed: seed of Python's, numpy's and torch's generators.
-        keep_heap: on a CPU with glibc, never give freed memory back to the kernel. By default every activation above
-            32 MiB is mapped anew, and its pages cleared, in each step: 183,000 page faults a step of the sprint network
-            on two cores, and 2.04 s instead of 1.80 s. Compare with and without in processes of their own: the memory
-            goes back at the end, but the holes it leaves in the heap may serve later blocks (1/20 of the page faults).
+        keep_heap: whether glibc keeps freed memory instead of returning it to the kernel. By default every activation
+            above 32 MiB is mapped anew, and its pages cleared, in each step: 183,000 page faults a step of the sprint
+            network on two cores, and 2.04 s instead of 1.80 s. Compare the two settings in separate processes: the
+            memory is returned at the end, but holes left in the heap may serve later blocks (1/20 of the page faults).
 
     Yields:
-        The settings in force, for the record.
+        The settings in force, by name.
 
     Raises:
-        ValueError: if the seed is not in [0, 2**32), which is all numpy takes.
+        ValueError: if the seed is outside [0, 2**32), the range that numpy accepts.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; expected 0 <= seed < 2**32")
     with ExitStack() as stack:
         _seed_generators(stack, seed)
-        # Through "highest": over "medium", `allow_tf32` sets torch's two APIs at odds, and its own getters then raise.
+        # "highest" first: if "medium" is in force, `allow_tf32` makes torch's two APIs disagree, and its getters raise.
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -65,7 +65,7 @@ def numerics(*, seed: int, keep_heap: bool = False) -> Iterator[dict[str, str]]:
 
 
 def _seed_generators(stack: ExitStack, seed: int) -> None:
-    """Seeds all generators, and puts their states back when the stack closes."""
+    """Seeds all generators, and restores their previous states when the stack closes."""
     stack.callback(random.setstate, random.getstate())
     stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
     stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))

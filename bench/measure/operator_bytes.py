@@ -1,4 +1,4 @@
-"""Bytes that each operator reads and writes, counted while operators are called: traffic without a formula of ours."""
+"""Memory traffic, found without a formula: the bytes that operators read and write, counted as they are called."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ SELECTIONS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
 
 
 class Operands(TorchDispatchMode):
-    """Counts the bytes that each operator reads and writes; an operator of our own is one, whatever it launches.
+    """A counter of the bytes that operators read and write; a custom operator counts as one, whatever it launches.
 
-    A tensor that is two arguments of an operator is read once; one that is changed in place is read and written. A
-    selection counts the selected elements. Views and empty tensors are free. Bytes that an operator reads twice or
-    keeps for itself are not seen: only a cache could move less.
+    A tensor that is two arguments of an operator counts as read once; one that is changed in place counts as read and
+    written. A selection counts the selected elements. Views and empty tensors count nothing. Repeated reads and an
+    operator's scratch memory are not seen, so that the count is the least traffic unless a cache keeps data.
 
     Attributes:
-        bytes: bytes counted so far.
+        bytes: number of bytes counted so far.
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class Operands(TorchDispatchMode):
 
 
 def bytes_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Returns the bytes that one call has read and written; see `Operands`.
+    """Returns the bytes that one operator call has read and written; see `Operands`.
 
     Args:
-        operator: an operator's overload, such as `torch.ops.aten.add.Tensor`.
-        args: the call's arguments.
-        kwargs: the call's keyword arguments.
-        result: what the call returned.
+        operator: overload of the operator, such as `torch.ops.aten.add.Tensor`.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        result: the tensor or tensors that the call returned.
     """
     name = operator._schema.name.removeprefix("aten::")
     if operator.is_view or "empty" in name:
@@ -53,10 +53,10 @@ def bytes_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resul
     unread = {p.name for p in parameters if p.is_out} | ({parameters[0].name} if name in OVERWRITING else set())
     read = _by_place([value for key, value in given.items() if key not in unread])
     if name == "convolution_backward" and all(kwargs.get("output_mask", args[-1])[:2]):
-        read[-1] = args[0].nbytes  # two convolutions in one operator, and each reads dy
+        read[-1] = args[0].nbytes  # one operator runs two convolutions, and each reads dy
     return sum(read.values()) + sum(_by_place((written, result)).values())
 
 
 def _by_place(tree: Any) -> dict[int, int]:
-    """Returns the bytes of each tensor in `tree` by its address, so that none counts twice."""
+    """Returns the bytes of each tensor in `tree` by its address, so that each counts once."""
     return {t.data_ptr(): t.nbytes for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}

@@ -14,17 +14,17 @@ from wallclock.bench.measure.timing import now_s
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessDone:
-    """How a process ended, and what it used together with the children that it waited for.
+    """A process that has ended: its exit, its output, and the time and memory of it and the children it waited for.
 
     Attributes:
-        seconds: seconds from before it was started until it had ended.
-        cpu_s: CPU seconds of all its threads and children.
-        peak_bytes: resident memory of the largest process among them at its peak; at least that of this process, which
-            Linux counts in.
-        code: exit code; negative for the signal that ended it.
-        timed_out: whether it was killed because its time was up.
-        output: its standard output.
-        errors: its standard error.
+        seconds: wall-clock seconds from just before the start until the end.
+        cpu_s: CPU seconds of all threads and children.
+        peak_bytes: peak resident memory of the largest process among them, in bytes; never less than the memory of the
+            measuring process, which Linux counts in.
+        code: exit code; -N if signal N ended the process.
+        timed_out: whether the process was killed at the timeout.
+        output: text of standard output.
+        errors: text of standard error.
     """
 
     seconds: float
@@ -39,16 +39,16 @@ class ProcessDone:
 def time_process(
     arguments: list[str], *, directory: Path, environment: dict[str, str], timeout_s: float
 ) -> ProcessDone:
-    """Runs a command to its end, in a session of its own, which is killed whole at a timeout or an exception.
+    """Runs a command to its end in a session of its own; a timeout or an exception kills the whole session.
 
     Args:
-        arguments: the program and its arguments; no shell reads them.
-        directory: its working directory.
-        environment: all of its environment variables.
-        timeout_s: seconds after which it is killed.
+        arguments: the program and its arguments, started without a shell.
+        directory: working directory of the process.
+        environment: all environment variables of the process.
+        timeout_s: seconds after which the process is killed.
 
     Raises:
-        OSError: if it cannot be started.
+        OSError: if the process cannot be started.
     """
     expired = threading.Event()
 
@@ -75,7 +75,7 @@ def time_process(
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             timer.cancel()
-            kill()  # children that it left running would disturb later measurements; after Ctrl-C, itself
+            kill()  # children left running would disturb later measurements; after Ctrl-C the process itself would
             process.wait()
         for file in (out, err):
             file.seek(0)

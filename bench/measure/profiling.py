@@ -12,18 +12,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from wallclock.bench.measure.timing import synchronize
 
-SHOWN = 20  # operators that are named; the rest are summed
+SHOWN = 20  # operators listed by name; the others are summed up in one line
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator's part of a step.
+    """One operator's share of a training step.
 
     Attributes:
-        name: name of a PyTorch operator; on a GPU of the one that launched the kernels, or, in the replay of a graph,
-            of the kernel.
-        seconds: seconds a step in it, without the operators that it calls; on a GPU those of its kernels.
-        calls: calls a step.
+        name: name of the PyTorch operator; on a GPU the operator that launched the kernels, or the kernel's own name
+            when a CUDA graph is replayed.
+        seconds: seconds per step in the operator, without the operators that it calls; on a GPU those of its kernels.
+        calls: calls per step.
     """
 
     name: str
@@ -32,12 +32,12 @@ class OperatorTime:
 
 
 def operator_times(step: Callable[[], None], device: torch.device, steps: int = 2) -> list[OperatorTime]:
-    """Returns the operators of a step that take longest, longest first, and the sum of all others at the end.
+    """Profiles a step and returns its slowest operators, slowest first, with the sum of all others as the last entry.
 
     Args:
-        step: takes one step; it is called once more beforehand.
-        device: the device that it runs on.
-        steps: how many steps are profiled.
+        step: runs one training step; called once to warm up, then `steps` times.
+        device: the device that the step runs on.
+        steps: number of steps to profile.
     """
     step()
     on_gpu = device.type == "cuda"
@@ -62,12 +62,12 @@ def operator_times(step: Callable[[], None], device: torch.device, steps: int = 
 
 
 def times_on_gpu(events: Iterable[Any]) -> dict[str, tuple[float, int]]:
-    """Returns the microseconds and calls of all kernels, by the operator that launched them, or else by their own name.
+    """Returns microseconds and calls of all kernels, by the operator that launched them, or else by the kernel's name.
 
-    A kernel is an event itself, and is listed in the event of its operator too; it counts once.
+    The profiler lists a kernel both as an event and within its operator's event; here it counts once.
 
     Args:
-        events: the events of `torch.profiler.profile.events()`.
+        events: the events that `torch.profiler.profile.events()` returns.
     """
     by_operator = defaultdict[str, list[float]](list)
     kernels, launched = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
@@ -83,7 +83,7 @@ def times_on_gpu(events: Iterable[Any]) -> dict[str, tuple[float, int]]:
     for name, each in kernels.items():
         calls, microseconds = len(each) - len(launched[name]), sum(each) - sum(launched[name])
         if calls > 0:
-            short = re.sub(r"[<(].*", "", name.removeprefix("void "))  # without the arguments of its template
+            short = re.sub(r"[<(].*", "", name.removeprefix("void "))  # without template and function arguments
             before = times.get(short, (0.0, 0))
             times[short] = before[0] + microseconds, before[1] + calls
     return times

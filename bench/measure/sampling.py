@@ -1,4 +1,4 @@
-"""Steady-state sampling of one operation: warm-up until its times stand still, then samples until they agree."""
+"""Steady-state timing of one operation: warm-up until its times settle, then samples until their median is certain."""
 
 import math
 import statistics
@@ -12,22 +12,22 @@ from wallclock.bench.measure.environment import last_level_cache_bytes
 from wallclock.bench.measure.timing import Deadline, GpuHold, time_window
 from wallclock.reports.stats.intervals import median_interval
 
-# Events resolve about 0.5 us and perf_counter 0.1 us: a window of 50 us keeps either at 1% or below.
+# Events resolve about 0.5 us and perf_counter 0.1 us: a window of 50 us keeps either error at 1% or below.
 WINDOW_S = 50e-6
 MAX_LAUNCHES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Steady-state times of one operation; every sample is kept.
+    """Steady-state times of one operation, with every sample.
 
     Attributes:
-        samples_s: seconds of one call, in the order taken.
-        launches_per_sample: calls that share one sample's window, for operations shorter than the clock can resolve.
-        issue_median_s: median seconds until the host had queued a call; on a CPU those of the call.
-        warmup_s: seconds of the warm-up, compilation included.
-        stopped_by: "ci" when the interval was narrow enough, else "count" or "budget".
-        queued: whether each window began only when all of it was queued.
+        samples_s: seconds per call of each sample, in the order taken.
+        launches_per_sample: number of calls in one sample, above 1 for operations too short for the clock.
+        issue_median_s: median seconds per call until the host had queued it; on a CPU the seconds of the call itself.
+        warmup_s: seconds that the warm-up took, compilation included.
+        stopped_by: reason for the end of sampling: "ci" if the interval was narrow enough, else "count" or "budget".
+        queued: whether the GPU began each sample only after the host had queued all of its calls.
     """
 
     samples_s: tuple[float, ...]
@@ -39,7 +39,7 @@ class Measurement:
 
     @property
     def median_s(self) -> float:
-        """The median sample."""
+        """Median of the samples, in seconds per call."""
         return statistics.median(self.samples_s)
 
 
@@ -57,19 +57,18 @@ def measure(
     """Times one operation in steady state.
 
     Args:
-        fn: the operation; takes nothing, and leaves its inputs as they were.
-        device: the device that it runs on.
+        fn: the operation; takes no arguments, and can be repeated because it leaves its inputs unchanged.
+        device: the device that the operation runs on.
         relative_ci: sampling stops when the 95% interval of the median is narrower than this share of the median.
-        min_count: samples before the interval may stop it.
-        max_count: samples at most.
-        budget_s: seconds for warm-up (half of them) and for sampling; a sample that was begun is finished.
-        cold: whether the last-level cache is overwritten before every sample, outside its window; then a sample is one
-            call.
-        queued: whether a GPU begins each window only when all of it is queued: the device's time alone, as in a loop
-            whose host is ahead, where a short operation otherwise seems to last as long as its launch.
+        min_count: number of samples before a narrow interval may end the sampling.
+        max_count: largest number of samples.
+        budget_s: seconds for sampling; the warm-up may take half as many. A sample that was begun is finished.
+        cold: whether the last-level cache is overwritten, untimed, before every sample; a sample is then one call.
+        queued: whether a GPU begins each sample only after the host has queued all of its calls. This measures the
+            device's time alone; otherwise a short operation seems to last as long as its launch.
 
     Raises:
-        ValueError: if the counts cannot be.
+        ValueError: if `min_count` is below 1 or above `max_count`.
     """
     if not 1 <= min_count <= max_count:
         raise ValueError(f"min_count is {min_count} and max_count {max_count}; expected 1 <= min_count <= max_count")
@@ -104,7 +103,7 @@ def measure(
 
 
 def _cache_flusher(device: torch.device) -> Callable[[], object]:
-    """Returns a call that overwrites 1.5 times the last-level cache of `device`."""
+    """Returns a function that overwrites memory 1.5 times as large as the last-level cache of `device`."""
     on_gpu = device.type == "cuda"
     cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if on_gpu else last_level_cache_bytes()
     return torch.empty(int(1.5 * cache_bytes), dtype=torch.int8, device=device).zero_
@@ -119,9 +118,9 @@ def _repeat(fn: Callable[[], object], count: int) -> Callable[[], object]:
 
 
 def _find_launches(fn: Callable[[], object], device: torch.device, hold: GpuHold | None) -> int:
-    """Returns how many calls of `fn` make a window long enough for the clock.
+    """Returns how many calls of `fn` last long enough for the clock to resolve.
 
-    The calls are timed together: alone, a small GPU kernel seems to last as long as its launch.
+    The calls are timed together, since a small GPU kernel by itself seems to last as long as its launch.
     """
     launches = 1
     while True:
@@ -133,7 +132,7 @@ def _find_launches(fn: Callable[[], object], device: torch.device, hold: GpuHold
 
 
 def _warm_up(fn: Callable[[], object], device: torch.device, budget_s: float) -> tuple[float, float]:
-    """Calls `fn` until the medians of five calls and of the next five agree within 5%: (time spent, time of a call)."""
+    """Calls `fn` until the medians of successive groups of 5 agree within 5%; returns seconds in all and of a call."""
     start, deadline, previous = timing.now_s(), Deadline(budget_s), math.inf
     one = time_window(fn, device).host_s  # compilation, autotuning, first touch of memory
     while not deadline.expired():

@@ -1,4 +1,4 @@
-"""A GPU's clock, temperature and power through NVML: read once, or repeatedly while something runs."""
+"""A GPU's clock, temperature and power through NVML, read once or repeatedly while a block runs."""
 
 import statistics
 import threading
@@ -11,9 +11,9 @@ from wallclock.reports.store.schema import SLOWED
 if TYPE_CHECKING:
     import torch
 
-# Reasons for which a GPU slows down below what its load alone asks for: NVML's names and bits.
+# NVML's names and bits of the reasons why a GPU runs slower than its load alone would make it.
 REASONS = {"hw_slowdown": 0x8, "sw_thermal_slowdown": 0x20, "hw_thermal_slowdown": 0x40, "hw_power_brake": 0x80}
-PERIOD_S = 0.1  # between two readings of a `ClockWatch`
+PERIOD_S = 0.1  # seconds between two readings of a `ClockWatch`
 
 
 def _nvml_handle(nvml: Any, index: int) -> Any:
@@ -26,14 +26,14 @@ def _nvml_handle(nvml: Any, index: int) -> Any:
 
 
 class Telemetry(AbstractContextManager["Telemetry"]):
-    """GPU clock, temperature and power through NVML; every reading is None where there is no NVML.
+    """GPU clock, temperature and power through NVML; every reading is None on a machine without NVML.
 
     Args:
-        index: the GPU's number, as torch counts; None for a run on the CPU, which asks no GPU.
-        remark: called once for each reason for which a reading finds the GPU slowed down, with the note for the record.
+        index: torch's number of the GPU; None for a run on the CPU, which reads no GPU.
+        remark: called with a note for the record when a reading finds the GPU slowed down, once for each reason.
 
     Attributes:
-        unavailable: why nothing can be read; empty where it can.
+        unavailable: reason why nothing can be read; empty if readings work.
     """
 
     def __init__(self, index: int | None = 0, *, remark: Callable[[str], None] | None = None) -> None:
@@ -60,7 +60,7 @@ class Telemetry(AbstractContextManager["Telemetry"]):
 
         Args:
             device: "cpu" or a CUDA device.
-            remark: see the class; usually `RunWriter.note`.
+            remark: called with each note for the record; usually `RunWriter.note`.
         """
         return cls(device.index or 0 if device.type == "cuda" else None, remark=remark)
 
@@ -73,7 +73,7 @@ class Telemetry(AbstractContextManager["Telemetry"]):
             return None
 
     def read(self) -> dict[str, float | None]:
-        """Returns `sm_clock_mhz`, `temperature_c` and `power_w`."""
+        """Returns one reading of `sm_clock_mhz`, `temperature_c` and `power_w`."""
         clock, temperature = self._query("nvmlDeviceGetClockInfo", 1), self._query("nvmlDeviceGetTemperature", 0)
         milliwatts = self._query("nvmlDeviceGetPowerUsage")
         if self._remark is not None:
@@ -87,28 +87,28 @@ class Telemetry(AbstractContextManager["Telemetry"]):
         }
 
     def throttled(self) -> tuple[str, ...]:
-        """Returns why the GPU is slowed down now, as names in `REASONS`; the power cap of any heavy load is none."""
+        """Returns why the GPU is slowed down now, as names in `REASONS`, which omit the power cap of any heavy load."""
         mask = self._query("nvmlDeviceGetCurrentClocksThrottleReasons")
         return tuple(name for name, bit in REASONS.items() if mask is not None and mask & bit)
 
     def energy_j(self) -> float | None:
-        """Returns the energy that the GPU has used since its driver was loaded; only differences mean something."""
+        """Returns the joules that the GPU has used since its driver was loaded; take differences of two readings."""
         millijoules = self._query("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1e3
 
     def power_limit_w(self) -> float | None:
-        """Returns the enforced power limit."""
+        """Returns the enforced power limit, in watts."""
         milliwatts = self._query("nvmlDeviceGetEnforcedPowerLimit")
         return None if milliwatts is None else milliwatts / 1e3
 
     def clocks_locked(self) -> bool | None:
-        """Returns True when application clocks are set, else None: no driver reports clocks locked by `-lgc`."""
+        """Returns True if application clocks are set, else None, since no driver reports clocks locked by `-lgc`."""
         wanted = self._query("nvmlDeviceGetApplicationsClock", 1)
         usual = self._query("nvmlDeviceGetDefaultApplicationsClock", 1)  # below the maximum on many cards
         return True if None not in (wanted, usual) and wanted != usual else None
 
     def driver(self) -> str | None:
-        """Returns the driver's version."""
+        """Returns the version of the GPU's driver."""
         if self._nvml is None:
             return None
         answer = self._nvml.nvmlSystemGetDriverVersion()
@@ -125,10 +125,10 @@ class Telemetry(AbstractContextManager["Telemetry"]):
 
 
 class ClockWatch(AbstractContextManager["ClockWatch"]):
-    """Reads a GPU's clock every `PERIOD_S` while a block runs; without NVML it reads nothing.
+    """A watch that reads a GPU every `PERIOD_S` while a block runs; it stays idle on a machine without NVML.
 
     Args:
-        telemetry: reads the GPU.
+        telemetry: source of the readings.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -153,7 +153,7 @@ class ClockWatch(AbstractContextManager["ClockWatch"]):
             self._throttled.update(self._telemetry.throttled())
 
     def fields(self) -> dict[str, Any]:
-        """Returns median readings as fields of `reports.Sample`, and why the GPU was slowed down, if it was."""
+        """Returns the median readings as fields of `reports.Sample`, with the reasons of any slow-down of the GPU."""
         found: dict[str, Any] = {}
         for name in self._readings[0] if self._readings else ():
             values = [value for reading in self._readings if (value := reading[name]) is not None]

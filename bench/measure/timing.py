@@ -1,7 +1,7 @@
-"""The one place that reads clocks: the host's, a GPU's, a training run's (`RunClocks`), and its phases' (`PhaseTimer`).
+"""The one module that reads clocks, of host and GPU; `RunClocks` times a training run, `PhaseTimer` its phases.
 
-`bench.measure.sampling` times one operation in steady state, `bench.measure.processes` whole processes. All times are
-seconds unless a name says otherwise.
+`bench.measure.sampling` times one operation in steady state, `bench.measure.processes` a whole process. All times are
+in seconds unless a name says otherwise.
 """
 
 import math
@@ -19,28 +19,28 @@ PHASES = ("data", "forward", "backward", "optimiser", "replay", "evaluation", "s
 
 
 class TimingError(RuntimeError):
-    """A clock was read before it was started."""
+    """An exception for a clock that is read before it was started."""
 
 
 def now_s() -> float:
-    """Returns the host's monotonic time; only differences of two readings mean something."""
+    """Returns the host's monotonic time, of which the difference of two readings is meaningful."""
     return time.perf_counter()
 
 
 def cpu_s() -> float:
-    """Returns the CPU time that the threads of this process have used; only differences mean something."""
+    """Returns the CPU time that all threads of this process have used so far."""
     return time.process_time()
 
 
 def process_elapsed_s() -> float:
-    """Returns the time since this process was created: the interpreter's start and all imports are in it."""
+    """Returns the time since this process was created, including the interpreter's start and all imports."""
     import psutil
 
     return time.time() - psutil.Process().create_time()
 
 
 def process_tree_cpu_s() -> float:
-    """Returns the CPU time that this process and its children have used, those that ended included."""
+    """Returns the CPU time that this process and its children, running or ended, have used."""
     import psutil
 
     process = psutil.Process()
@@ -49,14 +49,14 @@ def process_tree_cpu_s() -> float:
     for child in process.children(recursive=True):
         try:
             times = child.cpu_times()
-        except psutil.NoSuchProcess:  # gone between the two calls; its time is its parent's from now on
+        except psutil.NoSuchProcess:  # the child has ended; its parent's times now include it
             continue
         total += times.user + times.system
     return total
 
 
 def synchronize(device: "torch.device") -> None:
-    """Waits until everything queued on `device` is done; on a CPU nothing is queued."""
+    """Waits until all work queued on `device` is done; returns at once on a CPU."""
     if device.type == "cuda":
         import torch
 
@@ -67,14 +67,14 @@ class Deadline:
     """A time budget that begins now.
 
     Args:
-        budget_s: seconds; None for a deadline that never comes.
+        budget_s: length of the budget in seconds; None for a deadline that never comes.
     """
 
     def __init__(self, budget_s: float | None) -> None:
         self._end_s = math.inf if budget_s is None else now_s() + budget_s
 
     def remaining_s(self) -> float:
-        """Returns the seconds left: infinite without a budget, negative once it is overspent."""
+        """Returns the seconds left: infinite without a budget, negative after the deadline."""
         return self._end_s - now_s()
 
     def expired(self) -> bool:
@@ -85,15 +85,15 @@ class Deadline:
 class RunClocks:
     """The three clocks of one training run.
 
-    `process_s` runs from the creation of the process, `resident_s` from raw uint8 on the device, `train_eval_s` from
-    the first step (or whitening) through the final evaluation. The device is synchronised at every mark and reading; a
-    training loop in between reads no clock.
+    `process_s` begins with the process, `resident_s` once the raw uint8 data are on the device, `train_eval_s` with the
+    first step (or whitening); all end with the final evaluation. The device is synchronised at every mark and reading;
+    a training loop in between reads no clock.
 
     Args:
-        device: the device that trains.
+        device: the device that the run trains on.
 
     Attributes:
-        cold: True for the first clocks of a process: only then does `process_s` hold this run and nothing else.
+        cold: whether these are the first clocks of the process; only then does `process_s` cover this run alone.
     """
 
     _first = True
@@ -108,7 +108,7 @@ class RunClocks:
         self._offset_s = process_elapsed_s() - now_s()
 
     def _running_s(self) -> float:
-        """Time since the process was created, less exclusions; it stands still within one and after `stop`."""
+        """Returns the time since the process began, without excluded blocks; fixed in such a block and after `stop`."""
         for standing in (self._stopped_s, self._standing_s):
             if standing is not None:
                 return standing
@@ -116,20 +116,20 @@ class RunClocks:
         return now_s() + self._offset_s
 
     def start_resident(self) -> None:
-        """Marks that the raw data are on the device."""
+        """Starts `resident_s`: the raw data are on the device."""
         self._resident_start_s = self._running_s()
 
     def start_train_eval(self) -> None:
-        """Marks the beginning of whitening or of the first step."""
+        """Starts `train_eval_s`: whitening or the first step begins."""
         self._train_start_s = self._running_s()
 
     def stop(self) -> None:
-        """Marks the end of the final evaluation, and stops all three clocks."""
+        """Stops all three clocks: the final evaluation has ended."""
         self._stopped_s = self._running_s()
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
-        """Stops all three clocks while the block runs: evaluations on the way, reporting."""
+        """Pauses all three clocks while the block runs, such as an evaluation during the training or a report."""
         if self._standing_s is not None:  # within another exclusion
             yield
             return
@@ -163,14 +163,14 @@ class RunClocks:
 
 
 class PhaseTimer:
-    """Splits the steps of a training loop into phases.
+    """A timer that splits the steps of a training loop into phases.
 
-    On a GPU it records events and resolves them when asked, so that the loop never waits; on a CPU it reads the host's
-    clock. Steps with `enabled=False`, in turns with others, show what the timer itself costs.
+    On a GPU it records events and reads them in `times_s`, so that the loop never waits; on a CPU it reads the host's
+    clock. Comparing steps with `enabled=True` and `enabled=False` shows what the timer itself costs.
 
     Args:
-        device: the device that trains.
-        enabled: False makes `phase` do nothing.
+        device: the device that the loop trains on.
+        enabled: whether `phase` records times; if False it does nothing.
     """
 
     def __init__(self, device: "torch.device", *, enabled: bool = True) -> None:
@@ -181,10 +181,10 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the time of the block to one of `PHASES`.
+        """Adds the time of the block to one of `PHASES`.
 
         Raises:
-            ValueError: if there is no such phase.
+            ValueError: if `name` is not in `PHASES`.
         """
         if not self._enabled:
             yield
@@ -205,7 +205,7 @@ class PhaseTimer:
         return event
 
     def times_s(self) -> dict[str, list[float]]:
-        """Waits for the device, and returns the times of each phase in the order taken."""
+        """Waits for the device, and returns the times in seconds of each phase, in the order taken."""
         synchronize(self._device)
         times = defaultdict(list)
         for name, start, end in self._marks:
@@ -219,8 +219,8 @@ class WindowTime:
 
     Attributes:
         device_s: seconds by the device's clock.
-        host_s: seconds by the host's clock between two synchronisations; on a GPU they hold the hold too.
-        issue_s: seconds until the host had queued the window; on a CPU those of the window.
+        host_s: seconds by the host's clock between two synchronisations; on a GPU they include the time of a `GpuHold`.
+        issue_s: seconds until the host had queued the whole window; on a CPU the seconds of the window itself.
     """
 
     device_s: float
@@ -229,13 +229,13 @@ class WindowTime:
 
 
 class GpuHold:
-    """Keeps a GPU busy while the host queues a window, so that no launch is waited for within it.
+    """A wait that keeps a GPU busy while the host queues a window, so that the GPU never waits for a launch within it.
 
-    How long it must take is found by trial: a window that began before all of it was queued is timed again behind a
-    hold twice as long. An operation that itself waits for the device is never ahead of it: then there is no hold.
+    Its length is found by trial: if the GPU began a window before all of it was queued, the window is timed again after
+    a wait twice as long. The wait is given up for an operation that itself waits for the device.
 
     Attributes:
-        cycles: length of the wait in cycles of the GPU; 0 for none.
+        cycles: length of the wait in GPU clock cycles; 0 for no wait.
     """
 
     LONGEST_CYCLES = 1 << 27  # about 70 ms
@@ -244,14 +244,14 @@ class GpuHold:
         self.cycles = 1 << 16
 
     def begin(self) -> None:
-        """Queues the wait."""
+        """Queues the wait on the GPU."""
         if self.cycles:
             import torch
 
             torch.cuda._sleep(self.cycles)
 
     def was_long_enough(self, first: Any) -> bool:
-        """Returns whether the window counts; called when all of it is queued, with the event at its beginning."""
+        """Returns whether the window's time is valid; `first` is its first event, and all of it must be queued."""
         if not self.cycles or not first.query():
             return True
         self.cycles = 0 if self.cycles >= self.LONGEST_CYCLES else 2 * self.cycles
@@ -268,10 +268,10 @@ def time_window(
     """Times one window of work, after the device has finished all earlier work.
 
     Args:
-        window: the work.
+        window: function that does the work.
         device: the device that the work runs on.
-        before: called first, and not timed by the device's clock.
-        hold: keeps a GPU waiting until all of the window is queued.
+        before: function that is called first, outside the time that is taken; None for none.
+        hold: wait that the GPU goes through while the host queues the window; None for none.
     """
     synchronize(device)
     if before is not None:

@@ -1,7 +1,7 @@
-"""Contenders measured in turns, each in a process of its own, so that they may be compared.
+"""Contenders, such as variants of a recipe, measured in turns, each in its own process, so that they can be compared.
 
-A turn takes a second or so, and in each round every contender has one, in an order drawn for that round: other work on
-the machine, and changes of its clocks, meet all of them alike. Figures are compared within rounds.
+A turn takes about a second. In each round every contender has one turn, in an order drawn for that round, so that other
+work on the machine and changes of its clocks affect all of them alike. Figures are compared within rounds.
 """
 
 import multiprocessing
@@ -20,18 +20,18 @@ Contender = Callable[[ExitStack], Turn]
 
 
 class ContenderFailed(RuntimeError):
-    """A contender raised, or its process died; the message says which, and why."""
+    """An exception for a contender that raised or whose process died; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A turn that was taken.
+    """The result of one turn.
 
     Attributes:
-        name: the contender's name.
-        round: the round's number, from 0.
-        slot: the turn's place within the round, from 0.
-        result: what the turn returned.
+        name: name of the contender.
+        round: number of the round, from 0.
+        slot: position of the turn within its round, from 0.
+        result: the value that the turn returned.
     """
 
     name: str
@@ -41,20 +41,20 @@ class Taken:
 
 
 def interleaved(contenders: Mapping[str, Contender], rounds: int, *, first: int = 0, seed: int = 0) -> Iterator[Taken]:
-    """Yields turn after turn, one process at work at a time.
+    """Takes all turns, with one process at work at a time, and yields each result.
 
     Args:
-        contenders: contenders by name; each is pickled into a process of its own and called there once, with a stack
-            for contexts that last as long as the process; it returns a function that is called for each turn, whose
-            result can be pickled.
-        rounds: number of rounds in all.
-        first: number of the first round to take; a resumed run has the earlier ones.
-        seed: seed of the order within rounds.
+        contenders: contenders by name. Each is pickled into its own process and called there once, with an exit stack
+            for contexts that last as long as the process; it returns the function to call for each turn, whose result
+            must be picklable.
+        rounds: number of the round after the last, so that rounds `first` to `rounds` - 1 are taken.
+        first: number of the first round to take; above 0 for a resumed run, which has the earlier ones.
+        seed: seed of the order of turns within rounds.
 
     Raises:
         ContenderFailed: if a contender raises or dies.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads, and a heap that has been used
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and a used heap
     with ExitStack() as stack:
         at: dict[str, Connection] = {}
         for name, contender in contenders.items():
@@ -64,7 +64,7 @@ def interleaved(contenders: Mapping[str, Contender], rounds: int, *, first: int 
             there.close()
             stack.callback(_end, here, process)
             at[name] = here
-        for name, here in at.items():  # they get ready side by side
+        for name, here in at.items():  # all processes prepare at the same time
             _reply(name, here)
         for number in range(first, rounds):
             order = list(contenders)
@@ -88,7 +88,7 @@ def _reply(name: str, connection: Connection) -> Any:
 
 
 def _end(connection: Connection, process: BaseProcess) -> None:
-    connection.close()  # the process takes that as its end
+    connection.close()  # the process ends when its connection closes
     process.join(5)
     if process.is_alive():
         process.kill()
@@ -96,8 +96,8 @@ def _end(connection: Connection, process: BaseProcess) -> None:
 
 
 def _serve(connection: Connection, contender: Contender) -> None:
-    """Gets ready in the contender's process, then takes a turn for each message until the connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that records
+    """Prepares a contender in its own process, then takes a turn for each message until the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the recording process handles Ctrl-C
     with ExitStack() as stack:
         try:
             turn: Turn | None = None

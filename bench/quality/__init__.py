@@ -1,4 +1,4 @@
-"""Measures whether a generator's images are good, varied and its own, so that speed is not bought with collapse."""
+"""Measures whether a generator's images are good, varied and new, so that speed is not gained by collapse."""
 
 from wallclock.bench.quality.measures import Figures, Judge, problems
 

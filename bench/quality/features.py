@@ -1,4 +1,4 @@
-"""Feature extractors: torch-fidelity's, with weights from a path, and this suite's CIFAR network.
+"""Feature extractors: those of torch-fidelity, with weights from a path, and the CIFAR network of this suite.
 
 Shape legend: N images, H, W height and width, D features.
 """
@@ -28,10 +28,10 @@ Features = Callable[[torch.Tensor], torch.Tensor]  # uint8 [N, 3, H, W] on the d
 
 
 def fidelity() -> Any:
-    """Returns the module `torch_fidelity`, in which `SPRINT` is registered.
+    """Registers the extractor `SPRINT` with torch-fidelity, and returns the module `torch_fidelity`.
 
     Raises:
-        ValueError: if it is not installed.
+        ValueError: if torch-fidelity is not installed.
     """
     if importlib.util.find_spec("torch_fidelity") is None:
         raise ValueError("FID and the like need torch-fidelity; install it with: pip install 'wallclock[quality]'")
@@ -47,7 +47,7 @@ def _sprint_extractor() -> "type[FeatureExtractorBase]":
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
     class SprintExtractor(FeatureExtractorBase):
-        """The sprint network up to its head, as `save_network` has stored it."""
+        """The sprint network without its head, with weights from a file that `save_network` wrote."""
 
         def __init__(
             self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **others: Any
@@ -88,14 +88,14 @@ def train_network(
     """Trains the sprint network on labelled images, for features that need no download; returns `path`.
 
     Args:
-        split: the images that samples are judged against, or others like them.
+        split: the labelled images that samples are judged against, or images like them.
         path: the safetensors file to write.
-        device: where it trains.
-        epochs: passes over the training set.
-        batch_size: images a step.
+        device: the device that the network trains on.
+        epochs: number of passes over the training set; may be a fraction.
+        batch_size: number of images in a step.
 
     Raises:
-        ValueError: if the data do not fill a batch.
+        ValueError: if the training images do not fill a batch.
     """
     base = get_recipe("sprint", device.type)
     plain = replace(base.implementations, compile=False)  # compiling takes longer than these few epochs
@@ -134,15 +134,15 @@ def _load_network(path: Path) -> Sprint:
 
 
 def feature_extractor(path: Path, *, name: str = SPRINT, device: torch.device) -> Features:
-    """Returns the features of a network whose weights lie at a path; nothing is downloaded.
+    """Returns a function that computes features with a network whose weights are in a file; downloads nothing.
 
     Args:
-        path: weights: a safetensors file of `train_network`, or the file that torch-fidelity publishes for `name`.
-        name: an extractor registered with torch-fidelity, such as "inception-v3-compat".
-        device: where the features are computed.
+        path: file of weights: safetensors from `train_network`, or the file that torch-fidelity publishes for `name`.
+        name: name of an extractor registered with torch-fidelity, such as "inception-v3-compat".
+        device: the device that computes the features.
 
     Raises:
-        DataError: if there are no such weights.
+        DataError: if the file is missing, or holds no sprint network where `name` is `SPRINT`.
         ValueError: if there is no such extractor, or torch-fidelity is missing.
     """
     fidelity()
@@ -162,6 +162,6 @@ def feature_extractor(path: Path, *, name: str = SPRINT, device: torch.device) -
 
 @torch.no_grad()
 def extract(features: Features, images_NHWC: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Returns the features of images, uint8 [N, H, W, 3], as float32 [N, D] on the CPU; `device` computes them."""
+    """Computes on `device` the features of images, uint8 [N, H, W, 3], and returns them on the CPU, float32 [N, D]."""
     parts = [features(batch.permute(0, 3, 1, 2).to(device)).float().flatten(1) for batch in images_NHWC.split(BATCH)]
     return torch.cat([part.cpu() for part in parts])

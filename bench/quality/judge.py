@@ -1,4 +1,4 @@
-"""`wallclock judge`: the images of a trained generative network against real ones, so that speed is not all."""
+"""`wallclock judge`: compares the images of a trained generative network with real ones, to judge more than speed."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from wallclock.reports.store.write import RunWriter, StoreError, new_run_id, utc
 BENCHMARK = "quality"
 WEIGHTS = "features.safetensors"
 MADE_TOGETHER = 100
-MOST_REAL = 5000  # training images, and held-out ones: the distances of all to all are taken
+MOST_REAL = 5000  # limit for training images and for held-out images, since all pairwise distances are computed
 HIGHER = ("precision", "recall", "density", "coverage", "memorisation_ratio", "nearest_sample_ratio", "pairwise_ratio")
 
 
@@ -65,13 +65,13 @@ def judge(
 
     Args:
         path: directory of a run of `wallclock run wgan` or `run cyclegan`, with its checkpoint.
-        weights: the feature extractor's weights; None trains this suite's own network, and keeps it beside the run.
-        extractor: a name that torch-fidelity knows, whose weights are `weights`.
-        samples: how many images a WGAN makes; a CycleGAN translates its test images.
-        device: where everything is computed.
-        out: folder that holds runs.
-        command: the command as typed, for the record.
-        observe: is given each problem in a line.
+        weights: file of the feature extractor's weights; None trains this suite's own network and stores it in `path`.
+        extractor: name of the extractor in torch-fidelity that `weights` belong to.
+        samples: number of images that a WGAN generates; a CycleGAN translates its test images.
+        device: the device that generates the images and computes their features.
+        out: folder in which the new run's own directory is created.
+        command: the command line as the user typed it, for the records.
+        observe: called with one line of text for each problem found, and before a network is trained.
 
     Returns:
         The directory of the new run.
@@ -183,5 +183,5 @@ def _load_weights(net: torch.nn.Module, stored: dict[str, torch.Tensor], name: s
     net.load_state_dict(weights)
 
 
-# By benchmark: a function that returns the run's case, its images if they have labels, and its sets.
+# For each benchmark: a function that returns the run's case, its images if they are labelled, and its sets to judge.
 SETS = {"wgan": _wgan_sets, "cyclegan": _cyclegan_sets}

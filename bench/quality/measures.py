@@ -1,4 +1,4 @@
-"""Figures of generated images against real ones, and the problems that they show.
+"""Figures that compare generated images with real ones, and the problems that the figures show.
 
 Shape legend: N images, H, W height and width, D features.
 """
@@ -7,13 +7,13 @@ import torch
 
 from wallclock.bench.quality.features import Features, extract, fidelity
 
-NEIGHBOURS = 5  # k of density and coverage, as their authors advise; precision and recall have 3, as theirs do
+NEIGHBOURS = 5  # k of density and coverage, as their authors advise; precision and recall use 3, as their authors do
 KID_SUBSETS, KID_SUBSET_SIZE = 20, 1000
-ROWS = 2000  # rows of a distance matrix at a time: 2,000 x 50,000 float32 are 400 MB
+ROWS = 2000  # rows of a distance matrix computed at a time; 2,000 x 50,000 in float32 take 400 MB
 Figures = dict[str, float]
 
-# Figure: the value below which it shows a problem, a factor, and the problem. None depends on the features' scale:
-# held-out real images come to 1, or to 0.95 of coverage.
+# For each figure: the value below which it shows a problem, the factor for printing it, and the message. No figure here
+# depends on the scale of the features: held-out real images have 1, or 0.95 for coverage.
 PROBLEMS = {
     "memorisation_ratio": (0.5, 1, "memorised: samples lie {:.2g} times as far from training images as unseen ones do"),
     "nearest_sample_ratio": (0.5, 1, "collapsed: samples lie {:.2g} times as far from each other as real images do"),
@@ -23,16 +23,16 @@ PROBLEMS = {
 
 
 class Judge:
-    """Compares generated images with real ones, whose features it computes once.
+    """A comparison of generated images with real ones, whose features are computed once.
 
     Args:
         train_NHWC: the images that the generator is trained on, uint8 [N', H, W, 3]; at least 10.
-        held_out_NHWC: images of the same kind that it never sees, uint8 [N'', H, W, 3]; at least 10.
-        features: from `bench.quality.features.feature_extractor`.
-        device: where the features are computed; the CPU by default.
+        held_out_NHWC: images of the same kind that the generator never sees, uint8 [N'', H, W, 3]; at least 10.
+        features: function from `bench.quality.features.feature_extractor` that computes the features of images.
+        device: the device that computes the features; the CPU by default.
 
     Raises:
-        ValueError: if a set is no such tensor or too small, or torch-fidelity is missing.
+        ValueError: if a set has another type or shape or fewer than 10 images, or torch-fidelity is missing.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class Judge:
         return extract(self._features, images, self._device)
 
     def figures(self, samples_NHWC: torch.Tensor) -> Figures:
-        """Returns the named figures of generated images, uint8 [N, H, W, 3], at least 10.
+        """Returns the figures of generated images, uint8 [N, H, W, 3], at least 10.
 
         Returns:
             `fid`, `kid` and its `kid_std` over subsets, `precision` and `recall` (k = 3), `density` and `coverage`
-            (k = 5), all against the held-out images: a copy of the training set gains nothing by them.
+            (k = 5), all against the held-out images, so that copying the training set does not improve them.
             `memorisation_ratio`: median distance to the nearest training image, over that of the held-out images; about
             1 is healthy, 0 a copy. `nearest_sample_ratio`: median distance to the nearest other sample, over that among
-            as many held-out images; `pairwise_ratio`: the mean over all pairs, likewise. About 1 is healthy, 0 a
-            collapse.
+            equally many held-out images; `pairwise_ratio`: mean distance over all pairs, over that among these held-out
+            images. About 1 is healthy, 0 a collapse.
 
         Raises:
-            ValueError: if the images are no such tensor.
+            ValueError: if the images have another type or shape, or are fewer than 10.
 
         Source: torch-fidelity for the first five; Naeem et al., https://arxiv.org/abs/2002.09797 for density and
             coverage; Meehan et al., https://arxiv.org/abs/2004.05675 for the comparison of nearest neighbours.
@@ -82,7 +82,7 @@ class Judge:
 
 
 def problems(figures: Figures) -> list[str]:
-    """Returns the problems that a `Judge`'s figures show, in words; none if they are near held-out images'."""
+    """Returns a message for each problem that a `Judge`'s figures show; none for figures near those of real images."""
     return [
         text.format(factor * figures[name]) for name, (below, factor, text) in PROBLEMS.items() if figures[name] < below
     ]
@@ -94,7 +94,7 @@ def _by_fidelity(samples: torch.Tensor, real: torch.Tensor) -> Figures:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     statistics = [fid_features_to_statistics(x.double()) for x in (samples, real)]
-    subset = min(KID_SUBSET_SIZE, len(samples) // 2, len(real) // 2)  # of all of them, subsets would not differ
+    subset = min(KID_SUBSET_SIZE, len(samples) // 2, len(real) // 2)  # subsets of all would be equal
     kid = kid_features_to_metric(samples, real, kid_subsets=KID_SUBSETS, kid_subset_size=subset, verbose=False)
     ranges = prc_features_to_metric(samples, real, prc_batch_size=ROWS, save_cpu_ram=True, verbose=False)
     return {
@@ -107,12 +107,12 @@ def _by_fidelity(samples: torch.Tensor, real: torch.Tensor) -> Figures:
 
 
 def _nearest(x: torch.Tensor, others: torch.Tensor, k: int = 1) -> torch.Tensor:
-    """Returns the distance of each row of x to its k-th nearest of the others, [N]."""
+    """Returns the distance of each row of x to its k-th nearest row of `others`, [N]."""
     return torch.cat([_distances(rows, others).kthvalue(k, dim=1).values for rows in x.split(ROWS)])
 
 
 def _distances(x: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    # By subtraction: through a matrix product equal rows come out some 1e-3 apart, and a copy would not be at 0.
+    # By subtraction: a matrix product puts equal rows about 1e-3 apart, so that a copy would not have distance 0.
     return torch.cdist(x, others, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -122,7 +122,7 @@ def _ratio(of: torch.Tensor, over: torch.Tensor) -> float:
 
 
 def _density_and_coverage(samples: torch.Tensor, real: torch.Tensor) -> Figures:
-    """Counts samples within the ball about each real image that its k-th nearest real neighbour spans."""
+    """Counts samples in the ball about each real image that reaches to its k-th nearest real neighbour."""
     k = NEIGHBOURS
     radii = _nearest(real, real, k + 1)  # the nearest is the image itself
     within = torch.zeros(len(real))

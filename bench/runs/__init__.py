@@ -1,1 +1,1 @@
-"""Runs that are recorded: how they begin and go on, and the jobs of `quick` and `suite`."""
+"""Recorded runs: how they begin and are resumed, and the jobs of `quick` and `suite`."""

@@ -1,4 +1,4 @@
-"""Runs of benchmarks that measure case after case: how one begins, goes on where it was interrupted, and ends."""
+"""Runs of benchmarks that measure case after case: how one begins, is resumed after an interruption, and ends."""
 
 import abc
 from collections.abc import Callable, Iterable
@@ -94,9 +94,9 @@ class CaseRun(abc.ABC, Generic[R]):
         failure: the error that ends the records of a run in which something failed.
         verb: the participle in the notes on skipped variants, such as "timed".
         seeded: whether the seed of the environment decides a result; otherwise samples or cases name their own seeds.
-        done: parts that the records hold already.
+        done: parts that the records already hold.
         failed: whether a variant is wrong or could not run.
-        writer: where records go.
+        writer: writer of the run's records.
     """
 
     kind: ClassVar[type[CaseRequest]]
@@ -112,7 +112,7 @@ class CaseRun(abc.ABC, Generic[R]):
 
     @classmethod
     def new(cls, request: R, out: Path, command: str) -> Self:
-        """Returns a request as a new run under `out`, ready to be executed.
+        """Returns a new run of a request, with its records under `out`, ready to be executed.
 
         Args:
             request: the cases and variants to measure.
@@ -139,7 +139,7 @@ class CaseRun(abc.ABC, Generic[R]):
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Returns a run that was interrupted, stopped or killed, ready to go on.
+        """Returns a run that was interrupted, stopped or killed, ready to be resumed.
 
         Finished parts stay as they are; one that was begun is measured again, and all its samples count.
 
@@ -149,7 +149,7 @@ class CaseRun(abc.ABC, Generic[R]):
         Raises:
             StoreError: if the run is finished, being written, or was begun with another version, on other data or on
                 another machine.
-            ValueError: if its device is not there.
+            ValueError: if its device is missing.
         """
         record = begun_run(path, cls.kind.benchmark)
         stored = record.request
@@ -173,24 +173,24 @@ class CaseRun(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def read_done(self, samples: "pd.DataFrame") -> None:
-        """Takes from the samples recorded so far what is done."""
+        """Reads from the samples recorded so far which parts are done."""
 
     @abc.abstractmethod
     def measure(self, deadline: Deadline) -> str:
         """Measures what is left, and returns why it stopped before the end; empty if it did not."""
 
     def execute(self, observe: Callable[[CaseDone], None], deadline: Deadline | None = None) -> RunStatus:
-        """Measures what is left and ends the records.
+        """Measures what is left and closes the records.
 
         Args:
-            observe: is shown each outcome.
-            deadline: nothing is begun that it does not hold.
+            observe: called with each outcome.
+            deadline: time limit; a part that it has no time left for is not begun.
 
         Returns:
             How the run ended: "failed" if a variant is wrong or could not run.
 
         Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
+            KeyboardInterrupt: after the records have been closed as interrupted.
         """
         self._observe = observe
         with self.writer as writer, measured_under(), Telemetry.of(self.device, writer.note) as self.telemetry:
@@ -230,8 +230,8 @@ class CaseRun(abc.ABC, Generic[R]):
 def measured_under() -> AbstractContextManager[dict[str, str]]:
     """Returns the settings that every measurement runs under.
 
-    A CPU's heap is kept, or the pages of each result are mapped anew: the backward of a map of 17 MB took 6.0 to 8.1 ms
-    with the heap as it comes, and 2.5 with it kept.
+    A CPU's heap is kept; otherwise the pages of each result are mapped anew: the backward of a map of 17 MB took 6.0
+    to 8.1 ms with the heap as it comes, and 2.5 with it kept.
     """
     return numerics(seed=0, keep_heap=True)
 

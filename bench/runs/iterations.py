@@ -1,4 +1,4 @@
-"""Runs that are measured in iterations: windows of steady rates, looks on the way, checkpoints, exact continuation."""
+"""Runs measured in iterations: windows of steady rates, looks during training, checkpoints, exact resumption."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from wallclock.reports.store.schema import Sample
 
 @dataclass(frozen=True)
 class Figure:
-    """One value to be recorded.
+    """One value to record.
 
     Attributes:
         metric: see `reports.store.schema.Sample`.
@@ -36,15 +36,15 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a look on the way finds, off the clock.
+    """The findings of a look during training, off the clock.
 
     Attributes:
-        figures: values to be recorded.
-        lines: what is told of it.
-        name: the picture's; see `reports.store.pictures.write_picture` for all four.
-        pixels: what the networks make now, uint8 [H, W, 3].
-        title: groups the pictures of a run.
-        caption: says what is to be seen.
+        figures: values to record.
+        lines: lines that report the findings to the observer.
+        name: name of the picture; see `reports.store.pictures.write_picture` for it and the next three.
+        pixels: picture of the networks' present output, uint8 [H, W, 3].
+        title: title that groups the pictures of a run.
+        caption: text that says what the picture shows.
     """
 
     figures: Sequence[Figure]
@@ -60,12 +60,12 @@ class Window:
     """Iterations of one pace, timed as a whole.
 
     Attributes:
-        pace: what each of them took; see `StatefulTrainer.pace`.
-        first: iterations done before it.
-        first_step: steps done before it.
-        seconds: the time that they took.
-        losses: float64 [iterations, K].
-        ends: steps done by the end of each iteration.
+        pace: pace of its iterations; see `StatefulTrainer.pace`.
+        first: number of iterations done before the window.
+        first_step: number of steps done before the window.
+        seconds: seconds that its iterations took.
+        losses: losses of each iteration, float64 [iterations, K].
+        ends: number of steps done by the end of each iteration.
     """
 
     pace: int
@@ -77,26 +77,26 @@ class Window:
 
     @property
     def count(self) -> int:
-        """Iterations in it."""
+        """Number of iterations in the window."""
         return len(self.ends)
 
     @property
     def steps(self) -> int:
-        """Steps in it."""
+        """Number of steps in the window."""
         return self.ends[-1] - self.first_step
 
 
 class IterationRun(TrainingRun):
-    """Trains one seed, and records windows and looks as they come; a task says what a look finds.
+    """A run that trains one seed, and records windows and looks as they come; a task defines its looks.
 
-    Its request is a `bench.runs.request.IterationRequest`, its trainer the one that takes turns in its ablation.
+    Its request is a `bench.runs.request.IterationRequest`, its trainer is that of the task's ablation.
 
     Attributes:
-        COUNTED: what an iteration is called, in the plural.
-        LOSSES: metrics of the losses of an iteration, K.
+        COUNTED: name of the iterations, in the plural.
+        LOSSES: metrics of the K losses of an iteration.
         LOSS_UNIT: the unit of the losses.
-        IMAGES: images that an iteration trains on, for each one of a batch.
-        RESULT: metric and unit of the sample which says that a loss is no longer a number.
+        IMAGES: number of images that an iteration trains on for each image of the batch size.
+        RESULT: metric and unit of the sample that marks a run as diverged, with NaN as its value.
     """
 
     COUNTED: ClassVar[str] = "iterations"
@@ -106,7 +106,7 @@ class IterationRun(TrainingRun):
     RESULT: ClassVar[tuple[str, str]]
 
     def look(self, trainer: Any) -> Look:
-        """Measures and pictures what the networks make now; moves nothing of the training."""
+        """Measures and pictures the networks' present output; leaves the state of the training unchanged."""
         raise NotImplementedError
 
     def rates(self, window: Window) -> Sequence[Figure]:
@@ -121,28 +121,28 @@ class IterationRun(TrainingRun):
         return figures
 
     def line(self, window: Window) -> str:
-        """Returns the rate and the last losses in a line."""
+        """Returns a line with the rate and the last losses."""
         names = (metric.removeprefix("loss_") for metric in self.LOSSES)
         losses = ", ".join(f"{name} {loss:.3g}" for name, loss in zip(names, window.losses[-1], strict=True))
         return f"iteration {window.ends[-1]:,}: {window.count / window.seconds:.3g} it/s, {losses}"
 
     def divergence(self, window: Window) -> str:
-        """Returns what is said of a loss that is no longer a number."""
+        """Returns the message on a loss that became NaN or infinite."""
         return f"a loss is no longer a number by iteration {window.ends[-1]}"
 
     def results(self, look: Look, steady: Sequence[Window]) -> Sequence[Figure]:
         """Returns the figures of a whole run.
 
         Args:
-            look: the last one.
-            steady: windows without the first of each pace.
+            look: the last look.
+            steady: all windows but the first of each pace.
         """
         return ()
 
     def train(self, observe: Observer) -> Ended:
-        """Trains from the checkpoint or the beginning to the end, a limit or the deadline.
+        """Trains from the checkpoint or the beginning, up to the end, the limit or the deadline.
 
-        Losses between the checkpoint and the end of a run that goes on are recorded again.
+        A resumed run records the losses that came after its checkpoint again.
         """
         with self.numerics(self.request.seed):
             kind, look = self.task.training().turns.TRAINER, None
@@ -198,7 +198,7 @@ class IterationRun(TrainingRun):
             yield Window(pace, first, first_step, seconds, values, tuple(ends))
 
     def _record(self, trainer: StatefulTrainer, window: Window, *, warm: bool) -> None:
-        """Records rates and losses; the first window of a pace compiles, captures and touches memory first."""
+        """Records rates and losses; the first window of a pace is warm-up, which compiles, captures, touches memory."""
         at = {"phase": "steady" if warm else "warm-up", **self.telemetry.read()}
         samples = self._samples(trainer, self.rates(window), **at)
         for end, row in zip(window.ends, window.losses.tolist(), strict=True):
@@ -208,7 +208,7 @@ class IterationRun(TrainingRun):
         self.writer.add(*samples)
 
     def _take_look(self, trainer: StatefulTrainer, observe: Observer) -> Look:
-        """Looks, records it, and writes a checkpoint, in this order: a checkpoint holds no look less."""
+        """Takes a look, records it, then writes a checkpoint: in this order no checkpoint is ahead of its look."""
         look = self.look(trainer)
         self._add(trainer, *look.figures, **self.telemetry.read())
         write_picture(self.writer.path, look.name, look.pixels, title=look.title, caption=look.caption)

@@ -1,4 +1,4 @@
-"""Jobs: the entries of `quick` and `suite`, and what they are run with."""
+"""Jobs: the entries of `quick` and `suite`, and the context that they run in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ if TYPE_CHECKING:  # `wallclock --help` needs neither
 
 @dataclass(frozen=True)
 class Context:
-    """What a job is run with.
+    """The context that a job runs in.
 
     Attributes:
         out: folder that holds runs.
         data: path of the real data set, or None to stay with the embedded one.
         device: "cpu" or "cuda".
-        deadline: of the whole suite.
-        console: for progress.
-        command: as typed, for the records.
+        deadline: time limit of the whole suite.
+        console: console on which progress is shown.
+        command: the command line as typed, for the records.
     """
 
     out: Path
@@ -37,14 +37,14 @@ class Job:
     """One entry of `quick` or `suite`.
 
     Attributes:
-        name: unique, such as "cifar sprint".
-        summary: one line for `wallclock list`.
-        unavailable: why it cannot run in a context; empty when it can.
-        run: does it; returns how it ended, "done", "stopped" or "diverged".
-        at_least_s: what it takes before it has measured anything; with less left of the budget it is not begun.
-        gpu_at_least_s: the same on a GPU, where that is less.
-        share: of what is left of the budget that it may take; one of many cases would leave nothing to those after it.
-        last: whether it comes after the jobs of every benchmark that are not.
+        name: unique name, such as "cifar sprint".
+        summary: description in one line, for `wallclock list`.
+        unavailable: returns the reason why the job cannot run in a context; empty when it can.
+        run: executes the job; returns how it ended, "done", "stopped" or "diverged".
+        at_least_s: seconds before its first result; with less of the budget left, the job is not begun.
+        gpu_at_least_s: value of `at_least_s` on a GPU, if smaller there; None otherwise.
+        share: fraction of the remaining budget that it may take, so that many cases leave time for later jobs.
+        last: whether it comes after the jobs of all benchmarks that are not marked as last.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Job:
     last: bool = False
 
     def begins_with_s(self, device: str) -> float:
-        """Returns how much of a budget it is begun with on a device at the least."""
+        """Returns the seconds of budget that must be left for the job to begin on a device."""
         if device == "cuda" and self.gpu_at_least_s is not None:
             return self.gpu_at_least_s
         return max(self.at_least_s, 1.0)

@@ -1,4 +1,4 @@
-"""Calls sent to whatever nodes a Ray cluster has; each has one whole GPU, or a set number of CPUs.
+"""Function calls on the nodes of a Ray cluster, each with one whole GPU or a set number of CPUs.
 
 A call whose node or worker dies is made again elsewhere.
 """
@@ -15,16 +15,16 @@ ATTEMPTS = 3
 
 
 def unavailable() -> str:
-    """Returns why nothing can be sent to other machines; empty if it can."""
+    """Returns the reason why no calls can be sent to other machines; empty if they can."""
     return "" if package_version("ray") else "Ray is not installed; uv sync --extra ray"
 
 
 def connect(device: str, cpus: int) -> None:
-    """Joins the cluster of this machine, or starts one of its own, and refuses one that holds no call.
+    """Joins the cluster of this machine or starts a new one, and refuses one whose nodes cannot hold a call.
 
     Args:
         device: "cpu" or "cuda".
-        cpus: of a call, where it needs no GPU.
+        cpus: number of CPUs for each call, where it needs no GPU.
 
     Raises:
         ValueError: if Ray is not installed, or no node could hold a call.
@@ -43,7 +43,7 @@ def connect(device: str, cpus: int) -> None:
 
 
 def _cluster_runs() -> bool:
-    """Whether this machine belongs to a cluster that has been started; without one, Ray starts a node of its own."""
+    """Says whether this machine belongs to a cluster that was started; without one, Ray starts a node of its own."""
     return "RAY_ADDRESS" in os.environ or Path("/tmp/ray/ray_current_cluster").exists()
 
 
@@ -56,15 +56,15 @@ def call_everywhere(
     done: Callable[[int, int, Any], None],
     died: Callable[[int, str], None],
 ) -> None:
-    """Makes all calls, on whatever node is free; those under way are cancelled if one cannot be made.
+    """Makes all calls on the nodes that are free; if one cannot be made, those under way are cancelled.
 
     Args:
-        function: to call; importable on every node.
-        arguments: of each call; what is large is put there by `ray.put`.
+        function: the function to call; importable on every node.
+        arguments: arguments of each call; large objects are references from `ray.put`.
         device: see `connect`.
         cpus: see `connect`.
-        done: is given each call's place, its attempt from 1, and what it returned.
-        died: is told each call's place and what kind of end its worker came to, before it is made again.
+        done: called with each call's place in `arguments`, the number of its attempt from 1, and its result.
+        died: called with a call's place and the type of its worker's error, before the call is made again.
 
     Raises:
         ContenderFailed: if the function raises, or a call's workers died `ATTEMPTS` times.
@@ -73,7 +73,7 @@ def call_everywhere(
 
     gpus = 1 if device == "cuda" else 0
     task = ray.remote(max_retries=0, num_gpus=gpus, num_cpus=1 if gpus else cpus)(function)
-    waiting: dict[Any, tuple[int, int]] = {}  # of each call under way its place and attempt
+    waiting: dict[Any, tuple[int, int]] = {}  # place and attempt of each call under way
     try:
         for place, each in enumerate(arguments):
             waiting[task.remote(*each)] = place, 1
@@ -85,7 +85,7 @@ def call_everywhere(
             except ray.exceptions.RayError as error:
                 why = str(error).strip().splitlines()[-1]
                 raised = isinstance(error, ray.exceptions.RayTaskError)
-                if raised and DIED not in why:  # what was run, not what ran it
+                if raised and DIED not in why:  # the function failed, not its worker
                     raise ContenderFailed(f"call {place}: {why}") from None
                 if attempt == ATTEMPTS:
                     raise ContenderFailed(f"call {place}: a worker died {ATTEMPTS} times; {why}") from None

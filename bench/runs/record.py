@@ -1,4 +1,4 @@
-"""Records of a recipe's runs: what is written when one is begun, and what must hold for it to go on."""
+"""Records of a recipe's runs: written when a run begins, and checked when it is resumed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +15,15 @@ from wallclock.reports.store.write import StoreError, new_run_id, utc_now
 
 
 def new_record(name: str, recipe: Any, stored: dict[str, Any], data: Any, command: str, *notes: str) -> Run:
-    """Returns what is known of a new run before it is begun: what was asked, of which recipe, where.
+    """Returns the record of a new run before it begins: its request, its recipe and its provenance.
 
     Args:
         name: the beginning of the run's id.
         recipe: the recipe that is to be run; see `models.recipes.levers`.
         stored: the request, as records keep it, with "device".
         data: the data, with their `content_hash`.
-        command: as typed.
-        notes: remarks.
+        command: the command line as typed.
+        notes: remarks on the run.
     """
     return Run(
         run_id=new_run_id(name),
@@ -38,7 +38,7 @@ def new_record(name: str, recipe: Any, stored: dict[str, Any], data: Any, comman
 
 
 def change_notes(recipe: Any) -> tuple[str, ...]:
-    """Returns a note for each lever whose losses are not the plain loop's."""
+    """Returns a note for each lever whose losses differ from the plain loop's."""
     return tuple(f"this changes what is computed: {change}" for change in recipe.changes())
 
 
@@ -54,7 +54,7 @@ def begun(path: Path, kind: type[Request], recipe: type[Any], load: Callable[[An
     Raises:
         StoreError: if the run is finished, being written, or was begun with another recipe or version, on other data or
             another machine: one run is one measurement.
-        ValueError: if its device is not there.
+        ValueError: if its device is missing.
     """
     run = begun_run(path, kind.BENCHMARK)
     request = kind.from_stored(recipe.from_resolved(run.recipe), run.request)
@@ -74,5 +74,5 @@ def _provenance(recipe: Any, device: str) -> dict[str, Any]:
     fields = provenance(torch.device(device).type)
     with numerics(seed=0, keep_heap=recipe.implementations.keep_heap) as settings:
         fields["environment"] |= settings
-    del fields["environment"]["seed"]  # each sample names its own
+    del fields["environment"]["seed"]  # each sample names its own seed
     return fields

@@ -1,4 +1,4 @@
-"""What is asked of a run: options of its command, and what its record keeps so that it can go on. No torch here."""
+"""Requests of runs: the options of a command, and the fields that a record keeps to resume the run. No torch here."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
@@ -8,12 +8,12 @@ SYNTHETIC = "synthetic"
 
 
 def option(default: Any, help: str, *, flag: str = "") -> Any:
-    """Returns a field of a request that its command has as an option.
+    """Returns a field of a request that is also an option of its command.
 
     Args:
-        default: the value without the option.
+        default: the value where the option is not given.
         help: one line for `--help`.
-        flag: the option, such as `--class`; by default the name of the field.
+        flag: name of the option, such as `--class`; by default derived from the name of the field.
     """
     return field(default=default, metadata={"help": help, "flag": flag})
 
@@ -25,12 +25,12 @@ def by_device(cpu: Any, cuda: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of one run; each task derives its requests, and checks in `__post_init__` what a caller may set.
+    """A request for a run; each task derives its own, and checks in `__post_init__` the values that a caller may set.
 
     Attributes:
         BENCHMARK: the name of the benchmark in the records.
         recipe: the recipe with all overrides applied.
-        data: a path, or "synthetic" for the embedded set.
+        data: path of the data set, or "synthetic" for the embedded set.
         device: "cpu" or "cuda".
     """
 
@@ -45,13 +45,13 @@ class Request:
         return (self.recipe,)
 
     def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of the request; the recipe has a place of its own there."""
+        """Returns the request as records keep it; they keep the recipe in a place of its own."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         return {"benchmark": self.BENCHMARK, **own}
 
     @classmethod
     def from_stored(cls, recipe: Any, stored: dict[str, Any]) -> Self:
-        """Returns the request of which `stored` is what a record keeps."""
+        """Returns the request that records keep as `stored`."""
         return cls(recipe=recipe, **{f.name: stored[f.name] for f in fields(cls) if f.name != "recipe"})
 
     @classmethod
@@ -63,13 +63,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class IterationRequest(Request):
-    """What is asked of a run of iterations, `bench.runs.iterations`; a task adds the limit and the window.
+    """A request for a run of iterations, `bench.runs.iterations`; a task adds the limit and the window.
 
     Attributes:
-        LIMIT: the field that says after how many iterations to stop; 0 for the recipe's whole budget.
-        WINDOW: the field that says over how many iterations one rate is measured.
-        look_every: iterations from look to look: figures, a picture, a checkpoint.
-        seed: of weights, order and noise.
+        LIMIT: name of the field with the number of iterations to stop after; 0 for the recipe's whole budget.
+        WINDOW: name of the field with the number of iterations that one rate is measured over.
+        look_every: number of iterations between looks: figures, a picture, a checkpoint.
+        seed: seed of weights, batch order and noise.
 
     Raises:
         ValueError: if a number is out of range.
@@ -90,10 +90,10 @@ class IterationRequest(Request):
 
     @property
     def limit(self) -> int:
-        """Iterations to stop after; 0 for all."""
+        """Number of iterations to stop after; 0 for all."""
         return getattr(self, self.LIMIT)
 
     @property
     def window(self) -> int:
-        """Iterations of a window."""
+        """Number of iterations in a window."""
         return getattr(self, self.WINDOW)

@@ -1,4 +1,4 @@
-"""Going on with a run that was interrupted, stopped or killed: one run is one measurement, or it is refused."""
+"""Checks on a run that is to be resumed: all of it must be one measurement, or it is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ def begun_run(path: Path, benchmark: str) -> Run:
     """Returns the unfinished run in the directory `path`.
 
     Raises:
-        StoreError: if it is finished, there is none, or it is one of another benchmark.
+        StoreError: if there is no run, it is finished, or it belongs to another benchmark.
     """
     run = read_unfinished(path)
     if run.request.get("benchmark") != benchmark:
@@ -21,15 +21,15 @@ def begun_run(path: Path, benchmark: str) -> Run:
 
 
 def check_same_place(run: Run, here: dict[str, Any], path: Path) -> None:
-    """Refuses to go on where a sample would mean something else than those before.
+    """Refuses to resume a run where new samples would not be comparable with those before.
 
     Args:
-        run: that was begun.
+        run: the run to resume.
         here: the provenance of this process.
-        path: of the run.
+        path: directory of the run.
 
     Raises:
-        StoreError: if machine, versions, sources or settings differ; says in what.
+        StoreError: if machine, versions, sources or settings differ; names the differences.
     """
     then = {name: getattr(run, name) for name in PLACE} | settings(run.environment)
     now = {name: here.get(name) for name in PLACE} | settings(here["environment"])

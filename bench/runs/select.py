@@ -1,13 +1,13 @@
-"""What `--only` chooses: each time it is given it names more, by words that must all apply."""
+"""The choices of `--only`: each use of the option adds everything to which all its words apply."""
 
 from collections.abc import Collection
 
 
 def chosen_texts(only: Collection[str] | None) -> tuple[str, ...]:
-    """Returns what `--only` was given, each text by its words.
+    """Returns the texts that `--only` was given, with single spaces between their words.
 
     Raises:
-        ValueError: if one holds no word.
+        ValueError: if a text holds no word.
     """
     texts = tuple(" ".join(text.split()) for text in only or ())
     if "" in texts:
@@ -16,10 +16,10 @@ def chosen_texts(only: Collection[str] | None) -> tuple[str, ...]:
 
 
 def is_chosen(names: Collection[str], only: Collection[str]) -> bool:
-    """Says whether something is asked for.
+    """Says whether `--only` chooses a thing that goes by some names.
 
     Args:
-        names: words that it goes by.
-        only: texts of which one must hold nothing but such words; none asks for everything.
+        names: words that the thing goes by.
+        only: texts, one of which must consist of such words alone; without any text everything is chosen.
     """
     return not only or any(set(text.split()) <= set(names) for text in only)

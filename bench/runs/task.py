@@ -1,4 +1,4 @@
-"""A training task, as the harness sees it: its recipes, requests, jobs, and where its training is. No torch here."""
+"""The declaration of a training task: its recipes, requests, jobs and training. No torch here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,26 +11,26 @@ from wallclock.models.recipes import find_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that the harness has to know of a training task; `bench.tasks.registry` finds it in the task's folder.
+    """The declaration of a training task to the harness; `bench.tasks.registry` finds it in the task's folder.
 
     Attributes:
-        name: in commands and records; also the folder's name.
-        title: what its recipes are called in lists, such as "WGAN".
-        summary: one line for the help of `wallclock run`.
-        place: in lists and plans, from the first.
-        unnamed: whether its recipes go by their own names alone, as `sprint` and not `cifar/sprint`; of one task.
+        name: name in commands and records; also the name of its folder.
+        title: name of its recipes in lists, such as "WGAN".
+        summary: description for the help of `wallclock run`.
+        place: position in lists and plans, lowest first.
+        unnamed: whether recipes go by their own names alone, as `sprint` and not `cifar/sprint`; true for one task.
         recipes: makers of its recipes by name; each takes "cpu" or "cuda".
         recipe: the class of its recipes.
-        usual: the recipe where none is named.
+        usual: name of the recipe that is used where none is named.
         request: the class of its run's requests.
         ablation: the class of its ablation's requests.
         training: imports and returns the half that needs torch, a `bench.runs.training.Training`.
         quick: its jobs of `wallclock quick`; see `bench.tasks.jobs`.
         suite: its jobs of `wallclock suite`, most informative first.
-        recipe_options: fields of the recipe that `run` has an option for, and the option's help.
-        studies: names of the studies that its ablation knows, and the recipe of each where none is named.
+        recipe_options: fields of the recipe that are options of `wallclock run`, with the help of each.
+        studies: names of its ablation's studies, with the recipe that each uses where none is named.
         case: fields of the recipe that make the case of a sample, besides its name, precision and batch size.
-        higher: metrics of which more is better, besides rates.
+        higher: metrics for which higher is better, besides rates.
         distributed: whether one run trains on many devices under torchrun.
     """
 

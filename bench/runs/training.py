@@ -1,4 +1,4 @@
-"""Runs of a training task: how one is begun, gone on with, executed and recorded, whatever is trained."""
+"""Runs of any training task: how a run is begun, resumed, executed and recorded."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,8 +20,8 @@ from wallclock.reports.store.write import RunWriter
 if TYPE_CHECKING:
     from rich.console import Console
 
-Observer = Callable[[Any], None]  # is shown what is done: a line, or what a task's run defines
-Ended = tuple[RunStatus, str | None]  # how a run ended, and why unless it is done
+Observer = Callable[[Any], None]  # called with each event: a line, or an object that a task's run defines
+Ended = tuple[RunStatus, str | None]  # how a run ended, and the error if there was one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Training:
 
     Attributes:
         load: returns the data that a request names; raises DataError if they cannot be used. Data have a `name`, and a
-            `content_hash` of all that is in them.
-        check: refuses a recipe that cannot run on some data and a device, with ValueError.
+            `content_hash` of all their content.
+        check: raises ValueError if a recipe cannot run on some data and a device.
         runs: the class that executes each class of requests.
-        turns: how variants take their turns in its ablation; see `bench.ablation.turns.Turns`.
+        turns: the class of the turns in its ablation; see `bench.ablation.turns.Turns`.
         notes: returns remarks on a recipe and its data, for the record.
     """
 
@@ -45,15 +45,15 @@ class Training:
 
 
 class TrainingRun:
-    """One run of a request; a class of runs says in `train` what is done and recorded.
+    """One run of a request; each derived class trains and records in its `train`.
 
     Args:
-        task: what is trained.
-        request: what was asked for.
-        data: what `Training.load` returned for it.
-        writer: where records go.
-        resumed: whether the run goes on, from what its directory holds.
-        deadline: the time budget.
+        task: the task to train.
+        request: the request to execute.
+        data: the data that `Training.load` returned for it.
+        writer: writer of the run's records.
+        resumed: whether the run goes on from the records in its directory.
+        deadline: time limit of the run.
 
     Attributes:
         telemetry: reads the GPU's clocks, temperature and power while the run is executed.
@@ -77,19 +77,19 @@ class TrainingRun:
 
     @classmethod
     def check(cls, task: Task, request: Any, data: Any) -> None:
-        """Refuses what cannot be measured, besides recipes that cannot run, with ValueError."""
+        """Raises ValueError if a request cannot be measured, beyond what `Training.check` refuses."""
 
     def execute(self, observe: Observer) -> str:
-        """Runs what is left and ends the records.
+        """Runs what is left and closes the records.
 
         Args:
-            observe: is shown what is done.
+            observe: called with every event.
 
         Returns:
-            How it ended, a `RunStatus`.
+            How the run ended, a `RunStatus`.
 
         Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
+            KeyboardInterrupt: after the records have been closed as interrupted.
         """
         with self.writer, Telemetry.of(self.device, self.writer.note) as self.telemetry:
             status, error = self.train(observe)
@@ -97,15 +97,15 @@ class TrainingRun:
         return status
 
     def train(self, observe: Observer) -> Ended:
-        """Does what is left, and records it as it comes."""
+        """Trains what is left, and records results as they come."""
         raise NotImplementedError
 
     def display(self, console: "Console") -> AbstractContextManager[Observer]:
-        """Returns a context that gives an observer which shows progress on a console: a line for each event."""
+        """Returns a context whose observer shows progress on a console, with a line for each event."""
         return nullcontext(lambda text: console.print(text, markup=False))
 
     def numerics(self, seed: int) -> AbstractContextManager[Any]:
-        """Returns the context of one seed's training; see `bench.measure.numerics`."""
+        """Returns the context of numeric settings for one seed's training; see `bench.measure.numerics`."""
         return numerics(seed=seed, keep_heap=self.request.recipe.implementations.keep_heap)
 
     def sample(self, metric: str, unit: str, value: float, **fields: Any) -> Sample:
@@ -116,17 +116,17 @@ class TrainingRun:
 def new_sample(
     task: Task, request: Any, recipe: Any, data: Any, metric: str, unit: str, value: float, **fields: Any
 ) -> Sample:
-    """Returns a sample with what makes its case: the recipe, the data, the device.
+    """Returns a sample whose case is made up by the recipe, the data and the device.
 
     Args:
-        task: what is trained.
-        request: what was asked for.
+        task: the task that was trained.
+        request: the request of the run.
         recipe: the recipe that was measured.
-        data: what it was measured on.
+        data: the data that it was measured on.
         metric: see `Sample`.
         unit: see `Sample`.
         value: see `Sample`.
-        fields: others of `Sample`; `parameters` are added to those of the case.
+        fields: further fields of `Sample`; `parameters` are added to those of the case.
     """
     parameters = {
         "dataset": data.name,
@@ -149,12 +149,12 @@ def new_sample(
 
 
 def plan_run(task: Task, request: Request, command: str) -> tuple[Any, Run]:
-    """Returns the data of a request, and what is known of its run before it is begun.
+    """Returns the data of a request, and the record of its run before it begins.
 
     Args:
-        task: what is trained.
-        request: what is asked for.
-        command: as typed, for the record.
+        task: the task to train.
+        request: the request to execute.
+        command: the command line as typed, for the record.
 
     Raises:
         DataError: if the data are missing or damaged.
@@ -173,14 +173,14 @@ def plan_run(task: Task, request: Request, command: str) -> tuple[Any, Run]:
 def new_run(
     task: Task, request: Request, out: Path, command: str, *, deadline: Deadline | None = None, **options: Any
 ) -> TrainingRun:
-    """Returns a request as a new run under `out`, ready to be executed; see `plan_run`.
+    """Returns a new run of a request, with its records under `out`, ready to be executed; see `plan_run`.
 
     Args:
-        task: what is trained.
-        request: what is asked for.
+        task: the task to train.
+        request: the request to execute.
         out: folder that holds runs.
-        command: as typed, for the record.
-        deadline: the time budget.
+        command: the command line as typed, for the record.
+        deadline: time limit of the run.
         options: further arguments of the class that executes the request.
 
     Raises:
@@ -192,16 +192,16 @@ def new_run(
 
 
 def resumed_run(task: Task, kind: type[Request], path: Path) -> TrainingRun:
-    """Returns a run that was interrupted, stopped or killed, ready to go on.
+    """Returns a run that was interrupted, stopped or killed, ready to be resumed.
 
     Args:
-        task: what it trains.
+        task: the task that it trains.
         kind: the class of its request.
         path: the run's directory.
 
     Raises:
         StoreError: if the run is finished, being written, or was begun under other conditions.
-        ValueError: if its device is not there.
+        ValueError: if its device is missing.
     """
     training: Training = task.training()
     request, data = begun(path, kind, task.recipe, training.load)

@@ -1,1 +1,1 @@
-"""The training jobs that are timed."""
+"""Training tasks that are timed, one in each folder."""

@@ -22,14 +22,14 @@ def task_job(
     """Returns a job that runs a task's request and records it.
 
     Args:
-        task: returns the task, which is declared with its jobs.
+        task: returns the task; a function, because a task and its jobs are declared together.
         name: see `Job`.
         summary: see `Job`.
-        request: returns what is run in a context: a request of the task's run or of its ablation.
-        quiet: whether progress is not shown.
-        options: returns further arguments of the run.
+        request: returns the request to run in a context, for a run of the task or for its ablation.
+        quiet: whether to hide progress.
+        options: returns further keyword arguments for the run.
         unavailable: see `Job`.
-        limits: other attributes of `Job`.
+        limits: further attributes of `Job`, such as `at_least_s`.
     """
 
     def run(context: Context) -> str:

@@ -1,4 +1,4 @@
-"""Every training task: the folders beside this file that declare one. No torch here."""
+"""The registry of training tasks, found in the folders beside this file. No torch here."""
 
 import pkgutil
 from importlib import import_module
@@ -8,11 +8,11 @@ from wallclock.bench.runs.task import Task
 
 
 def find_tasks() -> dict[str, Task]:
-    """Returns the `TASK` that each package `bench.tasks.<name>` declares in its module `task`, by name, in order.
+    """Returns the tasks by name, in order: the `TASK` in the module `task` of each package `bench.tasks.<name>`.
 
     Raises:
-        TypeError: if a package declares none.
-        ValueError: if a task has another name than its package.
+        TypeError: if a package declares no task.
+        ValueError: if a task's name differs from its package's.
     """
     found: list[Task] = []
     for package in (module.name for module in pkgutil.iter_modules(tasks.__path__) if module.ispkg):
@@ -29,10 +29,10 @@ TASKS = find_tasks()
 
 
 def task_named(name: str) -> Task:
-    """Returns the task of a name.
+    """Returns the task with that name.
 
     Raises:
-        ValueError: if there is none; names all.
+        ValueError: if no task has that name; the message lists all names.
     """
     if name not in TASKS:
         raise ValueError(f"no task '{name}'; tasks: {', '.join(TASKS)}")

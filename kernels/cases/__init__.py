@@ -1,4 +1,4 @@
-"""The operations with their variants and the shapes that this suite's networks give them, one file each."""
+"""The operations with their variants, at the shapes of this suite's networks, one file each."""
 
 from wallclock.kernels.cases.augment import AUGMENT
 from wallclock.kernels.cases.batch_norm_act import BATCH_NORM_ACT

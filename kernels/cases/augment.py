@@ -23,7 +23,7 @@ AUGMENT_CASES = tuple(
 
 
 def _augment_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Makes the inputs of all variants, and those that the loader of `augment_masks` makes beforehand."""
+    """Makes the inputs of all variants, and the tensors that the loader of `augment_masks` makes beforehand."""
     random = torch.Generator(device).manual_seed(0)
     count, channels, height, width = case.shape
     shape = (IMAGES, height, width, channels)
@@ -45,19 +45,19 @@ def _augment_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inp
 def augment_masks(
     padded: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor, height: int, width: int
 ) -> torch.Tensor:
-    """Crops and flips as the public airbench loader does: a boolean mask for each shift, `where` for the flip.
+    """Crops and flips like the public airbench loader: with a boolean mask for each shift, and `where` for the flip.
 
-    The host waits for each mask's size, so that no CUDA graph can hold this.
+    The host waits for each mask's size, so that no CUDA graph can capture this.
 
     Args:
-        padded: floating [N, 3, H + 2*pad, W + 2*pad], normalised and reflect-padded; the loader makes them once.
-        offsets: int64 [N, 2], rows and columns in [-pad, pad].
-        flips: bool [N].
-        height: H, pixels.
-        width: W, pixels.
+        padded: normalised and reflect-padded images, floating [N, 3, H + 2*pad, W + 2*pad]; the loader makes them once.
+        offsets: rows and columns by which each crop is shifted, int64 [N, 2] in [-pad, pad].
+        flips: whether each image is mirrored, bool [N].
+        height: H in pixels.
+        width: W in pixels.
 
     Returns:
-        [N, 3, H, W] of the dtype and the memory order of `padded`.
+        Images [N, 3, H, W] of the dtype and the memory order of `padded`.
 
     Source: the algorithm, not the code, of https://github.com/KellerJordan/cifar10-airbench; for pads above 2, as here,
     rows are cropped first, then columns.
@@ -78,7 +78,7 @@ def augment_masks(
 def _augment_reference(
     images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
 ) -> torch.Tensor:
-    """Augments image by image, by the operation's definition."""
+    """Augments image by image, with the reference of the operation."""
     chosen = AUGMENTATIONS[augmentation]
     drawn = draw(chosen, 0, 0, indices.cpu(), *images.shape[1:3])
     made = []
@@ -107,12 +107,12 @@ def _augment_triton(
 def _augment_masks(
     images: torch.Tensor, padded: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor, **_: object
 ) -> torch.Tensor:
-    """Does the loader's work of an epoch without its gather: padded images and random numbers are given."""
+    """Runs the loader's work of an epoch without its gather: padded images and random numbers are given."""
     return augment_masks(padded, offsets, flips, *images.shape[1:3])
 
 
 def _augment_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Counts a byte read and an element written for each value; eager also passes through float32 and its indices.
+    """Counts a byte read and an element written for each value; eager also reads and writes float32 and indices.
 
     With masks each crop reads and writes the selected pixels twice; flip and `where` are 5 passes.
     """
@@ -131,7 +131,7 @@ AUGMENT = KernelSpec(
         "compile": compiled_variant(_augment_eager),
         "triton": _augment_triton,
     },
-    only_at={"masks": lambda case: case.options["augmentation"] == "crop flip"},  # it does no more
+    only_at={"masks": lambda case: case.options["augmentation"] == "crop flip"},  # the masks can do only these two
     cases=AUGMENT_CASES,
     main_cases=AUGMENT_CASES[:2],
     inputs=_augment_inputs,

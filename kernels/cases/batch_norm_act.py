@@ -28,7 +28,7 @@ NORM_CASES = (
     *(_case("dcgan", 64, c, edge, "relu") for c, edge in _DCGAN),
     *(_case("dcgan", 64, c, edge, "leaky_relu", negative_slope=0.2) for c, edge in reversed(_DCGAN)),  # the critic
 )
-# A case in two phases with a residual, and one that programs keep in registers.
+# Cases: one in two phases with a residual, and one that programs keep in registers.
 MAIN = ("darknet 256x64x16x16 leaky_relu residual", "darknet 256x512x2x2 leaky_relu")
 
 
@@ -56,9 +56,9 @@ def _norm_eager(
     negative_slope: float = SLOPE,
     in_place: bool = True,
 ) -> torch.Tensor:
-    """Computes norm, activation (in place where PyTorch can) and sum as a user of PyTorch would.
+    """Computes norm, activation (in place where PyTorch can) and sum like ordinary PyTorch code.
 
-    The compiler is given the form out of place, which it fuses anyway: 6.7 ms on a CPU, where that in place takes 58.
+    The compiler gets the form out of place, which it fuses anyway: 6.7 ms on a CPU, against 58 ms in place.
     """
     y = activate(F.batch_norm(x, None, None, weight, bias, True), act, negative_slope, in_place=in_place)
     return y if residual is None else residual + y
@@ -72,12 +72,12 @@ def _norm_triton(
 
 
 def _invertible(case: Case) -> bool:
-    """Returns whether the output can be inverted; if not, `batch_norm_save=output` trains with a byte an element."""
+    """Returns whether the output can be inverted; otherwise `batch_norm_save=output` keeps a byte an element."""
     return case.options["act"] == "leaky_relu" and "residual" not in case.flags
 
 
 def _norm_bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Counts passes over the map: eager writes norm, activation and sum apart, and each reads its input again."""
+    """Counts passes over the map: eager writes norm, activation and sum separately, and each reads its input again."""
     residual = int("residual" in case.flags)
     if variant.startswith("eager"):
         forward, backward = 5 + 3 * residual, 8
@@ -86,19 +86,19 @@ def _norm_bytes(case: Case, variant: str, direction: Direction, element_bytes: i
     else:
         forward, backward = 3 + residual, 5
     written, read = forward * element_bytes, backward * element_bytes
-    if variant == "triton_byte":  # a byte is written, and read where backward would read the input
+    if variant == "triton_byte":  # backward reads the byte that forward writes, instead of the input
         written, read = written + 1, read + (backward - 1) // 2 * (1 - element_bytes)
     return case.elements * by_direction(direction, written, read)
 
 
 def norm_plan(shape: tuple[int, ...]) -> Plan:
-    """Returns how the Triton kernels divide a map [N, C, H, W] on `resident_programs` multiprocessors."""
+    """Returns the plan of the Triton kernels for a map [N, C, H, W] on `resident_programs` multiprocessors."""
     n, c, height, width = shape
     return plan(n * height * width, c, resident_programs=resident_programs())
 
 
 def _norm_operations(case: Case, direction: Direction) -> int:
-    """Counts statistics, scale and shift, activation, sum: about 9 forward and 15 backward for each element."""
+    """Counts operations of statistics, scale and shift, activation, sum: about 9 forward, 15 backward an element."""
     return case.elements * by_direction(direction, 9, 15)
 
 

@@ -1,6 +1,6 @@
 """`conv_bn_act` at the convolutions of the networks, alone and as Darknet's residual block.
 
-Shape legend: the shape of a case is that of the input; K output channels, R edge of the filter.
+Shape legend: the shape of a case is the input's; K output channels, R edge of the filter.
 """
 
 import functools
@@ -22,7 +22,7 @@ def _case(network: str, n: int, c: int, edge: int, form: str, act: str) -> Case:
 
 
 def _form(form: str, c: int) -> list[tuple[int, int, int]]:
-    """Returns output channels, filter edge and stride of the convolutions that "64k3s2" or "block" stand for."""
+    """Returns output channels, filter edge and stride of each convolution in a form such as "64k3s2" or "block"."""
     return [(c // 2, 1, 1), (c, 3, 1)] if form == "block" else [convolution_form(form)]
 
 
@@ -48,7 +48,7 @@ CASES = (
         ]
     ),
 )  # fmt: skip
-# Cases that the static gate compiles: each form once, at widths that others share.
+# Cases that the static gate compiles: each form once, at the widths of other cases.
 STATIC = (
     "darknet 256x3x32x32 32k3s1 leaky_relu",
     "darknet 256x64x16x16 128k3s1 leaky_relu",
@@ -60,7 +60,7 @@ STATIC = (
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Makes filters and norms of up to two convolutions, their names ending in 1 and 2."""
+    """Makes filters and norms of one or two convolutions, with names ending in 1 and 2."""
     found: Inputs = {"x": normal(case.shape, dtype, device, 0)}
     c = case.shape[1]
     for place in (1, 2):
@@ -77,7 +77,7 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 
 def _variant(layer: Callable[..., torch.Tensor | Deferred]) -> Callable[..., torch.Tensor]:
-    """Returns a case's computation by a function of one convolution with its norm and activation."""
+    """Returns a case's computation, built of a function for one convolution with its norm and activation."""
 
     def call(x: torch.Tensor, *, form: str, act: str, **tensors: torch.Tensor | None) -> torch.Tensor:
         forms = _form(form, x.shape[1])
@@ -122,7 +122,7 @@ def _eager(
 
 
 def maps_of(case: Case) -> list[tuple[int, int, int]]:
-    """Returns input elements, output elements and multiply-adds of each convolution."""
+    """Returns numbers of input elements, output elements and multiply-adds of each convolution."""
     n, c, h, w = case.shape
     found = []
     for k, r, stride in _form(case.options["form"], c):
@@ -140,9 +140,9 @@ def _output_shape(case: Case) -> tuple[int, ...]:
 
 
 def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
-    """Returns passes over each convolution's output beside the convolutions' own traffic: forward and backward.
+    """Returns passes over each convolution's output, forward and backward, besides the convolutions' own traffic.
 
-    A convolution's own traffic are the maps that it must read and write: x and y forward, dy and dx for the input's
+    A convolution's own traffic is the maps that it must read and write: x and y forward, dy and dx for the input's
     gradient, dy and x for the filters'. A residual costs another read.
     """
     block = case.options["form"] == "block"

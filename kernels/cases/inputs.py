@@ -1,4 +1,4 @@
-"""Parts of several operations' cases: random inputs, compiled variants, activations, convolutions by their form."""
+"""Parts that several operations' cases share: random inputs, compiled variants, activations, convolution forms."""
 
 import functools
 import re
@@ -13,32 +13,32 @@ from wallclock.kernels.spec import Direction, Inputs
 
 Number = TypeVar("Number", int, float)
 
-SLOPE = 0.1  # of leaky_relu in Darknet
-MULTIPROCESSORS = 132  # of an H100, for which costs are predicted on a machine without a GPU
+SLOPE = 0.1  # slope below zero of Darknet's leaky_relu
+MULTIPROCESSORS = 132  # number in an H100, by which costs are predicted on a machine without a GPU
 
 
 def resident_programs() -> int:
-    """Returns the multiprocessors of this machine's GPU, or `MULTIPROCESSORS` without one."""
+    """Returns the number of multiprocessors of this machine's GPU, or `MULTIPROCESSORS` without one."""
     return torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else MULTIPROCESSORS
 
 
 def by_direction(direction: Direction, forward: Number, backward: Number) -> Number:
-    """Returns a cost in a direction, given those of forward and backward."""
+    """Returns the cost of a direction, or of both, from the costs of forward and backward."""
     return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
 
 def activate(z: torch.Tensor, act: str, slope: float, *, in_place: bool) -> torch.Tensor:
-    """Returns an activation as a user computes it, in the map's memory where PyTorch can and `in_place` says so."""
+    """Returns an activation as ordinary PyTorch code, in the map's memory if `in_place` and PyTorch allow."""
     if in_place and act == "leaky_relu":
         return F.leaky_relu_(z, slope)
     return F.relu_(z) if in_place and act == "relu" else activate_ref(z, act, slope)
 
 
 def convolution_form(form: str) -> tuple[int, int, int]:
-    """Returns output channels, filter edge and stride that "64k3s2" stands for.
+    """Returns output channels, filter edge and stride of a form such as "64k3s2".
 
     Raises:
-        ValueError: if the form is another one.
+        ValueError: if the text is no such form.
     """
     found = re.fullmatch(r"(\d+)k(\d)s(\d)", form)
     if found is None:
@@ -48,7 +48,7 @@ def convolution_form(form: str) -> tuple[int, int, int]:
 
 
 def compiled_variant(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Returns a function compiled by `torch.compile` at its first call."""
+    """Returns a function that `torch.compile` compiles at its first call."""
 
     @functools.cache
     def compiled() -> Callable[..., torch.Tensor]:
@@ -61,10 +61,10 @@ def compiled_variant(function: Callable[..., torch.Tensor]) -> Callable[..., tor
 
 
 def with_lists(function: Callable[..., None], *names: str) -> Callable[..., torch.Tensor]:
-    """Returns a function of single tensors, named "param_0", "param_1" and so on, that calls one of lists of tensors.
+    """Returns a function of single tensors, named "param_0", "param_1" and so on, that calls `function` with lists.
 
     Args:
-        function: takes a list for each of the names, and overwrites the first list.
+        function: function that takes a list for each of the names, and overwrites the first list.
         names: names of the lists, in the order of the arguments.
     """
 
@@ -77,7 +77,7 @@ def with_lists(function: Callable[..., None], *names: str) -> Callable[..., torc
 
 
 def float32_lists(names: tuple[str, ...], shapes: Sequence[tuple[int, ...]], device: torch.device) -> Inputs:
-    """Returns normal numbers for `with_lists`: float32 whatever the case's type, as weights are."""
+    """Returns normal numbers for `with_lists`, always in float32, as weights are, whatever the case's type."""
     return {
         f"{name}_{place}": normal(shape, torch.float32, device, 100 * seed + place)
         for seed, name in enumerate(names)
@@ -86,7 +86,7 @@ def float32_lists(names: tuple[str, ...], shapes: Sequence[tuple[int, ...]], dev
 
 
 def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
-    """Returns normal numbers, the same ones for a seed; maps and filter banks in channels-last memory."""
+    """Returns normal numbers, determined by the seed; maps and filter banks in channels-last memory."""
     random = torch.Generator(device).manual_seed(seed)
     x = torch.randn(shape, device=device, generator=random)
     return x.to(dtype, memory_format=torch.channels_last) if len(shape) == 4 else x

@@ -16,7 +16,7 @@ DISCRIMINATOR_SLOPE = 0.2
 
 
 def _case(c: int, edge: int, act: str, pad: int = 0, residual_pad: int | None = None) -> Case:
-    """A case of batch 1; with a residual if its padding is given."""
+    """Returns a case of batch 1, with a residual if its padding is given."""
     flags = {f"pad{pad}"} if pad else set()
     options: dict[str, Any] = {"act": act, "pad": pad}
     if residual_pad is not None:
@@ -28,10 +28,10 @@ def _case(c: int, edge: int, act: str, pad: int = 0, residual_pad: int | None = 
 CASES = (
     _case(64, 256, "relu"),
     _case(128, 128, "relu"),
-    _case(256, 64, "relu", 1),  # into each convolution of a block but the first block's first
-    _case(256, 64, "none", 1, 1),  # a block's sum: of its padded input, padded for the next
-    _case(256, 64, "none", 0, 1),  # the last block's, which a transposed convolution takes
-    _case(64, 256, "relu", 3),  # into the last convolution, 7x7
+    _case(256, 64, "relu", 1),  # before each convolution of a block but the first block's first
+    _case(256, 64, "none", 1, 1),  # a block's sum with its padded input, padded for the next block
+    _case(256, 64, "none", 0, 1),  # the last block's sum, which a transposed convolution reads
+    _case(64, 256, "relu", 3),  # before the last convolution, 7x7
     _case(128, 64, "leaky_relu"),
     _case(256, 32, "leaky_relu"),
     _case(512, 31, "leaky_relu"),
@@ -60,7 +60,7 @@ def _eager_nchw(
     residual_pad: int = 0,
     in_place: bool = True,
 ) -> torch.Tensor:
-    """Computes norm, activation in place, sum and padding as a user of PyTorch would."""
+    """Computes norm, activation in place, sum and padding like ordinary PyTorch code."""
     y = activate(instance_norm(x), act, DISCRIMINATOR_SLOPE, in_place=in_place)
     if residual is not None:
         y = interior(residual, residual_pad) + y
@@ -68,7 +68,7 @@ def _eager_nchw(
 
 
 def _eager(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
-    """Returns to channels-last memory, which PyTorch's norm leaves and the next convolution needs."""
+    """Computes `_eager_nchw` and copies the result to channels-last memory, which the next convolution needs."""
     return _eager_nchw(x, residual, **options).contiguous(memory_format=torch.channels_last)
 
 
@@ -77,15 +77,15 @@ def _triton(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> t
 
 
 def _share(case: Case, pad: int) -> float:
-    """Returns the elements of the map with a padding, relative to those without."""
+    """Returns the number of elements of the padded map relative to the map without padding."""
     h, w = case.shape[2:]
     return (h + 2 * pad) * (w + 2 * pad) / (h * w)
 
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Counts passes over the map; a padded one counts as much more as it is larger.
+    """Counts passes over the map, where a padded map counts more by its larger size.
 
-    Eager: each operation reads and writes by itself; the norm reads three times and copies channels-last maps first;
+    In eager, each operation reads and writes by itself; the norm reads three times and copies channels-last maps first;
     the padding's backward clears the map that it adds to. The compiler is assumed to fold all of it into two kernels.
     The splits' partial results are left out: in two phases they add 4% (64x256x256) to 8% (128x128x128).
     """
@@ -109,13 +109,13 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
 
 
 def instance_plan(shape: tuple[int, ...]) -> Plan:
-    """Returns how the Triton kernels divide a map [N, C, H, W] on `resident_programs` multiprocessors."""
+    """Returns the plan of the Triton kernels for a map [N, C, H, W] on `resident_programs` multiprocessors."""
     n, c, height, width = shape
     return plan(n, height * width, c, resident_programs=resident_programs())
 
 
 def _operations(case: Case, direction: Direction) -> int:
-    """Counts statistics, normalising, activation, sum: about 7 forward and 13 backward for each element."""
+    """Counts operations of statistics, normalising, activation, sum: about 7 forward, 13 backward an element."""
     return case.elements * by_direction(direction, 7, 13)
 
 

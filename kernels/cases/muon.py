@@ -1,6 +1,6 @@
 """`muon` over the filters of the sprint network.
 
-The case's shape is the channels along the network: after the whitening, and of each group.
+The case's shape is the channels along the network: those after the whitening, and those of each group.
 """
 
 import itertools
@@ -17,7 +17,7 @@ MUON_CASES = (Case(network="sprint", shape=(24, 64, 256, 256), options={"lr": 0.
 
 
 def sprint_filters(channels: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Returns the filters' shapes: in each group one from the channels before, and one from its own."""
+    """Returns the filters' shapes: in each group one that reads the channels before it, and one that reads its own."""
     groups = zip(channels, channels[1:], strict=False)
     return [(b, i, 3, 3) for a, b in groups for i in (a, b)]
 
@@ -27,13 +27,13 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 
 def _stacks(case: Case) -> list[tuple[int, int, int]]:
-    """Returns [B, M, N], M <= N, for the matrices of each shape."""
+    """Returns [B, M, N], M <= N, the stack of the matrices of each shape."""
     matrices = sorted((o, i * h * w) for o, i, h, w in sprint_filters(case.shape))
     return [(len(list(same)), min(shape), max(shape)) for shape, same in itertools.groupby(matrices)]
 
 
 def _product_bytes(case: Case, gram: bool, element_bytes: int) -> int:
-    """Counts the bytes that the matrix products read and write; an operand in two roles counts once."""
+    """Counts the bytes that the matrix products read and write; an operand used twice counts once."""
     stacks, total = _stacks(case), 0
     by_gram = [(b, m, n) for b, m, n in stacks if gram and gram_is_less(m, n, STEPS)]
     for b, m, n in stacks:
@@ -55,7 +55,7 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
 
 
 def _operations(case: Case, direction: Direction) -> int:
-    """Counts the operations of the published form, for every variant."""
+    """Counts the operations of the published form, which serve for every variant."""
     products = sum(b * STEPS * (4 * m * m * n + 2 * m * m * m) for b, m, n in _stacks(case))
     return products + 14 * sum(b * m * n for b, m, n in _stacks(case))
 

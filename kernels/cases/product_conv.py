@@ -1,6 +1,6 @@
 """`product_conv` at the small maps of the networks.
 
-Shape legend: the shape of a case is that of the input; K output channels, R edge of the filter.
+Shape legend: the shape of a case is the input's; K output channels, R edge of the filter.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def _variant(conv: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Counts maps and filters of each product once; unfolding writes and reads R*R times the map."""
+    """Counts maps and filters of each product once; unfolding reads and writes R*R times the map."""
     n, c, h, w = case.shape
     k, r, stride = convolution_form(case.options["form"])
     p, q = output_size(h, r, stride, r // 2), output_size(w, r, stride, r // 2)

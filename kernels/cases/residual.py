@@ -34,7 +34,7 @@ def _residual_eager(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act:
 
 
 def _residual_triton(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: Any) -> torch.Tensor:
-    """Calls the kernel out of place, as compiled code does."""
+    """Calls the kernel out of place, like compiled code."""
     slope = {"none": 1.0, "leaky_relu": SLOPE}[act]
     return torch.ops.wallclock.residual(branch, x, alpha, slope)[0]
 
@@ -52,7 +52,7 @@ class _AsIfMade(torch.autograd.Function):
 
 
 def _residual_in_place(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: Any) -> torch.Tensor:
-    """Calls it as the networks do; a second call adds to the sum of the first, which takes as long."""
+    """Calls the kernel in place, like the networks; a repeated call adds to the last sum, which takes as long."""
     return residual_(_AsIfMade.apply(branch), x, alpha=alpha, act=act, negative_slope=SLOPE)
 
 

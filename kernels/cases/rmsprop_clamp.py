@@ -1,6 +1,6 @@
 """`rmsprop_clamp` over all parameters of the DCGAN's critic and generator.
 
-A case's shape is the channels along the network: the generator's begins with the noise, the critic's with the image.
+A case's shape is the channels along the network: the generator's begin with the noise, the critic's with the image.
 """
 
 import functools
@@ -11,8 +11,8 @@ from wallclock.kernels.cases.inputs import compiled_variant, float32_lists, with
 from wallclock.kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
-OPTIONS = {"lr": 5e-5, "clamp": 0.01}  # of the paper
-ROW_BYTES = 32  # that a program reads of its row of the table: three addresses and a count
+OPTIONS = {"lr": 5e-5, "clamp": 0.01}  # the paper's
+ROW_BYTES = 32  # bytes that a program reads of its row of the table: three addresses and a count
 LISTS = ("param", "grad", "square_avg")
 
 RMSPROP_CLAMP_CASES = (
@@ -25,7 +25,7 @@ RMSPROP_CLAMP_CASES = (
 def dcgan_shapes(channels: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Returns the shapes of all parameters: 4x4 filters, a 3x3 one at 64 channels, gamma and beta of the norms.
 
-    No norm follows the critic's first convolution; none follows the last of either.
+    No norm follows the critic's first convolution, or the last convolution of either network.
     """
     critic = channels[0] == 3
     extra = channels[1] if critic else channels[-2]

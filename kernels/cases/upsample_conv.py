@@ -9,7 +9,7 @@ from wallclock.kernels.cases.inputs import by_direction, compiled_variant, norma
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 from wallclock.kernels.upsample_conv import upsample_conv, upsample_conv_ref
 
-OUT_CHANNELS = {1024: 512, 512: 256, 256: 128, 128: 64, 64: 3}  # of a stage by its input channels, ngf = 64
+OUT_CHANNELS = {1024: 512, 512: 256, 256: 128, 128: 64, 64: 3}  # output channels by a stage's input channels, ngf = 64
 STAGES_OF_64 = ((512, 4), (256, 8), (128, 16), (64, 32))
 STAGES_OF_128 = ((1024, 4), (512, 8), (256, 16), (128, 32), (64, 64))
 
@@ -32,7 +32,7 @@ def _upsample_conv_eager(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _elements(case: Case) -> tuple[int, int, int]:
-    """Returns the elements of the input, those of the output, and input times output channels."""
+    """Returns the number of elements of the input, of the output, and input times output channels."""
     n, channels, height, width = case.shape
     out = OUT_CHANNELS.get(channels, channels)
     return case.elements, n * out * 4 * height * width, out * channels
@@ -54,7 +54,7 @@ def _upsample_conv_bytes(case: Case, variant: str, direction: Direction, element
 
 
 def _upsample_conv_operations(case: Case, direction: Direction) -> int:
-    """Counts those of the collapsed form, the fewest: 4 multiply-adds for each output pixel and pair of channels."""
+    """Counts operations of the collapsed form, the fewest: 4 multiply-adds an output pixel and pair of channels."""
     n, _, height, width = case.shape
     forward = 2 * 4 * _elements(case)[2] * n * 4 * height * width
     return forward * by_direction(direction, 1, 2)

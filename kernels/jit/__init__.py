@@ -1,1 +1,1 @@
-"""Triton code, one file for each operation, which alone calls it; `tile` and `multi_tensor` hold shared parts."""
+"""Triton code, one file for each operation, which alone launches it; `tile` and `multi_tensor` hold shared parts."""

@@ -6,7 +6,7 @@ Shape legend: M images of H x W pixels in the set, N in the batch; a program mak
 import triton
 import triton.language as tl
 
-# A word of the counter, which tells the draws apart; `kernels.augment.draw` uses the same.
+# A word of the counter, which keeps the draws apart; `kernels.augment.draw` uses the same word.
 CROP_AND_FLIP = tl.constexpr(0)
 CUTOUT_AND_JITTER = tl.constexpr(1)
 FIRST_FLIP = tl.constexpr(2)
@@ -48,7 +48,7 @@ def _values(image_ptr, rows, from_at, row_offset, black_at, brightness, H: tl.co
             BRIGHTNESS: tl.constexpr, BLACK: tl.constexpr):  # fmt: skip
     """Returns rows of the cropped and flipped image in units of 1/255, float32 [ROWS, WIDTH].
 
-    There is no mask: a lane outside of the image repeats a pixel of the image.
+    No load is masked: a lane outside of the image repeats a pixel of the image.
     """
     row = tl.minimum(rows, H - 1) + row_offset
     from_row = _reflected(row, H) * (3 * W)
@@ -75,7 +75,7 @@ def augment_kernel(
 ):  # fmt: skip
     """Draws, gathers, crops, flips, jitters, normalises and cuts out, in one pass over the images of a batch.
 
-    Values that depend on the place in a row alone are computed once for all rows: integers bound this kernel.
+    Values that depend only on the position in a row are computed once for all rows: integers bound this kernel.
     """
     place = tl.program_id(0).to(tl.int64)
     sample = tl.load(indices_ptr + place)

@@ -17,7 +17,7 @@ from wallclock.kernels.jit.tile import (
     tile,
 )
 
-# `save="byte"` clips the normalised input beyond five deviations, and keeps it in steps of 10 / 255 of one, or of
+# `save="byte"` clips the normalised input beyond five deviations, and keeps it in steps of 10 / 255 deviations, or of
 # 10 / 127 beside a bit for the activation's kink.
 BYTE_RANGE = tl.constexpr(5.0)
 # `save="output"` divides by gamma: a bfloat16 output gives 1.8% of error in gamma's gradient at 0.1, and 18% at 0.01.
@@ -99,7 +99,7 @@ def _write_output(
         STEPS: tl.constexpr = 127 if KINK else 255
         clipped = tl.minimum(tl.maximum(normalised, -BYTE_RANGE), BYTE_RANGE)
         byte = ((clipped + BYTE_RANGE) * (STEPS / (2 * BYTE_RANGE)) + 0.5).to(tl.int32)
-        if KINK:  # the top bit says exactly on which side of it z lies
+        if KINK:  # the top bit stores exactly on which side of the kink z lies
             byte += tl.where(z > 0, 128, 0)
         tl.store(byte_ptr + offsets, byte.to(tl.uint8), inside)
 
@@ -260,7 +260,7 @@ def persistent_backward_kernel(
     AFFINE: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr, TRAINING: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Computes a row split's backward; it stays in registers between sums and dx: saved and dy are read once."""
+    """Computes a row split's backward; its values stay in registers from sums to dx: saved and dy are read once."""
     channel0, split = tl.program_id(0) * BLOCK_C, tl.program_id(1)
     channels = channel0 + tl.arange(0, BLOCK_C)
     mean, rstd = moments(mean_ptr, var_ptr, channels, C, eps, ACC)
@@ -290,7 +290,7 @@ def _move_towards(running_ptr, batch, channels, C, momentum):
 def update_running_kernel(
     running_mean_ptr, running_var_ptr, mean_ptr, var_ptr, M, C, momentum, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """Moves the running statistics towards the batch's; the running variance is the unbiased one."""
+    """Moves the running statistics towards the batch's; the running variance is unbiased."""
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     var = tl.load(var_ptr + channels, channels < C, 0.0)
     _move_towards(running_mean_ptr, tl.load(mean_ptr + channels, channels < C, 0.0), channels, C, momentum)

@@ -1,6 +1,6 @@
 """Triton code of `kernels.conv`: convolutions as matrix products that gather their rows from channels-last maps.
 
-Shape legend, of the convolution: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S
+Shape legend of the convolution: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S
 filter; filters are [K, R, S, C] in memory. In a product a row is a pixel, a column a channel of the result,
 and the inner dimension runs over filter places and channels of the map that is read.
 """
@@ -10,7 +10,7 @@ import triton.language as tl
 
 from wallclock.kernels.jit.tile import activate, through_activation
 
-# A norm's vectors lie in a table of float32 [5, C], one row each; see `kernels.conv.Norm`.
+# A norm's vectors are the rows of a float32 table [5, C]; see `kernels.conv.Norm`.
 SCALE, SHIFT, MEAN, RSTD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
@@ -42,7 +42,7 @@ def _gathered(
 
 @triton.jit
 def _product(a, b, acc, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    """Returns a @ b + acc; "widened" is for the interpreter, which multiplies the bits of bfloat16 as integers."""
+    """Returns a @ b + acc; "widened" is for the interpreter, which would multiply the bits of bfloat16 as integers."""
     if PRECISION == "widened":
         return tl.dot(a.to(ACC), b.to(ACC), acc, input_precision="ieee", out_dtype=ACC)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)

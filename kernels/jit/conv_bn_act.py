@@ -1,4 +1,4 @@
-"""Triton code of `kernels.conv_bn_act` beside the products: statistics by channel, and the norm's input gradient.
+"""Triton code of `kernels.conv_bn_act` besides the products: statistics by channel, and the norm's input gradient.
 
 Shape legend: a channels-last map is a matrix [M, C]; S tiles of rows, each reduced by a product.
 """

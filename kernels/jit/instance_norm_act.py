@@ -2,7 +2,7 @@
 
 Shape legend: an image of a channels-last map is a matrix [M, C], M = H*W; S row splits; a tile is [BLOCK_M, BLOCK_C]
 of it. A padded map is [N, C, H + 2*PAD, W + 2*PAD]; every pixel of it is the place of exactly one pixel of the image.
-Image n is program 2 of the grid.
+Image n is index n along grid axis 2.
 """
 
 import triton
@@ -23,9 +23,9 @@ from wallclock.kernels.jit.tile import (
 
 @triton.jit
 def _mirrored(i, length, PAD: tl.constexpr, PLACE: tl.constexpr):
-    """Returns the PLACE-th position of index i of a row or column in the padded one, and whether there is one.
+    """Returns the PLACE-th position of index i of a row or column in the padded one, and whether it exists.
 
-    0 is the index itself, 1 its mirror image, 2 the second: both edges mirror it where 2 * PAD >= length - 1.
+    PLACE 0 is the index itself, 1 its mirror image, 2 the second one: both edges mirror it where 2 * PAD >= length - 1.
     """
     before = (i >= 1) & (i <= PAD)
     after = (i >= length - 1 - PAD) & (i <= length - 2)
@@ -77,7 +77,7 @@ def _padded_offsets(h, w, W, C, channels, PAD: tl.constexpr):
 def _store_row(
     y, y_ptr, h, w, channels, inside, columns, W, C, PAD: tl.constexpr, PLACES: tl.constexpr, ZERO: tl.constexpr
 ):  # fmt: skip
-    """Stores a tile into padded rows h, at every position of its columns; ZERO stores zeros for mirror images."""
+    """Stores a tile into padded rows h, at every position of its columns; with ZERO, zeros in its mirror images."""
     tl.store(y_ptr + _padded_offsets(h, w + PAD, W, C, channels, PAD), y, inside)
     if columns:
         mirror = tl.zeros_like(y) if ZERO else y

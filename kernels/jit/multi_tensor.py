@@ -1,4 +1,4 @@
-"""Addresses in a table of `kernels.multi_tensor`, for the Triton kernels that read one."""
+"""Reader of the addresses in a table of `kernels.multi_tensor`, for Triton kernels."""
 
 import triton
 import triton.language as tl

@@ -1,7 +1,7 @@
 """Triton code of `kernels.muon`: a program takes one row of a table of `kernels.multi_tensor`.
 
-Columns of a row: addresses of parameter, gradient and momentum buffer; elements; elements before it; the tensor's first
-row, its rows, its output channels.
+Columns of a row: addresses of parameter, gradient and momentum buffer; number of elements; elements before it; the
+tensor's first row, its number of rows, its output channels.
 """
 
 import triton
@@ -17,7 +17,7 @@ def _number(table_ptr, row, column: tl.constexpr):
 
 @triton.jit
 def _extent(table_ptr, row, ALIGNED: tl.constexpr):
-    """Returns the elements of the row, and those before it; a mask by a multiple of four keeps accesses wide."""
+    """Returns the numbers of elements in the row and before it; a mask by a multiple of four keeps accesses wide."""
     count, before = _number(table_ptr, row, 3), _number(table_ptr, row, 4)
     if ALIGNED:
         count, before = tl.multiple_of(count, 4), tl.multiple_of(before, 4)
@@ -73,7 +73,7 @@ def update_kernel(
     table_ptr, update_ptr, sums_ptr, rows, lr_ptr, lr, LR_TENSOR: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Rescales each filter bank to the norm sqrt(O), then steps."""
+    """Rescales each filter bank to the norm sqrt(O), then applies the update to it."""
     if LR_TENSOR:
         lr = tl.load(lr_ptr).to(tl.float32)
     row = tl.program_id(0)

@@ -23,7 +23,7 @@ def rmsprop_clamp_kernel(
     table_ptr, lr_ptr, lr, ALPHA: tl.constexpr, EPS: tl.constexpr, CLAMP: tl.constexpr,
     LR_TENSOR: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Steps and clamps a chunk; a full one takes no mask, which would make its accesses narrow."""
+    """Updates and clamps a chunk; a full chunk needs no mask, which would make its accesses narrow."""
     row = tl.program_id(0)
     p_ptr = address(table_ptr, row, 0, 8, ALIGNED)
     g_ptr = address(table_ptr, row, 1, 8, ALIGNED)

@@ -135,7 +135,7 @@ def summed_splits(sums_ptr, channels, C, S, BLOCK_S: tl.constexpr, ACC: tl.const
 def grid_barrier(arrived_ptr, expected):
     """Waits until `expected` programs have arrived, so that the values they stored before can be read.
 
-    All of them must run at once: the launch is cooperative, which refuses a grid that does not fit on the GPU.
+    All programs must run at once: the cooperative launch refuses a grid that does not fit on the GPU.
     """
     tl.debug_barrier()  # every thread of this program has stored
     arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu") + 1

@@ -1,4 +1,4 @@
-"""CIFAR-10, or a set like it, from whatever form it lies in."""
+"""Readers of CIFAR-10, or a set like it, in any of its formats."""
 
 import hashlib
 from dataclasses import replace
@@ -10,8 +10,8 @@ from wallclock.loaders.data.image_files import class_folders
 from wallclock.loaders.data.source import UNVERIFIED
 from wallclock.loaders.data.stored import stored_folders, stored_parquet
 
-# sha256 of the encoded images of train and test in order, then their labels as little-endian int64: what the files
-# hold, whatever a decoder makes of it.
+# Known sets by two sha256, of train and of test: each covers the encoded images in order, then their labels as
+# little-endian int64, and so does not depend on a decoder.
 KNOWN = {
     (
         "54e95e027d3628aa2e32def8c00b576c396fc95fc081611b0c8db63c448becbf",
@@ -21,16 +21,16 @@ KNOWN = {
 
 
 def find_source(path: Path) -> tuple[str, Split]:
-    """Reads a data set in whatever form it lies at `path`.
+    """Reads the data set at `path` and finds out its format.
 
     Args:
-        path: a folder in one of the formats (or the one above `cifar-10-batches-py` or `-bin`), or the archive.
+        path: folder in one of the formats (or the one above `cifar-10-batches-py` or `-bin`), or the archive.
 
     Returns:
         The format ("python batches", "binary batches", "parquet" or "image folders"), and the data set.
 
     Raises:
-        DataError: if there is none, or it is damaged; names the file and the next step.
+        DataError: if the data set is missing or damaged; names the file and the next step.
     """
     if not path.exists():
         raise DataError(f"no such path: {path}; get CIFAR-10 with `wallclock data fetch`, or correct --data")
@@ -62,10 +62,10 @@ def find_source(path: Path) -> tuple[str, Split]:
 
 
 def _from_parquet(path: Path) -> Split:
-    """Reads `train*.parquet` and `test*.parquet` somewhere under a folder; see `stored_parquet`.
+    """Reads `train*.parquet` and `test*.parquet` anywhere under a folder; see `stored_parquet`.
 
     Raises:
-        DataError: if a part is missing or damaged, or the two do not belong together.
+        DataError: if a part is missing or damaged, or the two have different classes.
     """
     train = stored_parquet(path)
     test = stored_parquet(path, "test", train.classes)
@@ -84,10 +84,10 @@ def _from_parquet(path: Path) -> Split:
 
 
 def _from_folders(path: Path) -> Split:
-    """Reads `train/<class>/*.png|jpg`, and `test`, `val` or `valid` beside it; the classes in alphabetical order.
+    """Reads `train/<class>/*.png|jpg`, and `test`, `val` or `valid` beside it, with classes in alphabetical order.
 
     Raises:
-        DataError: if a part or a class has no images, or one cannot be read.
+        DataError: if a part or a class has no images, or an image cannot be read.
     """
     test = next((path / part for part in ("test", "val", "valid") if (path / part).is_dir()), None)
     if test is None:
@@ -106,16 +106,16 @@ def load_cifar10(path: Path) -> Split:
     """Returns the data set at `path`; see `find_source` for the formats.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if the data set is missing or damaged.
     """
     return find_source(Path(path))[1]
 
 
 def describe(path: Path) -> dict[str, str | int | list[str]]:
-    """Returns what lies at `path`, read whole: name, format, counts, content hashes, classes.
+    """Reads the whole data set at `path` and returns its name, format, counts, content hashes and classes.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if the data set is missing or damaged.
     """
     form, split = find_source(Path(path))
     return {

@@ -32,14 +32,14 @@ MD5 = {
 }
 BATCHES = tuple(MD5)  # the last one is the test set
 
-# What a python batch rebuilds its array with: Python 2 wrote them, and numpy has renamed its module since.
+# Globals that a python batch names to rebuild its array: Python 2 wrote them, and numpy has renamed its module since.
 _ADMITTED = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
 }
-# What a damaged stream makes the unpickler raise.
+# Exceptions that the unpickler raises for a damaged stream.
 _STREAM_ERRORS = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
     *(OverflowError, MemoryError),
@@ -49,9 +49,9 @@ Rows = npt.NDArray[np.uint8]
 
 
 class _StandIn:
-    """Keeps what a pickle would build an array or a dtype of.
+    """Stand-in for a pickle's classes: keeps the arguments and state from which an array or a dtype would be built.
 
-    Numpy's own classes would trust a file's word: one flipped bit in the flags of a dtype makes them follow bytes as
+    Numpy's own classes trust a file: one flipped bit in the flags of a dtype makes them follow bytes as
     pointers.
     """
 
@@ -63,7 +63,7 @@ class _StandIn:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the pickles that python batches consist of, and nothing else: no name in a file is ever called."""
+    """Reader of the pickles in python batches, which never looks up or calls a name from the file."""
 
     def __init__(self, content: bytes, path: Path) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")
@@ -73,7 +73,7 @@ class _Unpickler(pickle.Unpickler):
         """Returns the stand-in for a global.
 
         Raises:
-            DataError: for one that no batch needs; it is not looked up, let alone called.
+            DataError: for a global that no batch needs.
         """
         if (module, name) not in _ADMITTED:
             raise DataError(
@@ -131,7 +131,7 @@ def _from_batches(read: Callable[[str], bytes], names: Iterable[str], where: Pat
 
 
 def _as_dataset(name: str, parts: list[tuple[Rows, list[int]]]) -> Dataset:
-    """Joins batches, whose rows are an image's red, green and blue plane."""
+    """Joins batches whose rows each hold an image's red, green and blue plane."""
     planes = np.concatenate([rows for rows, _ in parts]).reshape(-1, 3, 32, 32)
     images_NHWC = torch.from_numpy(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))
     labels = torch.tensor([label for _, of_batch in parts for label in of_batch], dtype=torch.int64)
@@ -139,17 +139,17 @@ def _as_dataset(name: str, parts: list[tuple[Rows, list[int]]]) -> Dataset:
 
 
 def from_directory(path: Path, suffix: str) -> tuple[str, Split]:
-    """Reads the six batches that lie in a folder.
+    """Reads the six batches in a folder.
 
     Args:
-        path: the folder.
-        suffix: ending of their names: ".bin" for the binary version, else empty.
+        path: folder of the batches.
+        suffix: ending of the files' names: ".bin" for the binary version, else empty.
 
     Returns:
-        The format, for people, and the data set.
+        The format's name for messages, and the data set.
 
     Raises:
-        DataError: if one is missing or damaged.
+        DataError: if a batch is missing or damaged.
     """
 
     def read(name: str) -> bytes:
@@ -167,10 +167,10 @@ def from_archive(path: Path) -> tuple[str, Split]:
     """Reads the batches out of the published archive in memory; nothing is written to the disk.
 
     Returns:
-        The format, for people, and the data set.
+        The format's name for messages, and the data set.
 
     Raises:
-        DataError: if a batch is missing or damaged, or a member has no place in such an archive.
+        DataError: if a batch is missing or damaged, or the archive has a member that does not belong there.
     """
     wanted = {*BATCHES, *(f"{name}.bin" for name in BATCHES)}
     contents: dict[str, bytes] = {}

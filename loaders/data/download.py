@@ -1,4 +1,4 @@
-"""Downloads published data sets, resumes where a download broke off, and checks what arrived."""
+"""Downloads published data sets, resumes interrupted downloads, and checks the result."""
 
 import hashlib
 import http.client
@@ -20,15 +20,15 @@ Progress = Callable[[int, int | None], None]
 
 
 def fetch_cifar10(folder: Path, url: str = CIFAR10_URL, progress: Progress = lambda done, total: None) -> Path:
-    """Downloads the archive of CIFAR-10's python batches, or finds it there already.
+    """Downloads the archive of CIFAR-10's python batches, unless it is there already.
 
     Args:
-        folder: the folder of the archive; made if missing.
-        url: address of the archive; the content has to be the published one.
-        progress: called with the bytes done and the bytes in all (None when the server does not say).
+        folder: folder for the archive; made if missing.
+        url: address of the archive; its content must be the published one.
+        progress: function called with the bytes done and the total bytes (None when the server does not say).
 
     Returns:
-        The archive, for `--data`; it is read as it is, without being extracted.
+        Path of the archive, for `--data`, which reads it without extracting it.
 
     Raises:
         DataError: if the connection fails (what arrived is kept and resumed) or the checksum is not the published one.
@@ -40,21 +40,21 @@ def fetch_horse2zebra(folder: Path, url: str = HORSE2ZEBRA_URL, progress: Progre
     """Downloads CycleGAN's horses and zebras, and unpacks them.
 
     Args:
-        folder: the folder of the images; made if missing.
+        folder: folder for the images; made if missing.
         url: address of a ZIP file.
-        progress: see `fetch_cifar10`.
+        progress: function called with the bytes done and the total bytes, see `fetch_cifar10`.
 
     Returns:
-        The folder with `trainA` and the others, for `--data`.
+        Path of the folder that holds `trainA` and the other parts, for `--data`.
 
     Raises:
-        DataError: if the connection fails (what arrived is kept and resumed), or the file is damaged; no checksum of it
-            is published, so that those within it are checked.
+        DataError: if the connection fails (what arrived is kept and resumed), or the file is damaged. No checksum
+            of the file is published, so its own are checked.
     """
     archive = fetch(url, folder / "horse2zebra.zip", None, progress)
     try:
         with zipfile.ZipFile(archive) as packed:
-            packed.extractall(folder)  # which leaves out what would lead elsewhere
+            packed.extractall(folder)  # drops paths that would lead out of the folder
             found = {name.split("/")[0] for name in packed.namelist() if "/trainA/" in name}
     except OSError as error:
         raise DataError(f"cannot unpack {archive}: {error.strerror}; make room and run the command again") from None
@@ -67,13 +67,13 @@ def fetch(url: str, target: Path, md5: str | None, progress: Progress) -> Path:
     """Downloads `url` to `target` through `target.part`, and resumes where an earlier attempt stopped.
 
     Args:
-        url: http or https.
-        target: file; nothing is downloaded if it is there with the right checksum.
-        md5: hex digest of the whole content; None for a ZIP file, which is checked by its own sums.
-        progress: see `fetch_cifar10`.
+        url: address, http or https.
+        target: file to write; nothing is downloaded if it is there with the right checksum.
+        md5: hex digest of the whole content; None for a ZIP file, which is checked by its own checksums.
+        progress: function called with the bytes done and the total bytes, see `fetch_cifar10`.
 
     Raises:
-        DataError: see `fetch_cifar10`.
+        DataError: if the connection fails or the content is damaged, see `fetch_cifar10`.
     """
     if target.exists() and _is_whole(target, md5):
         return target
@@ -103,7 +103,7 @@ def _append(url: str, part: Path, progress: Progress) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and done:  # the server has no more than is here: whole already, or of another file
+        if error.code == 416 and done:  # nothing left to send: this file is whole, or of other content
             return
         raise
     with answer:

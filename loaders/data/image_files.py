@@ -1,4 +1,4 @@
-"""Encoded images: which files of a folder are some, and Pillow's decoders for each use of them.
+"""Encoded images: how to recognise their files, and Pillow's decoders for each use of them.
 
 Shape legend: N images, S edge of a square, pixels.
 """
@@ -21,9 +21,9 @@ from wallclock.loaders.batches import DataError
 
 Pixels = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-MOST_PIXELS = 64 << 20  # of an image that is scaled down; a larger one may be a bomb
+MOST_PIXELS = 64 << 20  # most pixels of an image that is scaled down; a larger one may be a decompression bomb
 
-# What Pillow raises for damaged files, UnidentifiedImageError being an OSError.
+# Exceptions that Pillow raises for damaged files; UnidentifiedImageError is an OSError.
 _PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error),
     Image.DecompressionBombError,
@@ -32,7 +32,7 @@ _PILLOW_ERRORS = (
 
 @contextmanager
 def _name_damage(message: str) -> Iterator[None]:
-    """Raises DataError with `message`, which has a place for Pillow's own, for whatever Pillow raises within."""
+    """Turns Pillow's errors within into DataError with `message`, where "{error}" stands for Pillow's own text."""
     try:
         yield
     except DataError:
@@ -42,12 +42,12 @@ def _name_damage(message: str) -> Iterator[None]:
 
 
 def decode(content: bytes, name: str, height: int = 32, width: int = 32) -> Pixels:
-    """Decodes a PNG or JPEG that has to have the size expected, to uint8 [height, width, 3].
+    """Decodes a PNG or JPEG of the expected size to uint8 [height, width, 3].
 
     Raises:
-        DataError: if it cannot be decoded or has another size; begins with `name`.
+        DataError: if the image cannot be decoded or has another size; the message begins with `name`.
     """
-    # Only these two decoders: Pillow would hand some other formats to programs outside.
+    # Only these two decoders: Pillow would hand some other formats to external programs.
     with (
         _name_damage(f"{name}, cannot be decoded ({{error}}); restore it from its source"),
         Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as opened,
@@ -59,10 +59,10 @@ def decode(content: bytes, name: str, height: int = 32, width: int = 32) -> Pixe
 
 
 def decode_middle(content: bytes, name: str, size: int) -> Pixels:
-    """Decodes the middle square of a PNG, JPEG or WebP (LSUN's), scaled to uint8 [size, size, 3].
+    """Decodes a PNG, JPEG or WebP (LSUN's) and scales its middle square to uint8 [size, size, 3].
 
     Raises:
-        DataError: if it is damaged, or has more than `MOST_PIXELS`; begins with `name`.
+        DataError: if the image is damaged or has more than `MOST_PIXELS`; the message begins with `name`.
     """
     with (
         _name_damage(f"{name} cannot be decoded ({{error}}); restore it from its source, or remove it"),
@@ -82,21 +82,21 @@ def decode_middle(content: bytes, name: str, size: int) -> Pixels:
 def decode_stretched(file: Path, size: int) -> Pixels:
     """Decodes a file of any format that Pillow reads, to RGB pixels uint8 [size, size, 3].
 
-    The aspect is not kept, as in CycleGAN's published code; grey, palette and CMYK images become RGB.
+    The aspect ratio is lost, as in CycleGAN's published code; grey, palette and CMYK images become RGB.
 
     Raises:
-        DataError: if the file is damaged or no image; names it.
+        DataError: if the file is damaged or no image; names the file.
     """
     with _name_damage(f"{file} cannot be read as an image ({{error}})"), Image.open(file) as image:
         return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 class FileImages:
-    """Images that stay in their files and are decoded when asked for, by the indices of a tensor [N, S, S, 3].
+    """Images that stay in their files and are decoded on access, indexed like a tensor [N, S, S, 3].
 
     Args:
-        files: what `decode_stretched` reads.
-        size: S.
+        files: image files in any format that Pillow reads.
+        size: S, edge of the decoded images in pixels.
     """
 
     def __init__(self, files: Sequence[Path], size: int) -> None:
@@ -111,7 +111,7 @@ class FileImages:
         return len(self.files)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """Returns an image, or several of a slice, as uint8; further indices apply to the pixels.
+        """Returns one image or a slice of them, uint8; further indices apply to the pixels.
 
         Raises:
             DataError: if a file cannot be read any more.
@@ -124,15 +124,15 @@ class FileImages:
 
 
 def class_folders(path: Path) -> tuple[str, ...]:
-    """Returns the names of the folders that are classes; a dot hides one, such as `.ipynb_checkpoints`."""
+    """Returns the names of the class folders in `path`; a leading dot hides one, such as `.ipynb_checkpoints`."""
     return tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def is_image(file: Path) -> bool:
-    """Says whether a file is a PNG or JPEG by its name; a dot hides one."""
+    """Returns whether a file's name is that of a PNG or JPEG; a leading dot hides a file."""
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
 def data_set_name(kind: str, folder: Path) -> str:
-    """Returns what a data set in a folder is called in records, such as "folder:my-pets"."""
+    """Returns the name of a folder's data set in records, such as "folder:my-pets"."""
     return f"{kind}:" + (re.sub(r"[^\w.-]+", "-", folder.resolve().name) or "images")

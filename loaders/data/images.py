@@ -1,4 +1,4 @@
-"""Images for a generative network, of one size, from whatever form they lie in.
+"""Reader of images of one size for a generative network, from any of the supported forms.
 
 Shape legend: N images, S edge.
 """
@@ -23,16 +23,16 @@ ENLARGED_TOGETHER = 2000
 
 
 def load_images(data: str, image_size: int, *, only_class: str = "") -> Split:
-    """Returns images and those held out from training, all of one size.
+    """Returns training images and held-out images, all of one size.
 
     Args:
-        data: "synthetic" for the embedded set; or a path: a conversion of LSUN (`wallclock data convert`), CIFAR-10 in
+        data: "synthetic" for the embedded set, or a path: a conversion of LSUN (`wallclock data convert`), CIFAR-10 in
             any form, or a folder of PNG or JPEG images at any depth, of which a tenth is held out.
-        image_size: S, pixels.
+        image_size: S in pixels.
         only_class: name of the one class to keep; empty for all.
 
     Raises:
-        DataError: if there are none, they are damaged, or there is no such class.
+        DataError: if there are no images, they are damaged, or the class is missing.
     """
     path = Path(data)
     if data == SYNTHETIC:
@@ -81,11 +81,11 @@ def _of_size(dataset: Dataset, size: int) -> Dataset:
 
 
 def rescale(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns images scaled to `size` x `size` pixels, bilinear, antialiased where they shrink, and rounded.
+    """Scales images to `size` x `size` pixels, bilinearly, antialiased where they shrink, and rounds them.
 
     Args:
-        images_NHWC: uint8 [N, H, W, 3].
-        size: new edge, pixels.
+        images_NHWC: images, uint8 [N, H, W, 3].
+        size: new edge in pixels.
 
     Returns:
         uint8 [N, size, size, 3] on the same device.
@@ -99,9 +99,9 @@ def rescale(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _from_folder(path: Path, size: int) -> Split:
-    """Reads all images below a folder; those directly below it that are folders name the classes.
+    """Reads all images below a folder; its immediate subfolders name the classes.
 
-    Every tenth image, in the order of their paths, is held out.
+    Every tenth image, in the order of the paths, is held out.
     """
     files = sorted(filter(is_image, path.rglob("*")))
     if len(files) < 2:

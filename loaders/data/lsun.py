@@ -1,6 +1,6 @@
-"""LSUN from its LMDB export, converted once to a file of uint8 images that is mapped into memory.
+"""LSUN's LMDB export, converted once to a file of uint8 images that is mapped into memory.
 
-Shape legend: N images, S edge.
+Shape legend: N images, S edge in pixels.
 """
 
 import hashlib
@@ -19,26 +19,26 @@ from wallclock.loaders.data.image_files import decode_middle
 
 PIXELS, DESCRIPTION = "images_NHWC.u8", "conversion.json"
 HELD_OUT = 0.01  # share of the images, at most 3,000 of them: enough for an estimate
-TOGETHER = 256  # images that are written between two updates of the description
+TOGETHER = 256  # images written between two updates of the description
 
 
 def is_lmdb(path: Path) -> bool:
-    """Says whether a folder is an LMDB environment."""
+    """Returns whether a folder is an LMDB environment."""
     return (path / "data.mdb").is_file()
 
 
 def is_converted(path: Path) -> bool:
-    """Says whether a folder holds a conversion, finished or not."""
+    """Returns whether a folder holds a conversion, finished or not."""
     return (path / DESCRIPTION).is_file()
 
 
 class LsunImages(data.Dataset[tuple[int, Any]]):
-    """The images of an LMDB at one size; each process that reads opens it for itself, when it first reads.
+    """The images of an LMDB, scaled to one size; each process opens the LMDB itself on its first read.
 
     Args:
-        path: folder of `data.mdb`.
+        path: folder that holds `data.mdb`.
         keys: keys of the images, in order.
-        size: S.
+        size: S in pixels.
     """
 
     def __init__(self, path: Path, keys: list[bytes], size: int) -> None:
@@ -46,14 +46,14 @@ class LsunImages(data.Dataset[tuple[int, Any]]):
         self._environment: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the handle behind: one that another process has opened may not be used."""
+        """Drops the handle from the pickled state: a process may not use a handle that another has opened."""
         return self.__dict__ | {"_environment": None}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
-        """Returns the number and the image, uint8 [S, S, 3]; None in its place if it cannot be decoded."""
+        """Returns the index and the image, uint8 [S, S, 3], or None for an image that cannot be decoded."""
         if self._environment is None:
             self._environment = _open(self.path)
         with self._environment.begin(buffers=True) as transaction:
@@ -77,10 +77,10 @@ def _open(path: Path) -> Any:
 
 
 def lmdb_keys(path: Path) -> list[bytes]:
-    """Returns the keys of an LMDB in its order.
+    """Returns all keys of an LMDB in its order.
 
     Raises:
-        DataError: if it cannot be read, or is empty.
+        DataError: if the LMDB cannot be read, or is empty.
     """
     environment = _open(path)
     try:
@@ -94,14 +94,14 @@ def lmdb_keys(path: Path) -> list[bytes]:
 
 
 def chosen_keys(keys: list[bytes], fraction: float) -> list[bytes]:
-    """Returns the lesson's sample of the images: each drawn with the same chance, by a fixed seed.
+    """Returns the lesson's sample of the keys: each drawn with the same chance, from a fixed seed.
 
     Args:
         keys: keys of all images.
-        fraction: share of the images; 0.1 and 0.2 are the lesson's; 1 keeps all.
+        fraction: share of the images, as in the lesson's samples of 0.1 and 0.2; 1 keeps all.
 
     Raises:
-        ValueError: if it is not above 0 and at most 1.
+        ValueError: if `fraction` is not above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction:g}; expected above 0 and at most 1, such as 0.2")
@@ -123,15 +123,15 @@ def convert(
     Images that cannot be decoded are left out and counted. The middle square of each is scaled, as the lesson does.
 
     Args:
-        source: folder of `data.mdb`.
-        to: folder to write; made if need be.
-        size: S, pixels.
+        source: folder that holds `data.mdb`.
+        to: folder to write; made if missing.
+        size: S in pixels.
         fraction: share of the images; see `chosen_keys`.
-        workers: processes that decode; 0 decodes in this one.
-        progress: called with the number of images done and of images in all.
+        workers: number of processes that decode; 0 decodes in this one.
+        progress: function called with the number of images done and the total number.
 
     Returns:
-        `to`.
+        The folder `to`.
 
     Raises:
         DataError: if the source cannot be read, or `to` holds another conversion.
@@ -162,7 +162,7 @@ def convert(
     try:
         to.mkdir(parents=True, exist_ok=True)
         with open(to / PIXELS, "ab") as file:
-            file.truncate(found["written"] * image_bytes)  # what was written after the last description
+            file.truncate(found["written"] * image_bytes)  # cuts off what was written after the last description
             for read, images in _read_in_parts(LsunImages(source, keys, size), found["read"], workers):
                 for image in images:
                     file.write(image.tobytes())
@@ -182,7 +182,7 @@ def convert(
 
 
 def _read_in_parts(images: LsunImages, first: int, workers: int) -> Iterator[tuple[int, list[Any]]]:
-    """Yields how many images have been read, and those that could be decoded, some hundred at a time."""
+    """Yields the number of images read so far and the newly decoded images, `TOGETHER` at a time."""
     rest = data.Subset(images, range(first, len(images)))
     batches = data.DataLoader(rest, batch_size=TOGETHER, num_workers=workers, collate_fn=list)
     for batch in batches:
@@ -206,13 +206,13 @@ def _describe(path: Path, found: dict[str, Any]) -> None:
 
 
 def load_converted(path: Path) -> Split:
-    """Returns a finished conversion, mapped into memory; the last hundredth of it, at most 3,000, is held out.
+    """Returns a finished conversion, mapped into memory; its last hundredth, at most 3,000 images, is held out.
 
     Args:
-        path: the folder that `convert` wrote.
+        path: folder that `convert` wrote.
 
     Raises:
-        DataError: if it is not finished, or damaged.
+        DataError: if the conversion is not finished, or is damaged.
     """
     found = _description(path)
     shape = (found["written"], found["size"], found["size"], 3)

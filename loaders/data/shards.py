@@ -1,7 +1,7 @@
 """Tar shards in the WebDataset convention: a writer from any data set, and an index for random access.
 
-A shard holds `<place>.png` (or `.jpg`) and `<place>.cls` for each sample, the place being its number in the data set;
-`shards.json` beside them lists the shards, how many samples each holds, the class names and the content hash.
+A shard holds `<place>.png` (or `.jpg`) and `<place>.cls` for each sample, where the place is its number in the data
+set; `shards.json` beside the shards lists them, their sample counts, the class names and the content hash.
 """
 
 import io
@@ -29,13 +29,13 @@ class Shards:
     """A folder of tar shards.
 
     Attributes:
-        folder: the folder of the tar files.
+        folder: folder of the tar files.
         name: the name under which accuracies are recorded.
         classes: names of the classes, in label order.
         content_hash: hash of the data set that the shards were written from.
         files: names of the tar files.
-        samples: number of samples in each.
-        shape: height and width of the images, pixels.
+        samples: number of samples in each tar file.
+        shape: height and width of the images in pixels.
     """
 
     folder: Path
@@ -51,10 +51,10 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> "Shards":
-        """Returns the shards in a folder, after checking that each is there.
+        """Returns the shards in a folder, after checking that every file is there.
 
         Raises:
-            DataError: if there is no manifest, or a shard is missing or empty.
+            DataError: if the manifest is missing or damaged, or a shard is missing or empty.
         """
         try:
             found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ class Shards:
         return shards
 
     def stored(self) -> StoredImages:
-        """Returns the same images for random access, through an index of the tar files.
+        """Returns the images of the shards for random access, through an index of the tar files.
 
         Raises:
             DataError: if a shard is damaged.
@@ -117,10 +117,10 @@ def _place(member: str, count: int, file: Path) -> tuple[int, str]:
 
 
 def label_of(content: bytes, name: str) -> int:
-    """Returns the label in a `.cls` member.
+    """Returns the label that a `.cls` member holds.
 
     Raises:
-        DataError: if the member holds no label; names it.
+        DataError: if the member holds no label; names the member.
     """
     text = content.strip()
     if not text.lstrip(b"-").isdigit():
@@ -129,15 +129,15 @@ def label_of(content: bytes, name: str) -> int:
 
 
 def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARDS) -> Shards:
-    """Writes a data set as tar shards of equal size (to one sample); pixels as PNG, encoded images as they are.
+    """Writes a data set as tar shards whose sizes differ by at most one sample, with pixels as PNG.
 
-    A folder appears whole or not at all. Samples are dealt out at random, once and for all, so that no shard holds one
-    class alone, however the set is sorted.
+    Encoded images are written as they are. The folder appears whole or not at all. Samples are dealt out at random,
+    once for all, so that no shard holds a single class, however the set is sorted.
 
     Args:
         data: images in memory, or encoded ones.
-        folder: a new folder; its parent is made too.
-        shards: number of tar files; ranks and their workers share them out whole.
+        folder: path of the new folder; its parent is made too.
+        shards: number of tar files; ranks and their workers read whole files.
 
     Raises:
         DataError: if `folder` exists, or there are fewer samples than shards.
@@ -170,7 +170,7 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         draft.rename(folder)
     except OSError as error:
-        if not folder.exists():  # or another process has written the same meanwhile
+        if not folder.exists():  # else another process has written the same folder meanwhile
             raise DataError(f"cannot write {folder}: {error.strerror}; check the disk") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The names of CIFAR-10 and its classes, and the checks that all readers of such sets make."""
+"""The names of CIFAR-10 and its classes, and checks that all readers of such sets share."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ UNVERIFIED = "cifar10-unverified"  # looks like CIFAR-10, but its content is not
 
 
 def damage_error(path: Path, why: str) -> DataError:
-    """Returns the error for a file that is not what it should be."""
+    """Returns the error for a damaged file."""
     return DataError(
         f"{path} is damaged: {' '.join(why.split())}; delete it and fetch the set again: wallclock data fetch"
     )
 
 
 def check_labels(labels: list[int], path: Path, classes: int = len(CLASSES)) -> None:
-    """Refuses labels that name no class, where the file at fault is known.
+    """Refuses labels that name no class.
 
     Raises:
-        DataError: if one is below 0 or not below `classes`.
+        DataError: if a label is below 0 or not below `classes`; names the file.
     """
     low, high = min(labels, default=0), max(labels, default=0)
     if low < 0 or high >= classes:

@@ -1,4 +1,4 @@
-"""Images as they lie on the disk, encoded, read one by one: from folders, hub-style Parquet, or tar shards."""
+"""Encoded images on the disk, read one by one: from folders, hub-style Parquet, or tar shards."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ DECODED_TOGETHER = 500
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Encoded images and their labels; each is read when it is asked for.
+    """Encoded images and their labels; each image is read on access.
 
     Attributes:
         name: the name under which accuracies are recorded.
-        form: "folders", "parquet" or "shards".
-        labels: int64 [N].
+        form: form of the set: "folders", "parquet" or "shards".
+        labels: labels, int64 [N].
         classes: names of the classes, in label order.
-        names: returns what the image at a place is called in messages.
-        content: returns the encoded bytes of the image at a place, without a copy where they lie in memory.
-        shape: height and width of every image, as its decoder demands.
+        names: function that returns the name of the image at a place, for messages.
+        content: function that returns the encoded bytes of the image at a place, without a copy if they are in memory.
+        shape: height and width in pixels that every decoded image must have.
     """
 
     name: str
@@ -56,19 +56,19 @@ class StoredImages:
         return len(self.labels)
 
     def first(self, count: int) -> "StoredImages":
-        """Returns the first `count` images."""
+        """Returns the set of the first `count` images."""
         return replace(self, labels=self.labels[:count])
 
     def decode(self, place: int) -> Pixels:
         """Returns the image at `place` as uint8 [H, W, 3].
 
         Raises:
-            DataError: if it cannot be decoded or has another size; names it.
+            DataError: if the image cannot be decoded or has another size; names the image.
         """
         return decode(self.content(place).tobytes(), self.names(place), *self.shape)
 
     def trouble(self, place: int) -> str:
-        """Returns why the image at `place` cannot be used; empty if it can."""
+        """Returns the reason why the image at `place` cannot be used; empty if it can."""
         try:
             self.decode(place)
         except DataError as error:
@@ -76,16 +76,16 @@ class StoredImages:
         return ""
 
     def dataset(self, damaged: Damaged = "raise") -> tuple[Dataset, list[str]]:
-        """Decodes all images, on two threads: Pillow lets the lock go while it decodes.
+        """Decodes all images on two threads, which Pillow allows to run at once.
 
         Args:
-            damaged: whether images that cannot be decoded are refused or left out.
+            damaged: "raise" refuses images that cannot be decoded, "skip" leaves them out.
 
         Returns:
-            The data set, and why each image was left out.
+            The data set, and the reason for each image left out.
 
         Raises:
-            DataError: if one cannot be decoded and `damaged` is "raise", or none can.
+            DataError: if an image cannot be decoded and `damaged` is "raise", or none can.
         """
         images = np.zeros((len(self), *self.shape, 3), dtype=np.uint8)
         left_out: dict[int, str] = {}
@@ -111,18 +111,18 @@ class StoredImages:
 
 
 def is_cut_off(content: npt.NDArray[np.uint8]) -> bool:
-    """Says whether a JPEG lacks its end, which some decoders fill with grey and a warning; cheap enough for each."""
+    """Returns whether a JPEG lacks its end, which some decoders fill with grey and a warning; a cheap check."""
     return content[:2].tobytes() == JPEG and content[-2:].tobytes() != JPEG_END
 
 
 def packed_reader(
     buffers: Sequence[npt.NDArray[np.uint8]], at: npt.NDArray[np.int64]
 ) -> Callable[[int], npt.NDArray[np.uint8]]:
-    """Returns a reader of images that lie in buffers.
+    """Returns a function that reads the encoded image at a place from buffers.
 
     Args:
-        buffers: each uint8 [bytes], in memory or mapped.
-        at: int64 [N, 3], for each image its buffer, its first byte there, and its size in bytes.
+        buffers: arrays uint8 [bytes], in memory or mapped.
+        at: int64 [N, 3]: for each image the number of its buffer, its first byte there, and its size in bytes.
     """
 
     def content(place: int) -> npt.NDArray[np.uint8]:
@@ -133,17 +133,17 @@ def packed_reader(
 
 
 def stored_parquet(path: Path, part: str = "train", classes: tuple[str, ...] = CLASSES) -> StoredImages:
-    """Returns the images of hub-style Parquet as they lie there.
+    """Returns the encoded images of hub-style Parquet.
 
     Each file holds an image column of structs with encoded bytes, and a column of labels.
 
     Args:
-        path: a folder that holds `<part>*.parquet` somewhere, or one such file.
-        part: "train" or "test".
-        classes: names of the classes, where the metadata of the files give none.
+        path: folder that holds `<part>*.parquet` at any depth, or one such file.
+        part: part of the set, "train" or "test".
+        classes: names of the classes if the files' metadata give none.
 
     Raises:
-        DataError: if there are none, or a file is damaged.
+        DataError: if there are no such files, or one is damaged.
     """
     files = [path] if path.is_file() else sorted(path.rglob(f"{part}*.parquet"))
     if not files:
@@ -170,14 +170,14 @@ def stored_parquet(path: Path, part: str = "train", classes: tuple[str, ...] = C
 
 
 def _encoded_column(file: Path, names: tuple[str, ...]) -> tuple[Any, npt.NDArray[np.int64], tuple[str, ...]]:
-    """Reads a file of hub-style Parquet: a pyarrow array of binaries, labels int64 [N], and the names of the classes.
+    """Reads a hub-style Parquet file: a pyarrow array of binaries, labels int64 [N], and the names of the classes.
 
     Args:
         file: a Parquet file.
-        names: names of the classes, where the file gives none.
+        names: names of the classes if the file gives none.
 
     Raises:
-        DataError: if it is damaged, or has other columns.
+        DataError: if the file is damaged, or has other columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -205,7 +205,7 @@ def _encoded_column(file: Path, names: tuple[str, ...]) -> tuple[Any, npt.NDArra
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
-    """Returns the names that the hub's metadata gives the labels, if it does."""
+    """Returns the label names in the hub's metadata, or None if it has none."""
     try:
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
@@ -217,11 +217,11 @@ def stored_folders(path: Path, classes: tuple[str, ...] | None = None) -> Stored
     """Returns the images in `path/<class>/`.
 
     Args:
-        path: the folder of the folders; the set is named after the one that holds it.
-        classes: names of the folders; None for all, in alphabetical order.
+        path: folder of the class folders; the set is named after its parent.
+        classes: names of the class folders; None for all, in alphabetical order.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are no images.
     """
     if classes is None:
         classes = class_folders(path) if path.is_dir() else ()
@@ -242,10 +242,10 @@ def stored_folders(path: Path, classes: tuple[str, ...] | None = None) -> Stored
 
 
 def find_stored(path: Path) -> StoredImages | None:
-    """Returns the training images at `path` as they lie there, or None where they are not encoded one by one.
+    """Returns the training images at `path` still encoded, or None if the data set there has no encoded images.
 
     Raises:
-        DataError: if they are damaged.
+        DataError: if the files are damaged.
     """
     if path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("train*.parquet"))):
         return stored_parquet(path.parent if path.is_file() else path)

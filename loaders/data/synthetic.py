@@ -1,7 +1,7 @@
-"""An embedded 10-class set of 32x32 images, made from a seed: a real learning problem that needs no download.
+"""An embedded 10-class set of 32x32 images, made from a seed: it can be learnt and needs no download.
 
-Each image shows one shape, of random place, size, tilt, colours and contrast, over a shaded and cluttered background
-with noise. The colours say nothing about the class, so that a linear classifier on the pixels stays far below 60%; a
+Each image shows one shape of random place, size, tilt, colours and contrast over a shaded and cluttered background
+with noise. The colours carry no class, so that a linear classifier on the pixels stays far below 60%; a
 small convolutional network passes 94%.
 
 Shape legend: N images, H = W = 32.
@@ -27,7 +27,7 @@ def _diagonals(u: Floats, v: Floats) -> npt.NDArray[np.bool_]:
     return (np.abs(u - v) < 0.42) | (np.abs(u + v) < 0.42)
 
 
-# The classes: each says which points are inside its shape.
+# The classes, and for each a test of which points are inside its shape.
 CLASSES: dict[str, Callable[[Floats, Floats], npt.NDArray[np.bool_]]] = {
     "disc": lambda u, v: u * u + v * v < 0.81,
     "ring": lambda u, v: (u * u + v * v < 1.0) & (u * u + v * v > 0.3),
@@ -44,12 +44,12 @@ SIZE = 32
 
 
 def _masks(classes: npt.NDArray[np.int64], u: Floats, v: Floats) -> npt.NDArray[np.bool_]:
-    """Says which points of each image its class's shape covers, [N, 32, 32].
+    """Returns which points of each image the shape of its class covers, [N, 32, 32].
 
     Args:
-        classes: [N].
-        u: [N, 32, 32], the shape's own horizontal coordinate, -1 to 1 across its size.
-        v: [N, 32, 32], its vertical one.
+        classes: label of each image's shape, [N].
+        u: horizontal coordinate in the shape's own frame, [N, 32, 32], -1 to 1 across its size.
+        v: vertical coordinate in that frame, [N, 32, 32].
     """
     masks = np.empty(u.shape, np.bool_)
     for number, shape in enumerate(CLASSES.values()):
@@ -111,8 +111,8 @@ def synthetic_split(seed: int = 0, *, train: int = 5000, test: int = 2000) -> Sp
     """Returns the embedded data set, the same on every machine.
 
     Args:
-        seed: decides all that is random in it.
-        train: number of training images; classes take turns.
+        seed: seed of everything random in the images.
+        train: number of training images; labels run through the classes in turn.
         test: number of test images.
     """
     parts = []

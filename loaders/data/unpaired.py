@@ -1,6 +1,6 @@
-"""Two domains of images that are not pairs: folders as CycleGAN's data sets have them, and an embedded pair of domains.
+"""Two unpaired domains of images: folders in the form of CycleGAN's data sets, and an embedded pair of domains.
 
-Shape legend: N images, L edge of training images, S edge of test images.
+Shape legend: N images, L edge of training images, S edge of test images, both in pixels.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ SYNTHETIC_COUNTS = {"train": 400, "test": 50}
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Two domains, decoded, or left in their files where half of the free memory does not hold them.
+    """Two domains of images, decoded in memory, or left in their files if they would take over half of the free memory.
 
     Attributes:
         name: name of the data set in records.
-        train: uint8 [N, L, L, 3] of each domain.
-        test: uint8 [N, S, S, 3] of each domain.
-        skipped: a line for each file that could not be read.
-        content_hash: sha256 of all pixels, in memory or in files.
+        train: training images of each domain, uint8 [N, L, L, 3].
+        test: test images of each domain, uint8 [N, S, S, 3].
+        skipped: message for each file that could not be read.
+        content_hash: sha256 of all pixels, whether in memory or in files.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Unpaired:
 
 
 def load_unpaired(data: str, load_size: int, image_size: int) -> Unpaired:
-    """Returns the domains at a path, images scaled to squares as the published code scales them.
+    """Returns the two domains at a path, with images scaled to squares as the published code scales them.
 
     Args:
-        data: "synthetic" for the embedded domains; or a folder that holds `trainA`, `trainB`, `testA` and `testB`, in
-            any format that Pillow reads. A file that it cannot read is skipped, and named in the result.
-        load_size: L, pixels.
-        image_size: S, pixels.
+        data: "synthetic" for the embedded domains, or a folder that holds `trainA`, `trainB`, `testA` and `testB`, in
+            any format that Pillow reads. A file that cannot be read is skipped, and named in the result.
+        load_size: L in pixels.
+        image_size: S in pixels.
 
     Raises:
         DataError: if a folder is missing, or holds no image that can be read.
@@ -87,9 +87,9 @@ def _unpaired(name: str, parts: dict[str, DomainImages], skipped: list[str], dig
 
 
 def _folder(folder: Path, size: int, *, keep: bool) -> tuple[DomainImages, list[str], bytes]:
-    """Returns the images of a folder that can be read, a line for each file that cannot, and a digest of the pixels.
+    """Returns a folder's readable images, a message for each unreadable file, and a digest of the pixels.
 
-    Each file is decoded once, whether the pixels are kept or not: an epoch is as long as there are sound files.
+    Each file is decoded once, even if the pixels are not kept: the number of sound files sets the length of an epoch.
     """
     files = _files(folder)
 
@@ -119,15 +119,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 def synthetic_domain(domain: str, part: str, size: int) -> torch.Tensor:
-    """Returns images of one of two domains that differ in the texture of a shape: plain, or striped.
+    """Returns images of one of two domains that differ in the texture of a shape: plain ("A") or striped ("B").
 
     Args:
-        domain: "A" or "B".
-        part: "train" or "test".
-        size: edge, pixels.
+        domain: name of the domain, "A" or "B".
+        part: part of the set, "train" or "test".
+        size: edge in pixels.
 
     Returns:
-        uint8 [N, size, size, 3], the same in every process.
+        Images uint8 [N, size, size, 3], the same in every process.
     """
     count = SYNTHETIC_COUNTS[part]
     random = np.random.default_rng([ord(domain), ord(part[1])])

@@ -1,4 +1,4 @@
-"""The base of all pipelines: an epoch is chosen, a batch is augmented on the device, damaged images are left out.
+"""Base classes of all pipelines: they choose an epoch, augment a batch on the device, and leave damaged images out.
 
 Shape legend: N images in a batch, M in the data set, H, W height and width.
 """
@@ -26,8 +26,8 @@ class Batches(ABC):
         options: size, place, order and augmentation of the batches.
 
     Attributes:
-        augmentation: what happens to each image, scaled with the images.
-        skipped: why each image that was left out was, since the beginning.
+        augmentation: random changes to each image, in pixels of the scaled images.
+        skipped: reason for each image left out since the pipeline was made.
     """
 
     def __init__(self, options: BatchOptions) -> None:
@@ -42,7 +42,7 @@ class Batches(ABC):
 
     @abstractmethod
     def order(self, epoch: int) -> list[torch.Tensor]:
-        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+        """Returns the samples of each batch of an epoch: int64 indices into the whole set, on the CPU."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -58,12 +58,12 @@ class Batches(ABC):
     def _augment(
         self, images_MHWC: torch.Tensor, drawn: dict[str, torch.Tensor], indices: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Returns images augmented and normalised on the device, [N, 3, H, W].
+        """Augments and normalises images on the device, and returns them, [N, 3, H, W].
 
         Args:
-            images_MHWC: uint8 [M, H, W, 3], on any device.
+            images_MHWC: images, uint8 [M, H, W, 3], on any device.
             drawn: numbers of `kernels.augment.draw` for each image of the batch, on any device.
-            indices: int64 [N], the images of the batch; None for all in order.
+            indices: numbers of the batch's images in `images_MHWC`, int64 [N]; None for all in order.
         """
         numbers: dict[str, Any] = {name: self._on_device(values) for name, values in drawn.items()}
         numbers |= {
@@ -74,14 +74,14 @@ class Batches(ABC):
         return augment(self._on_device(images_MHWC), indices, **numbers)
 
     def _check_left_out(self, left_out: list[str], *, kept: int) -> None:
-        """Refuses a batch that has to do without damaged images, if it may not or holds no other.
+        """Refuses a batch with damaged images if they may not be left out, or if nothing else is left.
 
         Args:
-            left_out: why each of them cannot be decoded.
-            kept: how many images the batch still holds.
+            left_out: reason why each damaged image cannot be decoded.
+            kept: number of images that remain in the batch.
 
         Raises:
-            DataError: if damaged images are to be refused, or the batch holds no other.
+            DataError: if damaged images are to be refused, or no image remains.
         """
         if left_out and self.options.damaged == "raise":
             raise DataError(left_out[0])
@@ -93,9 +93,9 @@ class IndexedBatches(Batches):
     """A pipeline over samples that can be read in any order.
 
     Args:
-        data: images that this process reads, in memory or encoded.
-        options: see `BatchOptions`.
-        count: samples of all ranks together; None where each rank reads the whole set.
+        data: the images that this process reads, in memory or encoded.
+        options: options of the batches.
+        count: number of samples of all ranks together; None where each rank reads the whole set.
 
     Raises:
         DataError: if the images are smaller than `options.size` or than the padding allows, or too few for one batch.
@@ -121,17 +121,17 @@ class IndexedBatches(Batches):
         return len(self.epochs.sizes())
 
     def order(self, epoch: int) -> list[torch.Tensor]:
-        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+        """Returns the samples of each batch of an epoch: int64 indices into the whole set, on the CPU."""
         return list(self.epochs.cut(self.epochs.order(epoch)))
 
 
 def scale_down(dataset: Dataset, augmentation: Augmentation | None, size: int | None) -> tuple[Dataset, Augmentation]:
-    """Returns images scaled down to `size` x `size` pixels, antialiased and rounded, and the augmentation scaled alike.
+    """Scales images down to `size` x `size` pixels, antialiased and rounded, and the augmentation alike.
 
     Args:
-        dataset: images on any device.
-        augmentation: None for none.
-        size: new height and width, pixels; None keeps theirs.
+        dataset: data set with images on any device.
+        augmentation: random changes to each image, in pixels of the unscaled images; None for none.
+        size: new height and width in pixels; None leaves both as they are.
 
     Raises:
         DataError: if the images are smaller than `size` or than the padding allows.

@@ -1,4 +1,4 @@
-"""Every pipeline by its name, and the data that each can read."""
+"""The registry of the pipelines by name, and the data that each can read."""
 
 import os
 from pathlib import Path
@@ -18,10 +18,10 @@ PIPELINES: tuple[str, ...] = get_args(PipelineName)
 
 
 def unavailable(name: str) -> str:
-    """Returns why a pipeline cannot be used here; empty if it can.
+    """Returns the reason why a pipeline cannot be used here; empty if it can.
 
     Raises:
-        ValueError: if there is no such pipeline.
+        ValueError: if no pipeline has that name.
     """
     if name not in PIPELINES:
         raise ValueError(f"no pipeline '{name}'; expected one of {', '.join(PIPELINES)}")
@@ -29,18 +29,18 @@ def unavailable(name: str) -> str:
 
 
 def make_batches(name: str, data: Dataset | StoredImages | Shards, options: BatchOptions) -> Batches:
-    """Returns a pipeline over a data set.
+    """Returns the pipeline called `name` over a data set.
 
-    `device` decodes what is encoded when it is made; `webdataset` reads shards only, which `write_shards` makes.
+    `device` decodes encoded images when it is made; `webdataset` reads shards only, which `write_shards` makes.
 
     Args:
-        name: one of `PIPELINES`.
-        data: the data set.
+        name: name in `PIPELINES`.
+        data: data set in memory, encoded images, or tar shards.
         options: size, place, order and augmentation of its batches.
 
     Raises:
         DataError: if the data do not fit the options.
-        ValueError: if there is no such pipeline, it is not installed, or it cannot read such data.
+        ValueError: if no pipeline has that name, it is not installed, or it cannot read such data.
     """
     if why_not := unavailable(name):
         raise ValueError(why_not)
@@ -60,10 +60,10 @@ def make_batches(name: str, data: Dataset | StoredImages | Shards, options: Batc
 
 
 def shards_of(dataset: Dataset) -> Shards:
-    """Returns a data set as tar shards in the user's cache, written when they are wanted for the first time.
+    """Returns a data set as tar shards in the user's cache; the first call writes them.
 
     Args:
-        dataset: images in memory.
+        dataset: data set in memory.
 
     Raises:
         DataError: if the shards cannot be written.

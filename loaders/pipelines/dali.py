@@ -1,13 +1,13 @@
-"""The pipeline `dali`: NVIDIA DALI decodes, pads, crops, flips and normalises; on a GPU there, on the CPU elsewhere.
+"""The pipeline `dali`: NVIDIA DALI decodes, pads, crops, flips and normalises, on the GPU or else on the CPU.
 
-Images in memory and encoded ones (folders, Parquet, tar shards) go through one graph. Order and numbers are drawn by
-`kernels.augment.draw`, not by DALI, and fed as inputs beside the images: so an epoch is that of the other pipelines,
-image by image. It costs 12 bytes a sample. For the same reason our own index reads the files, and not DALI's readers:
-those shuffle within a buffer of 1,024, know epochs only by name, and pad the last batch with samples that must not be
+Images in memory and encoded ones (folders, Parquet, tar shards) go through one graph. `kernels.augment.draw`, rather
+than DALI, draws order and augmentation, which are fed as inputs beside the images: an epoch equals that of the other
+pipelines, image by image. It costs 12 bytes a sample. For the same reason our own index reads the files: DALI's readers
+shuffle within a buffer of 1,024, know epochs only by name, and pad the last batch with samples that must not be
 counted.
 
-DALI runs ahead by `PREFETCH` batches. It does not stop at the end of an epoch, or where a consumer leaves one early: a
-batch that nobody waits for any more is recognised by its ticket and dropped.
+DALI runs ahead by `PREFETCH` batches and does not stop at the end of an epoch, or where a consumer leaves one early; a
+batch of an abandoned iteration is recognised by its ticket and dropped.
 """
 
 import itertools
@@ -30,11 +30,11 @@ from wallclock.loaders.pipelines.base import IndexedBatches
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
 
-PREFETCH = 2  # batches by which DALI is ahead; 3 gain nothing for images of 32 pixels
+PREFETCH = 2  # batches that DALI prepares ahead; 3 gain nothing for images of 32 pixels
 
 
 def unavailable() -> str:
-    """Returns why DALI cannot be used; empty if it can."""
+    """Returns the reason why DALI cannot be used; empty if it can."""
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
@@ -53,10 +53,10 @@ class _Batch:
     """A batch on its way through DALI.
 
     Attributes:
-        ticket: marks the iteration that asked for the batch; None for one that only fills the queue.
-        places: int64 [n], samples of the data set.
+        ticket: object that identifies the iteration the batch is for; None for one that only fills the queue.
+        places: indices of the samples in the data set, int64 [n].
         inputs: inputs of DALI's graph, by name.
-        left_out: why each image that was left out was.
+        left_out: reason for each image that was left out.
     """
 
     ticket: object
@@ -70,11 +70,11 @@ class DaliBatches(IndexedBatches):
 
     Args:
         data: images in memory, or encoded ones, which DALI decodes.
-        options: see `BatchOptions`; on a GPU all but the reading runs there, and `workers` are DALI's threads on the
-            CPU, one at least.
+        options: options of the batches; on a GPU everything but the reading runs there. `workers` is the number
+            of DALI's threads on the CPU, one at least.
 
     Raises:
-        DataError: see `IndexedBatches`.
+        DataError: if the data do not fit the options, see `IndexedBatches`.
         ValueError: if DALI is not installed.
 
     Source: https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
@@ -107,7 +107,7 @@ class DaliBatches(IndexedBatches):
             yield self._images(outputs[0]), self._on_device(self.data.labels[batch.places])
 
     def _batches_of_epoch(self, ticket: object) -> Iterator[_Batch]:
-        """Yields the batches of the chosen epoch, ready to be fed."""
+        """Yields the batches of the chosen epoch, prepared for DALI."""
         epoch = self._epoch
         order = self.epochs.order(epoch)
         drawn = self._draw(epoch, order)
@@ -118,7 +118,7 @@ class DaliBatches(IndexedBatches):
         return draw(self.augmentation, self.options.seed, epoch, places, *self.data.shape)
 
     def _prepare(self, ticket: object, places: torch.Tensor, drawn: dict[str, torch.Tensor]) -> _Batch:
-        """Returns a batch of the samples at `places`, without those that are found to be damaged."""
+        """Returns a batch of the samples at `places`, without the damaged images among them."""
         doubtful: list[int] = []
         if isinstance(self.data, Dataset):
             images: Any = self.data.images_NHWC.numpy()[places.numpy()]
@@ -135,7 +135,7 @@ class DaliBatches(IndexedBatches):
         """Returns a batch without those of its doubtful images that Pillow cannot decode either.
 
         Raises:
-            DataError: if there are some and damaged images are to be refused, or nothing is left.
+            DataError: if such images are to be refused, or nothing is left.
         """
         assert isinstance(self.data, StoredImages)
         why = {number: self.data.trouble(int(batch.places[number])) for number in doubtful}
@@ -147,27 +147,27 @@ class DaliBatches(IndexedBatches):
         return _Batch(batch.ticket, batch.places[kept], inputs, [*batch.left_out, *why.values()])
 
     def _source(self) -> tuple[Any, ...]:
-        """Returns the inputs of the next batch, which DALI asks for; a filler where no batch is coming."""
+        """Returns the inputs of the next batch for DALI, or of a filler where no batch is coming."""
         batch = next(self._coming, None) or self._filler()
         self._under_way.append(batch)
         return tuple(batch.inputs.values())
 
     def _filler(self) -> _Batch:
-        """Returns a batch of the first image, which nobody asked for."""
+        """Returns a filler: a batch of the first image, without a ticket."""
         first = torch.zeros(1, dtype=torch.int64)
         return self._prepare(None, first, self._draw(0, first))
 
     def _next(self) -> tuple[Any, ...]:
-        """Returns DALI's next outputs; where an image broke its pipeline, begins a new one without it.
+        """Returns DALI's next outputs; after an image has broken the graph, builds a new one and leaves that image out.
 
         Raises:
-            DataError: if there is such an image and the policy is "raise".
+            DataError: if an image broke the graph and damaged images are to be refused.
         """
         while True:
             if self._pipeline is None:
                 self._pipeline = self._build()
-            # The outputs are ours for as long as we hold them: DALI's executor counts their owners. On a GPU they are
-            # bound to torch's stream, which waits for them, and which frees them when it has done with them.
+            # DALI's executor counts the owners of the outputs, which stay valid while we hold them. On a GPU they are
+            # bound to torch's stream, which waits for them and frees them after their last use.
             stream = torch.cuda.current_stream(self.options.device) if self._on_gpu else None
             try:
                 return tuple(self._pipeline.run(stream))
@@ -181,7 +181,7 @@ class DaliBatches(IndexedBatches):
                 self._begin_again(error)
 
     def _begin_again(self, error: RuntimeError) -> None:
-        """Puts the batches under way back in front, less what cannot be decoded; raises `error` if all of it can."""
+        """Queues the batches under way again without undecodable images; raises `error` if all can be decoded."""
         again = [self._without_damaged(batch, range(len(batch.places))) for batch in self._under_way]
         if all(len(sound.places) == len(batch.places) for sound, batch in zip(again, self._under_way, strict=True)):
             raise error
@@ -189,7 +189,7 @@ class DaliBatches(IndexedBatches):
         self._coming = itertools.chain(again, self._coming)
 
     def _build(self) -> "Pipeline":
-        """Returns the graph: decode where needed, pad and crop in one slice, jitter, mirror and normalise, cut out."""
+        """Builds the graph: decode if needed, pad and crop in one slice, jitter, mirror and normalise, cut out."""
         dali: Any = import_module("nvidia.dali")  # it makes its modules' contents when it is imported
         fn, types = dali.fn, dali.types
         clamp = import_module("nvidia.dali.math").clamp
@@ -209,7 +209,7 @@ class DaliBatches(IndexedBatches):
             given = dict(zip(names, fed, strict=True))
             x = given["images"]
             if encoded:
-                # As Pillow upsamples colour; without it a JPEG's pixels differ.
+                # Upsamples colour as Pillow does; without it a JPEG's pixels differ.
                 x = fn.decoders.image(
                     x,
                     device="mixed" if self._on_gpu else "cpu",
@@ -255,10 +255,10 @@ class DaliBatches(IndexedBatches):
         return pipeline
 
     def _check_shapes(self, shapes: npt.NDArray[np.int64], batch: _Batch) -> None:
-        """Refuses images of another size, which a crop would hide.
+        """Refuses images of another size, which the crop would otherwise hide.
 
         Raises:
-            DataError: names the first one.
+            DataError: if a size is wrong; names the first such image.
         """
         assert isinstance(self.data, StoredImages)
         height, width = self.data.shape
@@ -268,5 +268,5 @@ class DaliBatches(IndexedBatches):
             raise DataError(f"{name}, is {found}; expected {width}x{height} pixels, scale it first")
 
     def _images(self, images: Any) -> torch.Tensor:
-        """Returns DALI's memory as a tensor, without a copy."""
+        """Returns a tensor [N, 3, H, W] over DALI's memory, without a copy where the dtypes agree."""
         return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(self.options.dtype)

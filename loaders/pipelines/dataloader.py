@@ -1,8 +1,8 @@
-"""The pipeline `dataloader`: torchvision's transforms in torch's DataLoader, as a user tunes them.
+"""The pipeline `dataloader`: torchvision's transforms in torch's DataLoader, tuned as a user would tune them.
 
-What is tuned: worker processes that stay, each with one thread; a worker makes a whole batch at a time, so that it is
-handed over once; batches travel as uint8 (a quarter of float32), are pinned where there is a GPU, and are normalised
-there all at once. Crop and flip are drawn for each sample: a batched transform draws once for all.
+The tuning: persistent worker processes of one thread each; a worker makes a whole batch at a time, which
+is handed over once; batches travel as uint8 (a quarter of float32), are pinned where there is a GPU, and are normalised
+there in one operation. Crop and flip are drawn for each sample: a batched transform draws once for the whole batch.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from wallclock.loaders.data.stored import StoredImages
 from wallclock.loaders.pipelines.base import IndexedBatches
 from wallclock.loaders.pipelines.workers import WorkerLoader, name_deaths
 
-# A sample's place, rows and columns by which its crop lies off it, and whether it is mirrored.
+# A sample's index, the rows and columns by which its crop is shifted, and whether it is mirrored.
 Drawn = tuple[int, int, int, bool]
 
 
 class _Samples(TorchDataset[Any]):
-    """Cropped and flipped samples, a batch at a time.
+    """A data set whose items are whole batches of cropped and flipped samples.
 
-    An item is uint8 [n, 3, H, W], the numbers of these n samples in the request, and why each other was left out.
+    An item is uint8 [n, 3, H, W], the positions of these n samples in the request, and a reason for each one left out.
     """
 
     def __init__(self, data: Dataset | StoredImages, augmentation: Augmentation) -> None:
@@ -59,7 +59,7 @@ class _Samples(TorchDataset[Any]):
 
 
 class _Requests:
-    """The requests that workers get next: the samples of each batch, with the numbers drawn for them."""
+    """The requests for the workers: the samples of each batch, with the augmentation drawn for them."""
 
     coming: Iterator[list[Drawn]] = iter(())
 
@@ -82,10 +82,10 @@ class DataLoaderBatches(IndexedBatches):
 
     Args:
         data: images in memory, or encoded ones, which the workers decode.
-        options: see `BatchOptions`.
+        options: options of the batches.
 
     Raises:
-        DataError: see `IndexedBatches`.
+        DataError: if the data do not fit the options, see `IndexedBatches`.
     """
 
     def __init__(self, data: Dataset | StoredImages, options: BatchOptions) -> None:

@@ -1,4 +1,4 @@
-"""The device-resident pipeline: uint8 images live on the device, and every batch is made there without a host sync."""
+"""The pipeline `device`: uint8 images live on the device, where every batch is made without a host sync."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ from wallclock.loaders.pipelines.base import IndexedBatches
 class DeviceBatches(IndexedBatches):
     """Batches of augmented, normalised images, made on the device from a resident uint8 data set.
 
-    What an image meets in an epoch depends on the seed, the epoch and its place in the data set, never on `batch_size`
-    or on which epochs ran before. Of several ranks each keeps its own samples, every `world`-th, in its memory, and
+    The augmentation of an image in an epoch depends on the seed, the epoch and its index, never on `batch_size`
+    or on which epochs ran before. Each of several ranks keeps its own samples, every `world`-th, in its memory, and
     shuffles and augments them under a seed of its own: see `Epochs.order_within`.
 
     Args:
-        dataset: images on `options.device`; of several ranks, each moves its part there.
-        options: see `BatchOptions`.
+        dataset: data set on `options.device`; with several ranks, each moves its own part there.
+        options: options of the batches.
 
     Raises:
-        DataError: see `IndexedBatches`.
+        DataError: if the data do not fit the options, see `IndexedBatches`.
     """
 
     data: Dataset
@@ -38,7 +38,7 @@ class DeviceBatches(IndexedBatches):
             self._windows = Windows(self.data.images_NHWC, self.augmentation.pad, self.augmentation.padding)
 
     def order(self, epoch: int) -> list[torch.Tensor]:
-        """Returns the samples of each batch of an epoch: int64 places in the whole set, on the CPU."""
+        """Returns the samples of each batch of an epoch: int64 indices into the whole set, on the CPU."""
         within = self.epochs.order_within(epoch, self.options.device).cpu()
         return list(self.epochs.cut(within * self.options.world + self.options.rank))
 
@@ -49,13 +49,13 @@ class DeviceBatches(IndexedBatches):
             yield images, labels
 
     def of(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yields images, labels and indices of chosen samples, as the epoch shows them.
+        """Yields images, labels and indices of chosen samples, augmented as in the current epoch.
 
         Args:
-            batches: int64 places among this rank's samples, on the device.
+            batches: for each batch the indices among this rank's samples, int64 on the device.
         """
         epoch, drawn = self._epoch, {}
-        # The whole epoch's at once: drawing takes some 300 small operations, however many they draw.
+        # Drawn for the whole epoch at once: drawing takes some 300 small operations, whatever their size.
         if self.options.implementation == "eager":
             places = torch.arange(self.epochs.own, device=self.options.device)
             drawn = draw(self.augmentation, self.epochs.rank_seed, epoch, places, *self.data.shape)
@@ -77,7 +77,7 @@ class DeviceBatches(IndexedBatches):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs torch's operations within on the calling thread alone.
+    """Runs torch's operations within it on the calling thread alone.
 
     A batch is some 25 short operations; on two threads each ends with a barrier that spins. On a machine with other
     work to do that took 73 us of CPU time an image, and 6 on one thread.
@@ -91,23 +91,23 @@ def one_thread() -> Iterator[None]:
 
 
 class Windows:
-    """Images padded at the left and right once and for all, on a CPU: a row of a crop lies in one piece, copied whole.
+    """Images on a CPU, padded once at the left and right, so that a row of a crop is contiguous and copied whole.
 
-    1,000 crops of 32x32 pixels take 0.15 ms on one thread, and mirroring half of them 0.4; gathered pixel by pixel they
-    take 3.1. The padding above and below is read through reflected rows; that at the sides costs memory:
+    1,000 crops of 32x32 pixels take 0.15 ms on one thread, and mirroring half of them 0.4; gathering pixel by pixel
+    takes 3.1. The padding above and below is read through reflected rows; the padding at the sides costs memory:
     2 * pad / W more than the set.
 
     Args:
-        images_NHWC: uint8 [M, H, W, 3] on the CPU.
-        pad: number of pixels by which a crop may lie off its image, below H and W.
-        padding: the pixels outside of an image; see `kernels.augment.augment_ref`.
+        images_NHWC: images, uint8 [M, H, W, 3] on the CPU.
+        pad: most pixels by which a crop is shifted; below H and W.
+        padding: content of the pixels outside an image; see `kernels.augment.augment_ref`.
     """
 
     def __init__(self, images_NHWC: torch.Tensor, pad: int, padding: Padding) -> None:
         count, self._height, self._width, _ = images_NHWC.shape
         self._pad, self._padding, self._rows = pad, padding, count * self._height
         wide = self._width + 2 * pad
-        # One more row, of black, for what lies above and below an image padded with it.
+        # One more row, of black, which stands for all rows above and below an image with black padding.
         memory = torch.zeros((self._rows + 1) * wide, 3, dtype=torch.uint8)
         image = memory[:-wide].view(count, self._height, wide, 3)
         image[:, :, pad : pad + self._width] = images_NHWC
@@ -115,7 +115,7 @@ class Windows:
             for offset in range(1, pad + 1):
                 image[:, :, pad - offset] = images_NHWC[:, :, offset]
                 image[:, :, pad + self._width - 1 + offset] = images_NHWC[:, :, self._width - 1 - offset]
-        # The row of a crop that begins at each pixel there is; they overlap, and take no memory.
+        # A view with one row for each pixel at which a crop's row may begin; rows overlap, and take no memory.
         starts = len(memory) - self._width + 1
         self._starts = memory.view(-1).as_strided((starts, 3 * self._width), (3, 1))
 
@@ -123,9 +123,9 @@ class Windows:
         """Returns crops, each mirrored or not: uint8 [N, H, W, 3].
 
         Args:
-            indices: int64 [N] into the set.
-            offsets: int64 [N, 2], rows and columns by which each lies off its image, within `pad`; None for none.
-            flips: bool [N]; None for none.
+            indices: indices of the images in the set, int64 [N].
+            offsets: rows and columns by which each crop is shifted, int64 [N, 2], at most `pad`; None for no shift.
+            flips: whether each crop is mirrored, bool [N]; None for no mirroring.
         """
         wide, rows = self._width + 2 * self._pad, torch.arange(self._height).expand(len(indices), self._height)
         columns = torch.full((len(indices), 1), self._pad)

@@ -10,15 +10,15 @@ from wallclock.loaders.batches import BatchOptions, DataError
 
 @dataclass(frozen=True)
 class Epochs:
-    """The order of every epoch, cut into batches and shared out among ranks.
+    """The order of the samples in every epoch, cut into batches and shared out among ranks.
 
-    Ranks get disjoint samples that together are all of them, and the same number of batches: a rank that has a sample
-    less than another, and would be a batch short, makes two of its last. With `drop_last` each rank drops what fills no
-    batch of its own.
+    Ranks get disjoint samples that together are the whole set, and the same number of batches: a rank with one sample
+    less than another that would be a batch short splits its last batch in two. With `drop_last` each rank drops samples
+    that do not fill a batch of its own.
 
     Attributes:
-        count: samples in the set.
-        options: see `BatchOptions`.
+        count: number of samples in the set.
+        options: options of the batches.
 
     Raises:
         DataError: if there are too few samples for one batch on each rank.
@@ -43,7 +43,7 @@ class Epochs:
         return len(range(self.options.rank, self.count, self.options.world))
 
     def sizes(self) -> list[int]:
-        """Returns how many samples each batch of this rank holds."""
+        """Returns the number of samples in each batch of this rank."""
         size, world = self.options.batch_size, self.options.world
         if self.options.drop_last:
             return [size] * (self.count // world // size)
@@ -54,11 +54,11 @@ class Epochs:
         return sizes
 
     def order(self, epoch: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Returns the samples of this rank in the order of an epoch: int64 places in the whole set.
+        """Returns the samples of this rank in the order of an epoch: int64 indices into the whole set.
 
         Args:
-            epoch: from 0.
-            device: the place of the result, whose generator draws: a GPU draws another order than a CPU.
+            epoch: number of the epoch, from 0.
+            device: device of the result, whose generator draws: a GPU draws another order than a CPU.
         """
         rank, world = self.options.rank, self.options.world
         if not self.options.shuffle:
@@ -66,9 +66,9 @@ class Epochs:
         return _shuffled(self.count, self.options.seed, epoch, device)[rank::world]
 
     def order_within(self, epoch: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Returns an order of the samples that this rank always has: int64 places among those.
+        """Returns an order of the samples that this rank keeps in every epoch: int64 indices among those.
 
-        A weaker shuffle than `order`: no sample ever changes its rank, so that a batch mixes one rank's samples only.
+        This shuffles less than `order`: no sample ever changes its rank, and a batch mixes samples of one rank only.
         Each device can therefore keep 1/world of the data in its memory.
         """
         if not self.options.shuffle:
@@ -77,11 +77,11 @@ class Epochs:
 
     @property
     def rank_seed(self) -> int:
-        """The seed of this rank: rank 0 keeps the common one, each other has its own."""
+        """The seed of this rank: rank 0 uses the common one, each other rank its own."""
         return (self.options.seed + self.options.rank * 0xD1342543DE82EF95) % 2**63
 
     def cut(self, order: torch.Tensor, step: int = 0) -> Iterator[torch.Tensor]:
-        """Yields the parts of an order that make the batches from `step` on."""
+        """Yields the parts of an order that are the batches from number `step` on."""
         sizes = self.sizes()
         start = sum(sizes[:step])
         for size in sizes[step:]:

@@ -1,21 +1,21 @@
-"""Pruning: an epoch leaves out some of the samples whose loss was small when they were last seen."""
+"""Pruning: leaves out of an epoch some of the samples whose loss was small when they were last seen."""
 
 import torch
 
 
 class EasySamples:
-    """The samples that are easy by their last loss, which is kept on the device without waiting for it.
+    """Chooses the easy samples by their last losses, which stay on the device.
 
-    How many samples an epoch leaves out is known beforehand, so that a schedule can be laid; the losses decide which.
-    The easy samples that stay weigh more, for those that do not: on average, the gradient is that of all samples. Where
-    no easy sample stays, it is that of the others alone.
+    The number of samples that an epoch leaves out is fixed beforehand, so that a schedule can be planned; the losses
+    decide which. The easy samples that stay weigh more: on average, the gradient is that of all samples. Where
+    no easy sample stays, it is that of the other samples.
 
     Args:
         count: number of samples.
-        easy: share of the samples, those of the smallest losses, that counts as easy.
-        rate: share of the easy ones that an epoch leaves out, drawn anew for each.
-        seed: decides which easy samples are drawn, together with the epoch.
-        device: place of losses and indices.
+        easy: share of the samples that counts as easy, those with the smallest losses.
+        rate: share of the easy samples that an epoch leaves out, drawn anew for each epoch.
+        seed: seed of the draw, which also depends on the epoch.
+        device: device of losses and indices.
 
     Source: after InfoBatch, Qin et al., https://arxiv.org/abs/2303.04947, which takes the mean loss as the limit and
         draws each sample by itself
@@ -32,11 +32,11 @@ class EasySamples:
         """Returns an epoch's order without the samples that it leaves out, and sets the weights of the rest.
 
         Args:
-            order: int64 [count], each sample once.
-            epoch: from 0.
+            order: samples of the epoch, int64 [count], each once.
+            epoch: number of the epoch, from 0.
 
         Returns:
-            int64 [count - left_out_count].
+            The samples that are shown, int64 [count - left_out_count].
         """
         easy = self.losses.argsort(stable=True)[: self.easy_count]
         random = torch.Generator(order.device).manual_seed((self._seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
@@ -44,21 +44,21 @@ class EasySamples:
         left_out = easy[drawn[: self.left_out_count]]
         staying = self.easy_count - self.left_out_count
         self._weights.fill_(1).index_fill_(0, easy, self.easy_count / staying if staying else 0.0)
-        # Last in a stable order by "left out": a mask would have to wait for the device to count.
+        # A stable sort moves the left-out ones to the end: a mask would have to wait for the device to count.
         last = torch.zeros_like(order).index_fill_(0, left_out, 1)[order].argsort(stable=True)
         return order[last][: len(order) - self.left_out_count]
 
     def all(self, order: torch.Tensor) -> torch.Tensor:
-        """Returns the order of an epoch that leaves nothing out, unchanged, and sets all weights to 1."""
+        """Sets all weights to 1 and returns the order unchanged, for an epoch that leaves nothing out."""
         self._weights.fill_(1)
         return order
 
     def weighted(self, losses: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Remembers the losses of a batch, and returns them weighted; nothing waits.
+        """Stores the losses of a batch and returns them weighted, without waiting for the device.
 
         Args:
-            losses: [N], with their graph.
-            indices: int64 [N], places of the samples in the data set.
+            losses: loss of each sample, [N], with its graph.
+            indices: indices of the samples in the data set, int64 [N].
         """
         self.losses.index_copy_(0, indices, losses.detach())
         return losses * self._weights[indices]

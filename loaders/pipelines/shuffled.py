@@ -1,6 +1,6 @@
-"""Images for a generative network: shuffled, in [-1, 1], without augmentation; any batch of any epoch by its number.
+"""Shuffled images in [-1, 1] for a generative network, without augmentation; any batch can be read by its number.
 
-Shape legend: N images of the set, B of a batch, S edge.
+Shape legend: N images in the set, B images in a batch, S edge in pixels.
 """
 
 import torch
@@ -9,15 +9,15 @@ from wallclock.loaders.batches import DataError, Dataset
 
 
 class ShuffledBatches:
-    """Whole batches of a data set; each epoch has its own order, which seed and epoch alone decide.
+    """Whole batches of a data set; each epoch has its own order, decided by seed and epoch alone.
 
     Args:
-        dataset: images in the memory of any device, or mapped from a file.
-        batch_size: B; what is left over at the end of an epoch is not shown in it.
-        device: where batches are made.
-        seed: decides the order, together with the epoch.
+        dataset: data set in the memory of any device, or mapped from a file.
+        batch_size: B; the rest at the end of an epoch is not shown in it.
+        device: device on which batches are made.
+        seed: seed of the order, which also depends on the epoch.
         channels_last: whether a batch is in channels-last memory.
-        resident: whether all images are moved to `device` at once; else each batch is.
+        resident: whether all images are moved to `device` at once; False moves each batch.
 
     Raises:
         DataError: if there are fewer images than one batch holds.
@@ -55,8 +55,8 @@ class ShuffledBatches:
         """Returns batch `index` of an epoch, float32 [B, 3, S, S] in [-1, 1] on the device.
 
         Args:
-            epoch: from 0.
-            index: below `len(self)`.
+            epoch: number of the epoch, from 0.
+            index: number of the batch, from 0 and below `len(self)`.
         """
         pixels_NHWC = self.dataset.images_NHWC[self._places(epoch, index)]
         return copy_in_unit_range(pixels_NHWC, self.device, self.memory_format)
@@ -74,14 +74,14 @@ class ShuffledBatches:
 def copy_in_unit_range(
     pixels_NHWC: torch.Tensor, device: torch.device, memory_format: torch.memory_format
 ) -> torch.Tensor:
-    """Returns pixels as the networks see them (`unit_range`), on a device, copied without a wait where it is a GPU."""
+    """Returns the `unit_range` of pixels on a device; the copy to a GPU does not block the host."""
     if device.type == "cuda" and not pixels_NHWC.is_cuda:
         pixels_NHWC = pixels_NHWC.pin_memory()
     return unit_range(pixels_NHWC.to(device, non_blocking=True)).contiguous(memory_format=memory_format)
 
 
 def unit_range(pixels_NHWC: torch.Tensor) -> torch.Tensor:
-    """Returns pixels as the networks see them: [N, 3, H, W] from -1 (black) to 1, of uint8 [N, H, W, 3].
+    """Returns pixels as the networks take them: [N, 3, H, W] from -1 (black) to 1, made of uint8 [N, H, W, 3].
 
     The result has torch's default dtype: float32 unless a test has set another.
     """

@@ -1,6 +1,6 @@
-"""Batches of two domains of images that are not pairs: each image cropped and flipped, as CycleGAN is trained.
+"""Batches of two unpaired domains of images: each image is cropped and flipped, as CycleGAN is trained.
 
-Shape legend: N images of a domain, L edge that they are stored with, B of a batch, S edge of a crop.
+Shape legend: N images of a domain, L edge of the stored images, B images in a batch, S edge of a crop; pixels.
 """
 
 from collections.abc import Iterator
@@ -20,21 +20,21 @@ AHEAD = 3  # batches that are decoded while another is worked on
 class UnpairedBatches:
     """Batches of both domains, each image cropped and flipped.
 
-    A comes in a random order, over and over if it is the shorter one, with images of B drawn at random, as in the
-    published code. What a batch holds depends on the seed, the epoch and its number only. Images in files are decoded
+    Domain A comes in a random order, repeated if it is the shorter one, with images of B drawn at random, as in the
+    published code. A batch depends on the seed, the epoch and its number only. Images in files are decoded
     by threads, some batches ahead.
 
     Args:
-        domains: uint8 [N, L, L, 3] each.
-        batch_size: B, images of each domain.
-        image_size: S.
-        device: where batches are made.
-        seed: decides order, pairing, crops and flips, together with the epoch.
+        domains: images of both domains, uint8 [N, L, L, 3] each.
+        batch_size: B, number of images of each domain.
+        image_size: S in pixels.
+        device: device on which batches are made.
+        seed: seed of order, pairing, crops and flips, which also depend on the epoch.
         channels_last: whether a batch is in channels-last memory.
-        resident: whether the device's memory holds the images; else each batch is copied there.
+        resident: whether the device's memory holds all images; False copies each batch there.
 
     Raises:
-        DataError: if there are fewer images than one batch holds.
+        DataError: if the longer domain has fewer images than one batch holds.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class UnpairedBatches:
         self._drawn_epoch = -1
 
     def __len__(self) -> int:
-        """Returns the number of whole batches in an epoch, as long as the longer domain."""
+        """Returns the number of whole batches in an epoch, which is one pass over the longer domain."""
         return self.longest // self.batch_size
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields an epoch's batches; see `images`."""
+        """Yields the batches of an epoch in order; see `images`."""
         return (self.images(epoch, index) for index in range(len(self)))
 
     def images(self, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns batch `index` of an epoch: of each domain float32 [B, 3, S, S] in [-1, 1] on the device."""
+        """Returns batch `index` of an epoch: for each domain, float32 [B, 3, S, S] in [-1, 1] on the device."""
         self._draw(epoch)
         of_batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
         decoding = self._begin_decoding(epoch, index)
@@ -84,7 +84,7 @@ class UnpairedBatches:
         return a, b
 
     def _begin_decoding(self, epoch: int, index: int) -> list[list[Future[torch.Tensor]] | None]:
-        """Returns a batch's images that are being decoded from files, and begins with those of the next batches."""
+        """Returns the images of a batch that are being decoded from files, and starts decoding the next batches."""
         if self._pool is None:
             return [None, None]
         for ahead in range(index, min(index + 1 + AHEAD, len(self))):
@@ -101,7 +101,7 @@ class UnpairedBatches:
         return wanted
 
     def _draw(self, epoch: int) -> None:
-        """Draws the numbers of a whole epoch on the host, which then never waits for the device to choose images."""
+        """Draws a whole epoch's numbers on the host, so that choosing images never waits for the device."""
         if epoch == self._drawn_epoch:
             return
         random = np.random.default_rng([self.seed, epoch])

@@ -21,12 +21,12 @@ SHUFFLE_BUFFER = 2048  # samples
 
 @dataclass
 class _Stream(IterableDataset[Any]):
-    """Batches of decoded samples that one worker yields, from its own shards, in an order of the epoch's own.
+    """A stream of decoded batches, which one worker reads from its own shards in the order of the epoch.
 
     Attributes:
-        workers: processes that share this rank's shards; 0 for none but this one.
-        steps: batches of each worker.
-        begin_at: epoch and step, int64 [2] in memory that workers share: those that stay see where to begin.
+        workers: number of processes that share this rank's shards; 0 if this process reads them.
+        steps: number of batches of each worker.
+        begin_at: epoch and step to begin at, int64 [2] in memory shared with the workers, which persist between epochs.
     """
 
     shards: Shards
@@ -44,19 +44,19 @@ class _Stream(IterableDataset[Any]):
         yield from self.read(epoch, worker, skipped_batches=step // count + (worker < step % count))
 
     def own_shards(self, epoch: int, worker: int) -> list[int]:
-        """Returns which shards a worker of this rank reads in an epoch, in order."""
+        """Returns the numbers of the shards that a worker of this rank reads in an epoch, in order."""
         order = np.arange(len(self.shards.files))
         if self.options.shuffle:
             np.random.Generator(np.random.PCG64([self.options.seed, epoch])).shuffle(order)
         return order[self.options.rank :: self.options.world][worker :: max(1, self.workers)].tolist()
 
     def read(self, epoch: int, worker: int, skipped_batches: int = 0) -> Iterator[Any]:
-        """Yields the batches of a worker: images uint8 [n, H, W, 3], labels, places, and why others were left out.
+        """Yields a worker's batches: images uint8 [n, H, W, 3], labels, indices, and a reason for each image left out.
 
         Args:
-            epoch: from 0.
-            worker: number of the worker, among those of this rank.
-            skipped_batches: number of batches at the beginning that are read but not decoded.
+            epoch: number of the epoch, from 0.
+            worker: number of the worker among those of this rank.
+            skipped_batches: number of batches at the beginning that are read but not decoded or yielded.
         """
         batch: list[dict[str, Any]] = []
         own = self.own_shards(epoch, worker)
@@ -76,12 +76,12 @@ class _Stream(IterableDataset[Any]):
     def batch_sizes(self, count: int) -> list[int]:
         """Returns the sizes of the batches into which a worker divides `count` samples."""
         size = self.options.batch_size
-        if -(-count // size) < self.steps:  # another worker has some samples more, and by them a batch more
+        if -(-count // size) < self.steps:  # another worker has a few samples more, which take one batch more
             return [len(part) for part in np.array_split(np.arange(count), self.steps)]
         return [min(size, count - at) for at in range(0, self.steps * size, size)]
 
     def samples(self, epoch: int, worker: int, own: list[int]) -> Iterator[dict[str, Any]]:
-        """Yields the encoded samples of tar files in the order of an epoch; an `__error__` where a file is damaged."""
+        """Yields the encoded samples of tar files in the epoch's order; `__error__` marks a damaged file."""
         import random
 
         from webdataset import DataPipeline, SimpleShardList, shuffle, tarfile_to_samples
@@ -124,21 +124,21 @@ class _Stream(IterableDataset[Any]):
 
 
 class ShardBatches(Batches):
-    """Streams tar shards with the library `webdataset`: read in sequence, decoded in workers, augmented on the device.
+    """Batches streamed from tar shards by `webdataset`: read in sequence, decoded in workers, augmented on the device.
 
-    Each epoch deals the shards out anew to ranks and to their workers; a worker reads its shards one after another and
-    shuffles through a buffer. That is a weaker shuffle than that of a set in memory, and reads no disk at random. The
-    steps of an epoch are fixed beforehand and the same on every rank; what fills no batch of its worker is dropped with
-    `drop_last`.
+    Each epoch deals the shards out anew to ranks and their workers; a worker reads its shards one after another and
+    shuffles through a buffer. That shuffles less than a set in memory, and reads sequentially from the disk. The
+    number of steps in an epoch is fixed beforehand and the same on every rank; `drop_last` drops samples that fill no
+    batch of their worker.
 
     Args:
-        shards: folder of tar files.
-        options: see `BatchOptions`; `size` is ignored, and of the `workers` as many are used as share the shards out
-            evenly and, with `drop_last`, fill a batch each.
-        shuffle_buffer: samples among which a worker draws its next one.
+        shards: tar shards, with a number of files that the ranks divide evenly.
+        options: options of the batches; `size` is ignored. Of the `workers`, the pipeline uses as many as
+            share the shards out evenly and, with `drop_last`, fill a batch each.
+        shuffle_buffer: number of samples among which a worker draws its next one.
 
     Raises:
-        DataError: if the shards do not go evenly to the ranks, or hold too little for a batch.
+        DataError: if the shards do not divide evenly among the ranks, or hold too few samples for a batch.
     """
 
     def __init__(self, shards: Shards, options: BatchOptions, *, shuffle_buffer: int = SHUFFLE_BUFFER) -> None:
@@ -153,7 +153,7 @@ class ShardBatches(Batches):
         full = [n for n in range(1, min(options.workers, each) + 1) if each % n == 0]
         full = [n for n in full if not drop_last or sum(smallest[: each // n]) >= size]
         self.workers = max(full, default=0)
-        # Whatever shards a worker is dealt, it has at least and at most so many samples.
+        # Fewest and most samples that a worker can have, whichever shards it is dealt.
         dealt = each // max(1, self.workers)
         fewest, most = sum(smallest[:dealt]), sum(smallest[-dealt:])
         self._steps = fewest // size if drop_last else -(-most // size)
@@ -184,7 +184,7 @@ class ShardBatches(Batches):
                 yield self._augment(images, drawn), self._on_device(labels)
 
     def order(self, epoch: int) -> list[torch.Tensor]:
-        """Returns the samples of each batch of an epoch: int64 places in the whole set, read from the shards."""
+        """Returns the samples of each batch of an epoch: int64 indices into the whole set, read from the shards."""
         batches = []
         for worker in range(max(1, self.workers)):
             own = self._stream.own_shards(epoch, worker)

@@ -1,4 +1,4 @@
-"""Worker processes of a loader: how they are made, and an error that says so when one of them dies."""
+"""Worker processes of a loader: how they start, and an error that explains the death of one."""
 
 import gc
 from collections.abc import Iterable, Iterator
@@ -9,21 +9,21 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from wallclock.loaders.batches import BatchOptions
 
-PREFETCH = 4  # batches of each worker
+PREFETCH = 4  # batches that each worker makes ahead
 
 
 class WorkerDied(RuntimeError):
-    """A process that made batches is gone."""
+    """A worker process has died."""
 
 
 class WorkerLoader(DataLoader[Any]):
-    """A DataLoader that is handed whole batches, by processes that stay from epoch to epoch.
+    """A DataLoader whose worker processes hand over whole batches and stay from epoch to epoch.
 
     Args:
         source: data set each of whose items is a whole batch.
-        options: see `BatchOptions`; for a GPU, batches are pinned.
-        workers: processes; 0 works in this one.
-        requests: items that the source is asked for, one a batch; None for a source that is iterable.
+        options: options of the batches; for a GPU, batches are pinned.
+        workers: number of processes; 0 makes the batches in this one.
+        requests: keys of the items, one for each batch; None for an iterable source.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class WorkerLoader(DataLoader[Any]):
         self._forked = workers == 0
 
     def __iter__(self) -> Any:
-        """Begins an epoch; the first one makes the processes.
+        """Begins an epoch; the first one starts the processes.
 
-        What is garbage then must not be collected in a worker: a DALI pipeline's end waits for threads that no fork
-        takes along, for ever.
+        Garbage of that moment must not be collected in a worker: the end of a DALI pipeline would wait for ever for
+        threads that a fork does not copy.
         """
         if self._forked:
             return super().__iter__()
@@ -64,10 +64,10 @@ class WorkerLoader(DataLoader[Any]):
 
 @contextmanager
 def name_deaths(pipeline: str) -> Iterator[None]:
-    """Says what to do when the system kills a worker; torch raises wherever this process happens to be.
+    """Turns torch's errors about killed workers into one that tells the user what to do.
 
     Args:
-        pipeline: name in the message.
+        pipeline: name of the pipeline in the message.
 
     Raises:
         WorkerDied: if a worker is killed.

@@ -1,1 +1,1 @@
-"""The networks, each as its paper or program has it."""
+"""The networks, each as its paper or published program defines it."""

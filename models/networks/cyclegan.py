@@ -14,7 +14,7 @@ DOWNSAMPLINGS = 2
 
 
 def _initialised(net: nn.Module) -> None:
-    """Weights from N(0, 0.02), biases zero, as the published code's default has them."""
+    """Draws weights from N(0, 0.02) and sets biases to zero, as the published code does by default."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(layer.weight, 0.0, 0.02)
@@ -23,11 +23,11 @@ def _initialised(net: nn.Module) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with instance norms around a shortcut; the map comes and goes padded by reflection.
+    """Two 3x3 convolutions with instance norms around a shortcut; its input and output are padded by reflection.
 
     Args:
-        channels: C.
-        pad: pixels that the output is padded by, for the convolution that follows.
+        channels: C of the map.
+        pad: padding of the output on each side in pixels, for the convolution that follows.
     """
 
     def __init__(self, channels: int, pad: int) -> None:
@@ -43,16 +43,16 @@ class ResidualBlock(nn.Module):
 
 
 class ResnetGenerator(nn.Module):
-    """Images to images: two halvings, residual blocks at a quarter of the size, two doublings, tanh.
+    """The generator, images to images: two halvings, residual blocks at a quarter of the size, two doublings, tanh.
 
-    Every padding by reflection belongs to the layer before it, so that it can be written with that layer's map.
+    Each layer pads its own output by reflection for the layer after it, so that map and padding are written together.
 
     Args:
-        blocks: residual blocks; the published networks have 6 for images of 128 pixels and 9 for 256.
-        channels: C of the first map.
+        blocks: number of residual blocks; the published networks have 6 for images of 128 pixels and 9 for 256.
+        channels: number of channels of the first map.
 
     Raises:
-        ValueError: if a number is below one.
+        ValueError: if `blocks` or `channels` is below one.
 
     Source: Zhu et al., https://arxiv.org/abs/1703.10593; Johnson et al., https://arxiv.org/abs/1603.08155
     """
@@ -75,18 +75,18 @@ class ResnetGenerator(nn.Module):
         _initialised(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps images [N, 3, H, W] in [-1, 1], H and W multiples of 4 from 8 up, to such images."""
+        """Maps images [N, 3, H, W] in [-1, 1] to images like them; H and W are multiples of 4, at least 8."""
         return torch.tanh(self.layers(F.pad(images, (3, 3, 3, 3), mode="reflect")))
 
 
 class PatchDiscriminator(nn.Module):
-    """Images to a map of scores, each of a patch of 70x70 pixels.
+    """The discriminator, from images to a map of scores, each the score of a patch of 70x70 pixels.
 
     Args:
-        channels: C of the first map.
+        channels: number of channels of the first map.
 
     Raises:
-        ValueError: if that is below one.
+        ValueError: if `channels` is below one.
 
     Source: Isola et al., https://arxiv.org/abs/1611.07004
     """
@@ -104,5 +104,5 @@ class PatchDiscriminator(nn.Module):
         _initialised(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps images [N, 3, H, W] from 24 pixels up to scores [N, 1, H/8 - 2, W/8 - 2]."""
+        """Maps images [N, 3, H, W] of at least 24x24 pixels to scores [N, 1, H/8 - 2, W/8 - 2]."""
         return self.layers(images)

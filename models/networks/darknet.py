@@ -1,4 +1,4 @@
-"""Darknet, as fast.ai's 2018 lesson 12 writes it for CIFAR-10."""
+"""Darknet, as fast.ai's 2018 lesson 12 defines it for CIFAR-10."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ def _conv(channels_in: int, channels_out: int, kernel_size: int = 3, stride: int
 class Darknet(nn.Module):
     """Darknet-53's plan for small images: groups that double the channels, then 1x1 -> 3x3 residual blocks.
 
-    Every group halves the map but the second (`stride = 2 - (i == 1)`: the lesson's code; its prose says the first).
-    Batch norm's gammas start uniform in [0, 1], as PyTorch's did until 1.1 and so the lesson's: with today's ones the
+    Every group but the second halves the map (`stride = 2 - (i == 1)` in the lesson's code; its prose says the first).
+    Batch norm's gammas start uniform in [0, 1], PyTorch's default until 1.1 and so the lesson's: with today's ones the
     sums of the residual groups are twice as large, and the lesson's rates diverge (one epoch of 1cycle to 1.3 on
     `cifar10-jpeg`: a loss of 2e2 and then 4e8 nats in the first two quarters, against 3.8 and 2.6).
 
     Args:
         classes: number of outputs.
-        num_blocks: residual blocks in each group.
+        num_blocks: number of residual blocks in each group.
         base_channels: output channels of the first convolution.
 
     Source: fast.ai 2018, part 2, lesson 12; Redmon and Farhadi, https://arxiv.org/abs/1804.02767

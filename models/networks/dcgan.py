@@ -1,4 +1,4 @@
-"""DCGAN's generator and critic, as in the WGAN paper's code and as in fast.ai's lesson.
+"""DCGAN's generator and critic, as the WGAN paper's code and fast.ai's lesson define them.
 
 Shape legend: N batch, Z noise channels, C channels, S image edge; activations are NCHW tensors.
 """
@@ -21,11 +21,11 @@ class Block(nn.Module):
     """A convolution of any kind without bias, then norm and activation in one of two orders.
 
     Args:
-        conv: the convolution.
-        channels: C of its output.
-        act: activation.
-        order: "paper" norms before the activation, "lesson" after it.
-        norm: "batch"; "layer", over C, H and W of each image, with gamma and beta by channel; or None.
+        conv: the convolution, a module of any kind.
+        channels: channels of the convolution's output.
+        act: name of the activation, "leaky_relu" or "relu".
+        order: "paper" puts the norm before the activation, "lesson" after it.
+        norm: "batch"; "layer", which normalises C, H and W of each image, with gamma and beta by channel; or None.
     """
 
     def __init__(self, conv: nn.Module, channels: int, *, act: Act, order: Order, norm: Norm | None = "batch") -> None:
@@ -52,7 +52,7 @@ class NoiseToMap(nn.ConvTranspose2d):
     """The transposed convolution of a 1x1 map: each pixel of the output is a product of the noise and one filter tap.
 
     Attributes:
-        as_product: whether it is one matrix product, whose sums the library may add up in another order.
+        as_product: True computes it as one matrix product, whose sums the library may add up in another order.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -69,10 +69,10 @@ class NoiseToMap(nn.ConvTranspose2d):
 
 
 class MapToScore(nn.Conv2d):
-    """The convolution of a 4x4 map by a 4x4 filter: one inner product for each image.
+    """The convolution of a 4x4 map with a 4x4 filter: one inner product for each image.
 
     Attributes:
-        as_product: see `NoiseToMap`.
+        as_product: True computes it as one matrix product, see `NoiseToMap`.
     """
 
     def __init__(self, channels_in: int) -> None:
@@ -88,15 +88,15 @@ class MapToScore(nn.Conv2d):
 
 
 class Generator(nn.Module):
-    """Noise to images: a transposed convolution to 4x4, doublings, extra 3x3 layers, a doubling to 3 colours, tanh.
+    """The generator: a transposed convolution to 4x4, doublings, extra 3x3 layers, a doubling to 3 colours, tanh.
 
     Args:
-        image_size: S, 16 or a power of two above it.
-        noise_channels: Z.
-        base_channels: C of the widest map.
-        n_extra_layers: 3x3 layers before the last doubling.
-        order: order of norm and activation; the lesson's extra layers are transposed convolutions.
-        upsampling: a name in `models.upsampling.UPSAMPLINGS`.
+        image_size: S, edge of the images in pixels: 16 or a power of two above it.
+        noise_channels: Z, channels of the noise.
+        base_channels: channels of the map before the extra layers; each earlier map has twice as many as the next.
+        n_extra_layers: number of 3x3 layers before the last doubling.
+        order: order of norm and activation, see `Block`; the lesson's extra layers are transposed convolutions.
+        upsampling: name of the doubling layers in `models.upsampling.UPSAMPLINGS`.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -138,19 +138,19 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Images to scores: strided 4x4 convolutions down to 4x4, extra 3x3 layers after the first, and one number.
+    """The critic: strided 4x4 convolutions down to 4x4, extra 3x3 layers after the first, and one number as the score.
 
     Args:
-        image_size: S, 16 or a power of two above it.
-        base_channels: C of the first map.
-        n_extra_layers: 3x3 layers after the first convolution.
-        order: order of norm and activation.
-        norm: "batch", or "layer" for a gradient penalty, which is about one image at a time.
+        image_size: S, edge of the images in pixels: 16 or a power of two above it.
+        base_channels: number of channels of the first map.
+        n_extra_layers: number of 3x3 layers after the first convolution.
+        order: order of norm and activation, see `Block`.
+        norm: "batch", or "layer" for a gradient penalty, which is defined for one image at a time.
 
     Raises:
         ValueError: if an argument is out of range.
 
-    Source: that of `Generator`; https://arxiv.org/abs/1704.00028 for the layer norm
+    Source: as `Generator`; https://arxiv.org/abs/1704.00028 for the layer norm
     """
 
     def __init__(
@@ -183,12 +183,12 @@ class Critic(nn.Module):
             self.apply(_init_as_paper)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps images [N, 3, S, S] to scores [N]; a batch norm takes each call's own statistics in training."""
+        """Maps images [N, 3, S, S] to scores [N]; in training a batch norm uses this call's own statistics."""
         return self.layers(images).flatten()
 
 
 def _count_doublings(image_size: int, order: str, n_extra_layers: int, channels: int) -> int:
-    """Checks the arguments that both networks have, and returns how often 4 is doubled to the image's edge."""
+    """Checks the arguments that both networks have, and returns how many doublings lead from 4 to the image's edge."""
     doublings = (image_size // SMALLEST).bit_length() - 1
     if image_size < 16 or SMALLEST * 2**doublings != image_size:
         raise ValueError(f"image_size is {image_size}; expected 16, 32, 64, 128 or another power of two")

@@ -16,11 +16,11 @@ WHITEN_CHANNELS = 2 * 3 * WHITEN_SIZE**2  # each eigenvector and its negative
 
 
 def whitening_filters(images: torch.Tensor, eps: float = 5e-4) -> torch.Tensor:
-    """Returns filters whose outputs on the images' 2x2 patches are uncorrelated and of unit variance, in both signs.
+    """Returns filters, in both signs, whose outputs on the images' 2x2 patches are uncorrelated with unit variance.
 
     Args:
-        images: [N, 3, H, W], float, normalised.
-        eps: added to the eigenvalues of the patch covariance.
+        images: normalised images [N, 3, H, W], float.
+        eps: number added to the eigenvalues of the patch covariance.
 
     Returns:
         [24, 3, 2, 2] float32, OIHW: twelve eigenvectors divided by their standard deviation, then their negatives.
@@ -35,16 +35,16 @@ def whitening_filters(images: torch.Tensor, eps: float = 5e-4) -> torch.Tensor:
 
 
 class SprintGroup(Unit):
-    """Conv, 2x2 max-pool, BN, activation, conv, BN, activation.
+    """A group of layers: conv, 2x2 max-pool, BN, activation, conv, BN, activation.
 
-    The convolutions start as the identity on their first channels. Pooling before the norm quarters what the norm and
-    the activation have to read. A group of three convolutions adds what its first one gives to what its last one does.
+    The convolutions start as the identity on their first channels. Pooling before the norm leaves the norm and the
+    activation a quarter of the map to read. A group of three convolutions adds the first's output to the last's.
 
     Args:
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output [N, C, H // 2, W // 2].
-        depth: convolutions, 2 or 3.
-        act: a name in `models.layers.ACTIVATIONS`.
+        depth: number of convolutions, 2 or 3.
+        act: name of the activation in `models.layers.ACTIVATIONS`.
     """
 
     def __init__(self, channels_in: int, channels_out: int, *, depth: int = 2, act: Act = "gelu") -> None:
@@ -64,7 +64,7 @@ class SprintGroup(Unit):
         return conv, BatchNormAct(channels_out, act=act, momentum=0.4, eps=1e-12, train_scale=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns [N, channels_out, H // 2, W // 2]."""
+        """Maps x [N, channels_in, H, W] to [N, channels_out, H // 2, W // 2]."""
         pooled = F.max_pool2d(self.conv1(x), 2)
         if not self.deep:
             return self.norm_act2.after(self.conv2, self.norm_act1.deferred(pooled))
@@ -79,9 +79,9 @@ class Sprint(nn.Module):
 
     Args:
         classes: number of outputs.
-        widths: output channels of the three groups.
-        depth: convolutions of a group, 2 or 3.
-        act: every activation, a name in `models.layers.ACTIVATIONS`.
+        widths: output channels of each of the three groups.
+        depth: number of convolutions in a group, 2 or 3.
+        act: name of every activation in `models.layers.ACTIVATIONS`.
 
     Source: after the airbench94 network, Jordan, https://arxiv.org/abs/2404.00498
     """
@@ -108,10 +108,10 @@ class Sprint(nn.Module):
         self.whiten.weight.copy_(whitening_filters(images))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps normalised images [N, 3, H, W] to what the head sees, [N, widths[-1]]."""
+        """Maps normalised images [N, 3, H, W] to the head's input, [N, widths[-1]]."""
         x = self.groups(self.act(self.whiten(x)))
-        # By position, not by value: compiled code compares with an unrounded maximum in the backward of `amax`, finds
-        # it nowhere, and divides by zero.
+        # Max-pool routes gradients by position. In the backward of `amax`, compiled code looks for a value equal to an
+        # unrounded maximum, finds none, and divides by zero.
         return F.max_pool2d(x, x.shape[2:]).flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Wide ResNet, as fast.ai's DAWNBench entry writes it; with default arguments it is the network of that entry."""
+"""Wide ResNet; with default arguments it is the network of fast.ai's DAWNBench entry."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ BRANCH_SCALE = 0.2  # fast.ai's: keeps the sum's variance near its input's, whic
 
 
 class PreActivationBlock(Unit):
-    """BN-ReLU-conv, once for each convolution, scaled, plus a shortcut taken *after* the first activation.
+    """A branch of BN-ReLU-conv for each convolution, scaled, plus a shortcut taken *after* the first activation.
 
     Args:
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output.
         stride: stride of the first convolution and of the shortcut, which is a 1x1 convolution where the shape changes.
-        inner: channels between the convolutions, as a share of `channels_out`.
-        kernels: edge of each convolution's filters, odd.
+        inner: channels between the convolutions, as a fraction of `channels_out`.
+        kernels: edge of each convolution's filters in pixels, odd.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class PreActivationBlock(Unit):
 
 
 class WideResNet(nn.Module):
-    """Pre-activation Wide ResNet.
+    """A Wide ResNet with pre-activation blocks.
 
     Args:
         classes: number of outputs.
-        blocks: residual blocks in each group, or in every group alike; the depth is `6 * blocks + 4` by the paper's
-            count.
-        widen: factor on 16, 32, 64 ... channels.
+        blocks: number of residual blocks in each group, or one number for every group; the depth is `6 * blocks + 4` by
+            the paper's count.
+        widen: factor on the groups' channels, which are 1, 2, 4 ... times `base_channels`.
         base_channels: output channels of the first convolution.
-        inner: see `PreActivationBlock`.
-        kernels: see `PreActivationBlock`.
+        inner: channels between a block's convolutions, as a fraction of its output's.
+        kernels: edge of the filters of each of a block's convolutions in pixels, odd.
 
     Source: Zagoruyko and Komodakis, https://arxiv.org/abs/1605.07146; fast.ai's DAWNBench entry (2018).
     """

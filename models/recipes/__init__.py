@@ -1,4 +1,4 @@
-"""The recipes, by the names they have on the command line and in the records."""
+"""The CIFAR-10 recipes, by their names on the command line and in the records."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -17,15 +17,15 @@ def get_recipe(name: str, device_type: str) -> Recipe:
 
 
 def find_recipe(recipes: Mapping[str, Callable[[str], AnyRecipe]], name: str, device_type: str) -> AnyRecipe:
-    """Returns the recipe of that name.
+    """Returns a recipe by its name in a registry of recipes.
 
     Args:
-        recipes: makers of recipes by name, such as `RECIPES`; each takes "cuda" or "cpu".
+        recipes: functions that make a recipe from "cuda" or "cpu", by the recipe's name, such as `RECIPES`.
         name: a key of `recipes`.
-        device_type: "cuda" or "cpu".
+        device_type: type of the device, "cuda" or "cpu".
 
     Raises:
-        ValueError: if there is none of that name; names the nearest one and all others.
+        ValueError: if no recipe has that name; names the nearest one and all others.
     """
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.5)

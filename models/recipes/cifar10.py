@@ -79,14 +79,14 @@ def sprint(device_type: str) -> Recipe:
 
 
 def sprint94(device_type: str) -> Recipe:
-    """Returns `sprint` by the name of its target on canonical CIFAR-10."""
+    """Returns `sprint` under a name that says its target, 94% on canonical CIFAR-10."""
     return replace(sprint(device_type), name="sprint94", summary="sprint, for 94% on canonical CIFAR-10")
 
 
 def sprint95(device_type: str) -> Recipe:
     """Returns the speedrun recipe for 95% on canonical CIFAR-10: wider, and longer.
 
-    Widths are airbench95's, https://github.com/KellerJordan/cifar10-airbench, and its 15 epochs less what Muon saves.
+    The widths are airbench95's, https://github.com/KellerJordan/cifar10-airbench; Muon saves one of its 15 epochs.
     """
     return replace(
         sprint(device_type),
@@ -103,7 +103,7 @@ def sprint96(device_type: str) -> Recipe:
     """Returns the speedrun recipe for 96% on canonical CIFAR-10: three convolutions a group, cutout, easy samples out.
 
     Network, epochs, crop and cutout are those of airbench96_faster, https://github.com/KellerJordan/cifar10-airbench,
-    which leaves half of each batch out by a small network's losses; here each sample's last own loss says.
+    which leaves out half of each batch by a small network's losses; here each sample's own last loss decides.
     """
     return replace(
         sprint(device_type),
@@ -120,9 +120,9 @@ def sprint96(device_type: str) -> Recipe:
 
 
 def sprint_jpeg(device_type: str) -> Recipe:
-    """Returns `sprint` as it races airbench94 (Muon) on `cifar10-jpeg`: first groups end first; see docs/records.md.
+    """Returns `sprint` tuned to race airbench94 (Muon) on `cifar10-jpeg`: first groups end first; see docs/records.md.
 
-    SiLU, and a whitening bias that is trained for a fortieth of the run, are hiverge's,
+    SiLU and a whitening bias that is trained for a fortieth of the run come from hiverge,
     https://github.com/hiverge/cifar10-speedrun
     """
     return replace(

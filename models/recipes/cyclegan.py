@@ -1,4 +1,4 @@
-"""The CycleGAN recipes: fast.ai's lesson, and the paper's code. No torch here."""
+"""The CycleGAN recipes: fast.ai's lesson and the paper's code. This module imports no torch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from wallclock.models.recipes.recipe import Implementations
 from wallclock.models.recipes.schedules import demand
 from wallclock.models.recipes.wgan import Adam
 
-# What an operation of `Implementations` would carry out in a network or pipeline that a CycleGAN has not.
+# Fields of `Implementations` for operations that no CycleGAN network or pipeline has.
 ABSENT = ("conv_bn_act", "batch_norm_act", "residual", "augment", "upsample_conv", "optimizer", "product_conv")
 
 
@@ -18,13 +18,13 @@ ABSENT = ("conv_bn_act", "batch_norm_act", "residual", "augment", "upsample_conv
 class CycleGanImplementations(Implementations):
     """How a CycleGAN's steps are carried out, besides the operations that all networks share.
 
-    These compute the same as the plain loop, step by step.
+    Every choice here gives the plain loop's numbers, step by step.
 
     Attributes:
         concatenated: pass real and pooled images through a discriminator together, and a generator's two inputs of the
-            identity loss: instance norm never looks at another image.
+            identity loss: instance norm never mixes images.
         fused_adam: take Adam's step in one pass over all parameters.
-        resident: keep the decoded images in the device's memory; else each batch is copied there.
+        resident: keep the decoded images in the device's memory; False copies each batch there.
     """
 
     concatenated: bool = False
@@ -35,9 +35,9 @@ class CycleGanImplementations(Implementations):
         self.demand_absent("a CycleGAN", *ABSENT)
 
 
-# What a field is in the plain loop, which is the published code's.
+# Value of each lever in the plain loop, which is the published code.
 PLAIN = plain_loop(instance_norm_act="eager", concatenated=False, fused_adam=False, resident=True)
-# Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
+# Levers that move the losses by more than float32 rounding, and what they change.
 INEXACT = {"precision": "convolutions round to bfloat16; weights, norms' statistics and updates stay float32"}
 
 
@@ -46,22 +46,22 @@ class CycleGanRecipe(Levered):
     """Everything that decides how one CycleGAN training computes.
 
     Attributes:
-        name: of the recipe, in records and on the command line.
-        summary: one line for `wallclock list`.
-        load_size: images are scaled to this edge, pixels, then cropped.
-        image_size: edge of a crop, pixels; a multiple of 4.
-        batch_size: images of each domain in an iteration.
-        blocks: of each generator.
-        channels: of each network's first map.
-        lr: of both optimisers, for `epochs_constant`; then it falls linearly to zero over `epochs_decay`.
-        adam: of both optimisers.
-        cycle_weight: of the cycle losses, mean absolute differences.
-        identity_weight: of the identity losses, as a share of the cycle's; 0 for none.
-        pool_size: fakes that a discriminator may be shown again; 0 for none.
-        epochs_constant: passes over the longer domain.
-        epochs_decay: the same.
+        name: name of the recipe, in records and on the command line.
+        summary: description in one line, for `wallclock list`.
+        load_size: edge in pixels to which images are scaled before they are cropped.
+        image_size: edge of a crop in pixels; a multiple of 4.
+        batch_size: number of images of each domain in an iteration.
+        blocks: number of residual blocks in each generator.
+        channels: number of channels of each network's first map.
+        lr: learning rate of both optimisers for `epochs_constant`; then it falls linearly to zero over `epochs_decay`.
+        adam: other settings of both optimisers.
+        cycle_weight: weight of the cycle losses, which are mean absolute differences.
+        identity_weight: weight of the identity losses, as a share of the cycle losses' weight; 0 leaves them out.
+        pool_size: number of earlier fakes that a discriminator may be shown again; 0 for none.
+        epochs_constant: number of passes over the longer domain at a constant learning rate.
+        epochs_decay: number of passes over the longer domain with a falling learning rate.
         precision: "bf16" computes under autocast over float32 weights.
-        implementations: how the operations are carried out.
+        implementations: implementation of each operation.
     """
 
     PARTS: ClassVar = (Adam, CycleGanImplementations)
@@ -99,11 +99,11 @@ class CycleGanRecipe(Levered):
 
     @property
     def epochs(self) -> int:
-        """The whole budget."""
+        """Total number of epochs, the whole training budget."""
         return self.epochs_constant + self.epochs_decay
 
     def lr_factor(self, epoch: int) -> float:
-        """Returns what the learning rate is multiplied by in an epoch, from 0; as the published code's `linear`."""
+        """Returns the factor on the learning rate in an epoch, counted from 0: the published code's `linear` policy."""
         return 1.0 - max(0, epoch + 1 - self.epochs_constant) / (self.epochs_decay + 1)
 
 
@@ -114,10 +114,10 @@ def _implementations(device_type: str) -> CycleGanImplementations:
 
 
 def paper(device_type: str) -> CycleGanRecipe:
-    """Returns the paper's training, as its published code has it: identity loss 0.5, 200 epochs of batches of one.
+    """Returns the training of the paper's published code: identity loss 0.5, 200 epochs of batches of one.
 
     Args:
-        device_type: "cuda" or "cpu"; decides only the implementations, never the arithmetic of the recipe.
+        device_type: type of the device, "cuda" or "cpu"; decides only the implementations, never the arithmetic.
     """
     return CycleGanRecipe(
         name="paper",
@@ -127,10 +127,10 @@ def paper(device_type: str) -> CycleGanRecipe:
 
 
 def lesson(device_type: str) -> CycleGanRecipe:
-    """Returns fast.ai's 2018 lesson 12: the paper's without an identity loss.
+    """Returns the training of fast.ai's 2018 lesson 12: the paper's without an identity loss.
 
     Args:
-        device_type: as `paper`.
+        device_type: type of the device, see `paper`.
     """
     return dataclasses.replace(
         paper(device_type),

@@ -1,4 +1,4 @@
-"""Levers: fields of a recipe that differ from what they are in the plain loop it is measured against. No torch here."""
+"""Levers: fields of a recipe that may differ from the plain loop it is measured against. It imports no torch."""
 
 import dataclasses
 import difflib
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from wallclock.models.recipes.resolving import Resolvable
 
-# What a field that all recipes have is in the plain loop: eager PyTorch in float32 and NCHW.
+# Values, in the plain loop, of the levers that all recipes have: eager PyTorch in float32 and NCHW.
 PLAIN: dict[str, bool | str] = {
     "implementations.channels_last": False,
     "implementations.compile": False,
@@ -17,35 +17,35 @@ PLAIN: dict[str, bool | str] = {
 
 
 def plain_loop(**implementations: bool | str) -> dict[str, bool | str]:
-    """Returns the levers of a recipe, and what each is in the plain loop: those of all recipes, and more.
+    """Returns the levers of a recipe with their values in the plain loop: those of all recipes, and the ones given.
 
     Args:
-        implementations: further fields of the recipe's `implementations`.
+        implementations: values of further fields of the recipe's `implementations` in the plain loop.
     """
     own = {f"implementations.{name}": value for name, value in implementations.items()}
     return {**PLAIN, **own, "precision": "fp32"}
 
 
 class Levered(Resolvable):
-    """A recipe with levers.
+    """A recipe with levers: fields that make it faster than the plain loop.
 
     Attributes:
-        LEVERS: dotted names of the fields that are levers, and what they are in the plain loop.
-        CHANGES: levers whose losses are not the plain loop's within the rounding of float32, and what they change.
+        LEVERS: value of each lever in the plain loop, by the field's dotted name.
+        CHANGES: what a lever changes in the computation, for levers that move the losses by more than float32 rounding.
     """
 
     LEVERS: ClassVar[Mapping[str, bool | str]]
     CHANGES: ClassVar[Mapping[str, str]]
 
     def levers(self) -> tuple[str, ...]:
-        """Returns the fields that differ from the plain loop's, as `--set` names them."""
+        """Returns the dotted names of the levers whose value is not the plain loop's, as `--set` names them."""
         return tuple(name for name, value in self.LEVERS.items() if self._field(name) != value)
 
     def without(self, *levers: str) -> Self:
-        """Returns the recipe with these fields as they are in the plain loop.
+        """Returns the recipe with these levers set back to the plain loop.
 
         Raises:
-            ValueError: if one is no lever; names the nearest.
+            ValueError: if one of the names is no lever; names the nearest.
         """
         recipe: Any = self
         for name in levers:
@@ -72,7 +72,7 @@ class Levered(Resolvable):
         return "+".join(map(short, self.levers())) or "plain"
 
     def changes(self) -> tuple[str, ...]:
-        """Returns in words what this recipe computes otherwise than the plain loop; empty if nothing."""
+        """Returns, in words, what this recipe computes differently from the plain loop; empty if nothing."""
         return tuple(
             f"{name}={self._field(name)}: {self.CHANGES[name]}" for name in self.levers() if name in self.CHANGES
         )

@@ -15,12 +15,12 @@ def override(recipe: AnyRecipe, *assignments: str) -> AnyRecipe:
     """Returns the recipe with fields changed, one after the other.
 
     Args:
-        recipe: to change.
-        assignments: each `field=value`, or `part.field=value`, where `parts.0.field` is of the first of several; the
-            value as JSON, or as bare text for names.
+        recipe: the recipe to start from; it stays as it is.
+        assignments: texts `field=value` or `part.field=value`; `parts.0.field` names a field of a tuple's first part.
+            Values are JSON, or bare text for names.
 
     Raises:
-        ValueError: if there is no such field (names the nearest), or the field does not take the value.
+        ValueError: if no field has that name (names the nearest), or the field does not take the value.
     """
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -74,7 +74,7 @@ def _converted(declared: Any, present: Any, value: Any, assignment: str) -> Any:
     if get_origin(declared) is Literal and value not in get_args(declared):
         raise ValueError(f"--set {assignment}: got {value!r}, expected one of {', '.join(get_args(declared))}")
     if declared is float and type(value) in (int, float) and math.isfinite(value):
-        # 7 where the recipe says 7: 7.0 would be another text in its record, and so another hash.
+        # 7 stays 7 where the recipe has a whole number: 7.0 would be another text in its record, and so another hash.
         return int(value) if type(present) is int and value == int(value) else float(value)
     if declared is float or type(value) is not type(present):
         raise ValueError(f"--set {assignment}: got {value!r}, expected something like {present!r}")

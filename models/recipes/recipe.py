@@ -1,4 +1,4 @@
-"""What a recipe is: everything that decides how a training run computes, as one frozen record. No torch here."""
+"""The CIFAR-10 recipe: everything that decides how a run computes, as one frozen record. It imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -12,7 +12,7 @@ Choice = Literal["eager", "triton", "auto"]
 Save = Literal["input", "output", "byte"]
 Padding = Literal["reflect", "zero", "none"]
 Pipeline = Literal["device", "dataloader", "dali", "webdataset"]
-# What a field is in the plain loop: eager PyTorch in float32 and NCHW.
+# Value of each lever in the plain loop: eager PyTorch in float32 and NCHW.
 PLAIN = plain_loop(
     product_conv=False,
     conv_bn_act="eager",
@@ -21,11 +21,11 @@ PLAIN = plain_loop(
     augment="eager",
     optimizer="eager",
 )
-# Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
+# Levers that move the losses by more than float32 rounding, and what they change.
 INEXACT = {
     "precision": "convolutions round to 16 bits; weights, norms' statistics and updates stay float32",
 }
-# What Triton kernels can carry out.
+# Operations that Triton kernels can carry out.
 TRITON_OPERATIONS = (
     "conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "upsample_conv", "optimizer"
 )  # fmt: skip
@@ -49,17 +49,17 @@ class MuonSGD:
     """Muon on the convolution filters, SGD on biases and head; rates are for the summed loss of a batch.
 
     Attributes:
-        filter_lr: Muon's, relative to filter banks of norm sqrt(O).
-        filter_momentum: Muon's.
-        bias_lr: of the norms' biases and of the whitening bias.
-        head_lr: of the classifier.
-        momentum: SGD's, Nesterov.
-        weight_decay: per image; what SGD takes off a weight in one step is this times the batch size.
-        schedule: of all learning rates but the whitening bias's.
-        whiten_bias_schedule: of that one; where it is zero the bias is frozen, which saves the first
+        filter_lr: Muon's learning rate, relative to filter banks of norm sqrt(O).
+        filter_momentum: Muon's momentum.
+        bias_lr: learning rate of the norms' biases and of the whitening bias.
+        head_lr: learning rate of the classifier.
+        momentum: SGD's momentum, of Nesterov's kind.
+        weight_decay: weight decay per image; in one step SGD takes this times the batch size off a weight.
+        schedule: schedule of all learning rates but the whitening bias's.
+        whiten_bias_schedule: schedule of the whitening bias; where it is zero the bias is frozen, which saves the first
             convolution's input gradient.
-        first_schedules: of the network's first groups, in order, instead of `schedule`; where one is zero its group is
-            frozen, which saves its backward once all before it are frozen too.
+        first_schedules: schedules of the network's first groups, in order, instead of `schedule`; where one is zero its
+            group is frozen, which saves its backward once all groups before it are frozen too.
             Source: FreezeOut, https://arxiv.org/abs/1706.04983
     """
 
@@ -88,8 +88,8 @@ class TestTimeAugmentation:
     """Averages the logits of an image, its mirror image and its two diagonal shifts by one pixel (six views).
 
     Attributes:
-        threshold: an image whose plain view gives its class at least this probability keeps that view; decided image by
-            image, so that no prediction depends on another test image. 1.0 gives every image all six views.
+        threshold: probability from which an image keeps the class of its plain view. Each image is decided alone: no
+            prediction depends on another test image; 1.0 gives every image all six views.
     """
 
     __test__ = False  # not a pytest class
@@ -102,7 +102,7 @@ class TestTimeAugmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """Trains on images scaled to `size` pixels until `until_epoch` epochs are done."""
+    """A stage of training on images scaled to `size` pixels, until `until_epoch` epochs are done."""
 
     size: int
     until_epoch: float
@@ -114,15 +114,15 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """Leaves some easy samples out of an epoch, and lets the other easy ones count for them.
+    """Leaves some easy samples out of an epoch, and gives the easy ones that stay more weight to make up for them.
 
-    `loaders.pipelines.pruned` does it.
+    `loaders.pipelines.pruned` carries it out.
 
     Attributes:
-        easy: share of the samples that counts as easy: those of the smallest losses when last seen.
-        rate: share of those that an epoch leaves out; the others count for them, but with 1 none is left to.
-        from_epoch: first epoch that does; every sample has been seen by then.
-        whole_epochs: last epochs, which leave nothing out.
+        easy: share of the samples that counts as easy, those with the smallest losses when last seen.
+        rate: share of the easy samples that an epoch leaves out; with 1 none is left to make up for the others.
+        from_epoch: first epoch, from 0, that leaves samples out; every sample has been seen by then.
+        whole_epochs: number of last epochs that leave nothing out.
     """
 
     easy: float = 0.5
@@ -139,7 +139,7 @@ class Pruning:
 
 @dataclass(frozen=True, kw_only=True)
 class Implementations:
-    """How the recipe's operations are carried out; each switch stands alone, so that each can be ablated.
+    """How the recipe's operations are carried out; every switch is independent, so that each can be ablated.
 
     Attributes:
         channels_last: keep activations and filters in NHWC memory.
@@ -147,18 +147,18 @@ class Implementations:
         cuda_graph: replay whole steps, optimisers included, as CUDA graphs (GPU only).
         keep_heap: keep freed memory in the process (CPU only): by default each big activation goes back to the kernel,
             which clears its pages in every step (183,000 page faults a step; 13% of the time).
-        product_conv: take the filters' gradients of small maps as one matrix product each; it pays on CPUs, whose
+        product_conv: take the filters' gradients of small maps as one matrix product each; faster on CPUs, whose
             convolutions are slow at those: see `kernels.product_conv`.
         conv_bn_act: "triton" takes a convolution and the norm after it in our kernels: the norm's statistics come from
             the convolution, and the next convolution applies the norm where nothing else reads it. "auto" measures
-            both before the first seed, layer by layer, and takes the faster one of those that are right.
-        batch_norm_act: "triton" takes norm and activation (and a residual after them) in one kernel.
-        batch_norm_save: what that kernel keeps for backward; see `kernels.batch_norm_act`.
+            both before the first seed, layer by layer, and takes the faster of those that are right.
+        batch_norm_act: "triton" computes norm and activation (and a residual after them) in one kernel.
+        batch_norm_save: tensors that this kernel keeps for backward; see `kernels.batch_norm_act`.
         residual: "triton" writes a residual sum into its branch's memory.
         augment: "triton" makes a training batch in one kernel.
-        instance_norm_act: "triton" takes instance norm, activation, sum and reflection padding in one operation.
-        upsample_conv: "triton" takes nearest x2 and a convolution as products by phase of the output.
-        optimizer: "triton" takes Muon's momentum, norms and update in three kernels; SGD is PyTorch's either way.
+        instance_norm_act: "triton" computes instance norm, activation, sum and reflection padding in one operation.
+        upsample_conv: "triton" computes nearest x2 and a convolution as one product for each phase of the output.
+        optimizer: "triton" computes Muon's momentum, norms and update in three kernels; SGD is PyTorch's either way.
     """
 
     channels_last: bool = True
@@ -179,18 +179,18 @@ class Implementations:
         """Refuses switches of operations that a network does not have.
 
         Args:
-            network: what has none of them, such as "a WGAN".
-            names: fields that keep their defaults.
+            network: the network without them, such as "a WGAN".
+            names: fields that must keep their defaults.
 
         Raises:
-            ValueError: names the field.
+            ValueError: if a field does not have its default; names it.
         """
         why = f"what it is by default: {network} has no such operation"
         demand(self, " ".join(names), lambda v: v in ("eager", False), why)
 
     @property
     def triton(self) -> tuple[str, ...]:
-        """The operations that Triton kernels carry out."""
+        """Names of the operations that Triton kernels carry out."""
         return tuple(name for name in TRITON_OPERATIONS if getattr(self, name) == "triton")
 
     @property
@@ -207,25 +207,25 @@ class Recipe(Levered):
     """Everything that decides how one training run computes.
 
     Attributes:
-        name: of the recipe, in records and on the command line.
-        summary: one line for `wallclock list`.
-        target: accuracy it is scored against unless the caller names another.
-        model: a name in `models.build.MODELS`.
+        name: name of the recipe, in records and on the command line.
+        summary: description in one line, for `wallclock list`.
+        target: accuracy to reach, as a fraction, unless the caller names another.
+        model: name of the network in `models.build.MODELS`.
         model_arguments: keyword arguments of that network.
-        batch_size: images a step.
-        epochs: passes over the training set: the whole budget, fixed beforehand.
-        optimizer: rule, rates and schedule.
-        label_smoothing: of the cross entropy.
+        batch_size: number of images in a step.
+        epochs: number of passes over the training set: the whole budget, fixed beforehand.
+        optimizer: update rule with its rates and schedule.
+        label_smoothing: share of the label's weight that the cross entropy spreads over all classes.
         precision: `bf16` and `fp16` run under autocast over float32 weights.
-        pad: padding before the random crop, pixels.
+        pad: padding on each side before the random crop, in pixels.
         padding: `reflect` mirrors the image, `zero` is black, `none` leaves padding and crop out.
         flip: `alternating` shows every image in both orientations within two epochs; `random`; `none`.
-        cutout: edge of a square of each training image that is set to the mean colour, pixels; 0 for none.
+        cutout: edge in pixels of a square of each training image that is set to the mean colour; 0 for none.
         resolutions: smaller images for early epochs, in order; full size after the last.
-        pruning: samples that epochs leave out, or None.
+        pruning: rule by which epochs leave samples out, or None.
         tta: test-time augmentation of the final evaluation, or None.
-        pipeline: what makes the training batches; see `loaders.pipelines.choose`.
-        implementations: how the operations are carried out.
+        pipeline: name of the pipeline that makes the training batches; see `loaders.pipelines.choose`.
+        implementations: implementation of each operation.
     """
 
     PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Pruning, Implementations)

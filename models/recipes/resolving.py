@@ -1,4 +1,4 @@
-"""Recipes as the records store them: resolved to JSON types, rebuilt from those, and hashed. No torch here."""
+"""Recipes as the records store them: turned into JSON types, rebuilt from those, and hashed. It imports no torch."""
 
 import dataclasses
 import hashlib
@@ -7,16 +7,16 @@ from typing import Any, ClassVar, Self
 
 
 class Resolvable:
-    """What every recipe is, besides a frozen dataclass.
+    """Base class of the recipes, which are frozen dataclasses: turns them to JSON types and back, and hashes them.
 
     Attributes:
-        PARTS: the dataclasses that its fields may hold.
+        PARTS: dataclasses that the recipe's fields may hold.
     """
 
     PARTS: ClassVar[tuple[type[Any], ...]]
 
     def resolved(self) -> dict[str, Any]:
-        """Returns the recipe as JSON types, each part with the name of its class, as the records store it."""
+        """Returns the recipe as JSON types for the records; each part bears the name of its class under "type"."""
 
         def plain(value: Any) -> Any:
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -32,7 +32,7 @@ class Resolvable:
 
     @classmethod
     def from_resolved(cls, resolved: dict[str, Any]) -> Self:
-        """Returns the recipe that `resolved` was made from.
+        """Returns the recipe from which `resolved` was made.
 
         Raises:
             ValueError: if a field or a part is unknown: the record is of another version.
@@ -52,5 +52,5 @@ class Resolvable:
             raise ValueError(f"the record's recipe is of another version ({error}); start a new run") from None
 
     def hash(self) -> str:
-        """Returns twelve hex digits that two recipes share only when they compute the same."""
+        """Returns twelve hex digits; two recipes share them only when they compute the same."""
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]

@@ -9,7 +9,7 @@ def demand(owner: object, names: str, accepted: Callable[[Any], bool], expected:
     """Refuses fields that are out of range.
 
     Args:
-        owner: the part of a recipe that has the fields.
+        owner: part of a recipe that has the fields.
         names: names of the fields, separated by spaces.
         accepted: returns whether a value is in range.
         expected: the range in words.
@@ -35,9 +35,9 @@ class OneCycle:
     """fast.ai's 1cycle: up, down in the same time, then annealing to near zero, with momentum moving the other way.
 
     Attributes:
-        start_ratio: peak learning rate over the first one.
-        final_fraction: share of training after the two ramps.
-        final_ratio: the last learning rate is the first one divided by this.
+        start_ratio: peak learning rate divided by the first one.
+        final_fraction: share of training that remains after the two ramps, for annealing.
+        final_ratio: first learning rate divided by the last one.
         momentum_max: momentum at both ends of the cycle and while annealing.
         momentum_min: momentum at the peak.
 
@@ -69,10 +69,10 @@ class OneCycle:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearDecay:
-    """From the peak down to zero in a straight line.
+    """A learning rate that falls from its peak to zero in a straight line.
 
     Attributes:
-        until: progress at which zero is reached; zero from there on.
+        until: share of training after which the rate is zero.
     """
 
     until: float = 1.0

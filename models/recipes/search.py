@@ -1,4 +1,4 @@
-"""What a tuner may change of a recipe: fields and the values they may take. No torch here."""
+"""The fields of a recipe that a tuner may change, and the values they may take. This module imports no torch."""
 
 import json
 import math
@@ -13,14 +13,14 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One field and its range, or its values.
+    """A field that is searched, with its range or its values.
 
     Attributes:
-        field: as `--set` names it.
-        low: smallest value; whole numbers are searched where it and `high` are whole and the field is.
+        field: dotted name of the field, as `--set` takes it.
+        low: smallest value; only whole numbers are searched where `low`, `high` and the recipe's field are whole.
         high: largest value.
-        log: whether to search its logarithm.
-        values: instead of a range; at least two.
+        log: whether the logarithm of the value is searched.
+        values: the values to try, at least two, instead of a range; empty for a range.
     """
 
     field: str
@@ -40,17 +40,17 @@ class Dimension:
             raise ValueError(f"--search {self.field}: a logarithmic range begins above 0, not at {self.low:g}")
 
     def stored(self) -> dict[str, Any]:
-        """Returns what a record keeps of it."""
+        """Returns the dimension as JSON types, for a record."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     def whole(self, recipe: Recipe) -> bool:
-        """Whether only whole numbers are searched, as the recipe's field and the ends of the range are."""
+        """Returns whether only whole numbers are searched: the recipe's field and the ends of the range are whole."""
         ends = (self.low or 0.0, self.high or 0.0)
         return isinstance(current(recipe, self), int) and all(end == math.floor(end) for end in ends)
 
 
 def current(recipe: Recipe, dimension: Dimension) -> Any:
-    """Returns what a dimension's field is in a recipe."""
+    """Returns the value that a dimension's field has in a recipe."""
     part: Any = recipe
     for name in dimension.field.split("."):
         part = part[int(name)] if isinstance(part, tuple) else getattr(part, name)
@@ -58,10 +58,10 @@ def current(recipe: Recipe, dimension: Dimension) -> Any:
 
 
 def dimension(text: str) -> Dimension:
-    """Returns what `field=low:high`, `field=low:high:log` or `field=a,b,c` says.
+    """Parses `field=low:high`, `field=low:high:log` or `field=a,b,c`.
 
     Raises:
-        ValueError: if it says none of them.
+        ValueError: if the text has none of these forms.
     """
     field, equals, said = (part.strip() for part in text.partition("="))
     if not equals or not field or not said:
@@ -85,10 +85,10 @@ def _parsed(text: str) -> Value:
 
 
 def check(recipe: Recipe, dimensions: tuple[Dimension, ...]) -> None:
-    """Refuses what the recipe does not take.
+    """Refuses dimensions that the recipe does not take.
 
     Raises:
-        ValueError: for a field that it has not, or a value at an end of a range that it refuses.
+        ValueError: if the recipe lacks a field or refuses one of its values or an end of its range.
     """
     names = [each.field for each in dimensions]
     if len(set(names)) < len(names):
@@ -96,12 +96,12 @@ def check(recipe: Recipe, dimensions: tuple[Dimension, ...]) -> None:
     for each in dimensions:
         for value in each.values or (each.low, each.high):
             if isinstance(value, float) and value.is_integer():
-                value = int(value)  # which a field of either kind takes
+                value = int(value)  # a whole number suits fields of either kind
             changed(recipe, {each.field: value})
 
 
 def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """Returns the recipe with fields set.
+    """Returns the recipe with fields set, by dotted names.
 
     Raises:
         ValueError: see `override`.
@@ -112,7 +112,7 @@ def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 
 def usual(recipe: Recipe) -> tuple[Dimension, ...]:
-    """Returns what is searched where the caller names nothing: budget, rates, and how long images are small."""
+    """Returns the dimensions searched by default: budget, rates, smoothing, and how long images are small."""
     muon = isinstance(recipe.optimizer, MuonSGD)
     rates = ("filter_lr", "bias_lr", "head_lr") if muon else ("lr",)
     found = [Dimension(field="epochs", low=round(0.7 * recipe.epochs, 1), high=round(1.2 * recipe.epochs, 1))]

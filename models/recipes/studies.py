@@ -1,4 +1,4 @@
-"""Studies: variants of a recipe that are measured side by side. No torch here."""
+"""Studies: variants of a recipe that are measured side by side. This module imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,15 +8,15 @@ from wallclock.models.recipes.recipe import MuonSGD, Recipe
 
 
 def wide_resnet(recipe: Recipe) -> dict[str, Recipe]:
-    """Returns the lesson's variants of a Wide ResNet: what the branch's inside, its kernels and the groups cost.
+    """Returns the lesson's variants of a Wide ResNet: inner widths, kernels and groups, to compare their cost.
 
-    The lesson took them from the Wide ResNet paper, and timed them: FLOPs do not tell.
+    The lesson took them from the Wide ResNet paper and timed them, because FLOPs do not predict the time.
 
     Args:
-        recipe: of which the network is a Wide ResNet.
+        recipe: recipe whose network is a Wide ResNet.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if its network is another one.
     """
     if recipe.model != "wrn_22":
         raise ValueError(f"the study is of a Wide ResNet, and {recipe.name}'s network is {recipe.model}; use wrn22")
@@ -40,13 +40,13 @@ def wide_resnet(recipe: Recipe) -> dict[str, Recipe]:
 
 
 def devices(recipe: Recipe) -> dict[str, Recipe]:
-    """Returns what each of 2, 4 and 8 devices does of a recipe's step: its part of the batch.
+    """Returns recipes with the share of the batch that each of 2, 4 and 8 devices computes in a step.
 
     Args:
-        recipe: of which the batch can be shared.
+        recipe: recipe whose batch size is a multiple of 8.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if the batch size is not.
     """
     if recipe.batch_size % 8:
         raise ValueError(
@@ -57,13 +57,13 @@ def devices(recipe: Recipe) -> dict[str, Recipe]:
 
 
 def schedule(recipe: Recipe) -> dict[str, Recipe]:
-    """Returns a recipe without each of the levers that a whole run shows, for turns that go through its schedule.
+    """Returns a recipe without each lever whose gain shows over a whole run, for measurements that cover its schedule.
 
     Args:
-        recipe: of which some steps are smaller than others.
+        recipe: recipe with some steps smaller than others.
 
     Raises:
-        ValueError: if they are all alike.
+        ValueError: if all its steps are alike.
     """
     removed: dict[str, dict[str, Any]] = {}
     if recipe.resolutions:
@@ -83,11 +83,11 @@ def schedule(recipe: Recipe) -> dict[str, Recipe]:
 
 @dataclass(frozen=True)
 class Study:
-    """Variants of a recipe that have a name.
+    """A named set of variants of a recipe.
 
     Attributes:
-        variants: returns the recipe of each variant.
-        help: what the study shows, for the command line.
+        variants: function that returns the recipe of each variant by its name.
+        help: description of the study, for the command line.
     """
 
     variants: Callable[[Recipe], dict[str, Recipe]]

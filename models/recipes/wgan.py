@@ -1,4 +1,4 @@
-"""The WGAN recipes: fast.ai's lesson, the paper's code, and the gradient penalty. No torch here."""
+"""The WGAN recipes: fast.ai's lesson, the paper's code, and the gradient penalty. This module imports no torch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from wallclock.models.recipes.levers import Levered, plain_loop
 from wallclock.models.recipes.recipe import Implementations
 from wallclock.models.recipes.schedules import demand
 
-# What an operation of `Implementations` would carry out in a network or pipeline that a WGAN has not.
+# Fields of `Implementations` for operations that no WGAN network or pipeline has.
 ABSENT = ("residual", "augment", "instance_norm_act", "product_conv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RMSprop:
-    """RMSprop as PyTorch's, without momentum.
+    """PyTorch's RMSprop without momentum.
 
     Attributes:
-        alpha: of the average of squares.
-        eps: added to its root.
+        alpha: decay of the running average of squared gradients.
+        eps: number added to the average's root.
     """
 
     alpha: float = 0.99
@@ -32,7 +32,7 @@ class RMSprop:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam as PyTorch's."""
+    """PyTorch's Adam with its two decays and the number added to the root."""
 
     beta1: float = 0.0
     beta2: float = 0.9
@@ -48,9 +48,9 @@ class Stage:
     """A number of epochs at one learning rate, counted from generator iteration 0.
 
     Attributes:
-        epochs: passes over the training set: critic steps over the batches in it.
-        lr: of both optimisers.
-        long_start: whether the first generator iterations get long critic training.
+        epochs: number of passes over the training set: critic steps divided by the batches in it.
+        lr: learning rate of both optimisers.
+        long_start: whether the critic is trained for longer in the stage's first generator iterations.
     """
 
     epochs: float
@@ -64,14 +64,14 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class CriticSteps:
-    """How many critic steps precede each generator step; the end of an epoch cuts them short.
+    """The number of critic steps before each generator step; the end of an epoch cuts them short.
 
     Attributes:
-        usual: at most generator iterations.
-        long: in the first `long_until` generator iterations of a stage with a long start, and in each whose number is a
-            multiple of `long_every`, 0 among them.
-        long_until: generator iterations; 0 for none.
-        long_every: generator iterations; 0 for never.
+        usual: critic steps before most generator iterations.
+        long: critic steps in the first `long_until` generator iterations of a long-start stage, and in each whose
+            number is a multiple of `long_every`, 0 among them.
+        long_until: number of generator iterations in a long start; 0 for none.
+        long_every: generator iterations between two long ones; 0 for never.
     """
 
     usual: int = 5
@@ -84,7 +84,7 @@ class CriticSteps:
         demand(self, "long_until long_every", lambda v: v >= 0, "generator iterations, 0 for none")
 
     def before(self, generator_iteration: int, stage: Stage) -> int:
-        """Returns how many critic steps precede a generator iteration of a stage."""
+        """Returns the number of critic steps before a generator iteration of a stage."""
         start = stage.long_start and generator_iteration < self.long_until
         again = self.long_every > 0 and generator_iteration % self.long_every == 0
         return self.long if start or again else self.usual
@@ -94,13 +94,13 @@ class CriticSteps:
 class WganImplementations(Implementations):
     """How a WGAN's steps are carried out, besides the operations that all networks share.
 
-    These four compute the same as the plain loop, step by step.
+    These four fields do not change the numbers that the plain loop computes, step by step.
 
     Attributes:
         generator_graph: build the generator's graph in critic steps, which nothing differentiates; the lesson does not.
-        early_backward: take the real images' backward before the fakes are made, so that their activations are free.
+        early_backward: run the real images' backward before the fakes are made, so that the activations are freed.
         products: compute the generator's first and the critic's last convolution as matrix products.
-        resident: keep the training images in the device's memory; else each batch is copied there.
+        resident: keep the training images in the device's memory; False copies each batch there.
     """
 
     generator_graph: bool = False
@@ -112,7 +112,7 @@ class WganImplementations(Implementations):
         self.demand_absent("a WGAN", *ABSENT)
 
 
-# What a field is in the plain loop: the lesson's, written as it stands there.
+# Value of each lever in the plain loop, which is the lesson's as published.
 PLAIN = plain_loop(
     conv_bn_act="eager",
     batch_norm_act="eager",
@@ -123,7 +123,7 @@ PLAIN = plain_loop(
     products=False,
     resident=True,
 )
-# Levers whose losses are not the plain loop's within the rounding of float32, and what they change.
+# Levers that move the losses by more than float32 rounding, and what they change.
 INEXACT = {
     "precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"
 }
@@ -134,28 +134,28 @@ class WganRecipe(Levered):
     """Everything that decides how one WGAN training computes.
 
     Attributes:
-        name: of the recipe, in records and on the command line.
-        summary: one line for `wallclock list`.
-        image_size: edge of an image, pixels.
-        noise_channels: of the generator's input.
-        generator_channels: of its widest map.
-        critic_channels: of its first map.
-        n_extra_layers: 3x3 layers in either network.
-        order: "paper" norms before the activation, "lesson" after it; also decides initialisation.
-        critic_norm: "batch" or "layer".
-        upsampling: a name in `models.upsampling.UPSAMPLINGS`; another one is another network, but that "collapsed"
+        name: name of the recipe, in records and on the command line.
+        summary: description in one line, for `wallclock list`.
+        image_size: edge of an image in pixels.
+        noise_channels: number of channels of the generator's input.
+        generator_channels: number of channels of the generator's map before its extra layers.
+        critic_channels: number of channels of the critic's first map.
+        n_extra_layers: number of extra 3x3 layers in either network.
+        order: "paper" puts the norm before the activation, "lesson" after it; also decides the initialisation.
+        critic_norm: norm in the critic, "batch" or "layer".
+        upsampling: name in `models.upsampling.UPSAMPLINGS`; another name is another network, except that "collapsed"
             computes what "nearest" does.
-        batch_size: real images, and as many fakes, in a critic step.
-        generator_batch_size: fakes in a generator step.
-        optimizer: of either network.
-        clamp: before each critic step every parameter of the critic is clamped to [-clamp, clamp]; 0 for no clamp.
+        batch_size: number of real images, and of fakes, in a critic step.
+        generator_batch_size: number of fakes in a generator step.
+        optimizer: update rule of both networks.
+        clamp: bound on the critic's parameters, clamped to [-clamp, clamp] before each critic step; 0 for no clamp.
         gradient_penalty: weight of the mean of (norm of the critic's gradient - 1)^2 at random points between real and
             fake images; 0 for none.
-        critic_steps: before each generator step.
-        stages: in order; their epochs are the whole budget.
+        critic_steps: number of critic steps before each generator step.
+        stages: stages of the training, in order; their epochs are the whole budget.
         precision: "bf16" computes under autocast over float32 weights, which the clamp needs: bfloat16 numbers near
             0.01 are 6.1e-5 apart, more than the learning rate. It changes the mathematics (see `INEXACT`).
-        implementations: how the operations are carried out; see there which change what is computed.
+        implementations: implementation of each operation; `WganImplementations` says which of them change results.
     """
 
     PARTS: ClassVar = (RMSprop, Adam, Stage, CriticSteps, WganImplementations)
@@ -184,7 +184,7 @@ class WganRecipe(Levered):
 
     @property
     def epochs(self) -> float:
-        """The whole budget."""
+        """Total number of epochs, the whole training budget."""
         return sum(stage.epochs for stage in self.stages)
 
     def __post_init__(self) -> None:
@@ -219,7 +219,7 @@ def lesson(device_type: str) -> WganRecipe:
     """Returns the WGAN of fast.ai's 2018 lesson 12: an epoch at 1e-4, one at 1e-5, an extra layer, norms last.
 
     Args:
-        device_type: "cuda" or "cpu"; decides only the implementations, never the arithmetic of the recipe.
+        device_type: type of the device, "cuda" or "cpu"; decides only the implementations, never the arithmetic.
     """
     return WganRecipe(
         name="lesson",
@@ -236,7 +236,7 @@ def paper(device_type: str) -> WganRecipe:
     """Returns the WGAN of the paper's code: RMSprop 5e-5 for 25 epochs, weights within 0.01.
 
     Args:
-        device_type: as `lesson`.
+        device_type: type of the device, see `lesson`.
     """
     return WganRecipe(
         name="paper",
@@ -250,7 +250,7 @@ def gp(device_type: str) -> WganRecipe:
     """Returns the WGAN with gradient penalty: lambda 10, layer norm in the critic, Adam 1e-4 (0, 0.9).
 
     Args:
-        device_type: as `lesson`.
+        device_type: type of the device, see `lesson`.
     """
     return WganRecipe(
         name="gp",

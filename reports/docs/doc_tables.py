@@ -1,9 +1,9 @@
 """Tables of stored records in README.md and docs, and the summary of each published folder.
 
-`python -m wallclock.reports.docs.doc_tables` makes them anew.
+`python -m wallclock.reports.docs.doc_tables` renews them.
 
-A table is made anew below each line `<!-- table: FOLDER; TITLE; CASE; CASE -->`: FOLDER of runs, the beginning of TITLE
-in `wallclock report FOLDER`, and the cases that are shown, where not all are; `*` stands for anything in a case's name.
+A table is renewed below each line `<!-- table: FOLDER; TITLE; CASE; CASE -->`: FOLDER of runs, the beginning of TITLE
+in `wallclock report FOLDER`, and the cases to show, if only some; `*` stands for anything in a case's name.
 """
 
 import functools
@@ -19,15 +19,15 @@ MARK = re.compile(r"<!-- table: (?P<wanted>[^>]+) -->\n\n(?:\|.*\n)*")
 
 
 def refresh(text: str, root: Path) -> str:
-    """Returns Markdown with every marked table made anew.
+    """Returns Markdown with every marked table renewed.
 
     Args:
-        text: content of a file.
-        root: folder that the marks' folders are relative to.
+        text: content of a Markdown file.
+        root: folder to which the marks' folders are relative.
 
     Raises:
         StoreError: if a folder holds no run.
-        ValueError: if a folder has no such table, or a table no such case.
+        ValueError: if a folder lacks the table, or a table lacks a case.
     """
 
     def made(mark: re.Match[str]) -> str:
@@ -47,7 +47,7 @@ def _tables(folder: Path) -> dict[str, Rows]:
 
 
 def _of_cases(rows: Rows, cases: list[str]) -> Rows:
-    """Returns the rows of the cases wanted."""
+    """Returns the rows of the wanted cases, which may have `*` in their names; raises ValueError if one has no row."""
     header, cells = rows
     chosen = {case: [row for row in cells if fnmatch(" ".join(row[0].split()), case)] for case in cases}
     if missing := [case for case, found in chosen.items() if not found]:
@@ -57,13 +57,13 @@ def _of_cases(rows: Rows, cases: list[str]) -> Rows:
 
 
 def summary(folder: Path) -> str:
-    """Returns what stands in a published folder's `summary.md`: every table; the last one has machine and versions."""
+    """Returns the text of a published folder's `summary.md`: every table; the last one has machine and versions."""
     made_by = "Made by `uv run python -m wallclock.reports.docs.doc_tables` from the runs beside it."
     return f"# {folder.name}\n\n{made_by}\n\n{Report(folder).markdown()}"
 
 
 def main() -> None:
-    """Writes the tables of this checkout anew."""
+    """Renews the tables of this checkout's README, docs and published summaries."""
     root = Path(__file__).resolve().parents[2]
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         path.write_text(refresh(path.read_text("utf-8"), root), "utf-8")

@@ -1,4 +1,4 @@
-"""docs/schema.md, made from the schema itself: `python -m wallclock.reports.docs.schema_doc > docs/schema.md`."""
+"""Makes docs/schema.md from the schema: `python -m wallclock.reports.docs.schema_doc > docs/schema.md`."""
 
 import dataclasses
 import re
@@ -97,7 +97,7 @@ ROWS = {  # commands whose document is a list of rows
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """Returns what a dataclass's docstring says of each of its attributes."""
+    """Returns the descriptions of a dataclass's attributes in its docstring, by the attribute's name."""
     told: dict[str, str] = {}
     _, _, section = (kind.__doc__ or "").partition("Attributes:\n")
     name = ""
@@ -112,7 +112,7 @@ def attributes(kind: type) -> dict[str, str]:
 
 
 def fields(kind: type[Any]) -> str:
-    """Returns a table of a dataclass's fields: name, type, and what it holds."""
+    """Returns a Markdown table of a dataclass's fields: name, type, and description."""
     told, hints = attributes(kind), typing.get_type_hints(kind)
     rows = (
         f"| `{each.name}` | {_type(hints[each.name])} | {told.get(each.name, '').rstrip('.')} |"
@@ -137,7 +137,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def markdown() -> str:
-    """Returns the whole document."""
+    """Returns the whole text of docs/schema.md."""
     documents = []
     for command, keys in DOCUMENTS.items():
         documents += [f"### {command}\n", "| key | what it holds |", "|---|---|"]

@@ -1,1 +1,1 @@
-"""How tables and figures are drawn, whatever is in them."""
+"""Formats of tables and figures, independent of their content."""

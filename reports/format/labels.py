@@ -1,4 +1,4 @@
-"""Labels of cases: the shortest that tell those of one frame apart."""
+"""Labels of cases: the shortest that tell the cases of one frame apart."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,20 +11,20 @@ from wallclock.reports.stats.intervals import KEYS, parameter_columns
 if TYPE_CHECKING:
     import pandas as pd
 
-# What a case is called by. All else that makes a case is told only where it differs between cases of the same names.
+# Columns that name a case. All others that make a case are shown only if cases of the same names differ in them.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
-# Columns that vary within one line or bar: parameters of a phase, and what is worked out from its samples.
+# Columns that vary within one line or bar: parameters of a phase, and figures computed from its samples.
 WITHIN = ("phase_name", "images", "ms", "elapsed_s", "operator", "calls")
 
 
 def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":
     """Yields the samples of each case under the shortest label that tells it from the others in the frame.
 
-    `more` names columns that tell cases apart, besides those that always do.
+    `more` names further columns that tell cases apart.
     """
     import pandas as pd
 
-    if frame.empty:  # grouping nothing takes 20 ms, and a page asks a dozen times
+    if frame.empty:  # grouping an empty frame takes 20 ms, and a page asks a dozen times
         return
     keys = [*KEYS, *(c for c in parameter_columns(frame) if c not in WITHIN), *more]
     groups = list(frame.groupby(keys, dropna=False, sort=False, observed=True))
@@ -36,10 +36,10 @@ def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple
 
 
 def distinctions(cases: "pd.DataFrame", names: Sequence[str]) -> list[list[str]]:
-    """Returns for each case what tells it from the cases of the same names, as "column=value".
+    """Returns the differences of each case from the cases of the same names, as "column=value".
 
-    The frame has one row a case and no column of results. Columns `names` are shown in any case; the others are looked
-    at where these agree.
+    The frame has one row for each case and no column of results. The columns `names` are always shown; the others are
+    compared only among cases that agree in `names`.
     """
     own = [name for name in names if name in cases]
     others = [str(column) for column in cases if column not in own]

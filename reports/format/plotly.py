@@ -1,6 +1,6 @@
-"""Figures as plain Plotly dictionaries, `{"data": [...], "layout": {...}}`; the page colours them.
+"""Figures as plain Plotly dictionaries, `{"data": [...], "layout": {...}}`; the page adds its own colours.
 
-Plotly itself is not imported: its import costs more than all else that a report does.
+Plotly itself is not imported: its import takes longer than everything else in a report.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 Figure = dict[str, Any]
 
-# Told apart by people with any colour vision, and readable on white as well as on near-black (Okabe and Ito, darkened).
+# Colours that people with any colour vision can tell apart, readable on white and near-black (Okabe and Ito, darkened).
 COLOURS = ("#2f7fd1", "#d9822b", "#159a76", "#c2548f", "#8467d7", "#a9912a")
 
 
 def figure(traces: Sequence[Figure], x_title: str, y_title: str, **changes: Any) -> Figure:
-    """Returns a figure of traces with titles of the axes, in the layout that all figures share.
+    """Returns a figure of traces with axis titles, in the layout that all figures share.
 
-    `changes` replaces entries of the layout; a mapping adds to the entries of the shared one.
+    `changes` replaces entries of the shared layout; a mapping is merged into the shared entry.
     """
     axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4, "separatethousands": True}
     layout: Figure = {
@@ -42,12 +42,12 @@ def scatter(x: Sequence[Any], y: Sequence[Any], mode: str = "markers", **more: A
 
 
 def errors(above: "Iterable[float]", below: "Iterable[float]", **more: Any) -> Figure:
-    """Returns bars that reach so far above and below each value."""
+    """Returns error bars of the given lengths above and below each value."""
     return {"type": "data", "array": json_numbers(above), "arrayminus": json_numbers(below), **more}
 
 
 def bar(name: str, x: Sequence[float | None], y: Sequence[str], colour: str, hover: str, **more: Any) -> Figure:
-    """Returns a trace of horizontal bars of lengths `x` at labels `y`, with a template of the text at the pointer."""
+    """Returns a trace of horizontal bars of lengths `x` at labels `y`; `hover` is the template of the hover text."""
     shared = {"type": "bar", "orientation": "h", "marker": {"color": colour}}
     return {**shared, "name": name, "x": x, "y": y, "hovertemplate": hover, **more}
 
@@ -61,7 +61,7 @@ def stacked_bars(traces: Sequence[Figure], labels: Sequence[str], x_title: str, 
 
 
 def ratio_dots(shown: "pd.DataFrame", value: str, names: tuple[str, str], told: str, axis: str) -> Figure:
-    """Returns a dot a row with its interval, on a line of its own, and a vertical line at 1.
+    """Returns a figure with one line for each row, a dot with its interval, and a vertical line at 1.
 
     The ratio and its interval are the columns `value`, `<value>_low` and `<value>_high`; the columns `names` label a
     row, and the column `told` is shown at the pointer.
@@ -84,20 +84,20 @@ def ratio_dots(shown: "pd.DataFrame", value: str, names: tuple[str, str], told: 
 
 
 def nth_colour(position: int) -> str:
-    """Returns a colour; they repeat after the last."""
+    """Returns the colour of a position; after the last colour the first follows again."""
     return COLOURS[position % len(COLOURS)]
 
 
 def json_number(value: float) -> float | None:
-    """Returns the value with seven digits, or None for what JSON does not know: NaN and infinity."""
+    """Returns the value with seven digits, or None for NaN and infinity, which JSON lacks."""
     return float(f"{value:.7g}") if abs(value) < float("inf") else None
 
 
 def json_numbers(values: "Iterable[float]") -> list[float | None]:
-    """Returns each of the values by `json_number`."""
+    """Returns the values, each converted by `json_number`."""
     return [json_number(float(value)) for value in values]
 
 
 def escape(label: str) -> str:
-    """Returns a name such that Plotly, which reads some HTML, shows it as it is."""
+    """Returns a name escaped for Plotly, which interprets some HTML."""
     return label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")

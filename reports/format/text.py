@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Rows = tuple[list[str], list[list[str]]]  # header and cells; a cell may have several lines
-# Columns of words, set flush left.
+# Columns of words, which are aligned left.
 WORDS = (
     "operator",
     *("case", "variant", "metric", "unit", "error", "kernel", "fastest", "failed", "chosen", "form", "pipeline"),
@@ -19,7 +19,7 @@ WORDS = (
 
 
 def name_once(rows: Rows) -> list[list[str]]:
-    """Returns the cells as they are read from above: a case or a stage is named in the first of its rows."""
+    """Returns the cells with repeated names left out: only the first of a case's or stage's rows bears its name."""
     header, cells = rows
     if header[0] not in ("case", "stage"):
         return cells
@@ -28,7 +28,7 @@ def name_once(rows: Rows) -> list[list[str]]:
 
 
 def terminal(rows: Rows) -> "Table":
-    """Returns the table for `rich.print`; names are shown as they are, never read as markup."""
+    """Returns the table for `rich.print`; names are shown literally, never read as markup."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -48,7 +48,7 @@ def terminal(rows: Rows) -> "Table":
 
 
 def break_words(text: str, width: int) -> str:
-    """Returns text in which words longer than `width` go on in the next line, after a _, + or = if they can."""
+    """Returns text with line breaks in words longer than `width`, after a _, + or = if possible."""
 
     def lines(word: str) -> str:
         if len(word) <= width:
@@ -60,7 +60,7 @@ def break_words(text: str, width: int) -> str:
 
 
 def markdown(rows: Rows) -> str:
-    """Returns the table as GitHub Markdown; names are escaped."""
+    """Returns the table as GitHub Markdown, with names escaped."""
     import html
 
     def line(cells: list[str]) -> str:
@@ -72,34 +72,34 @@ def markdown(rows: Rows) -> str:
 
 
 def csv(summary: "pd.DataFrame") -> str:
-    """Returns a summary as CSV with all its columns, figures in full."""
+    """Returns a summary as CSV with all its columns and unrounded numbers."""
     return summary.to_csv(index=False)
 
 
 def present(value: Any) -> bool:
-    """Says whether a cell holds something; pandas has three ways of saying no."""
+    """Returns whether a cell holds a value; pandas has three kinds of missing values."""
     import pandas as pd
 
     return isinstance(value, dict | list | tuple) or not (pd.isna(value) or value == "")
 
 
 def plain(value: Any) -> str:
-    """Returns a parameter as it was given, for pandas turns whole numbers into floats where other runs lack them."""
+    """Returns a parameter as text, whole numbers without a point: pandas makes some of them floats."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def percent(share: float) -> str:
-    """Returns a share in percent, with the digits it has."""
+    """Returns a share in percent, with as many digits as it has."""
     return f"{100 * share:g}%"
 
 
 def percent_interval(low: float, high: float, digits: int = 2) -> str:
-    """Returns an interval of shares in percent; empty when it is unbounded."""
+    """Returns an interval of shares in percent; empty if it is unbounded."""
     return "" if math.isinf(low) else f"[{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Returns the value with so many significant digits, in plain notation where that stays short."""
+    """Returns the value with `digits` significant digits, in plain notation where that stays short."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
     if not 1e-4 <= abs(value) < 1e7:
@@ -109,24 +109,24 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def interval_text(low: float | None, high: float | None, unit: str = "") -> str:
-    """Returns `[low, high]unit`; empty when there is no interval."""
+    """Returns `[low, high]unit`; empty if there is no interval."""
     if low is None or high is None or math.isnan(low) or math.isnan(high) or math.isinf(low):
         return ""
     return f"[{significant(low, 4)}, {significant(high, 4)}]{unit}"
 
 
 def stack_lines(*parts: str) -> str:
-    """Returns a cell of several lines, without the empty ones."""
+    """Returns a cell of several lines, leaving out the empty ones."""
     return "\n".join(part for part in parts if part)
 
 
 def or_nothing(value: float | None, digits: int = 3) -> str:
-    """Returns the value with so many significant digits; empty where there is none."""
+    """Returns the value with `digits` significant digits; empty if there is no value."""
     return "" if value is None or math.isnan(value) else significant(value, digits)
 
 
 def rounded_percent(share: float | None, style: str = ".0f") -> str:
-    """Returns a share in percent by a format such as "+.1f"; empty where there is none."""
+    """Returns a share in percent by a format such as "+.1f"; empty if there is no share."""
     return "" if share is None or math.isnan(share) else f"{100 * share:{style}}%"
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a set of runs: works offline and from a mail attachment, in dark and light."""
+"""Builds one self-contained HTML page from a set of runs, which works offline and by mail, in dark and light."""
 
 import base64
 import gzip
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from wallclock.reports.store.pictures import Picture
 
-# Above this many samples the page points at the Parquet instead of carrying them: it stays under 3 MB.
+# Above this many samples the page refers to the Parquet files and leaves them out, to stay under 3 MB.
 MOST_SAMPLES = 20_000
-# The order of figures, and of tables; one that is not named stands before the last.
+# Order of figures, and of tables, by name; one that is not listed comes before the last.
 FIGURES = (
     *("ratios", "trends", "variants", "waterfall", "accuracy", "target", "points", "flops-seconds", "roofline"),
     *("speedups", "phases", "loaders", "stalls", "loss", "distance", "wgan-loss", "cycles", "cyclegan-loss"),
@@ -45,22 +45,22 @@ def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, picture
     """Writes the report page.
 
     Args:
-        samples: from `reports.load`; what it skipped (`attrs["skipped"]`) is listed on the page.
-        runs: from `reports.load_runs`, of the same paths.
-        out: the file to write; its directory is made.
-        pictures: from `reports.load_pictures`, of the same paths.
+        samples: frame from `reports.load`; files that it skipped (`attrs["skipped"]`) are listed on the page.
+        runs: frame from `reports.load_runs`, of the same paths.
+        out: file to write; its directory is made.
+        pictures: pictures from `reports.load_pictures`, of the same paths.
 
     Returns:
-        `out`.
+        The file `out`.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if the file cannot be written.
     """
     return write_page(Records(samples, runs, VIEWS), out, pictures)
 
 
 def write_page(records: Records, out: Path, pictures: "Sequence[Picture]") -> Path:
-    """Writes the report page; see `build_page`."""
+    """Writes the report page from records; see `build_page`."""
     import jinja2
 
     packer = ThreadPoolExecutor(1)  # zlib leaves the interpreter to the figures meanwhile
@@ -94,7 +94,7 @@ def write_page(records: Records, out: Path, pictures: "Sequence[Picture]") -> Pa
 
 
 def _breakable(value: object) -> "Markup":
-    """Returns a cell's text, escaped, that paper may break after the _, + and = in its words; a screen does not."""
+    """Returns a cell's escaped text with break points after the _, + and = in its words, used on paper alone."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"(?<=\w)[_+=](?=\w)", r"\g<0><wbr>", str(escape(value))))
@@ -122,7 +122,7 @@ def _csv(samples: "pd.DataFrame") -> bytes:
 
 
 def _figures(records: Records) -> dict[str, dict[str, Any]]:
-    """Returns the figures that the records hold something for, each with what a reader has to know beside it."""
+    """Returns the figures that the records have data for, each with its title and caption."""
     made = {}
     for figure in in_order((figure for view in records.shown for figure in view.figures), FIGURES):
         if (drawn := records.make(figure.make)) is not None:
@@ -133,14 +133,14 @@ def _figures(records: Records) -> dict[str, dict[str, Any]]:
 
 
 def _tables(records: Records) -> dict[str, dict[str, Any]]:
-    """Returns the page's tables that have a row, with header and cells."""
+    """Returns the page's non-empty tables, with header and cells."""
     headed = (table for view in records.shown for table in view.tables if table.heading)
     made = ((table, *records.make(table.make)) for table in in_order(headed, TABLES))
     return {table.name: {"table": table, "header": header, "rows": rows} for table, header, rows in made if rows}
 
 
 def _summary(rows: "pd.DataFrame") -> list[dict[Any, Any]]:
-    """Returns the rows of the table of all measurements, with what the page writes for some of their figures."""
+    """Returns the rows of the table of all measurements, with formatted text for some of their figures."""
     distinguished = distinctions(rows.loc[:, :"better"], SUMMARY_NAMES)
     return [
         row
@@ -153,7 +153,7 @@ def _summary(rows: "pd.DataFrame") -> list[dict[Any, Any]]:
 
 
 def _runs(runs: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Returns what is to be known about each run: a line for the table, and all else folded away."""
+    """Returns a table row for each run, with the remaining fields under "rest", which the page folds away."""
     first = ("run_id", "run_status", "started_utc", "host")
     table = []
     for row in runs.to_dict("records"):

@@ -1,4 +1,4 @@
-"""Cards at the top of the page: each recipe and target in words and figures that the statistics back."""
+"""Cards at the top of the page: a verdict on each recipe and target, with the statistics behind it."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
 def score_cards(scores: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Returns a card for each row of the leaderboard, that is for each recipe and target."""
+    """Returns a card for each row of the leaderboard: one for each recipe and target."""
     cards = []
     distinguished = distinctions(scores.loc[:, :"target"], [*NAMES, "target"])
     for row, told in zip(scores.to_dict("records"), distinguished, strict=True):

@@ -1,4 +1,4 @@
-"""Pictures on the page: enlarged where they are small, compressed or fewer where they would make the page too large."""
+"""Pictures on the page: small ones enlarged; compressed, or fewer, if they would make the page too large."""
 
 import base64
 import io
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wallclock.reports.store.pictures import Picture
 
-# All pictures together; where they are more, they are compressed, and then fewer: the page stays under 3 MB.
+# Most bytes of all pictures together; above it they are compressed, then left out: the page stays under 3 MB.
 PICTURE_BYTES, QUALITIES = 400_000, (90, 80, 65)
-PICTURE_WIDTH, WIDE_WIDTH = 520, 1060  # pixels that a small picture is enlarged to at most: half a row, a whole one
+PICTURE_WIDTH, WIDE_WIDTH = 520, 1060  # most pixels that a small picture is enlarged to: half of a row, or a whole row
 
 
 def galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]:
-    """Returns the pictures under their titles, small ones enlarged by a whole number so that each pixel is a square."""
+    """Returns the pictures by title, small ones enlarged by a whole factor so that each pixel is a square."""
     titled: dict[str, list[dict[str, Any]]] = {}
     for picture, (kind, content) in zip(*_fitting(pictures), strict=True):
         wide = picture.width > 1.6 * picture.height
@@ -27,9 +27,9 @@ def galleries(pictures: "Sequence[Picture]") -> dict[str, list[dict[str, Any]]]:
 
 
 def _fitting(pictures: "Sequence[Picture]") -> "tuple[list[Picture], list[tuple[str, bytes]]]":
-    """Returns pictures and their files such that these fit: as they are, or compressed, or the first and last of many.
+    """Returns pictures and files that fit the limit: as they are, compressed, or with some of the middle left out.
 
-    Small ones stay as they are, since a checkerboard does not survive compression; the largest are compressed first.
+    Small ones are compressed last, since a checkerboard does not survive compression.
     """
     kept, files = list(pictures), [("png", picture.png) for picture in pictures]
 

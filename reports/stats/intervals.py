@@ -1,4 +1,4 @@
-"""Statistics of what was measured: intervals, tests, and summaries in which no miss is dropped."""
+"""Statistics of the measurements: intervals, tests, and summaries that drop no miss."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-# What makes two samples the same measurement, apart from the parameters and the settings of the environment.
+# Columns that identify a measurement, besides the parameters and the settings of the environment.
 KEYS = ("benchmark", "case", "variant", "arm", *PLACE, "recipe_hash")
 TIMES = ("train_eval_s", "resident_s")
 STATISTICS = ("n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max")
@@ -35,7 +35,7 @@ class Interval:
 def median_interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     """Returns the median and its distribution-free interval, from order statistics (exact binomial ranks).
 
-    With too few samples for the confidence the interval is the whole range.
+    With too few samples for the confidence, the interval is the whole range.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     n = len(ordered)
@@ -61,9 +61,9 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Returns a statistic and its bias-corrected and accelerated (BCa) bootstrap interval.
+    """Returns a statistic of the samples and its bias-corrected and accelerated (BCa) bootstrap interval.
 
-    The statistic maps [..., n] to [...]. With fewer than two distinct values the interval is unbounded.
+    `statistic` maps [..., n] to [...]. With fewer than two distinct values the interval is unbounded.
 
     Source: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987).
     """
@@ -94,9 +94,9 @@ def _bootstrapped(
 
 
 def mean_reaches_p(values: npt.ArrayLike, target: float) -> float:
-    """Returns the p-value of "the mean is below the target", by a one-sided t-test over a value a run.
+    """Returns the p-value of "the mean is below the target", by a one-sided t-test over one value for each run.
 
-    It is small when the runs show that the target is reached; fewer than two distinct values show nothing: NaN.
+    It is small when the runs show that the target is reached. Fewer than two distinct values show nothing: NaN.
     """
     x = np.asarray(values, dtype=np.float64)
     if len(np.unique(x)) < 2:
@@ -106,7 +106,7 @@ def mean_reaches_p(values: npt.ArrayLike, target: float) -> float:
 
 
 def _student_tail(t: float, freedom: int) -> float:
-    """P(T > t) of Student's t, as scipy.special has it, whose import alone would hold every report of seeds up.
+    """Returns P(T > t) of Student's t, without scipy.special, whose import alone would delay every report of seeds.
 
     Source: the incomplete beta function as a series of positive terms, DLMF 8.17.8.
     """
@@ -122,7 +122,7 @@ def _student_tail(t: float, freedom: int) -> float:
     of_square = t * t / (freedom + t * t)
     if of_square == 0:
         return 0.5
-    if abs(t) < 3:  # whichever series ends sooner; the difference loses no digit that counts here
+    if abs(t) < 3:  # takes the series that ends sooner; the difference loses no digit that counts here
         outside = 1 - beta(of_square, 0.5, freedom / 2)
     else:
         outside = beta(freedom / (freedom + t * t), freedom / 2, 0.5)
@@ -130,7 +130,7 @@ def _student_tail(t: float, freedom: int) -> float:
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
-    """Returns a share, `hits` of at least one `n`, and its Wilson score interval.
+    """Returns the share `hits` / `n`, with n at least 1, and its Wilson score interval.
 
     Source: Wilson, Probable Inference, JASA 22 (1927).
     """
@@ -145,12 +145,12 @@ def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
 def expected_time_to_target(
     times: npt.ArrayLike, reached: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Returns the expected time until a run reaches the target, when a run that misses is followed by another.
+    """Returns the expected time until a run reaches the target, if each run that misses is followed by another.
 
     That is the time of all runs over the number of hits: a miss spends its budget and adds no hit, so it is censored
     and never dropped. The interval is a percentile bootstrap over runs; its upper end is infinite when more than the
-    tail's share of resamples hold no hit at all.
-    The time is infinite without a hit, the interval unbounded with a single run.
+    tail's share of resamples hold no hit at all. Without a hit the time is infinite; with a single run the interval is
+    unbounded.
     """
     time, hit = np.asarray(times, dtype=np.float64), np.asarray(reached, dtype=bool)
     if not hit.any():
@@ -167,26 +167,26 @@ def expected_time_to_target(
 
 
 def parameter_columns(frame: "pd.DataFrame") -> list[str]:
-    """Returns the columns of a samples frame that came from parameters and from settings of the environment."""
+    """Returns the columns of a samples frame that hold parameters and settings of the environment."""
     return [c for c in frame.columns if c not in SAMPLE_COLUMNS and c not in CARRIED and c != "run_id"]
 
 
 def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row for each metric of each case: how often measured, median with interval, range.
+    """Returns one row for each metric of each case: number of measurements, median with interval, range.
 
     Args:
-        frame: from `reports.load`; warm-up samples are left out, samples without a number are counted as `failed`.
+        frame: frame from `reports.load`; warm-up samples are left out, samples without a number count as `failed`.
 
     Returns:
         The columns that make the case, then `metric`, `unit`, `better`, `n`, `failed`, `censored`, `median`, `ci_low`,
-        `ci_high`, `min`, `max`. A median over censored samples is a lower bound of a time.
+        `ci_high`, `min`, `max`. The median of times with censored samples is a lower bound.
     """
     import pandas as pd
 
     steady = frame[frame["phase"] == "steady"]
     keys = [*KEYS, *parameter_columns(frame), "metric", "unit", "better"]
     keys = [k for k in keys if k in ("benchmark", "case", "metric", "unit", "better") or steady[k].nunique() > 0]
-    # The keys of a row become one integer: pandas groups a million rows by that far faster than by a dozen columns.
+    # The keys of a row become one integer: pandas groups a million rows by it far faster than by a dozen columns.
     code = np.zeros(len(steady), dtype=np.int64)
     for key in keys:
         codes, distinct = pd.factorize(steady[key], use_na_sentinel=False)
@@ -210,10 +210,10 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def by_seed(scored: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row a seed: a seed that was run again is no new draw, and proves nothing twice.
+    """Returns one row for each seed: a repeated seed is no new draw and adds no evidence.
 
     Args:
-        scored: samples of one metric of one case, each with its `seed`; those without one stand for themselves.
+        scored: samples of one metric of one case, each with its `seed`; each sample without a seed gets its own row.
 
     Returns:
         `value` (mean; a diverged seed's missing value counts as 0), `reached` (by every repeat, so that running a seed
@@ -235,7 +235,7 @@ def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each recipe, data set, target, machine and version that was trained to a target.
 
     Args:
-        frame: from `reports.load`.
+        frame: frame from `reports.load`.
 
     Returns:
         The columns that make the case, `target` the last of them, then `n` (seeds, see `by_seed`), `repeats` (runs of

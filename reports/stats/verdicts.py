@@ -1,12 +1,12 @@
-"""Is it really slower? Tests, intervals and verdicts over rounds, by ranks.
+"""Verdicts on "is it slower?": tests and intervals over rounds, by ranks.
 
-The unit is the round: in each, base and head were measured once, close together. A difference d is ln(head / base), its
-sign turned where higher is better, so that positive is worse. Order statistics decide: the interval and the test are
-one thing and cannot contradict each other, a single wild round moves neither far, and a run that missed its target
-counts as worse than any that reached it, without a number made up for it.
+The unit is the round, in which base and head are measured once, close together. A difference d is ln(head / base), its
+sign reversed where higher is better, so that positive is worse. Order statistics decide: interval and test agree by
+construction, a single wild round moves neither far, and a run that missed its target counts as worse than any that
+reached it, without an invented number.
 
-Paired rounds use Wilcoxon's signed-rank distribution over the averages of two differences (Walsh averages); runs that
-were stored apart use the Mann-Whitney distribution over all differences of a head's and a base's run. Both are exact.
+Paired rounds use Wilcoxon's signed-rank distribution over the averages of every two differences (Walsh averages); runs
+stored apart use the Mann-Whitney distribution over all differences between a head's and a base's run. Both are exact.
 
 Sources: Hodges and Lehmann, Estimates of Location Based on Rank Tests (1963); Benjamini and Hochberg, Controlling the
 False Discovery Rate (1995); Schuirmann's two one-sided tests for equivalence (1987).
@@ -23,19 +23,19 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Verdict = Literal["regressed", "improved", "equivalent", "inconclusive", "invalid", "added", "removed"]
-EXACT_UP_TO = 60  # runs; beyond, the normal approximation is good to three digits
+EXACT_UP_TO = 60  # runs up to which the tail is exact; above, the normal approximation is good to three digits
 FIRST_LOOK, LOOKS_APART = 6, 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a verdict is reached.
+    """Settings of the verdicts.
 
     Attributes:
-        tolerance: a change up to this share does not matter; a verdict is about more than it.
-        error_rate: chance of a false `regressed` or `improved`, for one benchmark; the false discovery rate for many.
-        power: chance with which the detectable change is found.
-        spend: whether rounds may be added until the verdict is clear; then each look may use only its share of the
+        tolerance: largest change, as a share, that does not matter; a verdict is about more than it.
+        error_rate: chance of a false `regressed` or `improved` for one benchmark; the false discovery rate for many.
+        power: chance of finding a worsening of the detectable size.
+        spend: whether rounds may be added until the verdict is clear; each look may then use only its share of the
             error rate, see `share_of_look`.
     """
 
@@ -56,19 +56,19 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """What the differences of one benchmark show. Shares are natural logarithms; positive is worse.
+    """Statistics of one benchmark's differences. Shares are natural logarithms; positive is worse.
 
     Attributes:
-        n: rounds, or runs of the smaller side.
+        n: number of rounds, or of runs on the smaller side.
         tolerance: tolerance of the rule, as a logarithm.
-        value: Hodges-Lehmann estimate.
+        value: Hodges-Lehmann estimate of the difference.
         low: lower end of the interval at the rule's error rate.
-        high: upper end of it.
+        high: upper end of the interval at the rule's error rate.
         inner_low: lower end of the interval that must lie within the tolerance for `equivalent` (90% at a rate of 5%).
-        inner_high: upper end of it.
+        inner_high: upper end of that inner interval.
         p_worse: one-sided p-value of "it is not worse by more than the tolerance".
         p_better: one-sided p-value of "it is not better by more than the tolerance".
-        detectable: smallest worsening that so many rounds as noisy as these find with the rule's power.
+        detectable: smallest worsening that as many rounds, as noisy as these, find with the rule's power.
     """
 
     n: int
@@ -89,28 +89,28 @@ class Differences:
 
 
 def share_of_look(rounds: int, rule: Rule) -> float:
-    """Returns the share of the error rate that a look after so many rounds may use.
+    """Returns the share of the error rate that a look after `rounds` rounds may use.
 
-    With `rule.spend` looks are taken after 6, 9, 14, 21, ... rounds, each half as many again. The k-th may use
-    1 / (k (k + 1)) of the error rate: 1/2, 1/6, 1/12, ... Shares add up to less than one however long it goes on, so
-    whoever looks again and again errs no more often than who looks once (a union bound, which asks nothing of how the
-    looks depend on each other).
+    With `rule.spend` looks are taken after 6, 9, 14, 21, ... rounds, each time half as many again. The k-th may use
+    1 / (k (k + 1)) of the error rate: 1/2, 1/6, 1/12, ... Any number of shares adds up to less than one, so repeated
+    looks err no more often than a single look (a union bound, which assumes nothing about how the looks depend on each
+    other).
     """
     if not rule.spend:
         return 1.0
     look, at = 1, FIRST_LOOK
-    while at < rounds:  # stopped between two looks counts as the next
+    while at < rounds:  # a stop between two looks counts as the next one
         look, at = look + 1, next_look(at)
     return 1 / (look * (look + 1))
 
 
 def next_look(rounds: int) -> int:
-    """Returns after how many rounds to look again."""
+    """Returns the number of rounds after which to look again."""
     return FIRST_LOOK if rounds < FIRST_LOOK else math.ceil(LOOKS_APART * rounds)
 
 
 def stated_power(row: Differences, worsening: float, rule: Rule) -> float:
-    """Returns the chance that rounds as noisy as these find a worsening (a share), by what `row.detectable` states."""
+    """Returns the chance that rounds as noisy as these find a worsening (a share), as implied by `row.detectable`."""
     from scipy.special import stdtr, stdtrit
 
     freedom = max(1, row.n - 1)
@@ -120,13 +120,13 @@ def stated_power(row: Differences, worsening: float, rule: Rule) -> float:
 
 
 def rounds_needed(benchmarks: int, rule: Rule) -> int:
-    """Returns the rounds below which no result, however clear, can be told from chance among so many benchmarks."""
+    """Returns the number of rounds below which even the clearest result may be chance among so many benchmarks."""
     return max(FIRST_LOOK, math.ceil(math.log2(2 * benchmarks / rule.error_rate)))
 
 
 @functools.cache
 def _signed_rank_tail(n: int) -> Array:
-    """P(W >= w) for w from 0 to n (n + 1) / 2 + 1, each sign being as likely as the other."""
+    """Returns P(W >= w) for w from 0 to n (n + 1) / 2 + 1, both signs being equally likely."""
     total = n * (n + 1) // 2
     if n > EXACT_UP_TO:
         return _normal_tail(total, n * (n + 1) * (2 * n + 1) / 24)
@@ -141,7 +141,7 @@ def _signed_rank_tail(n: int) -> Array:
 
 @functools.cache
 def _rank_sum_tail(n: int, m: int) -> Array:
-    """P(U >= u) for u from 0 to n m + 1, each order of the n and the m being as likely as any other."""
+    """Returns P(U >= u) for u from 0 to n m + 1, all orders of the n and the m being equally likely."""
     total = n * m
     if max(n, m) > EXACT_UP_TO:
         return _normal_tail(total, total * (n + m + 1) / 12)
@@ -165,9 +165,9 @@ def _normal_tail(total: int, variance: float) -> Array:
 
 
 def walsh_averages(differences: npt.ArrayLike) -> Array:
-    """Returns the averages of every two of [..., n] differences, each with itself too, in order: [..., n (n + 1) / 2].
+    """Returns the sorted averages of every two of [..., n] differences, each with itself too: [..., n (n + 1) / 2].
 
-    Infinities stand for a side that missed; their average with their opposite is zero.
+    An infinity stands for a side that missed; the average of two opposite ones is zero.
     """
     d = np.asarray(differences, dtype=np.float64)
     first, second = np.triu_indices(d.shape[-1])
@@ -187,9 +187,9 @@ def judge_paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
 
 
 def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
-    """Judges runs that were made apart, such as stored ones.
+    """Judges base and head runs that were made at different times, such as stored ones.
 
-    Of each side's runs the logarithms are given, their signs turned where higher is better; infinity for a miss.
+    Each side is the logarithms of its runs, with signs reversed where higher is better; infinity for a miss.
     """
     b, h = np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)
     with np.errstate(invalid="ignore"):
@@ -201,7 +201,7 @@ def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Diff
 
 
 def _variance(values: Array) -> Array:
-    """Unbiased, along the last axis; infinite of a single value and of infinities, which tell no spread."""
+    """Returns the unbiased variance along the last axis; infinite for a single value and for infinities."""
     if values.shape[-1] < 2:
         return np.full(values.shape[:-1], np.inf)
     with np.errstate(invalid="ignore"):
@@ -209,7 +209,7 @@ def _variance(values: Array) -> Array:
 
 
 def _judge(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule: Rule) -> list[Differences]:
-    """Judges sorted pairwise differences, [comparisons, M], by the chance of so many of them on one side."""
+    """Judges sorted pairwise differences, [comparisons, M], by the chance of as many of them on one side."""
     from scipy.special import stdtrit
 
     share, tau = share_of_look(n, rule), math.log1p(rule.tolerance)
@@ -218,8 +218,8 @@ def _judge(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule
     inner_low, inner_high = _order_statistics(ordered, tail, rule.error_rate * share)
     p_worse = tail[np.sum(ordered > tau, axis=-1)]
     p_better = tail[np.sum(ordered < -tau, axis=-1)]
-    # Half of a 68% interval is a standard error too: what the ranks make of the noise. The larger one is honest for
-    # heavy tails, where the ranks see less noise, as for clocks of two speeds, where they may happen to see one alone.
+    # Half of a 68% interval is a standard error too, by ranks. The larger of the two is honest: with heavy tails
+    # the ranks see less noise than there is, and with clocks of two speeds they may happen to see one speed alone.
     at_low, at_high = _order_statistics(ordered, tail, 0.1587)
     freedom = max(1, freedom)
     t_level, t_power = -stdtrit(freedom, level), stdtrit(freedom, rule.power)
@@ -243,7 +243,7 @@ def _middle(ordered: Array) -> Array:
 
 
 def _order_statistics(ordered: Array, tail: Array, level: float) -> tuple[Array, Array]:
-    """The interval that a one-sided test at `level` on either side does not reject; unbounded where it rejects none."""
+    """Returns the interval that one-sided tests at `level` do not reject; unbounded if they reject nothing."""
     count = ordered.shape[-1]
     outside = int(np.sum(tail[: count + 1] > level))  # the smallest W with a tail of at most `level`
     if outside > count:
@@ -253,7 +253,7 @@ def _order_statistics(ordered: Array, tail: Array, level: float) -> tuple[Array,
 
 
 def discoveries(p_values: Sequence[float], error_rate: float) -> list[bool]:
-    """Says which p-values stand when, of those that do, on average no more than `error_rate` may be false.
+    """Returns which p-values stand as discoveries: on average at most the share `error_rate` of these is false.
 
     Source: Benjamini and Hochberg (1995).
     """
@@ -265,9 +265,9 @@ def discoveries(p_values: Sequence[float], error_rate: float) -> list[bool]:
 
 
 def decide(rows: Sequence[Differences], rule: Rule) -> list[tuple[Verdict, str]]:
-    """Returns verdict and reason of each benchmark of one comparison, all of them together.
+    """Returns verdict and reason of each benchmark of one comparison, judged together.
 
-    Rows are those of the benchmarks that could be judged, each with its own tolerance; the rule states the error rate.
+    The rows are the benchmarks that could be judged, each with its own tolerance; the rule gives the error rate.
     """
     spent = [min(1.0, row.p / share_of_look(row.n, rule)) for row in rows]
     stands = discoveries(spent, rule.error_rate)

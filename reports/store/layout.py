@@ -1,4 +1,4 @@
-"""Where a run's records lie on the disk: names of files, run directories, and the error of an unusable record."""
+"""Layout of a run's records on the disk: file names, run directories, and the error of an unusable record."""
 
 import fcntl
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ class StoreError(ValueError):
 
 
 def being_written(records: Path) -> bool:
-    """Says whether a process holds a run's JSON lines open for writing."""
+    """Returns whether a process holds a run's JSON lines open for writing."""
     try:
         with open(records, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # gone meanwhile, or a file system without locks
+    except OSError:  # removed meanwhile, or a file system without locks
         return False
     return False
 
 
 def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
-    """Returns the run directories at or below the paths, and the JSON files (of pytest-benchmark) named, oldest first.
+    """Returns the run directories at or below the paths, and the given JSON files (of pytest-benchmark), oldest first.
 
     Raises:
         StoreError: if a path does not exist or no run is found.

@@ -1,4 +1,4 @@
-"""Pictures beside the records of a run: small PNG files in `pictures/` of its directory, each with its own caption."""
+"""Pictures beside the records of a run: small PNG files in `pictures/` of its directory, with captions inside."""
 
 import os
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ class Picture:
     """One picture of a run.
 
     Attributes:
-        run_id: the run that it belongs to.
-        name: file name without its ending; pictures are shown in the order of their names.
+        run_id: id of the picture's run.
+        name: file name without its ending, by which pictures are ordered.
         title: heading under which the page groups pictures.
-        caption: what the picture shows.
+        caption: description of the picture.
         png: bytes of the file; empty if it is damaged.
-        width: pixels.
-        height: pixels.
+        width: width in pixels.
+        height: height in pixels.
     """
 
     run_id: str
@@ -41,10 +41,10 @@ class Picture:
 def write_picture(run: Path, name: str, pixels: "npt.NDArray[np.uint8]", *, title: str, caption: str) -> Path:
     """Writes a picture, uint8 [H, W] or [H, W, 3], into a run's directory and returns its path; see `Picture`.
 
-    It is written in one piece: a process that is killed leaves the whole file or none.
+    The file is replaced in one step: a process that is killed leaves the whole picture or none.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if the picture cannot be written.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -64,11 +64,11 @@ def write_picture(run: Path, name: str, pixels: "npt.NDArray[np.uint8]", *, titl
 
 
 def load_pictures(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> list[Picture]:
-    """Returns the pictures of all runs, in the order of runs and names; of a copied run, each once.
+    """Returns the pictures of all runs, in the order of runs and names; those of a copied run once.
 
     Args:
-        paths: run directories, or folders that hold some at any depth.
-        on_damage: "skip" returns a damaged picture without its bytes, its caption saying what is wrong.
+        paths: run directories, or folders that hold run directories at any depth.
+        on_damage: "skip" returns a damaged picture without its bytes, with the damage in its caption.
 
     Raises:
         StoreError: if there is no run, or a picture is damaged.

@@ -1,4 +1,4 @@
-"""What `pytest --benchmark-json` writes, read as a run: its samples stand beside those of our own commands."""
+"""Reader of `pytest --benchmark-json` files as runs, whose samples stand beside those of our own commands."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from wallclock.reports.store.schema import Run, Sample
 
 
 def read(path: Path) -> tuple[Run, list[Sample]]:
-    """Returns the run that a JSON file of pytest-benchmark describes, and its samples.
+    """Returns the run in a JSON file of pytest-benchmark, and its samples.
 
     A scalar in a test's `extra_info` becomes a parameter, except "benchmark", "case" and "variant", which name the
-    sample; a test without them is named as pytest names it.
+    sample; by default its case is the test's name.
 
     Raises:
         StoreError: if the file is damaged, or of another kind.

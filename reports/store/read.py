@@ -1,4 +1,4 @@
-"""Reading the store: runs and samples as tidy pandas frames, finished or not."""
+"""Reads the store: runs and samples, finished or not, as tidy pandas frames."""
 
 import json
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-# Columns of the run that a samples frame carries along, besides the settings in its environment.
+# Columns of the run that a samples frame also has, besides the settings of its environment.
 CARRIED = ("run_status", "started_utc", "recipe_hash", "git_sha", *PLACE)
 StoredRun = tuple[dict[str, Any], "pa.Table | None"]
 _JSON_COLUMNS = ("request", "recipe", "environment", "notes")
@@ -33,7 +33,7 @@ _BOOLEANS = ("reached", "censored")
 
 
 def read_lines(records: Path) -> tuple[list[dict[str, Any]], int]:
-    """Returns the whole lines of a run's JSON lines, and the bytes they take; a torn last line is left out.
+    """Returns the complete records of a run's JSON lines, and their bytes; a torn last line is left out.
 
     Raises:
         StoreError: if a line before the last is damaged.
@@ -58,10 +58,10 @@ def read_lines(records: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def run_from(lines: list[dict[str, Any]], records: Path) -> Run:
-    """Returns the run that the lines describe, with all notes.
+    """Returns the run that the JSON lines describe, with all notes.
 
     Raises:
-        StoreError: if the first line is not one of a known schema version.
+        StoreError: if the first line is no run of a known schema version.
     """
     head = lines[0] if lines else {}
     if head.get("kind") != "run":
@@ -79,7 +79,7 @@ def read_unfinished(path: Path) -> Run:
     """Returns the run in the directory `path`, if it can be resumed.
 
     Raises:
-        StoreError: if it is finished, or there is none.
+        StoreError: if the run is finished, or the directory holds none.
     """
     records = Path(path) / RECORDS
     if records.exists():
@@ -135,10 +135,10 @@ def _samples_from_lines(lines: list[dict[str, Any]]) -> "pa.Table":
 
 
 def write_tables(directory: Path) -> None:
-    """Turns a run's JSON lines into Parquet; the lines go only when both tables are on the disk.
+    """Turns a run's JSON lines into Parquet, and removes the lines once both tables are on the disk.
 
     Raises:
-        OSError: if the disk is full; nothing is lost then.
+        OSError: if the disk is full; the JSON lines then remain.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -188,7 +188,7 @@ def _read_run(directory: Path, *, with_samples: bool) -> StoredRun:
 
 
 def _with_parameters(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Adds a column for each parameter, read once per distinct set of parameters."""
+    """Adds a column for each parameter; parses each distinct set of parameters once."""
     import pandas as pd
 
     texts = frame.pop("parameters").astype("category")
@@ -205,7 +205,7 @@ def _with_parameters(frame: "pd.DataFrame") -> "pd.DataFrame":
 def _read_all(
     paths: Path | str | Sequence[Path | str], on_damage: OnDamage, *, with_samples: bool
 ) -> tuple[list[StoredRun], list[str]]:
-    """Returns the runs, each once however often its directory was copied, and messages about those left out."""
+    """Returns the runs, each once even if its directory was copied, and messages about those left out."""
     whole: dict[str, StoredRun] = {}
     skipped = []
     for directory in run_directories(paths):
@@ -227,14 +227,14 @@ def _read_all(
 
 
 def load_runs(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
-    """Returns one row a run, with the columns of `reports.store.schema.Run`, `run_status` and `error`.
+    """Returns one row for each run, with the columns of `reports.store.schema.Run`, `run_status` and `error`.
 
     Args:
-        paths: run directories, or folders that hold some at any depth.
+        paths: run directories, or folders that hold run directories at any depth.
         on_damage: "skip" leaves damaged runs out and lists them in `frame.attrs["skipped"]`.
 
     Raises:
-        StoreError: if there is no run, one is damaged, or all are where damaged ones are to be skipped.
+        StoreError: if there is no run, one is damaged, or all are damaged with "skip".
     """
     return _run_frame(*_read_all(paths, on_damage, with_samples=False))
 
@@ -242,11 +242,11 @@ def load_runs(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage =
 def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
     """Returns the samples of all runs, one row each, with parameters and settings of the environment as columns.
 
-    A parameter whose name is that of another column becomes `parameter_<name>`, such a setting `environment_<name>`.
+    A parameter with the name of another column becomes `parameter_<name>`, such a setting `environment_<name>`.
     Arguments and errors are those of `load_runs`.
 
     Returns:
-        Columns of `reports.store.schema.Sample`, `run_id`, and of the run those in `CARRIED` and its environment.
+        Columns of `reports.store.schema.Sample`, `run_id`, and the run's `CARRIED` columns and environment.
     """
     return _sample_frame(*_read_all(paths, on_damage, with_samples=True))
 
@@ -254,9 +254,9 @@ def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "rai
 def load_both(
     paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise"
 ) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Returns what `load` and `load_runs` return, from one reading of the files; from two where some are skipped."""
+    """Returns the frames of `load` and `load_runs` from one reading of the files, or two if some are skipped."""
     stored, skipped = _read_all(paths, on_damage, with_samples=True)
-    # A run whose samples alone are damaged is still one of the runs.
+    # A run of which only the samples are damaged is still one of the runs.
     runs = load_runs(paths, on_damage=on_damage) if skipped else _run_frame(stored, skipped)
     return _sample_frame(stored, skipped), runs
 
@@ -290,12 +290,12 @@ def _sample_frame(stored: list[StoredRun], skipped: list[str]) -> "pd.DataFrame"
 
 
 def settings(environment: dict[str, str]) -> dict[str, str]:
-    """Returns the settings that decide how a run computes: all but the system's build and the choice among GPUs."""
+    """Returns the settings that affect a run's results: all but the system's build and the choice among GPUs."""
     return {name: value for name, value in environment.items() if name not in ("platform", "CUDA_VISIBLE_DEVICES")}
 
 
 def _repeated(values: list[Any], lengths: list[int]) -> "pd.Series[Any]":
-    """Returns each run's value as text, once for each of its samples, as a category."""
+    """Returns a categorical column with each run's value as text, repeated for each of its samples."""
     import numpy as np
     import pandas as pd
 

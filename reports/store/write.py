@@ -1,6 +1,7 @@
-"""The append-only store: one directory per run, JSON lines while it runs, Parquet when it ends.
+"""The append-only store: one directory for each run, JSON lines while it runs, Parquet when it ends.
 
-`records.jsonl` has one object a line, `kind` first: `run` once, `sample`, `note`, `resume` as they come, `end` last.
+`records.jsonl` has one object on each line, with `kind` first: `run` comes first, `end` last, and `sample`, `note` and
+`resume` as they happen.
 """
 
 import contextlib
@@ -25,25 +26,25 @@ __all__ = ["RECORDS", "SAMPLE_TABLE", "TRACEBACK", "RunWriter", "StoreError", "n
 
 
 def new_run_id(name: str) -> str:
-    """Returns an id that sorts by time and that no other process draws: `20261123T101500Z-sprint-1f2e3d4c`."""
+    """Returns a unique id that sorts by time, such as `20261123T101500Z-sprint-1f2e3d4c`."""
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "run"
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{slug}-{secrets.token_hex(4)}"
 
 
 def utc_now() -> str:
-    """Returns the present time as the records write it."""
+    """Returns the current time in the form of the records."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class RunWriter:
-    """Appends the records of one run; a context manager that ends the run as "failed" if an exception passes through.
+    """A writer of one run's records; as a context manager it ends the run as "failed" if an exception passes through.
 
-    What is added reaches the operating system in one write before the call returns, so that SIGKILL loses nothing. The
+    Added records reach the operating system in one write before the call returns, so that SIGKILL loses nothing. The
     records are locked while open: a second writer on the same run is refused.
 
     Attributes:
         path: the run's directory.
-        run: the record's first line.
+        run: the run, as in the first line of the records.
     """
 
     def __init__(self, path: Path, run: Run, descriptor: int) -> None:
@@ -73,7 +74,7 @@ class RunWriter:
 
     @classmethod
     def resume(cls, path: Path) -> "RunWriter":
-        """Opens an unfinished run again, dropping a line that was cut off when its process died.
+        """Reopens an unfinished run, and drops a line that was cut off when its process died.
 
         Raises:
             StoreError: if the run is finished, being written by another process, or unreadable.
@@ -94,7 +95,7 @@ class RunWriter:
         """Appends samples, all of them or none.
 
         Raises:
-            StoreError: if the disk is full; what was added before stays readable.
+            StoreError: if the disk is full; earlier records stay readable.
         """
         records = []
         for sample in samples:
@@ -107,17 +108,17 @@ class RunWriter:
         self._append({"kind": "note", "text": text})
 
     def finish(self, status: RunStatus = "done", error: str | None = None) -> None:
-        """Ends the run. A run that may go on keeps its JSON lines; any other becomes Parquet.
+        """Ends the run, which keeps its JSON lines if it can be resumed, and becomes Parquet otherwise.
 
         Args:
-            status: how the run ended.
-            error: why, in words, unless it is done.
+            status: status with which the run ends.
+            error: reason in words, unless the status is "done".
         """
         try:
             self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})
             if status not in RESUMABLE:
                 write_tables(self.path)
-        except OSError as failure:  # the JSON lines are whole, and are read just as well
+        except OSError as failure:  # the JSON lines are complete, and can be read like the tables
             if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise StoreError(_disk_full(self.path)) from None
@@ -165,7 +166,7 @@ class RunWriter:
             if isinstance(error, KeyboardInterrupt):
                 self.finish("interrupted", "Ctrl-C")
             elif isinstance(error, StoreError):
-                self._close()  # nothing more can be written; it may go on when that is mended
+                self._close()  # nothing more can be written; the run can go on when that is mended
             elif error is not None:
                 error.add_note(f"what was measured is in {self.path}, with the traceback")
                 self.finish("failed", f"{type(error).__name__}: {error}")

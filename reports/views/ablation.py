@@ -1,4 +1,4 @@
-"""What an ablation's turns show: each variant beside the plain loop, what each lever gives, and FLOPs beside time."""
+"""Results of an ablation's turns: each variant beside the plain loop, the gain of each lever, and FLOPs beside time."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-# Of each benchmark of levers: its rate, what one step takes, and what a turn takes in CPU time.
+# Metrics of each benchmark of levers: its rate, the time of one step, and the CPU time of a turn.
 ABLATIONS = {
     "cifar ablation": ("steps_per_s", "step_s", "step_cpu_s"),
     "wgan ablation": ("critic_iterations_per_s", "critic_step_s", "cycle_cpu_s"),
@@ -85,7 +85,7 @@ def ablation_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _predicted(run: "pd.DataFrame", variant: str, rates: "pd.DataFrame", baseline: str) -> dict[str, float]:
-    """Amdahl's law, round by round: all of an iteration but the kernel's part takes as long as without the kernel."""
+    """Predicts by Amdahl's law, round by round: the iteration outside the kernel's part takes as long as without it."""
     own = run[run["variant"] == variant].pivot_table(index="round", columns="metric", values="value", observed=True)
     if not {*ALONE} <= {*own}:
         return {}

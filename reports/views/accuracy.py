@@ -1,4 +1,4 @@
-"""Time to accuracy: which recipes reach a target, how surely, and at what cost in seconds and energy."""
+"""Time to accuracy: which recipes reach a target, how often, and at what cost in seconds and energy."""
 
 import math
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Do the verdicts hold? Comparisons whose truth is known, simulated and on a machine, and the verdicts on them."""
+"""Calibration of the verdicts: comparisons whose truth is known, simulated or measured, and their verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BENCHMARK = "calibration"
-TOGETHER = 20  # simulated or measured comparisons that are taken as the benchmarks of one gate
+TOGETHER = 20  # simulated or measured comparisons that count as the benchmarks of one gate
 FIGURES = (
     *("comparisons", "regressed", "improved", "unfit", "regressed_of_many", "improved_of_many"),
     *("stated_power", "printed_detectable", "true_detectable"),
@@ -26,16 +26,16 @@ VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
 
 
 def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule: Rule) -> dict[str, float]:
-    """Counts the verdicts on comparisons of one truth.
+    """Counts the verdicts on comparisons with one known truth.
 
-    Times of base, head and the base's second turn are [comparisons, rounds]; in truth the head is slower by the share
+    Times of base, head and the base's second turn are [comparisons, rounds]; the head is truly slower by the share
     `planted`.
 
     Returns:
-        `FIGURES`: `comparisons`; how many are `regressed` and `improved`, each judged alone; `unfit`, those of which
-        the base differs from itself, which then are neither; the same `_of_many`, judged in groups of `TOGETHER`, as
+        `FIGURES`: `comparisons`; how many are `regressed` and `improved`, each judged alone, and `unfit`: the base
+        differs from itself, which excludes both verdicts; these three `_of_many`, judged in groups of `TOGETHER`, as
         the benchmarks of one gate; `stated_power` to find what was planted; the worsening that the rows print as
-        detectable, and the one that in truth is found with the rule's power in noise such as this.
+        detectable, and the one that is truly found with the rule's power in such noise.
     """
     d, same = np.log(head / base), np.log(again / base)
     rows = judge_paired(d, rule)
@@ -60,7 +60,7 @@ def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule:
 
 
 def _found_with_power(d: Array, rule: Rule) -> float:
-    """Returns the worsening that is found with the rule's power when it is added to differences of nothing."""
+    """Returns the worsening that is found with the rule's power when it is added to differences without a change."""
     low, high = 0.0, 20 * float(np.std(d)) + math.log1p(rule.tolerance)
     for _ in range(16):
         middle = (low + high) / 2
@@ -98,7 +98,7 @@ def _simulated(samples: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
-    """Returns times of base, head and base again, [comparisons, rounds], of the comparisons that are whole."""
+    """Returns times of base, head and base again, [comparisons, rounds], of the complete comparisons; else None."""
     wide = samples.pivot_table(index="comparison", columns=["arm", "round"], values="value", observed=True).dropna()
     if wide.empty or not {BASE, HEAD, AGAIN} <= set(wide.columns.get_level_values(0)):
         return None
@@ -142,9 +142,9 @@ def _share(count: float, n: int) -> str:
 
 
 def false_verdicts(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
-    """Returns in words where more verdicts are false than may be: those of a change no larger than the tolerance.
+    """Returns messages about excess false verdicts, which claim a change where it is no larger than the tolerance.
 
-    The rule's error rate is exceeded where even the lower end of the share's interval lies above it.
+    A message means that even the lower end of the share's interval lies above the rule's error rate.
     """
     found, allowed = [], rule.error_rate
     for row in summary[summary["planted"] <= rule.tolerance].to_dict("records"):

@@ -1,4 +1,4 @@
-"""Convolutions that were measured before the first seed, to choose what carries them out."""
+"""Table of the convolutions that were measured before the first seed, to choose their implementation."""
 
 from typing import TYPE_CHECKING
 

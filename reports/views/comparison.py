@@ -1,4 +1,4 @@
-"""Verdicts on base and head: from the rounds of a comparison, or from runs that were stored apart."""
+"""Verdicts on base and head: from the rounds of a comparison, or from runs stored at different times."""
 
 import math
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 BENCHMARK = "comparison"
 BASE, HEAD, AGAIN = "base", "head", "base again"
-# Of a whole process, kept beside its time; judged only where a benchmark asks for them by name.
+# Metrics of a whole process, kept beside its time; judged only where a benchmark names them.
 CONTEXT = ("process_cpu_s", "process_peak_bytes")
-# Units of what is counted: the same code gives the same figure, and one figure is enough.
+# Units of counts: the same code gives the same count, so one figure is enough.
 COUNTED = ("count", "instructions", "allocated bytes")
 COLUMNS = (
     *("benchmark", "metric", "unit", "better", "rounds", "base", "head", "ratio", "ratio_low", "ratio_high"),
@@ -31,7 +31,7 @@ VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
 
 
 def rule_of(request: dict[str, Any], benchmark: str) -> Rule:
-    """Returns the rule that a comparison's request states for one of its benchmarks."""
+    """Returns the rule in a comparison's request for one of its benchmarks."""
     named = {k: v for k, v in request["rule"].items() if k in ("tolerance", "error_rate", "power", "spend")}
     own = request.get("tolerances", {}).get(benchmark)
     return Rule(**(named if own is None else {**named, "tolerance": own}))
@@ -50,22 +50,22 @@ def comparison_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Dat
 
     rows: list[dict[str, Any]] = []
     for run_id, request in zip(runs["run_id"], runs["request"], strict=True):
-        if request.get("benchmark") == BENCHMARK:  # also of a run in which nothing could be measured
+        if request.get("benchmark") == BENCHMARK:  # also for a run in which nothing could be measured
             rows += [{"run_id": run_id, **row} for row in judge_rounds(samples[samples["run_id"] == run_id], request)]
     return pd.DataFrame(rows, columns=["run_id", *COLUMNS])
 
 
 def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the verdicts of one comparison, from the samples of its run and the request of that run."""
+    """Returns the verdicts of one comparison, from the samples and the request of its run."""
     rows = []
-    if "attempt" in samples:  # rounds that were begun and, after an interruption, taken again
+    if "attempt" in samples:  # after an interruption, rounds are measured again
         attempts = samples["attempt"].fillna(0)
         last = attempts.groupby([samples["case"], samples["phase"], samples["round"]], observed=True).transform("max")
         samples = samples[(attempts == last) | samples["round"].isna()]
     for (name, metric), group in samples.groupby(["case", "metric"], sort=False, observed=True):
         asked = request.get("metrics", {}).get(name) or ()
         unasked = metric not in asked if asked else metric in CONTEXT
-        if unasked and not (group["status"] == "failed").any():  # what failed is told whatever was asked for
+        if unasked and not (group["status"] == "failed").any():  # a failure is reported in any case
             continue
         rows.append(_row(group, str(name), rule_of(request, str(name)), request))
     apart = {name: ("invalid", why) for name, why in request.get("invalid", {}).items()}
@@ -125,7 +125,7 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
 
 
 def _by_round(samples: "pd.DataFrame") -> "pd.Series[float]":
-    """Returns the unit of the statistics: each round's median of what its process printed."""
+    """Returns the median in each round of what its process printed, which is the unit of the statistics."""
     return samples.groupby("round")["value"].median()
 
 
@@ -134,7 +134,7 @@ def _median(values: "pd.Series[float]") -> float:
 
 
 def _counted(base: Array, head: Array, better: str, tolerance: float) -> dict[str, Any]:
-    """Compares what does not vary: by all of either side, no statistics needed."""
+    """Compares counts, which do not vary: all counts of either side, without statistics."""
     low, high = base.min(), base.max()
     up, down = head.min() > high * (1 + tolerance), head.max() < low * (1 - tolerance)
     ratio = math.nan if np.median(base) == 0 else float(np.median(head) / np.median(base))
@@ -150,7 +150,7 @@ def _counted(base: Array, head: Array, better: str, tolerance: float) -> dict[st
 
 
 def _decided(rows: list[dict[str, Any]], request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Decides all rows that can be judged together, so that false discoveries stay rare among them."""
+    """Decides all rows that can be judged at once, so that false discoveries stay rare among them."""
     open_rows = [row for row in rows if "differences" in row and "verdict" not in row]
     verdicts = decide([row["differences"] for row in open_rows], rule_of(request, "")) if open_rows else []
     for row, (verdict, reason) in zip(open_rows, verdicts, strict=True):
@@ -162,7 +162,7 @@ def _decided(rows: list[dict[str, Any]], request: dict[str, Any]) -> list[dict[s
 
 
 def _ratios(differences: Differences, better: str) -> dict[str, Any]:
-    """Returns differences as ratios head / base of the metric itself."""
+    """Returns the differences as ratios head / base of the metric."""
     d = differences
     value, low, high = (d.value, d.low, d.high) if better == "lower" else (-d.value, -d.high, -d.low)
     return {
@@ -181,16 +181,16 @@ def _exp(value: float) -> float:
 
 
 def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "pd.DataFrame":
-    """Returns the verdicts between runs that were stored apart; the unit is the run, or the seed of a training.
+    """Returns the verdicts between runs stored at different times; the unit is the run, or the seed of a training.
 
-    What one process sampled says nothing of how far processes differ, so that a single run on either side is never
+    The samples of one process do not show how far processes differ, so that a single run on either side is never
     enough for a verdict.
 
     Returns:
         `COLUMNS`, one row for each metric of each case.
 
     Raises:
-        ValueError: if they were measured in different places, with what differs.
+        ValueError: if they were measured in different places; names what differs.
     """
     import pandas as pd
 
@@ -219,7 +219,7 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
 
 
 def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, str], Array]]:
-    """Yields for each metric of each case a figure for every run, or every seed of it; a miss is infinitely slow."""
+    """Yields each metric of each case with one figure for every run, or for every seed; a miss is infinitely slow."""
     steady = frame[(frame["phase"] == "steady") & ~frame["metric"].isin(CONTEXT)]
     steady = steady[np.isfinite(steady["value"].to_numpy()) | steady["censored"].fillna(False).to_numpy(dtype=bool)]
     names = ["benchmark", "case", "variant", *parameter_columns(frame)]
@@ -237,10 +237,10 @@ def _finite_median(values: Array | None) -> float:
 
 
 def refuse_other_places(base: "pd.DataFrame", head: "pd.DataFrame") -> None:
-    """Refuses to compare figures from two machines, or of two versions of torch, as if they were of one.
+    """Refuses to compare figures from two machines or two versions of torch.
 
     Raises:
-        ValueError: names what differs.
+        ValueError: if the places differ; names what differs.
     """
     for column in (c for c in PLACE if c != "source_hash"):
         sides = [sorted({str(v) for v in frame[column].dropna().unique()}) for frame in (base, head)]
@@ -259,7 +259,7 @@ def comparison_rows(comparisons: "pd.DataFrame") -> Rows:
     """
     header = ["benchmark", "base", "head", "head / base", "finds", "verdict"]
     rows = []
-    # Comparisons of commands have their figures' names in common; the last part of a run's name tells them apart.
+    # Comparisons of commands share the names of their figures; the last part of a run's name tells them apart.
     shared = comparisons.duplicated(["benchmark", "metric"], keep=False) & ("run_id" in comparisons)
     for row, of_several in zip(comparisons.to_dict("records"), shared, strict=True):
         unit = row["unit"] if present(row["unit"]) else ""

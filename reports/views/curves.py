@@ -12,8 +12,8 @@ from wallclock.reports.views.view import View
 if TYPE_CHECKING:
     import pandas as pd
 
-LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # tells looks on the way apart
-Styles = Mapping[str, tuple[str, str]]  # by metric: what its line is called, and how it is dashed
+LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # columns that identify an evaluation
+Styles = Mapping[str, tuple[str, str]]  # by metric: the name of its line, and its dashing
 
 VIEW = View(("accuracy", "train_loss"), curves=("accuracy", "elapsed_train_eval_s", "train_loss"))
 
@@ -47,14 +47,14 @@ def accuracy_over_time(samples: "pd.DataFrame") -> Figure | None:
 
 
 def _seed_lines(group: "pd.DataFrame", position: int, label: str, over: str) -> "Iterator[tuple[pd.DataFrame, Figure]]":
-    """Yields the samples of each seed in order, and what the traces of one case share: a single entry in the legend."""
+    """Yields the ordered samples of each seed, and the settings that a case's traces share: a single legend entry."""
     seeds = group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)
     for number, (_, line) in enumerate(seeds):
         yield line.sort_values(over), {"name": label, "legendgroup": label, "showlegend": number == 0}
 
 
 def _band(looks: "pd.DataFrame", position: int, label: str) -> list[Figure]:
-    """Returns the range of three or more seeds at each moment that all have a look before and after; over time only."""
+    """Returns the range of three or more seeds at moments with evaluations of all before and after; over time only."""
     lines = [line.sort_values("elapsed_s") for _, line in looks.groupby(["run_id", "seed"], observed=True)]
     if len(lines) < 3 or looks["elapsed_s"].isna().any():
         return []
@@ -74,7 +74,7 @@ def _band(looks: "pd.DataFrame", position: int, label: str) -> list[Figure]:
 
 
 def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
-    """Returns a dashed line at each target of the frame, and the words at its end."""
+    """Returns a dashed line at each target of the frame, and the text at its end."""
     targets = sorted(map(float, frame.loc[frame["metric"] == "final_accuracy", "target"].dropna().unique()))
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"dash": "dash", "width": 1.25}}
     text = {"xref": "paper", "x": 1, "showarrow": False, "xanchor": "right"}
@@ -107,7 +107,7 @@ def training_loss(samples: "pd.DataFrame", most_points: int = 300) -> Figure | N
 
 
 def loss_curves(frame: "pd.DataFrame", benchmark: str, styles: Styles, y_title: str, x_title: str) -> Figure | None:
-    """Returns metrics of a generative network's benchmark over its steps; None without such samples."""
+    """Returns curves of metrics of a generative network's benchmark over its steps; None without such samples."""
     traces: list[Figure] = []
     own = frame[frame["benchmark"] == benchmark]
     for metric, (name, dash) in styles.items() if len(own) else ():
@@ -128,6 +128,6 @@ def loss_curves(frame: "pd.DataFrame", benchmark: str, styles: Styles, y_title: 
 
 
 def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
-    """Returns one metric of each look; of a seed that a resumed run began anew, the last attempt's."""
-    keys = [*LOOK, *(c for c in ("domain",) if c in frame)]  # a CycleGAN looks at both
+    """Returns one metric of each evaluation; for a seed that a resumed run repeated, the last attempt's."""
+    keys = [*LOOK, *(c for c in ("domain",) if c in frame)]  # a CycleGAN is evaluated on both domains
     return frame[frame["metric"] == metric].drop_duplicates(keys, keep="last")

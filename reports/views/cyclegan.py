@@ -1,4 +1,4 @@
-"""Losses of a CycleGAN's training, and how far test images come back from their translation."""
+"""Losses of a CycleGAN's training, and the errors of test images after translation there and back."""
 
 from typing import TYPE_CHECKING
 

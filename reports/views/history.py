@@ -1,4 +1,4 @@
-"""History: how the figures of one series went from run to run, and at which commits they changed."""
+"""History: the figures of one series from run to run, and the commits at which they changed."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-SHORTEST = 3  # runs between two changes: what came and went within fewer was a bad day
+SHORTEST = 3  # fewest runs between two changes: a level of fewer runs was a bad day
 POINT = ("run_id", "started_utc", "git_sha")
-# What makes two figures points of one line: everything but what is under test, the sources and the recipe's hash.
+# Columns that may differ along one line, because they are under test: the hashes of the sources and the recipe.
 _CHANGING = ("source_hash", "recipe_hash")
 
 VIEW = View()
@@ -31,14 +31,14 @@ VIEW = View()
 def series(
     samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()
 ) -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
-    """Yields each series with what it is, as one row a run, oldest first.
+    """Yields each series: its identity, and one row for each run, oldest first.
 
     A series has one benchmark, case, variant, metric, machine and all settings; another GPU, driver, torch or flag is
-    another series, and so is another command that was compared, or a study's turn. A comparison's points are its
-    head's, at the commit that the head was. Curves change over a run, and are left out.
+    another series, and so is another compared command or a study's turn. A comparison's points are its
+    head's, at the head's commit. Metrics in `curves` change over a run, and are left out.
 
     Yields:
-        What is the same in all of it, and a frame of `POINT` and `value`, the median of each run.
+        The columns that are constant in the series, and a frame of `POINT` and `value`, the median of each run.
     """
     requests = dict(zip(runs["run_id"], runs["request"], strict=True))
     heads = {
@@ -59,7 +59,7 @@ def series(
     keys = [k for k in [*keys, "subject", "metric", "unit", "better"] if k in steady]
     if steady["run_id"].nunique() < 2:
         return
-    # Two groupings in all: one for each of thousands of series took 20 s of a page of 80,000 samples.
+    # Two groupings in all: one for each of thousands of series took 20 s for a page of 80,000 samples.
     number = steady.groupby(keys, dropna=False, sort=False, observed=True).ngroup().rename("series")
     firsts = steady[keys].loc[~number.duplicated()].set_axis(number.unique()).to_dict("index")
     by_run = steady.groupby([number, *POINT], sort=False, observed=True, dropna=False)["value"].median().reset_index()
@@ -70,7 +70,7 @@ def series(
 
 
 def _subject(request: "dict[str, Any]") -> str:
-    """Returns what a run's request alone tells of what it measured: the command that was the head, or the study."""
+    """Returns the subject of a run that only its request names: the command of the head, or the study."""
     if request.get("benchmark") == COMPARISON:
         return "" if request["head"].get("revision") else request["head"].get("text", "")
     variants = request.get("variants")
@@ -78,10 +78,10 @@ def _subject(request: "dict[str, Any]") -> str:
 
 
 def changes(values: Array) -> list[int]:
-    """Returns where a series changes: the places at which a new level begins.
+    """Returns the positions at which a new level of the series begins.
 
-    Logarithms are cut into levels by PELT (squared errors), at a penalty of 3 ln(n) in units of the noise between
-    neighbours, which is what a level of its own has to explain to be believed.
+    Logarithms are cut into levels by PELT (squared errors) at a penalty of 3 ln(n), in units of the noise between
+    neighbours; a level has to explain at least that much.
 
     Source: Killick, Fearnhead and Eckley, Optimal Detection of Changepoints (2012), as `ruptures` carries it out.
     """
@@ -92,17 +92,17 @@ def changes(values: Array) -> list[int]:
         return []
     logs = np.log(values)
     noise = 1.4826 * float(np.median(np.abs(np.diff(logs)))) / math.sqrt(2)
-    signal = (logs - logs[0]) / max(noise, 1e-4)  # what repeats to the digit still has a resolution
+    signal = (logs - logs[0]) / max(noise, 1e-4)  # a floor for series whose figures repeat exactly
     found = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(signal.reshape(-1, 1)).predict(pen=3 * math.log(n))
     return [place for place in found if place < n]
 
 
 def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> "pd.DataFrame":
-    """Returns one row for each series of two runs or more.
+    """Returns one row for each series with at least two runs.
 
     Returns:
         The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (latest level over
-        first), and `changes`: a list of `git_sha`, `started_utc`, `ratio` (new level over the last) and `worse`.
+        first), and `changes`: a list of `git_sha`, `started_utc`, `ratio` (new level over the previous) and `worse`.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Kernels: each variant at each case beside the others, its predicted bytes and the speed of a copy."""
+"""Kernels: each variant at each case beside the others, with its predicted bytes and the speed of a copy."""
 
 import math
 import textwrap
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CASE = ("case", "dtype", *PLACE)
 WAY = ("case", "dtype", "direction", *PLACE)
 GROUP = (*WAY, "cache")
-# Operations for each byte moved from which on arithmetic may be what limits a kernel: 990 TFLOP/s to 3.35 TB/s of an
+# Operations for each byte moved from which arithmetic may limit a kernel: 990 TFLOP/s to 3.35 TB/s of an
 # H100 come to 300, a CPU's 1 TFLOP/s to 30 GB/s to 30.
 ARITHMETIC_FLOP_PER_BYTE = 10
 # Rows of the summary for one variant at one case, by direction or by state of the cache.
@@ -118,7 +118,7 @@ def failed_rows(samples: "pd.DataFrame") -> Rows:
     """Variants that are wrong or could not run: they are in no table of times."""
     header = ["variant", "error", "case"]
     failed = samples[samples["benchmark"].isin(("kernels", "upsampling")) & _failed(samples)]
-    if failed.empty:  # no column "dtype" then
+    if failed.empty:  # without rows there is no column "dtype"
         return header, []
     rows = []
     for (variant, error), group in failed.groupby(["variant", "error"], sort=False, observed=True):
@@ -173,7 +173,7 @@ def kernel_detail_rows(kernels: "pd.DataFrame") -> Rows:
 
 
 def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
-    """Returns a row for each variant of each case: names, and what `cells` makes of its rows by direction or cache."""
+    """Returns a row for each variant of each case: names, then what `cells` makes of its rows by direction or cache."""
     found: dict[int, dict[str, ByKind]] = {}
     places = summary.groupby(list(CASE), dropna=False, sort=False).ngroup()
     for place, row in zip(places, summary.to_dict("records"), strict=True):
@@ -201,7 +201,7 @@ def kernel_cells(kernels: "pd.DataFrame") -> Rows:
     """
     cells = []
     others = [str(column).removeprefix("x_") for column in kernels if str(column).startswith("x_")]
-    others.sort(key=("eager", "compile").__contains__, reverse=True)  # what a user has today comes first
+    others.sort(key=("eager", "compile").__contains__, reverse=True)  # PyTorch's own variants come first
     for record in kernels.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         arithmetic = row["operations"] >= ARITHMETIC_FLOP_PER_BYTE * row["predicted_bytes"]
@@ -231,7 +231,7 @@ def kernel_cells(kernels: "pd.DataFrame") -> Rows:
 
 
 def _folded(variant: str) -> str:
-    """A name on two lines where one would break numbers beside it within 80 columns."""
+    """Returns a name on two lines if one line would break the numbers beside it within 80 columns."""
     return variant.replace("_", "_\n", 1) if len(variant) > 11 else variant
 
 
@@ -249,7 +249,7 @@ def speedup_map(kernels: "pd.DataFrame") -> Figure | None:
         return None
     shown = kernels[(kernels["cache"] == "hot") & (kernels["variant"] != "eager") & kernels["x_eager"].notna()]
     whole = shown[shown["direction"].isin(("both", "forward"))].sort_values("direction", kind="stable")
-    whole = whole.drop_duplicates(["case", "dtype", "variant", "gpu_name", "cpu"])  # of both, where there are both
+    whole = whole.drop_duplicates(["case", "dtype", "variant", "gpu_name", "cpu"])  # both directions if measured
     if whole.empty:
         return None
     whole = whole.assign(label=whole["case"] + " " + whole["dtype"])

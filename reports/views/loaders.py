@@ -1,4 +1,4 @@
-"""Loaders: one table for each regime, since figures of two regimes do not compare."""
+"""Loaders: one table for each regime, since figures of different regimes do not compare."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HELD = "held batch"
 DEVICE = "device"
 GROUP = ("regime", "form", "batch_size", "dataset", "set_images", "device", *PLACE)
-# What is compared within a regime, and its factor to the unit shown.
+# Metric that is compared within a regime, and its factor to the unit shown.
 KEY = {"one image": ("image_time", 1e6), "alone": ("images_per_s", 1.0), "training": ("step_time", 1e3)}
 KEY |= {"first batch": ("first_batch", 1e3)}
 TITLES = {
@@ -114,7 +114,7 @@ def loader_failures(samples: "pd.DataFrame") -> Rows:
 
 
 def loader_labels(summary: "pd.DataFrame") -> list[str]:
-    """Returns for each row a label of form, batch size and pipeline."""
+    """Returns a label of form, batch size and pipeline for each row."""
     return [f"{r['form']} · {r['batch_size']:.0f} · {r['pipeline']}" for _, r in summary.iterrows()]
 
 

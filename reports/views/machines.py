@@ -1,4 +1,4 @@
-"""Where and with what runs were measured: machines, versions, and the GPU's clocks, temperature and power."""
+"""Machines and software of the runs: versions, and the GPU's clocks, temperature and power."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What each point of accuracy costs: the seconds from one whole percent to the next."""
+"""Cost of each point of accuracy: the seconds from one whole percent to the next."""
 
 import math
 from typing import TYPE_CHECKING
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 FINAL = {"train_eval_s": "elapsed_train_eval_s", "final_accuracy": "accuracy"}
 CURVE = (*FINAL, *FINAL.values())
-POINTS = 12  # of accuracy, up to the highest that was seen: those before take less than an epoch together
+POINTS = 12  # points of accuracy shown, up to the highest seen: those before take less than an epoch together
 
 VIEW = View(CURVE)
 
 
 def point_costs(samples: "pd.DataFrame") -> "dict[str, dict[float, tuple[float, float, float]]]":
-    """Returns for each case the seconds that each point of accuracy took: median, least and most of its seeds.
+    """Returns the seconds of each point of accuracy in each case: median, least and most of its seeds.
 
     Returns:
-        By label, then by the accuracy in percent at which the point ends, on the `train_eval` clock.
+        Values by label, then by the accuracy in percent at which the point ends, on the `train_eval` clock.
     """
     costs = {}
     for label, group in by_label(samples[samples["metric"].isin(CURVE)]):
@@ -40,11 +40,11 @@ def point_costs(samples: "pd.DataFrame") -> "dict[str, dict[float, tuple[float, 
 
 
 def costs_by_seed(samples: "pd.DataFrame", target: float | None = None) -> list[dict[float, float]]:
-    """Returns for each seed of each run the seconds of each whole point of accuracy, or of the one below a target."""
+    """Returns the seconds of each whole point of accuracy, or of the one below a target, for each seed of each run."""
     found = []
     curves = samples[samples["metric"].isin(CURVE)]
     line = curves.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True).ngroup()
-    # The final evaluation, augmented where the recipe says so, is the last look.
+    # The final evaluation, augmented if the recipe says so, is the last point of the curve.
     step, metric = curves["step"].fillna(np.iinfo(np.int64).max), curves["metric"].replace(FINAL)
     looks = curves.assign(line=line, step=step, metric=metric).pivot_table(
         index=["line", "step"], columns="metric", values="value"
@@ -59,9 +59,9 @@ def costs_by_seed(samples: "pd.DataFrame", target: float | None = None) -> list[
 def _point_costs(
     seconds: npt.NDArray[np.float64], percents: npt.NDArray[np.float64], target: float | None
 ) -> dict[float, float]:
-    """Returns the seconds from each point's beginning to its end, on straight lines between looks.
+    """Returns the seconds from each point's beginning to its end, by linear interpolation between evaluations.
 
-    A point counts as reached when the accuracy first does so, whatever it falls to afterwards.
+    A point counts as reached when the accuracy first reaches it, even if it falls afterwards.
     """
     best = np.maximum.accumulate(np.concatenate([[0.0], percents]))
     times = np.concatenate([[0.0], seconds])

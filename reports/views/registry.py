@@ -1,4 +1,4 @@
-"""`VIEWS`: every view that reports show. A new one is a file beside this, and a name in the list."""
+"""`VIEWS`: every view that reports show. A new view is a file in this folder, and an entry in the list."""
 
 from wallclock.reports.views import (
     ablation,
@@ -22,7 +22,7 @@ from wallclock.reports.views import (
 )
 from wallclock.reports.views.view import View
 
-VIEWS: tuple[View, ...] = (  # their summaries stand in this order in `--json`
+VIEWS: tuple[View, ...] = (  # the order of their summaries in `--json`
     *(accuracy.VIEW, points.VIEW, curves.VIEW, step.VIEW, wgan.VIEW, cyclegan.VIEW, upsampling.VIEW),
     *(kernels.VIEW, kernels.FAILED, static.VIEW, choices.VIEW, ablation.VIEW, scaling.VIEW, calibration.VIEW),
     *(comparison.VIEW, history.VIEW, loaders.VIEW, summaries.VIEW, machines.VIEW),

@@ -1,4 +1,4 @@
-"""Projection from one device to several: how much faster a step would be."""
+"""Projection of a step's speed from one device to several."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +12,20 @@ from wallclock.reports.views.view import View
 if TYPE_CHECKING:
     import pandas as pd
 
-LINKS_GB_PER_S = 100, 10  # of each device: assumed, not measured
+LINKS_GB_PER_S = 100, 10  # speed of each device's link: assumed, not measured
 
 VIEW = View(("gradient_bytes",))
 
 
 def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row for each number of devices, of each ablation that measured their parts of a batch.
+    """Returns one row for each number of devices in each ablation that measured their parts of a batch.
 
-    A step of n devices is a step of one on its part of the batch, and then a ring's all-reduce of the gradients, in
-    which each device sends 2(n-1)/n of them: `bench.engine.ranks` adds them up after backward, and hides nothing of it.
+    A step of n devices takes one device's step on its part of the batch, then a ring's all-reduce of the gradients, in
+    which each device sends 2(n-1)/n of them: `bench.engine.ranks` adds them up after backward, without overlap.
 
     Returns:
         Columns `run_id`, `case`, `devices`, `part` (images), `part_s` (median), `gradient_bytes`, `at_most` with `_low`
-        and `_high`: how many times as fast a step is if the exchange takes no time (median over rounds of the ratio,
+        and `_high`: speed-up of a step if the exchange takes no time (median over rounds of the ratio,
         bootstrap), and `at_<link>` for each link of `LINKS_GB_PER_S`.
     """
     import pandas as pd

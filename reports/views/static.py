@@ -1,4 +1,4 @@
-"""Compiled kernels, as the compiler makes them for GPUs that need not be there."""
+"""Kernels compiled for GPUs that this machine need not have."""
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ def static_rows(samples: "pd.DataFrame") -> Rows:
     header = ["kernel", "sm", "n", "regs", "spill", "instr", "shared", "load", "store", "warps"]
     static = samples[samples["benchmark"] == "static"]
     rows: list[list[str]] = []
-    if static.empty:  # no column "architecture" then
+    if static.empty:  # without rows there is no column "architecture"
         return header, rows
     for key, group in static.groupby(["case", "architecture", "run_id"], sort=False, observed=True):
         worst = {

@@ -1,4 +1,4 @@
-"""Where a step's time goes: its phases, the evaluation, and the operators that a profiler found."""
+"""Parts of a step's time: its phases, the evaluation, and the operators in a profile."""
 
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,9 @@ VIEW = View(("phase_time", "operator_time"), tabled=("phase_time", "phase_overhe
 
 
 def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
-    """Returns for each case the mean time of each of its phases, in milliseconds for 1,000 images.
+    """Returns the mean time of each phase in each case, in milliseconds for 1,000 images.
 
-    Means add up to the whole, and batches of any size compare. `overhead` is what the timers cost, a share of a step.
+    Means add up to the whole, and batches of any size compare. `overhead` is the cost of the timers, a share of a step.
     """
     if not {"phase_name", "images"} <= set(frame):
         return {}

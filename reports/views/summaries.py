@@ -1,4 +1,4 @@
-"""Every metric of every case: median, interval and range; and those that no other table shows."""
+"""Every metric of every case: median, interval and range; and the metrics that no other table shows."""
 
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ def other_rows(summary: "pd.DataFrame", tabled: "Sequence[str]") -> Rows:
 
 
 def summary_rows(summary: "pd.DataFrame") -> Rows:
-    """Returns the header and the cells of the table of any metric; of the rest, what tells rows apart."""
+    """Returns the header and the cells of the table of any metric; other columns show only what tells rows apart."""
     header = ["case", "metric", "n", "median", "95% interval", "unit"]
     distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)
     several = summary["benchmark"].nunique() > 1

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BENCHMARK = "upsampling"
 CHECKERBOARDS = ("constant_spread", "phase_share", "spectral_peak")
-CLEAN = 0.01  # a spread below it is none: a grid of 1% of the map
+CLEAN = 0.01  # spread, as a share of the map's mean, below which a layer lays no grid
 NCHW = "_nchw"
 STAGE = ["stage", "dtype", "layout", *PLACE]
 

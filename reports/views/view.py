@@ -1,7 +1,7 @@
-"""What a view declares: summaries, tables and figures of one benchmark or subject.
+"""Views: the summaries, tables and figures of one benchmark or subject, and the records they are made from.
 
-A function that makes one of them names in its parameters the frames that it takes: `samples`, `runs`, or a summary by
-its name. `Records` passes them, and makes each summary once.
+A function that makes one of them has parameters named after the frames it needs: `samples`, `runs`, or a summary's
+name. `Records` passes these frames, and makes each summary once.
 """
 
 import inspect
@@ -18,16 +18,16 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Part:
-    """A table or a figure.
+    """A table or a figure of a view.
 
     Attributes:
-        name: its id on the page, and what it is ordered by.
-        make: returns `reports.format.text.Rows` or a `reports.format.plotly.Figure`; see `View`.
-        heading: stands above it on the page; without one a table is on the terminal alone.
-        caption: stands below it on the page.
-        title: stands above a table on the terminal, in Markdown and in notebooks; without one it is on the page alone.
-        words: number of a table's leading columns that hold text, set flush left.
-        dense: whether a table has many columns of one-line figures, and is sorted by them.
+        name: id on the page, by which parts are ordered.
+        make: function that returns `reports.format.text.Rows` or a `reports.format.plotly.Figure`; see `View`.
+        heading: heading on the page; a table without one is shown on the terminal alone.
+        caption: text below the part on the page.
+        title: heading of a table on the terminal, in Markdown and in notebooks; without one it is on the page alone.
+        words: number of a table's leading columns that hold text, aligned left.
+        dense: whether a table has many columns of one-line figures, by which the page sorts it.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Part:
 
 
 class View:
-    """All that is shown of one benchmark or subject; its methods are decorators that add to it.
+    """The summaries, tables and figures of one benchmark or subject; its methods are decorators that add to it.
 
     Args:
-        made_from: benchmarks and metrics; where the records hold none of them, nothing is made. Empty: always made.
+        made_from: benchmarks and metrics of which the records must hold one for anything to be made; empty for always.
         curves: metrics whose samples are points of a curve, of which no median is taken.
-        tabled: benchmarks and metrics that its tables show whole, and "Other metrics" leaves out.
+        tabled: benchmarks and metrics that its tables show in full, which "Other metrics" leaves out.
 
     Attributes:
-        summaries: by its key in the JSON document what makes each, and what a row of it is, for docs/schema.md.
-        tables: in the order of their definition; page and terminal have their own.
-        figures: likewise.
+        summaries: by key in the JSON document, the function that makes it and what a row of it is, for the docs.
+        tables: tables in the order of their definition, for page or terminal.
+        figures: figures in the order of their definition.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class View:
         self.figures: list[Part] = []
 
     def summary(self, name: str, holds: str) -> Callable[[Make], Make]:
-        """Adds a frame that `--json` prints, and that tables and figures are made from."""
+        """Adds a frame that `--json` prints and tables and figures can use; `holds` describes a row for the docs."""
 
         def add(make: Make) -> Make:
             self.summaries[name] = make, holds
@@ -71,7 +71,7 @@ class View:
         return add
 
     def table(self, name: str, *, heading: str = "", **shown: Any) -> Callable[[Make], Make]:
-        """Adds a table, whose caption is the docstring of what makes it; one without rows is not shown."""
+        """Adds a table whose caption is the docstring of the decorated function; one without rows is not shown."""
 
         def add(make: Make) -> Make:
             self.tables.append(Part(name, make, heading, _caption(make), **shown))
@@ -80,7 +80,7 @@ class View:
         return add
 
     def figure(self, name: str, heading: str) -> Callable[[Make], Make]:
-        """Adds a figure of the page; what makes it may return None, or set its "caption"."""
+        """Adds a figure of the page; the decorated function may return None, or set "caption" in the figure."""
 
         def add(make: Make) -> Make:
             self.figures.append(Part(name, make, heading, _caption(make)))
@@ -94,12 +94,12 @@ def _caption(make: Callable[..., Any]) -> str:
 
 
 class Records:
-    """Samples and runs of some paths; each summary of them is made once, when it is first asked for.
+    """Samples and runs of some paths; each summary of them is made once, on first use.
 
     Args:
-        samples: from `reports.load`.
-        runs: from `reports.load_runs`, of the same paths.
-        views: all that there are.
+        samples: frame from `reports.load`.
+        runs: frame from `reports.load_runs`, of the same paths.
+        views: all views of the reports.
     """
 
     def __init__(self, samples: "pd.DataFrame", runs: "pd.DataFrame", views: Sequence[View]) -> None:
@@ -110,9 +110,9 @@ class Records:
         self._makers = {name: make for view in views for name, (make, _) in view.summaries.items()}
 
     def make(self, make: Callable[..., Any]) -> Any:
-        """Returns what a function makes of the records that its parameters name.
+        """Calls a function with the records that its parameters name, and returns its result.
 
-        They may also name `curves` and `tabled`, those of all views.
+        Parameters may also be `curves` and `tabled`, those of all views together.
         """
         named = inspect.signature(make).parameters.keys() & {*self._known, *self._makers}
         return make(**{name: self.frame(name) for name in named})
@@ -129,13 +129,13 @@ class Records:
 
     @cached_property
     def shown(self) -> list[View]:
-        """Views that these records hold something for."""
+        """The views that these records have data for."""
         names = {*self.samples["benchmark"].unique(), *self.samples["metric"].unique()}
-        names |= {request.get("benchmark") for request in self.runs["request"]}  # also of runs without a sample
+        names |= {request.get("benchmark") for request in self.runs["request"]}  # also of runs without samples
         return [view for view in self.views if not view.made_from or names & view.made_from]
 
 
 def in_order(parts: Iterable[Part], names: Sequence[str]) -> list[Part]:
-    """Returns parts in the order of their names; one that is not among them stands before the last."""
+    """Returns parts in the order of `names`; one that is not in it comes before the last."""
     place = {name: number for number, name in enumerate(names)}
     return sorted(parts, key=lambda part: place.get(part.name, len(names) - 1.5))

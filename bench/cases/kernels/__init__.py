@@ -1,1 +1,1 @@
-"""Every operation against its reference and today's alternatives, on this machine or as compiled code."""
+"""Every operation compared with its reference and other implementations, by measurement or as compiled code."""

@@ -1,4 +1,4 @@
-"""The kernels benchmark's part in `quick` and `suite`."""
+"""The jobs with which the kernels benchmark takes part in `quick` and `suite`."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ def _job(summary: str, only: str, sample_budget_s: float, **limits: Any) -> Job:
 
 
 def quick() -> tuple[Job, ...]:
-    """Returns the jobs of `wallclock quick`."""
+    """Returns the kernels jobs of `wallclock quick`."""
     return (_job("norm, activation and residual at one of Darknet's maps", "batch_norm_act 256x512x4x4", 0.2),)
 
 
 def suite() -> tuple[Job, ...]:
-    """Returns the jobs of `wallclock suite`, most informative first."""
+    """Returns the kernels jobs of `wallclock suite`, most informative first."""
     summary = "every operation at Darknet's shapes, against eager and compiled ones"
     return (_job(summary, "darknet", 0.5, at_least_s=30, share=0.4),)

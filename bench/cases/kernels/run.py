@@ -1,4 +1,4 @@
-"""`wallclock run kernels`: every operation at every shape, each variant against the others and against the machine."""
+"""`wallclock run kernels`: times every variant of every operation at every shape, and the bandwidth of the machine."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from wallclock.reports.store.schema import Sample, SampleStatus
 if TYPE_CHECKING:
     import pandas as pd
 
-COPIED_AT_LEAST_BYTES = 256 << 20  # by the copy that finds a machine's bandwidth
-CHECKS = 2  # of each variant against the reference: before and after it is timed
+COPIED_AT_LEAST_BYTES = 256 << 20  # least size of the copy that measures a machine's bandwidth
+CHECKS = 2  # each variant is checked against the reference before and after it is timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class KernelsRequest(CaseRequest):
     """A request to time operations at their cases.
 
     Attributes:
-        dtype: a name in `DTYPES`.
-        sample_budget_s: time for each measurement of a variant, direction and state of the cache.
-        without: variants to leave out.
+        dtype: name of the inputs' type, a key of `DTYPES`.
+        sample_budget_s: seconds for each measurement of a variant, direction and state of the cache.
+        without: names of variants to leave out.
 
     Raises:
-        ValueError: if no case is left, or the type is unknown.
+        ValueError: if no case is left to measure, or the type is unknown.
     """
 
     benchmark = "kernels"
@@ -49,7 +49,7 @@ class KernelsRequest(CaseRequest):
             raise ValueError(f"no case matches '{' | '.join(self.only)}'; operations: {', '.join(SPECS)}")
 
     def chosen(self) -> Iterator[tuple[KernelSpec, Case, list[str]]]:
-        """Yields operations and cases with the variants asked for, by the words of operation, case and variant."""
+        """Yields each operation and case with the variants that `only` chooses by operation, case and variant."""
         for spec in SPECS.values():
             for case in spec.cases:
                 variants = [v for v in spec.variants_at(case) if v not in self.without]
@@ -60,7 +60,7 @@ class KernelsRequest(CaseRequest):
 
 
 class KernelsRun(CaseRun[KernelsRequest]):
-    """One run of a request: checks and times case after case."""
+    """One run of the kernels benchmark, which checks and times case after case."""
 
     kind = KernelsRequest
     failure = "variants are wrong or could not run; see their errors"
@@ -69,7 +69,7 @@ class KernelsRun(CaseRun[KernelsRequest]):
         super().__init__(request, skip_untimed((v for _, _, each in request.chosen() for v in each), request.device))
 
     def read_done(self, samples: "pd.DataFrame") -> None:
-        """Takes the cases of which the records hold every check."""
+        """Marks the cases as done for which the records hold every check."""
         errors = samples[samples["metric"] == "error"]
         for spec, case, variants in self.request.chosen():
             name = f"{spec.name} {case.name}"
@@ -77,7 +77,7 @@ class KernelsRun(CaseRun[KernelsRequest]):
                 self.done.add(name)
 
     def measure(self, deadline: Deadline) -> str:
-        """Measures the cases that are left, between two copies; returns why it stopped, if it did."""
+        """Measures the remaining cases between two copies; returns why it stopped early, else an empty text."""
         self.show_skipped("every case")
         copy = partial(copy_bandwidth, self.device, self.request.sample_budget_s, "kernels")
         self.writer.add(copy())
@@ -96,10 +96,10 @@ new_run, resumed_run = KernelsRun.new, KernelsRun.resume
 
 
 def skip_untimed(variants: Iterable[str], device_type: str, *, others: bool = False) -> dict[str, str]:
-    """Returns the variants that a device does not time, with the reason.
+    """Returns the variants that cannot be timed on a device, each with the reason.
 
     Raises:
-        ValueError: if those are all, and nothing else (`others`) is asked for.
+        ValueError: if that is every variant, and `others`, whether the request measures anything else, is False.
     """
     device, asked_for = torch.device(device_type), dict.fromkeys(variants)
     skipped = {v: why for v in asked_for if (why := available(v, device) or interpreted(v, device))}
@@ -109,7 +109,7 @@ def skip_untimed(variants: Iterable[str], device_type: str, *, others: bool = Fa
 
 
 def holds_checks(errors: "pd.DataFrame", variants: Collection[str]) -> bool:
-    """Says whether a case's recorded errors hold both checks of every variant, or say that it is wrong."""
+    """Returns whether a case's recorded errors hold, for every variant, both checks or a failure."""
     counts = errors["variant"].value_counts()
     wrong = set(errors.loc[errors["status"] == "failed", "variant"])
     return all(v in wrong or counts.get(v, 0) >= CHECKS for v in variants)
@@ -119,10 +119,10 @@ def measure_case(run: CaseRun[Any], trial: Trial, variants: list[str], budget_s:
     """Checks variants, times them and checks them again; a failure is recorded, and the other variants go on.
 
     Args:
-        run: records the samples and shows the outcome of each variant.
-        trial: the operation at its case.
-        variants: names of variants of the operation.
-        budget_s: time for each measurement of a variant.
+        run: the run that records the samples and reports the outcome of each variant.
+        trial: the operation at one case.
+        variants: names of the variants to measure.
+        budget_s: seconds for each measurement of a variant.
     """
 
     def record(variant: str, error: float, why: str) -> None:
@@ -146,7 +146,7 @@ def measure_case(run: CaseRun[Any], trial: Trial, variants: list[str], budget_s:
         found = {variant: check(variant) for variant in variants}
         right = [variant for variant, why in found.items() if not why]
         latencies, failed = trial.measure(right, run.writer, run.telemetry, budget_s)
-    except failures() as failure:  # in the inputs or the reference
+    except failures() as failure:  # the inputs or the reference could not be made
         found, right = {}, []
         failed = dict.fromkeys(variants, in_a_line(failure))
     for variant, why in failed.items():
@@ -161,11 +161,11 @@ def measure_case(run: CaseRun[Any], trial: Trial, variants: list[str], budget_s:
 
 
 def copy_bandwidth(device: torch.device, budget_s: float, benchmark: str) -> Sample:
-    """Returns the bytes that a copy too large for any cache reads and writes a second: what a kernel can reach here."""
+    """Returns a sample of the GB/s that a copy beyond any cache reads and writes: what a kernel can reach here."""
     cache = (
         torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else last_level_cache_bytes()
     )
-    # Each of the two maps is twice the cache: some servers report 480 MiB, and `quick` stays below 4 GiB.
+    # Each of the two maps is at least twice the cache. Some servers report 480 MiB; `quick` then stays below 4 GiB.
     source = torch.zeros(max(2 * cache, COPIED_AT_LEAST_BYTES), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = measure(lambda: target.copy_(source), device=device, budget_s=budget_s, queued=True).median_s

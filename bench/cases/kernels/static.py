@@ -1,6 +1,6 @@
-"""`wallclock run kernels --static`: what the compiler makes of every kernel, for GPUs that need not be here.
+"""`wallclock run kernels --static`: compiles every kernel for several GPUs, without having one, and checks the result.
 
-The operations run as they would on a GPU up to each launch, where the kernel is compiled for several targets instead.
+The operations run as they would on a GPU up to each launch, where the kernel is compiled for every target instead.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from wallclock.reports.store.schema import Run, RunStatus, Sample
 from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 
 TARGETS = (80, 90, 100)  # compute capabilities
-EXTRA_TARGETS = (90,)  # for evaluation and the types that are not benchmarked
-MULTIPROCESSORS = 132  # of the GPU that persistent kernels are cut up for
+EXTRA_TARGETS = (90,)  # targets of the kernels for evaluation and for the types that are not benchmarked
+MULTIPROCESSORS = 132  # number that persistent kernels are divided over, as on an H100 or H200
 BASELINE = Path(__file__).with_name("static_baseline.json")
 NARROW_BELOW_BYTES = 8
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
@@ -38,31 +38,31 @@ NOP = 0x918  # the lowest 12 bits of an instruction
 MEANT = "if that is meant, run with --update-baseline and commit it"
 # Shared memory of one multiprocessor, by compute capability. All have 65,536 registers and 64 warps.
 SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
-# Accesses that no shape lets be wide: single bytes gathered from anywhere; an eighth of a byte an element.
+# Accesses that are narrow at any shape: scattered single bytes ("loads"), and one bit per element ("bits").
 NARROW_BY_NATURE = {"augment_kernel": "loads", "residual_kernel": "bits", "residual_backward_kernel": "bits"}
-FIGURES: dict[str, tuple[str, Literal["lower", "higher"]]] = {  # metric: its unit, and which way is better
-    "registers": ("count", "lower"),  # registers of a thread
+FIGURES: dict[str, tuple[str, Literal["lower", "higher"]]] = {  # metric: unit and better direction
+    "registers": ("count", "lower"),  # registers per thread
     "spilled_bytes": ("B", "lower"),  # local memory that a thread uses because registers ran out
-    "instructions": ("count", "lower"),  # length of the code: issuing it bounds a kernel that its bytes do not
-    "shared_bytes": ("B", "lower"),  # shared memory of a program
+    "instructions": ("count", "lower"),  # length of the code; bounds a kernel that its memory traffic does not
+    "shared_bytes": ("B", "lower"),  # shared memory per program
     "load_bytes": ("B", "higher"),  # a thread's widest load from a map
     "store_bytes": ("B", "higher"),  # a thread's widest store to a map
-    "narrow": ("count", "lower"),  # accesses narrower than eight bytes a thread that nothing in the kernel makes so
-    "tensor_cores": ("count", "higher"),  # 1 if all products run on tensor cores, or there are none; otherwise 0
-    "occupancy": ("fraction", "higher"),  # warps that fit on a multiprocessor, as a share of the most
+    "narrow": ("count", "lower"),  # accesses below 8 bytes per thread that could be wider
+    "tensor_cores": ("count", "higher"),  # 1 if all products run on tensor cores or there are no products, else 0
+    "occupancy": ("fraction", "higher"),  # share of a multiprocessor's warps that can run at once
 }
-GATED = ("spilled_bytes", "tensor_cores")  # these have one value that passes; the baseline holds the others
+GATED = ("spilled_bytes", "tensor_cores")  # only one value of these passes; the others are compared with the baseline
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel as the compiler made it for one target.
+    """One kernel, compiled for one target.
 
     Attributes:
-        kernel: its name, with the constants and types that tell it from others of that name.
-        target: compute capability, such as 90.
-        case: the case that launched it first.
-        figures: the value of each of `FIGURES`.
+        kernel: name of the kernel, followed by the types and constants that distinguish kernels of one name.
+        target: compute capability of the GPU, such as 90.
+        case: operation and case that launched the kernel first.
+        figures: values of the metrics in `FIGURES`, by name.
     """
 
     kernel: str
@@ -72,20 +72,20 @@ class Compiled:
 
     @property
     def key(self) -> str:
-        """The kernel's name in the baseline."""
+        """Key of the kernel in the baseline."""
         return f"sm_{self.target} {self.kernel}"
 
 
 @contextlib.contextmanager
 def _recorded(targets: tuple[int, ...] | None = None) -> Iterator[dict[str, Any]]:
-    """Makes every launch compile for the targets (None: all) and run nothing; yields the kernels by hash."""
+    """Makes every launch compile for the targets (None for all) and run nothing; yields kernels by target and hash."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     found: dict[str, Any] = {}
     run = JITFunction.run
-    stand_in = SimpleNamespace(device=TARGETS[0])  # a driver for compiling alone; its device is a compute capability
+    stand_in = SimpleNamespace(device=TARGETS[0])  # a driver that can only compile; its device is a compute capability
     stand_in.get_current_device = lambda: stand_in.device
     stand_in.get_current_stream = lambda device: 0
     stand_in.get_current_target = lambda: GPUTarget("cuda", stand_in.device, 32)
@@ -119,10 +119,10 @@ def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[
 
 
 def compile_all(only: tuple[str, ...] = ()) -> Iterator[Compiled]:
-    """Compiles every Triton kernel at every case, and yields each once.
+    """Compiles the Triton kernels of every chosen case, and yields each distinct kernel once.
 
     Args:
-        only: texts of words of operation and case; see `bench.runs.select`.
+        only: texts that choose cases by words of operation and case, see `bench.runs.select`; empty for all.
     """
     made: set[str] = set()
     for spec, case, variants in chosen(only):
@@ -170,12 +170,12 @@ def _examined(target: int, function: Any, kernel: Any, case: str) -> Compiled:
 
 
 def _count_narrow(widths: dict[str, list[tuple[int, int]]], name: str, constants: dict[str, Any]) -> int:
-    """Counts the accesses that are narrow though they could be wide."""
+    """Counts the accesses narrower than `NARROW_BELOW_BYTES` that could be wider."""
     if any(constants.get(channels, 0) % 4 for channels in ("A_C", "OUT_C", "C", "K")):
-        return 0  # a pixel's channels, such as three colours, fill no whole number of eight bytes
+        return 0  # a pixel of, say, three channels does not fill a multiple of 8 bytes
     nature = NARROW_BY_NATURE.get(name, "")
     accesses = [access for kind in widths if (nature, kind) != ("loads", "ld") for access in widths[kind]]
-    if constants.get("PROLOGUE"):  # copies of a norm's float32 vectors
+    if constants.get("PROLOGUE"):  # a prologue copies a norm's float32 vectors, 4 bytes at a time
         accesses = [access for access in accesses if access != (4, 16)]
     sizes = (16,) if nature == "bits" else (8, 16)
     return sum(width < NARROW_BELOW_BYTES and bits in sizes for width, bits in accesses)
@@ -202,13 +202,13 @@ def _constant(value: Any) -> str:
 
 
 def _assembled(cubin: bytes) -> tuple[int, int, int]:
-    """Returns a thread's registers, the bytes of its stack, which holds what registers spill, and its instructions."""
+    """Returns a kernel's registers and stack bytes (spilled registers) per thread, and its number of instructions."""
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", dump(cubin, "-res-usage"))}
     return used["REG"], used["STACK"], _instructions(cubin)
 
 
 def dump(cubin: bytes, option: str) -> str:
-    """Returns the output of cuobjdump for a kernel."""
+    """Returns what cuobjdump, with one option, prints about a compiled kernel."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -219,9 +219,9 @@ def dump(cubin: bytes, option: str) -> str:
 
 
 def _instructions(cubin: bytes) -> int:
-    """Counts the instructions of an ELF file's code, 16 bytes each from sm_70 on, without the NOPs that fill it up.
+    """Counts the instructions of an ELF file's code, 16 bytes each from sm_70 on, without the NOPs that pad it.
 
-    The file is read here because a disassembly takes 0.4 s, nearly as long as the compilation.
+    This reads the file itself because disassembling it takes 0.4 s, nearly as long as the compilation.
     """
     (headers_at,) = struct.unpack_from("<Q", cubin, 0x28)
     header_bytes, count, names_section = struct.unpack_from("<HHH", cubin, 0x3A)
@@ -235,7 +235,7 @@ def _instructions(cubin: bytes) -> int:
 
 
 def _widths(ptx: str, kind: str) -> list[tuple[int, int]]:
-    """Returns each global access's bytes a thread and bits an element; 16 bits for an asynchronous copy's elements."""
+    """Returns bytes per thread and bits per element of each global access; an asynchronous copy counts as 16-bit."""
     accesses = re.findall(rf"\b{kind}\.global[\w.:]*?(?:\.v([248]))?\.[busf](8|16|32|64)\b", ptx)
     widths = [(int(count or 1) * int(bits) // 8, int(bits)) for count, bits in accesses]
     if kind == "ld":
@@ -245,21 +245,21 @@ def _widths(ptx: str, kind: str) -> list[tuple[int, int]]:
 
 
 def _occupancy(registers: int, shared: int, warps: int, target: int) -> float:
-    """Returns the share of a multiprocessor's 64 warps that registers and shared memory let run at once."""
+    """Returns the share of a multiprocessor's 64 warps that can run at once, given registers and shared memory."""
     of_warp = -(-registers * 32 // 256) * 256
     programs = min(65536 // (of_warp * warps), SHARED_BYTES[target] // (shared + 1024), 64 // warps, 32)
     return programs * warps / 64
 
 
 def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str], list[str]]:
-    """Compares kernels with what holds for every kernel, and with the committed baseline.
+    """Checks kernels against the rules for every kernel (`GATED`, narrow accesses) and against the committed baseline.
 
     Args:
         compiled: kernels from `compile_all`.
-        whole: whether these are all kernels, so that one that only the baseline has is gone.
+        whole: whether `compiled` holds all kernels; a kernel that only the baseline has is then an error.
 
     Returns:
-        What is wrong, and remarks on what is not.
+        A line for each error, and lines of remarks that do not fail the gate.
     """
     wrong = [f"{c.key}: spills {n} bytes" for c in compiled if (n := c.figures["spilled_bytes"])]
     narrow = f"accesses narrower than {NARROW_BELOW_BYTES} bytes"
@@ -272,7 +272,7 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
         return wrong, [f"the baseline is of triton {baseline['triton']}, this is {version('triton')}: not compared"]
     for c in compiled:
         known = baseline["kernels"].get(c.key)
-        if known is None:  # a changed constant makes another kernel of it, whose figures nobody has agreed to
+        if known is None:  # also after a changed constant: nobody has approved the figures of the new kernel
             wrong.append(f"{c.key}: not in the baseline; {MEANT}")
             continue
         worse = [
@@ -289,26 +289,26 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
 
 
 def write_baseline(compiled: list[Compiled]) -> Path:
-    """Makes the compiled kernels the baseline, and returns its path."""
+    """Writes the compiled kernels' figures as the new baseline, and returns its path."""
     kernels = {c.key: {name: c.figures[name] for name in FIGURES if name not in GATED} for c in compiled}
     BASELINE.write_text(json.dumps({"triton": version("triton"), "kernels": kernels}, indent=1, sort_keys=True) + "\n")
     return BASELINE
 
 
 class StaticRun:
-    """One run of the gate: compiles every kernel for every target, and records each as it comes; see `new_run`."""
+    """One run of the static gate, which compiles every kernel and records its figures at once; see `new_run`."""
 
     def __init__(self, writer: RunWriter, only: tuple[str, ...], *, update_baseline: bool) -> None:
         self.writer, self.only, self.update_baseline = writer, only, update_baseline
 
     def execute(self) -> tuple[RunStatus, list[str], list[str]]:
-        """Compiles the kernels and ends the records.
+        """Compiles the kernels, checks them and closes the records.
 
         Returns:
-            How the run ended ("failed" if a gate does not hold), what is wrong, and remarks.
+            The run's status ("failed" if any kernel does not pass), a line for each error, and lines of remarks.
 
         Raises:
-            KeyboardInterrupt: after the records have been ended as interrupted.
+            KeyboardInterrupt: after Ctrl-C, once the records are closed as "interrupted".
         """
         with self.writer as writer:
             compiled = []
@@ -327,16 +327,16 @@ class StaticRun:
 
 
 def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False) -> StaticRun:
-    """Returns the gate as a new run under `out`, ready to be executed.
+    """Returns a new run of the static gate under `out`, ready to be executed.
 
     Args:
-        out: folder that holds runs.
-        command: the command as typed, for the record.
-        only: see `compile_all`.
-        update_baseline: whether the kernels, which must be all, become the baseline.
+        out: folder in which the run's own directory is created.
+        command: the command line as the user typed it, for the records.
+        only: texts that choose cases by words of operation and case; empty for all.
+        update_baseline: whether the compiled kernels become the baseline; requires an empty `only`.
 
     Raises:
-        ValueError: if Triton is missing or runs in its interpreter, or a part is to become the baseline.
+        ValueError: if Triton is missing or interprets kernels, no case is chosen, or only a part would be the baseline.
         StoreError: if `out` cannot be written.
     """
     if importlib.util.find_spec("triton") is None:

@@ -1,4 +1,4 @@
-"""One operation at one case: checks its variants against the reference, and measures their times, bytes and memory."""
+"""One operation at one case: checks its variants against the reference and measures their time, traffic and memory."""
 
 import contextlib
 import gc
@@ -25,21 +25,21 @@ from wallclock.reports.store.schema import ParameterValue, Sample
 from wallclock.reports.store.write import RunWriter
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-ROUNDS = 2  # all variants take turns, in the second round in reverse, so that a drift of the clock meets all alike
+ROUNDS = 2  # variants take turns, in reverse order in the second round, so that a drift of the clock affects all alike
 
 
 class Trial:
     """One operation at one case, with its inputs and the reference's results.
 
     Attributes:
-        benchmark: the benchmark that the samples belong to.
-        cold_or_not: whether the cache is emptied before each call, for each way to measure.
+        benchmark: name of the benchmark that the samples belong to.
+        cold_or_not: states of the cache to measure in: True overwrites it before each call, False leaves it as it is.
 
     Args:
-        spec: the operation.
-        case: one of its cases.
-        dtype: a name in `DTYPES`.
-        device: where it runs.
+        spec: description of the operation and its variants.
+        case: one of the operation's cases, a shape and options.
+        dtype: name of the inputs' type, a key of `DTYPES`.
+        device: the device that the operation runs on.
     """
 
     benchmark = "kernels"
@@ -52,7 +52,7 @@ class Trial:
         self.parameters |= {"shape": "x".join(map(str, case.shape)), "device": device.type}
 
     def prepare(self) -> None:
-        """Makes the inputs and the reference's results."""
+        """Makes the inputs and computes the reference's results in float64."""
         torch._dynamo.reset()  # a variant is compiled for each case, and Dynamo gives up at the ninth shape
         self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
         wide = widened(self.inputs)
@@ -60,14 +60,14 @@ class Trial:
         self.eager_error = self._error(self.spec.judge)
 
     def close(self) -> None:
-        """Gives the memory back, so that the next case finds all of it even after one that had too little."""
+        """Frees the memory, so that the next case has all of it, even after a case that ran out of memory."""
         self.inputs, self.exact = {}, []
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _leaves(self, inputs: Inputs) -> Inputs:
-        """Returns the inputs, those that are differentiated as leaves of a new graph."""
+        """Returns the inputs, in which the differentiated ones are leaves of a new graph."""
         return {
             name: tensor.detach().requires_grad_()
             if tensor is not None and name in self.spec.differentiated
@@ -84,7 +84,7 @@ class Trial:
         return torch.empty_like(y).copy_(dy)
 
     def _results(self, function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
-        """Returns the output, or what the function overwrites, and all gradients; it may overwrite its inputs."""
+        """Returns the output (or the overwritten inputs) and all gradients; the function may overwrite its inputs."""
         leaves = self._leaves(inputs)
         y = function(**leaves, **self.case.options)
         wanted = self._differentiated(leaves)
@@ -95,7 +95,7 @@ class Trial:
         return contiguous(self.inputs) if variant.endswith("_nchw") else self.inputs
 
     def _exact(self, variant: str) -> list[torch.Tensor]:
-        """Returns the reference's results that a variant's are held to."""
+        """Returns the reference's results that a variant's results are compared with."""
         return self.exact
 
     def _error(self, variant: str) -> float:
@@ -103,12 +103,12 @@ class Trial:
         return relative_error(found, self._exact(variant))
 
     def check(self, variant: str) -> tuple[float, float]:
-        """Returns a variant's error against the float64 reference, and the largest error that is allowed."""
+        """Returns a variant's relative error against the float64 reference, and the largest error that is allowed."""
         allowed = max(TOLERANCES[DTYPES[self.dtype]], 2 * self.eager_error, self.spec.loose.get(variant, 0.0))
         return self._error(variant), allowed
 
     def sample(self, variant: str, metric: str, unit: str, value: float, **fields: Any) -> Sample:
-        """Returns a sample of this case; `fields` are further fields of a `Sample`."""
+        """Returns a sample of this case, with `fields` as further fields of `Sample`."""
         parameters = self.parameters | fields.pop("parameters", {})
         return Sample(
             benchmark=self.benchmark, case=self.name, variant=variant, parameters=parameters, metric=metric, unit=unit,
@@ -116,12 +116,12 @@ class Trial:
         )  # fmt: skip
 
     def call(self, variant: str, direction: Direction) -> Callable[[], object]:
-        """Returns the function to time: forward builds no graph; backward goes through one that is kept."""
+        """Returns the function to time: "forward" builds no graph, "backward" goes through one graph that is kept."""
         function, options = self.spec.variants[variant], self.case.options
         inputs = self.spec.own(self._of(variant), variant)
         leaves = self._leaves(inputs)
         if variant == "compile":
-            torch._dynamo.reset()  # each direction is compiled as a user who wants it alone has it
+            torch._dynamo.reset()  # each direction is compiled afresh, as for a user who needs only that one
         wanted = self._differentiated(leaves)
         if direction == "forward":
 
@@ -130,7 +130,7 @@ class Trial:
                     return function(**inputs, **options)
 
             return forward
-        # A graph that is kept cannot give its buffers away, as compiled code otherwise does.
+        # Compiled code otherwise donates the graph's buffers, and a graph that is kept needs them again.
         gives = contextlib.nullcontext() if direction == "both" else torch._functorch.config.patch(donated_buffer=False)
         with gives:
             kept = function(**leaves, **options)
@@ -142,10 +142,10 @@ class Trial:
     def measure(
         self, variants: list[str], writer: RunWriter, telemetry: Telemetry, budget_s: float
     ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-        """Times variants in turn and records every sample.
+        """Times variants in turns and records every sample.
 
         Returns:
-            Hot median latencies in seconds by variant and direction; and for variants that could not go on, why.
+            The median latencies with a hot cache, in seconds, by variant and direction; the failed variants' reasons.
         """
         directions: tuple[Direction, ...] = (
             ("forward", "backward", "both") if self.spec.differentiated else ("forward",)
@@ -202,7 +202,7 @@ class Trial:
             self.sample(variant, "predicted_bytes", "B", predicted, parameters=parameters),
             self.sample(variant, "operations", "FLOP", operations, parameters=parameters),
         )
-        if variant != "compile":  # its operators are inside a graph
+        if variant != "compile":  # the operators inside a compiled graph cannot be counted
             with Operands() as operands:
                 call()
             writer.add(self.sample(variant, "operand_bytes", "B", operands.bytes, parameters=parameters))
@@ -230,7 +230,7 @@ class Trial:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             y = function(**leaves, **options)
         writer.add(self.sample(variant, "saved_bytes", "B", sum(saved.values())))
-        saved.pop(y.untyped_storage().data_ptr(), None)  # the next operation keeps it anyway
+        saved.pop(y.untyped_storage().data_ptr(), None)  # the next operation would keep the output in any case
         writer.add(self.sample(variant, "saved_beyond_output_bytes", "B", sum(saved.values())))
         torch.autograd.grad(y, wanted, dy)
         if cuda:
@@ -238,10 +238,10 @@ class Trial:
 
 
 def widened(inputs: Inputs) -> Inputs:
-    """Returns the inputs in float64."""
+    """Returns the inputs with floating-point tensors in float64."""
     return {n: t.double() if t is not None and t.is_floating_point() else t for n, t in inputs.items()}
 
 
 def contiguous(inputs: Inputs) -> Inputs:
-    """Returns the inputs in NCHW memory."""
+    """Returns the inputs in contiguous (NCHW) memory."""
     return {name: None if tensor is None else tensor.contiguous() for name, tensor in inputs.items()}

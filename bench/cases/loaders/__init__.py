@@ -1,1 +1,1 @@
-"""Loading pipelines: images a second alone and while a network trains, and memory."""
+"""Loading pipelines: their images per second, alone and while a network trains, and their memory."""

@@ -1,4 +1,4 @@
-"""The loaders benchmark's part in `quick` and `suite`."""
+"""The jobs with which the loaders benchmark takes part in `quick` and `suite`."""
 
 from wallclock.bench.cases.loaders.run import LoadersRequest, LoadersRun, default_images
 from wallclock.bench.runs.cases import run_job
@@ -7,7 +7,7 @@ from wallclock.bench.runs.request import SYNTHETIC
 
 
 def quick() -> tuple[Job, ...]:
-    """Returns the jobs of `wallclock quick`."""
+    """Returns the loaders jobs of `wallclock quick`."""
     summary = "device-resident, DataLoader and DALI pipelines over embedded images"
 
     def run(context: Context) -> str:
@@ -20,7 +20,7 @@ def quick() -> tuple[Job, ...]:
 
 
 def suite() -> tuple[Job, ...]:
-    """Returns the jobs of `wallclock suite`, most informative first."""
+    """Returns the loaders jobs of `wallclock suite`, most informative first."""
     summary = "every pipeline over pixels, encoded images and tar shards: alone, and while a network trains"
 
     def unavailable(context: Context) -> str:

@@ -1,8 +1,8 @@
-"""`wallclock run loaders`: every pipeline over every form of a data set, in four regimes that are never mixed.
+"""`wallclock run loaders`: measures every pipeline over every form of a data set, in four separate regimes.
 
-The regimes: one image at a time; a pipeline alone, over whole epochs that nobody trains on; the latency of its first
-batch; and a network that trains on it, beside the same network on one batch held in memory. Pipelines take turns within
-each round, forwards and backwards.
+The regimes: one image at a time; a pipeline alone, over whole epochs without training; the latency of its first batch;
+and training on its batches, beside the same network training on one batch held in memory. Pipelines take turns within
+each round, in reverse order in every second round.
 """
 
 import itertools
@@ -36,13 +36,13 @@ from wallclock.reports.store.write import StoreError
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_IMAGES = 10_000  # by default: an epoch of the slowest pipeline within seconds
-IMAGE_BUDGET_S = 0.3  # of one image at a time, in each round
-TUNED = ("dataloader", "dali", "webdataset")  # pipelines whose processes or threads are chosen by trying
+MOST_IMAGES = 10_000  # default, with which the slowest pipeline's epoch takes seconds
+IMAGE_BUDGET_S = 0.3  # seconds for the regime "one image" in each round
+TUNED = ("dataloader", "dali", "webdataset")  # pipelines whose number of processes or threads is chosen by trial
 
-# The metric that every pipeline leaves in a round of each regime: by it a resumed run knows what is done.
+# The metric that every pipeline records in each round of a regime; a resumed run finds by it which rounds are done.
 REGIMES: dict[Regime, str] = {"one image": "image_time", "alone": "images_per_s", "training": "step_time"}
-# The pipelines that read each form. `device` decodes once, when the set is loaded: its form is pixels.
+# The pipelines that read each form. `device` decodes the set once, when it is loaded, so that its form is pixels.
 FORMS = {
     "pixels": ("device", "dataloader", "dali"),
     "parquet": ("dataloader", "dali"),
@@ -57,11 +57,11 @@ class LoadersRequest(CaseRequest):
 
     Attributes:
         data: path of the data set, or "synthetic" for the embedded one.
-        batch_sizes: images in a batch.
-        images: how many images of the training set are used, from the first on.
-        rounds: how often all pipelines take their turns.
-        steps: steps of training in each round.
-        recipe: name of the recipe whose network trains.
+        batch_sizes: numbers of images in a batch to measure.
+        images: number of images used, the first ones of the training set.
+        rounds: number of rounds, in each of which every pipeline has one turn.
+        steps: number of training steps that are timed in each round.
+        recipe: name of the CIFAR recipe whose network trains.
 
     Raises:
         ValueError: if a number is out of range.
@@ -90,17 +90,17 @@ class LoadersRequest(CaseRequest):
         """Returns the pipelines to measure, in order, for each form, batch size and regime.
 
         Args:
-            forms: the forms that the data have.
-            skipped: pipelines that this machine lacks.
+            forms: the forms in which the data are available.
+            skipped: names of the pipelines that this machine lacks.
 
         Raises:
             ValueError: if nothing is left to measure.
         """
         found = {}
         for form, batch_size, regime in itertools.product(forms, self.batch_sizes, REGIMES):
-            # One image at a time has no batch size: it is measured beside the first.
+            # One image at a time has no batch size: it is measured with the first one only.
             once = regime != "one image" or batch_size == self.batch_sizes[0]
-            regimes = ("alone", "first batch") if regime == "alone" else (regime,)  # a first batch comes with "alone"
+            regimes = ("alone", "first batch") if regime == "alone" else (regime,)  # "alone" times a first batch
             named = [f"{form} {batch_size} {each}".split() for each in regimes]
             pipelines = [
                 pipeline
@@ -120,13 +120,13 @@ class LoadersRequest(CaseRequest):
 
 
 class LoadersRun(CaseRun[LoadersRequest]):
-    """One run of a request: checks and measures case after case.
+    """One run of the loaders benchmark, which checks and measures case after case.
 
     Attributes:
-        pixels: the images in memory.
-        stored: the same images as they lie on the disk, or None where they are not encoded one by one.
-        workers: processes or threads of the pipelines that are tuned.
-        units: pipelines to measure, for each form, batch size and regime.
+        pixels: the decoded images in memory.
+        stored: the encoded images on the disk, or None for a data set that does not store each image by itself.
+        workers: number of processes or threads of each tuned pipeline, by name.
+        units: names of the pipelines to measure, for each form, batch size and regime.
     """
 
     kind = LoadersRequest
@@ -138,19 +138,19 @@ class LoadersRun(CaseRun[LoadersRequest]):
         self.pixels, self.stored = _load(request)
         super().__init__(request, {name: why for name in PIPELINES if (why := unavailable(name))}, self.pixels)
         self.workers: dict[str, int] = {}
-        forms = ("pixels", *((self.stored.form,) if self.stored else ()), "shards")  # shards can be written of any
+        forms = ("pixels", *((self.stored.form,) if self.stored else ()), "shards")  # shards can be made of any
         self.units = request.units(forms, self.skipped)
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Returns a run that is ready to go on; see `CaseRun.resume`."""
+        """Returns a stored run, ready to be continued; see `CaseRun.resume`."""
         data = begun_run(path, "loaders").request["data"]
         if data != SYNTHETIC and not Path(data).exists():
             raise StoreError(f"{path} needs its data at {data}, seen from where it was begun; go on from there")
         return super().resume(path)
 
     def read_done(self, samples: "pd.DataFrame") -> None:
-        """Takes the tuned workers, and the rounds of which the records hold every pipeline that has not failed."""
+        """Reads the tuned workers, and marks the rounds as done that hold every pipeline that has not failed."""
         tuned = samples[samples["metric"] == "workers"]
         self.workers = {str(name): int(count) for name, count in zip(tuned["variant"], tuned["value"], strict=True)}
         for (form, batch_size, regime), pipelines in self.units.items() if len(samples) else ():
@@ -164,7 +164,7 @@ class LoadersRun(CaseRun[LoadersRequest]):
                     self.done.add((case, regime, turn))
 
     def measure(self, deadline: Deadline) -> str:
-        """Tunes the pipelines, then measures the rounds that are left; begins none after the deadline."""
+        """Tunes the pipelines and measures the remaining rounds until the deadline; returns why it stopped early."""
         self.show_skipped("every case", "every regime")
         with tempfile.TemporaryDirectory(prefix="wallclock-shards-") as scratch:
             forms = self._forms(Path(scratch))
@@ -176,7 +176,7 @@ class LoadersRun(CaseRun[LoadersRequest]):
         return ""
 
     def _forms(self, scratch: Path) -> dict[str, Form]:
-        """Returns the data in every form that is asked for; writes shards if they are."""
+        """Returns the data in every available form; writes shards to `scratch` if any pipeline reads them."""
         forms = {"pixels": Form("pixels", self.pixels, self.pixels)}
         if self.stored is not None:
             forms[self.stored.form] = Form(self.stored.form, self.stored, self.pixels)
@@ -186,7 +186,7 @@ class LoadersRun(CaseRun[LoadersRequest]):
         return forms
 
     def _tune(self, forms: dict[str, Form]) -> None:
-        """Chooses how many processes or threads each pipeline gets: an untuned baseline proves nothing."""
+        """Chooses the number of processes or threads of each pipeline, since an untuned baseline proves nothing."""
         counts, batch_size = sorted({1, max(1, cpu_cores() // 2), cpu_cores()}), max(self.request.batch_sizes)
         for pipeline in TUNED:
             form = next((form for (form, *_), pipelines in self.units.items() if pipeline in pipelines), None)
@@ -209,7 +209,7 @@ class LoadersRun(CaseRun[LoadersRequest]):
             self._show(trial, pipeline, "tuning", {f"images/s with {count}": rate for count, rate in rates.items()})
 
     def _measure_rounds(self, trial: LoaderTrial, regime: Regime, pipelines: list[str], deadline: Deadline) -> bool:
-        """Checks and measures the pipelines of a case in turn; returns whether the budget held all rounds."""
+        """Checks and measures the pipelines of a case in turns; returns whether the budget sufficed for all rounds."""
         rounds = [turn for turn in range(self.request.rounds) if (trial.name, regime, turn) not in self.done]
         right = [pipeline for pipeline in pipelines if rounds and self._is_right(trial, pipeline, regime)]
         if not right:
@@ -241,7 +241,7 @@ class LoadersRun(CaseRun[LoadersRequest]):
         return True
 
     def _is_right(self, trial: LoaderTrial, pipeline: str, regime: Regime) -> bool:
-        """Checks a pipeline's images, and records their error, or that they are wrong."""
+        """Checks a pipeline's images and records their error; returns whether they are right."""
         try:
             error = trial.check(pipeline)
         except _broken() as failure:
@@ -295,20 +295,20 @@ new_run, resumed_run = LoadersRun.new, LoadersRun.resume
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    """Returns the errors of pipelines, drivers and full memory, without those of mistakes in this suite."""
+    """Returns the exceptions of pipelines, drivers and full memory; mistakes in this suite raise others."""
     return (*failures(), DataError, WorkerDied)
 
 
 def default_images(data: str) -> int:
-    """Returns how many training images are used by default: 10,000, or all where there are fewer."""
+    """Returns the default number of training images: 10,000, or all of a smaller set."""
     return min(MOST_IMAGES, len(load_split(data, "test").train))
 
 
 def _load(request: LoadersRequest) -> tuple[Dataset, StoredImages | None]:
-    """Returns the images in memory and as they lie on the disk, as many as are asked for.
+    """Returns the requested number of images, decoded in memory and, if each is stored encoded, as on the disk.
 
     Raises:
-        DataError: if they are missing or damaged, or fewer than asked for.
+        DataError: if the images are missing, damaged, or fewer than requested.
     """
     train = load_split(request.data, "test").train
     if len(train) < request.images:

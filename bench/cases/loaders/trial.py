@@ -20,12 +20,12 @@ from wallclock.loaders.pipelines.choose import make_batches
 from wallclock.models.recipes.recipe import Recipe
 
 Regime = Literal["one image", "alone", "first batch", "training", "tuning"]
-HELD = "held batch"  # the step alone, without a pipeline: on one batch again and again
-AUGMENTATION = Augmentation(pad=4, flip="random")  # as DALI's and torchvision's users have it
+HELD = "held batch"  # name of the baseline without a pipeline, which trains on one batch again and again
+AUGMENTATION = Augmentation(pad=4, flip="random")  # as is usual with DALI and torchvision
 CHECKED_IMAGES = 32
-TOLERANCE = 1e-6  # of float32 normalised values
+TOLERANCE = 1e-6  # largest error of normalised values in float32
 SEED = 0
-WARM_BATCHES = 4  # before memory is measured: queues are full then
+WARM_BATCHES = 4  # batches read before memory is measured, when the queues are full
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Measured:
-    """One value of one metric in one regime."""
+    """One measured value of one metric in one regime."""
 
     regime: Regime
     metric: str
@@ -55,13 +55,13 @@ class Measured:
 
 
 class LoaderTrial:
-    """Pipelines over one form at one batch size.
+    """The pipelines over one form of a data set at one batch size.
 
     Args:
-        form: the data.
-        batch_size: images in a batch.
-        device: where batches end up.
-        workers: processes or threads of each pipeline, by name.
+        form: the data set in one form.
+        batch_size: number of images in a batch.
+        device: the device that the batches are delivered to.
+        workers: number of processes or threads of each pipeline, by name; 0 for a pipeline that is missing.
     """
 
     def __init__(self, form: Form, batch_size: int, device: torch.device, workers: dict[str, int]) -> None:
@@ -69,7 +69,7 @@ class LoaderTrial:
         self.name = f"{form.name} {batch_size}"
 
     def open(self, pipeline: str, **changes: Any) -> Batches:
-        """Returns a pipeline, ready to be iterated over."""
+        """Returns an open pipeline to iterate over; `changes` replace fields of its `BatchOptions`."""
         options = BatchOptions(
             batch_size=self.batch_size,
             device=self.device,
@@ -96,7 +96,7 @@ class LoaderTrial:
         return max(errors)
 
     def one_image(self, pipeline: str, budget_s: float) -> Iterator[Measured]:
-        """Times a pipeline that makes one image at a time, in this process."""
+        """Times a pipeline that makes batches of one image in this process."""
         batches = self.open(pipeline, batch_size=1, workers=0)
         stream = endless(batches)
         found = measure(lambda: next(stream), device=self.device, budget_s=budget_s, min_count=10)
@@ -104,7 +104,7 @@ class LoaderTrial:
             yield Measured("one image", "image_time", "s", seconds, index)
 
     def alone(self, pipeline: str) -> Iterator[Measured]:
-        """Opens a pipeline, times its first batch, then goes through a whole epoch that nobody trains on."""
+        """Opens a pipeline, times its first batch, then reads a whole epoch without training on it."""
         memory_before = tree_memory_bytes()
         synchronize(self.device)
         begun_s = now_s()
@@ -127,7 +127,7 @@ class LoaderTrial:
         yield Measured("alone", "cpu_time", "s", cpu_s / images)
 
     def trainer(self, recipe: Recipe) -> Trainer:
-        """Returns a network that trains on batches of this size, whichever pipeline makes them."""
+        """Returns a trainer of the recipe's network for batches of this size from any pipeline."""
         split = Split(self.form.pixels, self.form.pixels)
         recipe = replace(recipe, batch_size=self.batch_size, resolutions=(), pipeline="device")
         trainer = Trainer(recipe, split, device=self.device, seed=SEED, clocks=RunClocks(self.device))
@@ -135,12 +135,12 @@ class LoaderTrial:
         return trainer
 
     def training(self, pipeline: str, trainer: Trainer, steps: int) -> Iterator[Measured]:
-        """Times steps of training on a pipeline's batches, and the share of each that waits for the batch.
+        """Times training steps on a pipeline's batches, and the share of each step that waits for the batch.
 
         Args:
-            pipeline: name of a pipeline, or `HELD`.
-            trainer: a trainer from `trainer`.
-            steps: how many steps are timed, after one that is not.
+            pipeline: name of a pipeline, or `HELD` for one batch held in memory.
+            trainer: a trainer that the method `trainer` has made.
+            steps: number of steps to time, after one untimed step.
         """
         if pipeline == HELD:
             stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = itertools.repeat(next(iter(trainer.batches())))
@@ -158,14 +158,14 @@ class LoaderTrial:
 
 
 def endless(batches: Batches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields batches, epoch after epoch."""
+    """Yields a pipeline's batches without end, epoch after epoch."""
     for epoch in itertools.count():
         batches.set_epoch(epoch)
         yield from batches
 
 
 def tree_memory_bytes() -> int:
-    """Returns the memory of this process and its children, in bytes; shared memory counts once."""
+    """Returns the memory of this process and its children in bytes; memory that they share counts once."""
     process, total = psutil.Process(), 0
     for each in (process, *process.children(recursive=True)):
         try:

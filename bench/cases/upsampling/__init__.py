@@ -1,1 +1,1 @@
-"""Transposed convolution against upsampling and a convolution: alone, in a small GAN, and their pictures."""
+"""Transposed convolution compared with upsampling plus convolution, alone and in a small GAN, with pictures."""

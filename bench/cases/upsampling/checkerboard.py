@@ -1,4 +1,4 @@
-"""Three scores of the checkerboard in a map or an image; a grid of 2x2 pixels raises each of them.
+"""Three scores of checkerboards in maps and images; each rises with the strength of a grid of 2x2 pixels.
 
 Shape legend: N images, C channels, H, W height and width.
 """
@@ -8,8 +8,8 @@ import math
 import torch
 from torch import nn
 
-PEAKS = {"columns": (0, 1), "rows": (1, 0), "diagonal": (1, 1)}  # the axes along which pixels alternate: 1 for pi
-NEAR, FAR = 2, 3  # the band about a peak, in bins: a Hann window spreads the peak itself over one bin each way
+PEAKS = {"columns": (0, 1), "rows": (1, 0), "diagonal": (1, 1)}  # frequencies (down, across), in units of pi
+NEAR, FAR = 2, 3  # distances of the ring about a peak, in bins; a Hann window spreads the peak over one bin each way
 
 
 def _even(x: torch.Tensor, edge: int = 0) -> torch.Tensor:
@@ -21,21 +21,21 @@ def _even(x: torch.Tensor, edge: int = 0) -> torch.Tensor:
 
 
 def _phase_means(x: torch.Tensor) -> torch.Tensor:
-    """Returns the means over each of the four phases of a 2x2 grid, [N, C, 4]."""
+    """Returns the mean over each of the four positions (phases) in a 2x2 grid, [N, C, 4]."""
     return torch.stack([x[:, :, row::2, column::2].mean((2, 3)) for row in (0, 1) for column in (0, 1)], dim=2)
 
 
 @torch.no_grad()
 def phase_spread(layer: nn.Module, channels_in: int, edge: int = 8) -> float:
-    """Returns the grid that a layer lays over a constant map: standard deviation between phases over the mean.
+    """Returns the strength of the grid that a layer adds to a constant map: deviation between phases over the mean.
 
-    Both are root mean squares over the output channels, away from the border. 0 is none; a transposed convolution of
-    independent taps, whose phases share none, comes to sqrt(3) on average.
+    Both are root mean squares over the output channels, away from the border. 0 means no grid; a transposed convolution
+    of independent taps, none of which two phases share, reaches sqrt(3) on average.
 
     Args:
-        layer: maps [1, channels_in, edge, edge] to twice the height and width.
-        channels_in: channels of the constant map.
-        edge: height and width of the constant map, at least 4.
+        layer: layer that maps [1, channels_in, edge, edge] to twice the height and width.
+        channels_in: number of channels of the constant map.
+        edge: height and width of the constant map in pixels, at least 4.
 
     Source: Aitken et al., https://arxiv.org/abs/1707.02937
     """
@@ -47,15 +47,15 @@ def phase_spread(layer: nn.Module, channels_in: int, edge: int = 8) -> float:
 
 
 def phase_share(x: torch.Tensor) -> float:
-    """Returns the share of the variance of maps that the place of a pixel within a 2x2 grid explains.
+    """Returns the share of the variance of maps that a pixel's position within a 2x2 grid explains.
 
-    A grid of amplitude a over noise of standard deviation s has a^2 / (a^2 + s^2); noise alone 3 / (H W).
+    A grid of amplitude a over noise of standard deviation s has a share of a^2 / (a^2 + s^2), noise alone 3 / (H W).
 
     Args:
-        x: [N, C, H, W], at least 2x2.
+        x: maps, [N, C, H, W], at least 2x2 pixels.
 
     Returns:
-        From 0 to 1, the variances summed over images and channels; 0 for constant maps.
+        The share from 0 to 1, with variances summed over images and channels; 0 for constant maps.
     """
     x = _even(x)
     total = x.var((2, 3), correction=0).sum()
@@ -66,7 +66,7 @@ def spectrum(x: torch.Tensor) -> torch.Tensor:
     """Returns the mean power spectrum of maps under a Hann window, float64 [H, W], frequency zero at [0, 0].
 
     Args:
-        x: [N, C, H, W]; an odd last row or column is left out.
+        x: maps, [N, C, H, W]; the last row or column of an odd number is left out.
     """
     x = _even(x)
     x = x - x.mean((2, 3), keepdim=True)
@@ -76,17 +76,17 @@ def spectrum(x: torch.Tensor) -> torch.Tensor:
 
 
 def spectral_peaks(x: torch.Tensor) -> dict[str, float]:
-    """Returns the power of maps at the frequencies of a 2x2 grid over that of the band about each; noise has 1.
+    """Returns the power of maps at the frequencies of a 2x2 grid, relative to the band about each; noise has 1.
 
-    "columns" is at (0, pi): vertical stripes one pixel wide; "rows" at (pi, 0): horizontal ones; "diagonal" at
+    "columns" is at (0, pi): vertical stripes one pixel wide; "rows" at (pi, 0): horizontal stripes; "diagonal" at
     (pi, pi): the checkerboard itself.
 
-    The band is the ring of bins 2 and 3 off the peak. A checkerboard of amplitude a over white noise of standard
-    deviation s has 1 + (4/9) H W (a / s)^2 at (pi, pi): the window keeps 1/4 of its amplitude and 9/64 of the noise's
-    power.
+    The band is the ring of bins at distance 2 and 3 from the peak. A checkerboard of amplitude a over white noise of
+    standard deviation s has 1 + (4/9) H W (a / s)^2 at (pi, pi), since the window keeps 1/4 of its amplitude and 9/64
+    of the noise's power.
 
     Args:
-        x: [N, C, H, W], at least 14 x 14, so that the rings of two peaks do not touch.
+        x: maps, [N, C, H, W], at least 14 x 14 pixels, so that the rings of two peaks do not touch.
 
     Raises:
         ValueError: if the maps are smaller.

@@ -1,4 +1,4 @@
-"""The upsampling benchmark's part in `quick` and `suite`."""
+"""The jobs with which the upsampling benchmark takes part in `quick` and `suite`."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def _job(name: str, summary: str, only: str, fields: dict[str, Any], **limits: A
 
 
 def quick() -> tuple[Job, ...]:
-    """Returns the jobs of `wallclock quick`."""
+    """Returns the upsampling jobs of `wallclock quick`."""
     one_stage = "speed 64x256x8x8 fp32 channels_last"
     return (
         _job("speed", "five upsamplings at one of DCGAN's stages", one_stage, {"sample_budget_s": 0.1}),
@@ -26,7 +26,7 @@ def quick() -> tuple[Job, ...]:
 
 
 def suite() -> tuple[Job, ...]:
-    """Returns the jobs of `wallclock suite`, most informative first."""
+    """Returns the upsampling jobs of `wallclock suite`, most informative first."""
     stages, grids = (
         "five upsamplings at DCGAN's stages, both types and layouts",
         "the grids that five short trainings leave",

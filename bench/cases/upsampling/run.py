@@ -1,4 +1,4 @@
-"""`wallclock run upsampling`: what each way to double a map costs at DCGAN's stages, and what grid it leaves."""
+"""`wallclock run upsampling`: the time of each way to double a map at DCGAN's stages, and the grid that it leaves."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,12 +37,12 @@ class UpsamplingRequest(CaseRequest):
 
     Attributes:
         data: path of the images that the small generators are trained on, or "synthetic" for the embedded ones.
-        seeds: how many trainings of each kind; with 0 only speed is measured.
-        steps: steps of each training.
-        sample_budget_s: time for each measurement of a variant and direction.
+        seeds: number of trainings of each kind of upsampling; 0 measures speed alone.
+        steps: number of steps in each training.
+        sample_budget_s: seconds for each measurement of a variant and direction.
 
     Raises:
-        ValueError: if nothing is left, or a number is out of range.
+        ValueError: if nothing is left to measure, or a number is out of range.
     """
 
     benchmark = "upsampling"
@@ -61,7 +61,7 @@ class UpsamplingRequest(CaseRequest):
             )
 
     def speeds(self) -> Iterator[tuple[Case, str, list[str]]]:
-        """Yields cases and types with the variants asked for."""
+        """Yields each case and type with its variants that match `only`."""
         for case in UPSAMPLING.cases:
             for dtype in DTYPES:
                 matching = [v for v in UPSAMPLING.variants if is_chosen(_words(case, dtype, v), self.only)]
@@ -69,7 +69,7 @@ class UpsamplingRequest(CaseRequest):
                     yield case, dtype, matching
 
     def trainings(self) -> Iterator[tuple[int, str]]:
-        """Yields seeds and kinds: all kinds of a seed before the next."""
+        """Yields the seed and kind of each training, all kinds of one seed before the next seed."""
         for seed in range(self.seeds):
             yield from ((seed, kind) for kind in UPSAMPLINGS if is_chosen({"training", kind}, self.only))
 
@@ -84,10 +84,10 @@ def _words(case: Case, dtype: str, variant: str) -> set[str]:
 
 
 class UpsamplingRun(CaseRun[UpsamplingRequest]):
-    """One run of a request: measures stage after stage, then trains kind after kind.
+    """One run of the upsampling benchmark, which times stage after stage, then trains kind after kind.
 
     Attributes:
-        images: the real images; see `real_images`.
+        images: the real images to train on, from `real_images`.
     """
 
     kind = UpsamplingRequest
@@ -100,7 +100,7 @@ class UpsamplingRun(CaseRun[UpsamplingRequest]):
         super().__init__(request, skipped, self.images)
 
     def read_done(self, samples: "pd.DataFrame") -> None:
-        """Takes the stages of which the records hold every check, and the trainings that have ended."""
+        """Marks the stages as done for which the records hold every check, and the trainings that have ended."""
         for case, dtype, variants in self.request.speeds() if "dtype" in samples else ():
             own = samples[(samples["case"] == f"{UPSAMPLING.name} {case.name}") & (samples["dtype"] == dtype)]
             if holds_checks(own[own["metric"] == "error"], self.timed(variants)):
@@ -110,7 +110,7 @@ class UpsamplingRun(CaseRun[UpsamplingRequest]):
             self.done |= {(int(seed), str(kind)) for seed, kind in zip(ended["seed"], ended["variant"], strict=True)}
 
     def measure(self, deadline: Deadline) -> str:
-        """Measures the stages and trainings that are left; returns why it stopped, if it did."""
+        """Measures the remaining stages and trainings; returns why it stopped early, else an empty text."""
         return self.measure_parts(self._parts(), deadline)
 
     def _parts(self) -> Iterator[Part]:
@@ -178,11 +178,11 @@ class UpsamplingRun(CaseRun[UpsamplingRequest]):
 
 
 def real_images(data: str) -> Dataset:
-    """Returns the training images that a request names.
+    """Returns the training images at a path, or the embedded ones for "synthetic".
 
     Raises:
-        DataError: if they are missing or damaged.
-        ValueError: if a generator cannot make images of their size.
+        DataError: if the images are missing or damaged.
+        ValueError: if the images are not square, or the generator cannot make images of their size.
     """
     found = load_split(data, "test").train
     height, width = found.images_NHWC.shape[1:3]

@@ -1,8 +1,8 @@
 """A short adversarial training for each upsampling, and scores of the grid in its images and its critic's gradient.
 
-All kinds train alike: hinge loss, Adam, and a DCGAN of 16 channels at the images' size.
+All kinds train alike: with hinge loss and Adam, as a DCGAN with 16 base channels at the size of the images.
 
-Shape legend: N images, S their edge.
+Shape legend: N images, S edge of an image in pixels.
 """
 
 import math
@@ -20,17 +20,17 @@ from wallclock.models.upsampling import CollapsedConv, ResizeConv, ShuffleConv
 
 BATCH, BASE_CHANNELS, LOOKED_AT = 64, 16, 256
 GENERATOR_LR, CRITIC_LR, BETAS = 2e-4, 4e-4, (0.5, 0.999)
-RANGE_DB, RESIDUE_TIMES, GAP = 20.0, 4, 4  # of the pictures: decibels from grey to white, a factor, pixels
+RANGE_DB, RESIDUE_TIMES, GAP = 20.0, 4, 4  # pictures: decibels from grey to white, factor, pixels
 Pixels = npt.NDArray[np.uint8]
 
 
 class GanDiverged(RuntimeError):
-    """A loss is no longer a number."""
+    """An exception for a training whose loss is no longer finite."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure: `metric` and `unit` as records name them, and parameters that say what it describes."""
+    """One figure for the records; the parameters `of` say which layer, image or gradient it describes."""
 
     metric: str
     unit: str
@@ -54,13 +54,13 @@ def as_input(images_NHWC: torch.Tensor) -> torch.Tensor:
 
 
 class SmallGan:
-    """A generator with one kind of upsampling and its critic, both fresh from a seed.
+    """A generator with one kind of upsampling and its critic, both newly initialised from a seed.
 
     Args:
-        kind: a name in `models.upsampling.UPSAMPLINGS`.
-        images_NHWC: uint8 [N, S, S, 3], at least 64 of them, S a power of two from 16 up.
-        seed: seed of weights, noise and the order of images.
-        device: where it trains.
+        kind: kind of upsampling, a name in `models.upsampling.UPSAMPLINGS`.
+        images_NHWC: real images, uint8 [N, S, S, 3], N at least 64, S a power of two from 16 up.
+        seed: seed of the weights, the noise and the choice of images.
+        device: the device that the networks train on.
     """
 
     def __init__(self, kind: str, images_NHWC: torch.Tensor, *, seed: int, device: torch.device) -> None:
@@ -80,15 +80,15 @@ class SmallGan:
         return noise.to(self.device)
 
     def train(self, steps: int) -> None:
-        """Takes steps."""
+        """Trains for a number of steps."""
         for _ in range(steps):
             self.step()
 
     def step(self) -> None:
-        """Trains the critic and then the generator on a batch each.
+        """Trains the critic and then the generator, on one batch each.
 
         Raises:
-            GanDiverged: if a loss is no longer a number.
+            GanDiverged: if a loss is no longer finite.
         """
         chosen = torch.randint(len(self.images), (BATCH,), generator=self._random).to(self.device)
         with torch.no_grad():
@@ -106,16 +106,16 @@ class SmallGan:
 
     @torch.no_grad()
     def generated(self) -> torch.Tensor:
-        """Returns images of the fixed noise, [256, 3, S, S] in (-1, 1), under the batch's own statistics."""
+        """Returns images from the fixed noise, [256, 3, S, S] in (-1, 1), with batch norm in training mode."""
         return self.generator(self._fixed_noise)
 
     def gradient(self) -> torch.Tensor:
-        """Returns the critic's gradient with respect to real images, [N, 3, S, S]."""
+        """Returns the critic's gradient with respect to the first 256 or fewer real images, [N, 3, S, S]."""
         images = self.images[:LOOKED_AT].clone().requires_grad_()
         return torch.autograd.grad(self.critic(images).sum(), images)[0]
 
     def look(self) -> tuple[list[Score], Pixels]:
-        """Returns the figures of layers, images and gradient as they are now, and a picture of images and gradient."""
+        """Returns the current figures of layers, images and gradient, and a picture of images and gradient."""
         images, gradient = self.generated(), self.gradient()
         found = [
             Score("constant_spread", "ratio", phase_spread(layer, _channels_in(layer)), {"of": "layer", "stage": stage})
@@ -127,7 +127,7 @@ class SmallGan:
         return found, self._picture(images, gradient)
 
     def _picture(self, images: torch.Tensor, gradient: torch.Tensor) -> Pixels:
-        """Returns a strip of panels, uint8 [2 S, 10 S + gaps, 3]; `CAPTION` names them."""
+        """Returns the panels that `CAPTION` names side by side, uint8 [2 S, 10 S + gaps, 3]."""
         residue = images - F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
         panels = [
             _tiles((images + 1) / 2),
@@ -147,10 +147,10 @@ CAPTION = (
 
 
 def real_scores(images_NHWC: torch.Tensor) -> list[Score]:
-    """Returns the figures of the real images that the others are held against.
+    """Returns the figures of the real images, with which those of generated images are compared.
 
     Args:
-        images_NHWC: uint8 [N, S, S, 3].
+        images_NHWC: real images, uint8 [N, S, S, 3].
     """
     return _scores_of("images", as_input(images_NHWC[:LOOKED_AT]))
 
@@ -171,13 +171,13 @@ def _pixels(x: torch.Tensor) -> Pixels:
 
 
 def _tiles(x: torch.Tensor) -> Pixels:
-    """Returns the first four images of [N, 3, S, S] in [0, 1], two by two."""
+    """Returns the first four images of [N, 3, S, S] in [0, 1] as a 2x2 mosaic, uint8 [2 S, 2 S, 3]."""
     rows = [torch.cat([x[i], x[i + 1]], dim=2) for i in (0, 2)]
     return _pixels(torch.cat(rows, dim=1).permute(1, 2, 0))
 
 
 def _decibels(power: torch.Tensor) -> Pixels:
-    """Returns a spectrum [S, S] in grey, twice as large."""
+    """Returns a power spectrum [S, S] in decibels as grey pixels, enlarged twofold, uint8 [2 S, 2 S, 3]."""
     level = 10 * power.clamp_min(1e-30).log10() / (2 * RANGE_DB) + 0.5
     grey = _pixels(level.repeat_interleave(2, 0).repeat_interleave(2, 1))
     return np.repeat(grey[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""The five upsamplings at the stages of DCGAN's generator, described so that the kernels' machinery times them.
+"""The five upsamplings at the stages of DCGAN's generator, as a `KernelSpec` that the kernels benchmark can time.
 
 Shape legend: N batch, I and O input and output channels, H, W height and width of the input.
 """
@@ -18,12 +18,12 @@ from wallclock.models.layers import choose
 from wallclock.models.recipes.recipe import Implementation, Implementations
 from wallclock.models.upsampling import UPSAMPLINGS, upsample2x
 
-# PyTorch's backward of the bilinear resize adds up in 16 bits on a GPU: 0.0139 off on an H200 in bfloat16.
+# On a GPU PyTorch's backward of the bilinear resize accumulates in 16 bits: error 0.0139 on an H200 in bfloat16.
 BILINEAR_16_BIT = 0.02
 
 
 def kind_of(variant: str) -> str:
-    """Returns the kind of upsampling of a variant such as "deconv_nchw"."""
+    """Returns the kind of upsampling in a variant's name, such as "deconv" in "deconv_nchw"."""
     return next(kind for kind in UPSAMPLINGS if kind in variant.split("_"))
 
 
@@ -38,7 +38,7 @@ def _on_meta(kind: str, channels_in: int, channels_out: int) -> nn.Module:
 
 
 def _variant(kind: str, implementation: Implementation = "eager") -> Callable[..., torch.Tensor]:
-    """Returns the layer as a function of its input and its weight, which is cast as autocast would cast it."""
+    """Returns the layer as a function of its input and its weight; the weight is cast as autocast would cast it."""
     layer = _on_meta(kind, 1, 1)  # each call replaces its weight
     choose(layer, Implementations(upsample_conv=implementation))
 
@@ -50,7 +50,7 @@ def _variant(kind: str, implementation: Implementation = "eager") -> Callable[..
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Returns the map x in the type, and for each kind a weight in float32, as a training keeps it."""
+    """Returns the map x in `dtype`, and for each kind a weight in float32, the type in which a training keeps it."""
     channels = _channels(case)
     inputs: Inputs = {"x": normal(case.shape, dtype, device, 0)}
     for seed, kind in enumerate(UPSAMPLINGS, 1):
@@ -60,7 +60,7 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    """Returns the bytes moved if each operation reads its operands and writes its result once, without weight casts."""
+    """Returns the bytes moved if each operation reads operands and writes its result once, without weight casts."""
     kind = kind_of(variant)
     if kind in ("nearest", "bilinear", "collapsed"):
         same = "collapsed" if kind == "collapsed" else "eager"
@@ -75,7 +75,7 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
 
 
 def _operations(case: Case, direction: Direction) -> int:
-    return UPSAMPLE_CONV.operations(case, direction)  # the fewest that any kind needs
+    return UPSAMPLE_CONV.operations(case, direction)  # the smallest number that any kind needs
 
 
 VARIANTS = {kind: _variant(kind) for kind in UPSAMPLINGS}
@@ -90,14 +90,14 @@ UPSAMPLING = KernelSpec(
     differentiated=("x", "weight"),
     bytes_moved=_bytes,
     operations=_operations,
-    # A weight gradient adds up to 262,144 products, in NCHW memory in longer chains: 1.7e-5 off in float32.
+    # A weight gradient sums up to 262,144 products, in longer chains in NCHW memory: error 1.7e-5 in float32.
     loose={variant: 4e-5 for variant in VARIANTS if variant.endswith("_nchw")},
     judge="nearest",
 )
 
 
 def spread_at_start(case: Case, kind: str) -> float:
-    """Returns `checkerboard.phase_spread` of a kind at a stage, as PyTorch draws its weights; float32, CPU."""
+    """Returns `checkerboard.phase_spread` of a kind at a stage with PyTorch's initial weights, float32 on the CPU."""
     torch.manual_seed(0)
     return phase_spread(upsample2x(kind, *_channels(case)), case.shape[1])
 
@@ -106,15 +106,15 @@ class UpsamplingTrial(Trial):
     """The five kinds at one stage, each with a weight of its own.
 
     Attributes:
-        definitions: the variant whose float64 results each kind is held to: its own, but nearest for collapsed.
+        definitions: variant whose float64 results are the reference of each kind: its own, or nearest for collapsed.
     """
 
     definitions = {kind: VARIANTS["nearest" if kind == "collapsed" else kind] for kind in UPSAMPLINGS}
     benchmark = "upsampling"
-    cold_or_not = (False,)  # a map comes from the layer before, out of the cache
+    cold_or_not = (False,)  # in a network the map is still in the cache, since the previous layer wrote it
 
     def prepare(self) -> None:
-        """Makes the inputs and the definitions' results."""
+        """Makes the inputs and computes the definitions' results in float64."""
         self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
         self._exact_by_kind = {
             kind: self._results(definition, widened(self._with_weight(kind)))
@@ -123,17 +123,17 @@ class UpsamplingTrial(Trial):
         self.eager_error = self._error(self.spec.judge)
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         self._exact_by_kind = {}
         super().close()
 
     def check(self, variant: str) -> tuple[float, float]:
-        """Returns a variant's error against its definition in float64, and the largest error that is allowed."""
+        """Returns a variant's relative error against its definition in float64, and the largest allowed error."""
         error, allowed = super().check(variant)
         return error, max(allowed, BILINEAR_16_BIT if kind_of(variant) == "bilinear" and self.dtype != "fp32" else 0.0)
 
     def parameter_count(self, variant: str) -> int:
-        """Returns the number of a variant's weights."""
+        """Returns the number of parameters of a variant's layer."""
         return sum(p.numel() for p in _on_meta(kind_of(variant), *_channels(self.case)).parameters())
 
     def _with_weight(self, kind: str) -> Inputs:

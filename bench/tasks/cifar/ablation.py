@@ -1,4 +1,4 @@
-"""A classifier's levers in turns; see `bench.ablation.turns`."""
+"""The turns of a classifier's ablation; see `bench.ablation.turns`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,25 +19,25 @@ IMAGES = 5000  # images that a turn's batches are drawn from
 
 
 class CifarTurns(Turns):
-    """Turns of optimiser steps; the loop that levers are measured against is the same trainer without a lever."""
+    """Turns of optimiser steps; the plain loop is the trainer with all levers off."""
 
     STEP_METRIC, CPU_METRIC = "step_s", "step_cpu_s"
 
     def part(self, data: Split) -> Split:
-        """Returns the first training images."""
+        """Returns the first `IMAGES` training images, and one test image."""
         return Split(data.train.subset(slice(0, IMAGES)), data.test.subset(slice(0, 1)))
 
     def cycle(self, recipe: Recipe) -> Cycle:
-        """Returns one step."""
+        """Returns a cycle of one step."""
         return (("step", 1),)
 
     @property
     def length(self) -> int:
-        """Steps of a turn."""
+        """Number of steps in a turn."""
         return self.request.steps
 
     def steps(self, recipe: Recipe, device: torch.device, *, plain: bool) -> Iterator[Step]:
-        """Returns steps at the beginning of the schedule, at full resolution, or spread over the schedule."""
+        """Returns endless steps: from the start of the schedule at full resolution, or spread over the schedule."""
         trainer = self._classifier(recipe, device)
         places: list[tuple[int | None, int]] = [(None, 0)] * self.length  # size of the images, and step of the run
         if self.request.scheduled:
@@ -65,7 +65,7 @@ class CifarTurns(Turns):
 
         def step() -> None:
             trainer.step(batches, 0, unmeasured)
-            for parameter in trainer.model.parameters():  # which `update` needs
+            for parameter in trainer.model.parameters():  # gradients that `update` needs
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
 
@@ -73,7 +73,7 @@ class CifarTurns(Turns):
         return Stand(model=trainer.model, dtype=trainer.dtype, step=step, parts=parts)
 
     def counted(self, variants: Mapping[str, Any]) -> Counted:
-        """Returns the operations of each variant's step; of parts of a batch, the gradients that devices exchange."""
+        """Returns the operations of each variant's step; in a study of devices, the bytes of gradients exchanged."""
         if self.request.choice.grid == ("devices",):
             model = build_model(self.request.recipe, len(self.data.train.classes), torch.device("meta"))
             size = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
@@ -82,11 +82,11 @@ class CifarTurns(Turns):
 
 
 def _endless_steps(trainer: Trainer, turn: list[tuple[Iterator[Any], int]]) -> Iterator[Step]:
-    """Takes the steps of a turn, over and over; only the first of them tells its loss, for which the host waits.
+    """Takes the steps of a turn, over and over; only the first yields its loss, since the host has to wait for it.
 
     Args:
-        trainer: takes the steps.
-        turn: of each step the batches, and its number in a run.
+        trainer: the trainer that takes the steps.
+        turn: for each step, the batches that it draws from and its number in a run.
     """
     unmeasured = PhaseTimer(trainer.device, enabled=False)
     while True:
@@ -100,11 +100,11 @@ def _endless_steps(trainer: Trainer, turn: list[tuple[Iterator[Any], int]]) -> I
 def step_flop(recipe: Recipe, split: Split) -> float:
     """Returns the floating-point operations of a step's forward and backward at full resolution, without running it.
 
-    Counted are matrix products and convolutions, two for a multiply-add, as `torch.utils.flop_counter` does.
+    Matrix products and convolutions are counted by `torch.utils.flop_counter`, a multiply-add as two operations.
 
     Args:
-        recipe: its implementations change nothing: the same arithmetic is counted.
-        split: gives size and classes.
+        recipe: the recipe that gives network and batch size; its levers do not change the count.
+        split: the data set that gives the image size and the number of classes.
     """
     model = build_model(recipe.without(*recipe.levers()), len(split.train.classes), torch.device("meta"))
     size = split.train.images_NHWC.shape[1]

@@ -1,4 +1,4 @@
-"""Which convolution is fastest in each layer: PyTorch's with its norm, or ours with the norm in it; by measurement."""
+"""Measures which convolution is fastest in each layer: PyTorch's followed by its norm, or ours with the norm inside."""
 
 import copy
 import itertools
@@ -19,25 +19,25 @@ from wallclock.models.layers import Unit, choose, units
 from wallclock.models.recipes.recipe import Implementation, Implementations
 from wallclock.reports.store.schema import Sample, SampleStatus
 
-ROUNDS = 2  # of all choices in turn, the second in reverse
-BUDGET_S = 0.5  # of a choice and a round
-WORTH = 0.98  # a choice is taken over PyTorch's if its median is below this share of it: the width of an interval
+ROUNDS = 2  # rounds through all choices, the second in reverse
+BUDGET_S = 0.5  # seconds for each choice in each round
+WORTH = 0.98  # another choice replaces PyTorch's if its median is below this share of it: the width of an interval
 
 Choices = tuple[Implementation, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """One choice for units that are alike.
+    """One choice of convolutions, as measured for units that are alike.
 
     Attributes:
-        units: their names in the network.
-        shape: of their input, NCHW.
-        choices: for the units' norms in order.
-        latencies_s: forward and backward, every sample of every round; empty if it failed.
-        error: the largest against float64, as a share of the largest value.
-        why_not: why it cannot be taken; empty when it can.
-        chosen: whether it is the one that is taken.
+        units: names of the units in the network.
+        shape: shape of their input, NCHW.
+        choices: the implementation for each norm of a unit, in order.
+        latencies_s: seconds of forward and backward, every sample of every round; empty if the choice failed.
+        error: the largest error against float64, as a share of the largest value.
+        why_not: reason why the choice cannot be taken; empty when it can.
+        chosen: whether the choice is taken.
     """
 
     units: tuple[str, ...]
@@ -50,14 +50,14 @@ class Tried:
 
     @property
     def median_s(self) -> float:
-        """The median latency; infinite if it failed."""
+        """The median latency in seconds; infinite if the choice failed."""
         return statistics.median(self.latencies_s or (math.inf,))
 
     def samples(self, parameters: Mapping[str, Any]) -> Iterator[Sample]:
-        """Yields what the records keep.
+        """Yields the samples for the records: the error, and every latency.
 
         Args:
-            parameters: of the run, such as the device.
+            parameters: parameters of the run, such as the device.
         """
         status: SampleStatus = "failed" if self.why_not else "ok"
         told = {"units": " ".join(self.units), "shape": "x".join(map(str, self.shape)), "chosen": self.chosen}
@@ -73,10 +73,10 @@ class Tried:
 
 
 def recorded_choices(samples: pd.DataFrame) -> dict[str, Choices]:
-    """Returns the choice of every unit that the records of a run hold.
+    """Returns the chosen implementations by unit, from the records of a run.
 
     Args:
-        samples: from `reports.load`.
+        samples: the run's samples, from `reports.load`.
     """
     if "chosen" not in samples:
         return {}
@@ -95,17 +95,17 @@ def tried_choices(
     implementations: Implementations,
     known: Collection[str] = (),
 ) -> Iterator[tuple[Tried, ...]]:
-    """Measures every choice of every unit, and yields those of one at a time; units that are alike are measured once.
+    """Measures every choice for every unit, and yields results unit by unit; units that are alike are measured once.
 
-    The model is left as it is. What is wrong is not timed, and what fails is not taken. A step is forward and backward
-    in training, at the size of these images: smaller ones of early epochs follow it.
+    The model is left unchanged. A choice with wrong results is not timed, and one that fails is not taken. A step is
+    forward and backward in training, at the size of these images; the smaller images of early epochs use its choice.
 
     Args:
-        model: on its device.
-        images: a training batch, [N, 3, H, W], as the model gets it.
-        dtype: of autocast; float32 for none.
-        implementations: all else that is chosen; the units are compiled if it says so.
-        known: units that need no measurement.
+        model: the network, on its device.
+        images: a training batch, [N, 3, H, W], as the model receives it.
+        dtype: dtype of autocast; float32 turns it off.
+        implementations: the recipe's other implementations; units are compiled if they ask for it.
+        known: names of units that need no measurement.
     """
     for alike in _alike(model, images, dtype):
         if not all(name in known for name in alike.names):
@@ -114,7 +114,7 @@ def tried_choices(
 
 @dataclass(frozen=True)
 class _Alike:
-    """Units of one form and one input."""
+    """Units of one structure, with one shape of input."""
 
     names: tuple[str, ...]
     unit: Unit
@@ -157,7 +157,7 @@ def _tried(alike: _Alike, dtype: torch.dtype, implementations: Implementations) 
     choose(exact_unit, Implementations())
     exact = _step(exact_unit, alike.x.detach().double().requires_grad_(alike.x.requires_grad), dtype)()
     errors, whys, calls = dict.fromkeys(every, float("nan")), dict.fromkeys(every, ""), {}
-    for choices in every:  # "eager" everywhere is the first
+    for choices in every:  # the first is "eager" everywhere
         unit: Any = copy.deepcopy(alike.unit)
         choose(unit, implementations)
         unit.choose(choices)
@@ -197,14 +197,14 @@ def _tried(alike: _Alike, dtype: torch.dtype, implementations: Implementations) 
 
 
 def _with_the_chosen(tried: list[Tried]) -> tuple[Tried, ...]:
-    """Marks the fastest, or PyTorch's, the first, where nothing is faster than that by more than the noise."""
+    """Marks the fastest choice, or PyTorch's, which is the first, where none is faster by more than the noise."""
     best = min(tried, key=lambda one: one.median_s)
     chosen = best if best.median_s < WORTH * tried[0].median_s else tried[0]
     return tuple(replace(one, chosen=one is chosen) for one in tried)
 
 
 def _step(unit: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> Callable[[], list[torch.Tensor]]:
-    """Forward and backward of a unit: its output and all gradients, by the same output gradient in every call."""
+    """Returns a function that computes a unit's output and all gradients, from one output gradient in all calls."""
     wanted = [t for t in (x, *unit.parameters()) if t.requires_grad]
 
     def step() -> list[torch.Tensor]:

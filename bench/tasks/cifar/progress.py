@@ -1,4 +1,4 @@
-"""Events of a run as a person sees them, on stderr: a progress bar on a terminal, plain lines elsewhere."""
+"""The display of a run's events on stderr: a progress bar on a terminal, plain lines elsewhere."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from wallclock.bench.tasks.cifar.trainer import Evaluated, Event, Finished, Step
 
 @dataclass(frozen=True)
 class SeedEvent:
-    """An event of one seed's training, with its place in the run."""
+    """An event of a training, with the number of its seed."""
 
     seed: int
     event: Event
@@ -19,7 +19,7 @@ class SeedEvent:
 
 @dataclass(frozen=True)
 class SeedDiverged:
-    """A seed whose loss is no longer a number."""
+    """A seed whose loss became NaN or infinite, with the message on it."""
 
     seed: int
     error: str
@@ -29,9 +29,9 @@ class Display:
     """Shows the events of a cifar run.
 
     Args:
-        console: where to; a terminal gets a bar, anything else a line for each epoch.
-        title: of the run.
-        target: that an accuracy is compared with.
+        console: where to write; a terminal gets a bar, anything else a line for each epoch.
+        title: name of the run, shown beside the bar.
+        target: the accuracy to reach, as a fraction.
     """
 
     def __init__(self, console: Console, title: str, target: float) -> None:

@@ -1,4 +1,4 @@
-"""What is asked of a classifier's run and of its ablation. No torch here."""
+"""Requests of the classifier task: one for a run, one for an ablation. No torch here."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ PHASE_STEPS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class CifarRequest(Request):
-    """What is asked of one run.
+    """A request to train a classifier on a number of seeds.
 
     Attributes:
-        target: the accuracy to reach, a fraction in (0, 1); the recipe's by default.
-        seeds: how many seeds to train; they are 0, 1, ...; none measures the phases only.
+        target: the accuracy to reach, a fraction in (0, 1); by default the recipe's.
+        seeds: number of seeds to train, which are 0, 1, ...; 0 measures the phases only.
         split: "test" scores on the test set; "tune" on a tenth of the training set, held out from training.
-        phases: steps of the separate phase pass; 0 for none.
+        phases: number of steps in the separate pass that times the phases; 0 skips it.
 
     Raises:
         ValueError: if a number is out of range.
@@ -45,9 +45,9 @@ class CifarRequest(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class CifarAblationRequest(AblationRequest):
-    """What is asked of an ablation; a turn is so many optimiser steps at full resolution.
+    """A request for an ablation, in which a turn is `turn_length` optimiser steps at full resolution.
 
-    In a study of the schedule it is two steps of each epoch instead, as they come in a run.
+    In a study of the schedule, a turn has two steps for each epoch instead, spread over the schedule.
     """
 
     BENCHMARK: ClassVar = "cifar ablation"
@@ -57,10 +57,10 @@ class CifarAblationRequest(AblationRequest):
 
     @property
     def scheduled(self) -> bool:
-        """Whether turns go through the schedule."""
+        """Whether the steps of a turn are spread over the whole schedule."""
         return self.choice.grid == ("schedule",)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of a turn."""
+        """Number of optimiser steps in a turn."""
         return 2 * math.ceil(self.recipe.epochs) if self.scheduled else self.turn_length

@@ -1,4 +1,4 @@
-"""CIFAR-10 to a target: seeds, records and the score of one recipe on one data set."""
+"""Runs of CIFAR-10 to a target accuracy: trains the seeds of one recipe, and records times and scores."""
 
 import functools
 import math
@@ -35,33 +35,33 @@ def load_split(data: str, split: str) -> Split:
     """Returns the data that a request names by `data` and `split`.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if the data are missing or damaged.
     """
     whole = synthetic_split() if data == SYNTHETIC else load_cifar10(Path(data))
     return whole.tune() if split == "tune" else whole
 
 
 class GivenUp(Exception):
-    """The rest of the run is not wanted; its text says why. An observer may raise it."""
+    """A request to stop the run early, which an observer may raise; its text gives the reason."""
 
 
 class CifarRun(TrainingRun):
     """Trains every seed for the recipe's fixed budget, and records it as it goes.
 
-    Finished seeds of a run that goes on stay as they are, an unfinished one starts over.
+    In a resumed run, finished seeds stay as they are, and an unfinished one starts over.
 
     Args:
-        arguments: see `TrainingRun`; no seed is begun that would overrun the deadline, judged by the slowest seed so
-            far; one that does is given up.
-        estimate_s: the time of the first seed, as far as is known.
-        ranks: the processes that train together; only the first one's records are kept.
+        arguments: see `TrainingRun`; a seed is begun only if the deadline leaves the time of the slowest seed so far,
+            and is given up if it overruns.
+        estimate_s: estimated seconds of the first seed; 0 if unknown.
+        ranks: the processes that train together; only the first one keeps records.
         options: see `TrainingRun`.
 
     Attributes:
-        done: seeds that the records hold already.
-        diverged: whether a seed did.
-        choices: how each unit carries out its convolutions, where that was measured.
-        stopped: why it ended before its time, or empty.
+        done: seeds whose results the records already hold.
+        diverged: whether any seed diverged.
+        choices: implementations of each unit's convolutions, by unit name, where they were measured.
+        stopped: reason why the run ended early; empty if it did not.
     """
 
     request: CifarRequest
@@ -87,10 +87,10 @@ class CifarRun(TrainingRun):
         """Runs what is left and ends the records; see `TrainingRun.execute`.
 
         Args:
-            observe: is shown every event; where it raises `GivenUp`, the run is stopped.
+            observe: called with every event; the run stops if it raises `GivenUp`.
 
         Returns:
-            "diverged" if a seed did, else how the run ended; one that was stopped can go on, whatever its seeds became.
+            "diverged" if a seed diverged, else how the run ended; a stopped run can be resumed in either case.
         """
         status = super().execute(observe)
         return "diverged" if self.diverged else status
@@ -125,7 +125,7 @@ class CifarRun(TrainingRun):
         return "done", None
 
     def sample(self, metric: str, unit: str, value: float, **fields: Any) -> Sample:
-        """Returns a sample of this run, with what else makes its case."""
+        """Returns a sample of this run, with split, padding, pipeline and ranks among the parameters of its case."""
         recipe = self.request.recipe
         case: dict[str, Any] = {"split": self.request.split, "padding": recipe.padding, "pipeline": recipe.pipeline}
         if self.ranks.world > 1:
@@ -140,7 +140,7 @@ class CifarRun(TrainingRun):
         )  # fmt: skip
 
     def _choose(self) -> None:
-        """Measures what carries out each unit's convolutions, unless a run that goes on has done so."""
+        """Measures the fastest convolutions of each unit, unless the records of a resumed run hold them."""
         implementations = self.request.recipe.implementations
         why_not = available("triton", self.device) or interpreted("triton", self.device)
         if why_not:
@@ -200,7 +200,7 @@ class CifarRun(TrainingRun):
         )
 
     def _measure_phases(self) -> None:
-        """Splits steps at full resolution into phases, in a pass of its own: timed and plain steps take turns."""
+        """Times the phases of steps at full resolution in a separate pass, where timed and plain steps alternate."""
         request, device = self.request, self.device
         with self.numerics(0):
             trainer = self._trainer(0, RunClocks(device))
@@ -243,7 +243,7 @@ class CifarRun(TrainingRun):
 
 
 def load_data(request: CifarRequest | CifarAblationRequest) -> Split:
-    """Returns the images of a request; see `load_split`."""
+    """Returns the images that a request names; see `load_split`."""
     return load_split(request.data, request.split if isinstance(request, CifarRequest) else "test")
 
 

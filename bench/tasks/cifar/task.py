@@ -12,14 +12,14 @@ from wallclock.bench.tasks.jobs import task_job
 from wallclock.models.recipes import RECIPES, get_recipe
 from wallclock.models.recipes.recipe import Recipe
 
-# Fewer steps than this say nothing of a median; more cost a CPU minutes at real sizes.
+# Fewer steps give no useful median; more cost minutes on a CPU at real sizes.
 THROUGHPUT_STEPS = 6
 TARGETS = {"cifar10-jpeg": 0.90}  # JPEG costs accuracy: a public recipe of 94.0% reaches 90.7% there
 TARGET = 0.94
 
 
 def quick_request(context: Context) -> CifarRequest:
-    """Returns what `wallclock quick` trains: sprint in three epochs at full size, in what this CPU multiplies."""
+    """Returns the request of `wallclock quick`: three epochs of sprint at full size, in float32 if bf16 is emulated."""
     from wallclock.bench.measure.environment import cpu_bf16
 
     recipe = get_recipe("sprint", context.device)
@@ -39,7 +39,7 @@ def _needs_gpu_and_data(context: Context) -> str:
 
 
 def _throughput(name: str, *, last: bool = False) -> Job:
-    """Steps and phases of a recipe at real sizes, without training it through."""
+    """Returns a job that times a recipe's steps and phases at real sizes, without a whole training."""
     return task_job(
         lambda: TASK,
         f"cifar {name} throughput",
@@ -55,7 +55,7 @@ def _throughput(name: str, *, last: bool = False) -> Job:
 def _to_target(
     name: str, seeds: int, unavailable: Callable[[Context], str] = _needs_data, *, last: bool = False
 ) -> Job:
-    """Trains a recipe to its target, as many of the seeds as the budget holds."""
+    """Returns a job that trains a recipe to its target, on as many of the seeds as the time budget holds."""
     return task_job(
         lambda: TASK,
         f"cifar {name}",
@@ -76,7 +76,7 @@ def _request(context: Context, recipe: Recipe, *, seeds: int, phases: int) -> Ci
 
 
 def _estimate(context: Context, request: CifarRequest) -> Mapping[str, float]:
-    """The time of one seed's steps, from the step time that this suite has just measured, if it could."""
+    """Returns the estimated time of one seed, from the step times that this suite has recorded; empty without them."""
     from wallclock.bench.tasks.cifar.run import load_split
     from wallclock.reports.store.read import load
 

@@ -34,12 +34,12 @@ WARMUP_STEPS = 3
 
 
 class Diverged(RuntimeError):
-    """The training loss is no longer a number."""
+    """The error that the training loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step is done (reported on the CPU only, where reading the clock costs nothing)."""
+    """The event that one optimiser step is done; on the CPU only, where reading the clock costs nothing."""
 
     step: int
     total_steps: int
@@ -49,7 +49,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A look at the plain, unaugmented test accuracy on the way, off the clocks, and the mean loss since the last."""
+    """The test accuracy without augmentation during training, off the clocks, and the mean loss since the last one."""
 
     epoch: float
     step: int
@@ -60,7 +60,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Finished:
-    """The fixed budget is spent and the final evaluation, inside the clock, is done."""
+    """The end of a training: the fixed budget is spent, and the final evaluation, inside the clock, is done."""
 
     accuracy: float
     images_per_s: float
@@ -71,7 +71,7 @@ Event = StepDone | Evaluated | Finished
 
 
 def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
-    """Refuses what could not be trained, before anything is moved, built or recorded.
+    """Refuses a recipe that cannot be trained, before anything is moved, built or recorded.
 
     Raises:
         ValueError: if the recipe names no network, or cannot run on this device or this data; names the change that
@@ -106,14 +106,14 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One pass of a plan.
+    """One epoch of the planned training.
 
     Attributes:
-        number: from 0.
-        size: of the images, pixels; None as they are.
-        prunes: whether it leaves easy samples out.
-        whole_steps: of it, if it is not cut short.
-        steps: that it takes.
+        number: number of the epoch, from 0.
+        size: edge of the images in pixels; None leaves them as they are.
+        prunes: whether the epoch leaves out easy samples.
+        whole_steps: number of optimiser steps in the whole epoch.
+        steps: number of optimiser steps that are taken; fewer where the budget ends within the epoch.
     """
 
     number: int
@@ -129,14 +129,14 @@ class Trainer:
     The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
 
     Args:
-        recipe: what to compute.
+        recipe: the recipe to train.
         split: training and test set; moved to `device` before the resident clock starts.
         device: "cpu" or a CUDA device.
-        seed: of the pipeline.
-        clocks: started by the caller when the process or the seed begins.
-        choices: how each unit named carries out its convolutions; see `bench.tasks.cifar.fastest_convs`.
-        ranks: that train together, each on its part of every batch; gradients are those of the whole batch, norms take
-            the statistics of their part.
+        seed: seed of batch order, augmentation and pruning.
+        clocks: clocks of the run, started by the caller when the process or the seed begins.
+        choices: implementations of convolutions by unit name; see `bench.tasks.cifar.fastest_convs`.
+        ranks: processes that train together, each on its part of every batch; gradients are those of the whole batch,
+            norms take the statistics of their part.
 
     Raises:
         ValueError: if the recipe cannot run on this device or this data.
@@ -164,7 +164,7 @@ class Trainer:
         if self.ranks.world > 1 and recipe.pruning is not None:
             raise ValueError("losses of all samples lie in one process; use --set pruning=null under torchrun")
         self.recipe, self.device, self.seed, self.clocks = recipe, device, seed, clocks
-        # What the other pipelines read stays where it is; only theirs begins with raw data on the device.
+        # Only the "device" pipeline starts from raw data on the device; the others read the data where they are.
         resident = recipe.pipeline == "device"
         self.split = Split(split.train.to(device) if resident else split.train, split.test.to(device))
         self._augmentation = Augmentation(
@@ -187,7 +187,7 @@ class Trainer:
         self.optimizers = build_optimizers(recipe, self.model)
         self.scaler = self._new_scaler()
         self.steps_per_epoch = len(split.train.labels) // recipe.batch_size
-        if self._shards:  # each worker drops what fills no batch of its own
+        if self._shards:  # each worker drops samples that do not fill a batch of its own
             self.steps_per_epoch = len(self.batches())
         self._easy = None
         if (pruning := recipe.pruning) is not None:
@@ -204,7 +204,7 @@ class Trainer:
             self._warm_up()
 
     def _planned(self) -> list[Epoch]:
-        """Every epoch of the run, and how many steps it takes."""
+        """Returns the epochs of the run, with the number of steps in each."""
         pruning, planned, count = self.recipe.pruning, list[Epoch](), math.ceil(self.recipe.epochs)
         for number in range(count):
             prunes = pruning is not None and pruning.from_epoch <= number < count - pruning.whole_epochs
@@ -227,7 +227,7 @@ class Trainer:
         """Returns the training pipeline, with images scaled to `size` pixels unless it is None."""
         data: Dataset | Shards = self.split.train
         augmentation = self._augmentation
-        if self._shards:  # written at that size
+        if self._shards:  # shards are written at that size
             (data, augmentation), size = self._shards[size], None
         options = BatchOptions(
             batch_size=self._own_batch,
@@ -295,7 +295,7 @@ class Trainer:
     def _update(
         self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor | None = None, *, phases: PhaseTimer
     ) -> torch.Tensor:
-        """Takes one optimiser step on given images; returns their mean loss. It draws nothing: a graph can hold it."""
+        """Takes one optimiser step on given images; returns their mean loss. No random draws: a graph can hold it."""
         with phases.phase("forward"):
             logits, smoothing = self.forward(images), self.recipe.label_smoothing
             if indices is None or self._easy is None:
@@ -304,7 +304,7 @@ class Trainer:
                 losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
                 loss = self._easy.weighted(losses, indices).mean()
         with phases.phase("backward"):
-            summed = isinstance(self.recipe.optimizer, MuonSGD)  # its rates are for the summed loss
+            summed = isinstance(self.recipe.optimizer, MuonSGD)  # its learning rates are for the summed loss
             self.scaler.scale(loss * len(labels) if summed else loss).backward()
             self.ranks.add((p.grad for p in self.model.parameters() if p.grad is not None), mean=not summed)
         with phases.phase("optimiser"):
@@ -316,12 +316,12 @@ class Trainer:
         return loss.detach()
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """All that a step moves."""
+        """Returns all tensors that a step changes, by name."""
         own = {"loss sum": self._loss_sum} | ({} if self._easy is None else {"losses": self._easy.losses})
         return {**self.model.state_dict(keep_vars=True), **self.optimizers.state(), **own}
 
     def _shown(self, batches: Batches, epoch: Epoch) -> Iterator[tuple[torch.Tensor, ...]]:
-        """An epoch's batches; with their indices where samples are pruned in this epoch or a later one."""
+        """Returns an epoch's batches, with the samples' indices if the recipe prunes in any epoch."""
         batches.set_epoch(epoch.number)
         if self._easy is None or not isinstance(batches, DeviceBatches):
             return iter(batches)
@@ -334,7 +334,7 @@ class Trainer:
         """Trains for the recipe's whole budget, then evaluates; the caller's time between events is off the clock.
 
         Args:
-            look: evaluate on the way as well, off the clock; without it divergence is found in the end.
+            look: whether to evaluate during training as well, off the clock; without it divergence shows at the end.
         """
         clocks, recipe = self.clocks, self.recipe
         clocks.start_train_eval()
@@ -346,7 +346,7 @@ class Trainer:
         self.model.train()
         step, seen, unmeasured = 0, 0, PhaseTimer(self.device, enabled=False)
         size, batches = None, None
-        # Once an epoch; a run of a single epoch is looked at four times, to see it learn.
+        # Evaluates once an epoch, but four times in a run of a single epoch, to see it learn.
         interval = math.inf if recipe.epochs > 1 else math.ceil(self.total_steps / 4)
         for epoch in self.epochs:
             if batches is None or epoch.size != size:
@@ -368,14 +368,14 @@ class Trainer:
         yield Finished(accuracy, images_per_s, clocks.train_eval_s)
 
     def _evaluated(self, epoch: float, step: int, steps: int) -> Evaluated:
-        """Evaluates on the way; the mean loss since the last look shows divergence without a host sync a step."""
+        """Evaluates in training; the mean loss since the last look shows divergence without a host sync per step."""
         loss = self.taken_loss() / steps
         if not math.isfinite(loss):
             raise Diverged(f"the training loss became {loss} by step {step} of {self.total_steps}")
         return Evaluated(epoch, step, self.accuracy(), loss, self.clocks.train_eval_s)
 
     def taken_loss(self) -> float:
-        """Returns the sum of the losses of all steps since it was last asked, nats; waits for the device."""
+        """Returns the sum of the losses of all steps since the last call, in nats; waits for the device."""
         self.ranks.add([self._loss_sum], mean=True)
         loss = self._loss_sum.item()
         self._loss_sum.zero_()
@@ -383,7 +383,7 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, tta: TestTimeAugmentation | None = None) -> float:
-        """Returns the share of test images classified right, with test-time augmentation if given."""
+        """Returns the share of test images classified correctly, with test-time augmentation if given."""
         self.model.eval()
         self.ranks.add((b for b in self.model.buffers() if b.is_floating_point()), mean=True)  # the norms' statistics
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -395,7 +395,7 @@ class Trainer:
         return correct.item() / len(self.split.test.labels)
 
     def predict(self, images: torch.Tensor, tta: TestTimeAugmentation | None) -> torch.Tensor:
-        """Returns the class of each image, int64 [N]; each image's depends on that image alone."""
+        """Returns the class of each image, int64 [N]; it depends on that image alone."""
         logits = self._logits(images)
         if tta is not None:
             doubtful = (logits.softmax(1).amax(1) < tta.threshold).nonzero().squeeze(1)
@@ -414,7 +414,7 @@ class Trainer:
         return logits
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        """The network's logits; where a new batch shape costs time, the batch is filled up with zeros."""
+        """Returns the network's logits; where a new batch shape costs time, the batch is filled up with zeros."""
         missing = min(EVALUATION_BATCH, len(self.split.test.labels)) - len(images)
         if missing == 0 or (self.network is self.model and self.device.type == "cpu"):
             return self.forward(images.contiguous(memory_format=torch.channels_last))
@@ -422,7 +422,7 @@ class Trainer:
         return self.forward(padded)[: len(images)]
 
     def _warm_up(self) -> None:
-        """Compiles and captures every shape of the run, then takes all that moved back."""
+        """Compiles and captures every shape of the run, then restores all state that the steps changed."""
         unmeasured = PhaseTimer(self.device, enabled=False)
         kinds: dict[tuple[int | None, tuple[bool, ...]], tuple[Epoch, int]] = {}
         for step, epoch in enumerate(self.epoch_of_each_step()):

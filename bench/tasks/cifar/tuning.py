@@ -1,7 +1,7 @@
-"""A recipe's fields searched with Optuna: the least time that reaches a target, on the tuning split alone.
+"""Tunes a recipe's fields with Optuna for the least time to a target accuracy, on the tuning split alone.
 
 A study is a folder: the storage, a run for each trial, `trials.parquet`, and a page of plots. Several processes may
-work on one; a trial whose process was killed is done again, and its run goes on where its records end.
+work on one; a trial whose process was killed is queued again, and its run resumes where its records end.
 """
 
 import itertools
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 STORAGE, TRIALS, PAGE = "study.db", "trials.parquet", "study.html"
 NAME = "wallclock"
-# Of a recipe's final accuracy from seed to seed, and how many results that assumption weighs; hiverge's 2,000 runs of
-# one recipe have 0.0013 on 10,000 images, and half as many vary more.
+# Assumed standard deviation of a recipe's final accuracy over seeds, and the number of results that it weighs as;
+# hiverge's 2,000 runs of one recipe have 0.0013 on 10,000 images, and accuracies on half as many images vary more.
 ACCURACY_SD, ACCURACY_SD_WEIGHS = 0.0015, 8
-TENTHS = 10  # of a schedule: where a trial's accuracy is held against the others'
+TENTHS = 10  # parts of a schedule; after each, a trial's accuracy is compared with the others'
 KEPT_PERCENT, KEPT_FROM_TRIALS, KEPT_FROM_TENTHS = 75.0, 5, 2
 HEARTBEAT_S = 10
 PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "slice", "intermediate_values", "timeline")
@@ -46,20 +46,20 @@ PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "sl
 
 @dataclass(frozen=True, kw_only=True)
 class TuningRequest:
-    """What is searched.
+    """A request to tune a recipe: the fields to search, and the target to reach.
 
     Attributes:
-        recipe: what the fields belong to; the first trial is the recipe as it is.
-        data: as `wallclock run cifar` takes it; only its training set is used.
-        target: accuracy on the tuning split, a fraction in (0, 1).
+        recipe: the recipe to tune; the first trial runs it unchanged.
+        data: the data set, as `wallclock run cifar` takes it; only its training set is used.
+        target: the accuracy to reach on the tuning split, a fraction in (0, 1).
         device: "cpu" or "cuda".
-        dimensions: fields and ranges.
-        seeds: of each trial.
-        reach: probability that a single run reaches the target, which a trial must have.
-        settings: of the recipe, as `--set` gave them.
+        dimensions: the fields to search, and their ranges.
+        seeds: number of seeds that each trial trains.
+        reach: the least probability with which a single run of a trial must reach the target.
+        settings: overrides of the recipe, as `--set` gave them.
 
     Raises:
-        ValueError: if a number is out of range, or the recipe does not take a dimension.
+        ValueError: if a number is out of range, or a dimension does not fit the recipe.
     """
 
     recipe: Recipe
@@ -80,7 +80,7 @@ class TuningRequest:
         self.trial_request(self.recipe)
 
     def trial_request(self, recipe: Recipe) -> CifarRequest:
-        """Returns what a trial runs: always the tuning split, so that no choice rests on a test image."""
+        """Returns a trial's request, always on the tuning split, so that no choice rests on a test image."""
         return CifarRequest(
             recipe=recipe,
             data=self.data,
@@ -92,7 +92,7 @@ class TuningRequest:
         )
 
     def stored(self) -> dict[str, Any]:
-        """Returns what two processes must agree on to share a study."""
+        """Returns the fields that two processes must agree on to share a study."""
         return {
             "recipe": self.recipe.resolved(),
             "content_hash": load_split(self.data, "tune").content_hash,
@@ -105,13 +105,13 @@ class TuningRequest:
 
 
 def unavailable() -> str:
-    """Returns why nothing can be tuned; empty if it can."""
+    """Returns the reason why nothing can be tuned here; empty if something can."""
     return "" if package_version("optuna") else "Optuna is not installed; uv sync --extra tune"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Optuna's log lines and its notices of experimental features to itself."""
+    """Silences Optuna's log lines and its warnings about experimental features."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -125,7 +125,7 @@ def quiet() -> Iterator[None]:
 
 
 def storage_in(folder: Path) -> "BaseStorage":
-    """Returns the storage of a study's folder; a trial whose process gives no sign of life is queued again."""
+    """Returns the storage of a study's folder; a trial whose process stops sending heartbeats is queued again."""
     import optuna
 
     return optuna.storages.RDBStorage(
@@ -138,7 +138,7 @@ def storage_in(folder: Path) -> "BaseStorage":
 
 
 def joined(storage: "BaseStorage") -> "Study":
-    """Returns the study in a storage, made if it is not there."""
+    """Returns the study in a storage, created if there is none."""
     import optuna
 
     return optuna.create_study(
@@ -154,10 +154,10 @@ def joined(storage: "BaseStorage") -> "Study":
 
 
 def open_study(request: TuningRequest, folder: Path) -> "Study":
-    """Returns the study in a folder, which is made if need be; the first trial is then the recipe as it is.
+    """Returns the study in a folder, created if missing; the first trial of a new study is the unchanged recipe.
 
     Raises:
-        ValueError: if the recipe cannot run here, or the folder holds a study of something else; says of what.
+        ValueError: if the recipe cannot run here, or the folder's study differs from the request; names the fields.
         DataError: if the data are missing or damaged.
         StoreError: if the folder cannot be written.
     """
@@ -192,7 +192,7 @@ def best_trial(study: "Study") -> "FrozenTrial | None":
 def needed_accuracy(study: "Study", request: TuningRequest) -> float:
     """Returns the mean accuracy at which a single run reaches the target with the probability asked for.
 
-    The spread from seed to seed is that within the study's trials, with `ACCURACY_SD` as if from some results more.
+    The spread over seeds is pooled from the study's trials and from `ACCURACY_SD`, as `ACCURACY_SD_WEIGHS` results.
     """
     squares, freedom = ACCURACY_SD_WEIGHS * ACCURACY_SD**2, ACCURACY_SD_WEIGHS
     for trial in study.get_trials(deepcopy=False):
@@ -205,23 +205,23 @@ def needed_accuracy(study: "Study", request: TuningRequest) -> float:
 
 
 def unseen(seen: SeedEvent | SeedDiverged) -> None:
-    """Shows an event to nobody."""
+    """Ignores an event."""
 
 
 class Watch:
-    """Sees a trial's events, and gives the trial up where it can no longer win.
+    """An observer of a trial's events, which gives up the trial when it can no longer win.
 
     Args:
-        trial: told the accuracy at each tenth of its first seed's schedule.
-        seeds: that the trial has.
-        epochs: of each.
-        needed: mean accuracy that the trial must reach.
-        best_s: time of the fastest trial that does so far; inf if none.
-        finished: accuracies of the seeds that the records of a trial that goes on hold already.
-        then: is shown every event, before the decision.
+        trial: the Optuna trial; it is told the error rate at each tenth of its first seed's schedule.
+        seeds: number of seeds in the trial.
+        epochs: number of epochs for each seed.
+        needed: mean accuracy that the trial must reach, as a fraction.
+        best_s: seconds of the fastest trial so far that reaches it; inf if none.
+        finished: accuracies of the seeds that the records of a resumed trial already hold.
+        then: called with every event, before the decision.
 
     Attributes:
-        accuracy: last seen.
+        accuracy: the last accuracy seen, as a fraction.
     """
 
     def __init__(
@@ -242,10 +242,10 @@ class Watch:
         self._finished = list(finished)
 
     def __call__(self, seen: SeedEvent | SeedDiverged) -> None:
-        """Takes note of an event.
+        """Notes an event, and decides whether the trial goes on.
 
         Raises:
-            GivenUp: if the trial is; says why.
+            GivenUp: if the trial can no longer win; gives the reason.
         """
         self._then(seen)
         if isinstance(seen, SeedDiverged):
@@ -287,14 +287,14 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What Optuna minimises: seconds to the target, constrained to reach it.
+    """The function that Optuna minimises: seconds to the target, constrained to reach it.
 
     Attributes:
-        request: of the study.
-        folder: that holds the runs of its trials.
-        command: as typed, for the records.
-        then: makes what is shown a trial's events, from its number.
-        worker: mark of the process, kept with the trial.
+        request: the request of the study.
+        folder: folder that holds the runs of its trials.
+        command: the command line as typed, for the records.
+        then: returns the observer of a trial's events, from the trial's number.
+        worker: mark of the process, stored with the trial.
     """
 
     request: TuningRequest
@@ -307,7 +307,7 @@ class Objective:
         """Runs one trial; returns the mean seconds of its seeds, by the `train_eval` clock.
 
         Raises:
-            optuna.TrialPruned: if it was given up, or cannot run; its attribute `why` says why.
+            optuna.TrialPruned: if the trial was given up or cannot run; the trial's attribute `why` gives the reason.
         """
         import optuna
 
@@ -335,7 +335,7 @@ class Objective:
                 why = run.stopped or status
         except (StoreError, DataError):
             raise
-        except (ValueError, RuntimeError, MemoryError) as error:  # a value that the recipe or the memory refuses
+        except (ValueError, RuntimeError, MemoryError) as error:  # a value that the recipe or the memory cannot take
             why = f"cannot run: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         if why:
             trial.set_user_attr("why", why)
@@ -375,20 +375,20 @@ def _result(path: Path) -> tuple[list[float], list[float]]:
 
 
 def ended(study: "Study") -> int:
-    """Returns how many trials count towards the number asked for: those that were finished or pruned."""
+    """Returns the number of trials that were finished or pruned, which count towards the number asked for."""
     from optuna.trial import TrialState
 
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
 def work(study: "Study", objective: Objective, trials: int, observe: Callable[["FrozenTrial"], None]) -> None:
-    """Runs trials until the study has as many, by whatever process.
+    """Runs trials until `trials` have ended, in this process or in others.
 
     Args:
-        study: from `open_study`.
-        objective: of it.
-        trials: how many there are to be.
-        observe: is shown every trial that this process ends.
+        study: the study, from `open_study`.
+        objective: the function that Optuna minimises.
+        trials: number of ended trials that the study is to have.
+        observe: called with every trial that this process ends.
     """
     while ended(study) < trials:
         study.optimize(objective, n_trials=1, callbacks=[lambda study, trial: observe(trial)])
@@ -430,7 +430,7 @@ def write_results(study: "Study", folder: Path) -> None:
     rows = ((row, row.pop("values")) for row in trial_rows(study))
     frame = pd.DataFrame([row | values for row, values in rows])
     makers: Any = {name: getattr(visualization, f"plot_{name}") for name in PLOTS}
-    # Of all evaluators the one that needs no library more.
+    # The only evaluator that needs no further library.
     makers["param_importances"] = lambda of: visualization.plot_param_importances(
         of, evaluator=importance.PedAnovaImportanceEvaluator()
     )
@@ -451,7 +451,7 @@ def write_results(study: "Study", folder: Path) -> None:
 
 
 def advice(study: "Study", request: TuningRequest) -> list[str]:
-    """Returns what to do with the best trial, as commands; empty if none reaches the target."""
+    """Returns commands that check the best trial against the recipe; empty if no trial reaches the target."""
     best = best_trial(study)
     if best is None:
         return []

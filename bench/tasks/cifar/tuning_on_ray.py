@@ -1,4 +1,4 @@
-"""Trials of a study on whatever nodes a Ray cluster has; the storage stays here, and is served to them by gRPC."""
+"""Tuning trials on the nodes of a Ray cluster; the study's storage stays here, and is served to them over gRPC."""
 
 import secrets
 import socket
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def one_trial(request: TuningRequest, command: str, host: str, port: int, worker: str) -> tuple[int, dict[str, bytes]]:
-    """Runs one trial of a study that is served elsewhere.
+    """Runs one trial of a study whose storage is served from another machine.
 
     Args:
-        request: of the study; its data lie at the same path on every node.
-        command: as typed, for the records.
-        host: that serves the storage.
-        port: of it.
-        worker: mark by which the trial is found if this process dies.
+        request: the request of the study; its data lie at the same path on every node.
+        command: the command line as typed, for the records.
+        host: address of the machine that serves the storage.
+        port: port on which the storage is served.
+        worker: random mark by which the trial is found if this process dies.
 
     Returns:
-        The trial's number, and the files of its run by their names.
+        The trial's number, and the contents of its run's files by relative path.
     """
     from optuna.storages import GrpcStorageProxy
 
@@ -50,16 +50,16 @@ def work_on_ray(
     cpus: int,
     observe: Callable[["FrozenTrial"], None],
 ) -> None:
-    """Runs trials on a cluster until the study has as many; a trial whose node dies is queued again.
+    """Runs trials on a cluster until `trials` have ended; a trial whose node dies is queued again.
 
     Args:
-        study: from `open_study`.
-        request: of it.
-        folder: that holds the study, and the runs of its trials.
-        command: as typed, for the records.
-        trials: how many there are to be.
-        cpus: of a trial, where it needs no GPU.
-        observe: is shown every trial that ends.
+        study: the study, from `open_study`.
+        request: the request of the study.
+        folder: folder that holds the study, and the runs of its trials.
+        command: the command line as typed, for the records.
+        trials: number of ended trials that the study is to have.
+        cpus: number of CPUs for each trial, where it needs no GPU.
+        observe: called with every trial that ends.
 
     Raises:
         ValueError: see `bench.runs.ray_calls.connect`.

@@ -1,1 +1,1 @@
-"""CycleGAN: one of the tasks; `task` declares it."""
+"""The CycleGAN task, declared in `task`."""

@@ -1,4 +1,4 @@
-"""A CycleGAN's levers in turns; see `bench.ablation.turns`."""
+"""The turns of a CycleGAN's ablation; see `bench.ablation.turns`."""
 
 from dataclasses import replace
 
@@ -11,12 +11,12 @@ IMAGES = 64  # images of each domain that a turn's batches are drawn from
 
 
 class CycleGanTurns(Turns):
-    """Turns of iterations."""
+    """Turns of CycleGAN iterations."""
 
     TRAINER, PLAIN_LOOP = CycleGanTrainer, plain_loop
     IMAGES = 2
 
     def part(self, data: Unpaired) -> Unpaired:
-        """Returns the first training images of each domain."""
+        """Returns the data with only the first training images of each domain."""
         a, b = (images[:IMAGES] for images in data.train)
         return replace(data, train=(a, b))

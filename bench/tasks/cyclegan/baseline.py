@@ -1,4 +1,4 @@
-"""The published training loop as it stands there: eager, NCHW, float32. What every lever is measured against."""
+"""The published training loop, unchanged: eager, NCHW, float32. Every lever is measured against it."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
 
 class ImagePool:
-    """Fakes that a discriminator may be shown again, in a list."""
+    """A list of earlier fakes that a discriminator may be shown again."""
 
     def __init__(self) -> None:
         self.images: list[torch.Tensor] = []
 
     def query(self, images: torch.Tensor, draws: list[PoolDraw]) -> torch.Tensor:
-        """Returns as many images as it is given, some of them older ones."""
+        """Returns as many images as it is given, some of them replaced by older ones."""
         shown = []
         for image, draw in zip(images.unsqueeze(1), draws, strict=True):
             if draw.fills:
@@ -33,13 +33,13 @@ class ImagePool:
 
 
 def plain_loop(recipe: CycleGanRecipe, data: Unpaired, *, device: torch.device, seed: int) -> Iterator[Step]:
-    """Trains through the recipe's epochs, whatever its levers, and yields after each iteration.
+    """Trains through the recipe's epochs without its levers, and yields after each iteration.
 
     Args:
-        recipe: what to compute; its `precision` and `implementations` have no effect.
-        data: the images; those for tests are not trained on.
-        device: where.
-        seed: of weights and batches; torch's global generators are in its state.
+        recipe: the recipe to train; its `precision` and `implementations` have no effect.
+        data: the images; test images are left out of training.
+        device: device to train on.
+        seed: seed of batches and pools; the caller has set torch's global generators, which draw weights, to it.
 
     Source: https://github.com/junyanz/pytorch-CycleGAN-and-pix2pix, `CycleGANModel.optimize_parameters`
     """

@@ -1,25 +1,25 @@
-"""Whether a CycleGAN's cycle holds, and whether it holds by what it hides in its translations."""
+"""Measures a CycleGAN's cycle error, and whether the cycle relies on signals hidden in the translations."""
 
 import torch
 
 from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer
 from wallclock.loaders.pipelines.shuffled import unit_range
 
-NOISE = 0.02  # of a range from -1 to 1: below what an eye sees in a photograph
+NOISE = 0.02  # standard deviation, of values from -1 to 1: below what an eye sees in a photograph
 
 
 @torch.no_grad()
 def cycle_error(
     trainer: CycleGanTrainer, there: str, back: str, images_NHWC: torch.Tensor, noise: float = 0.0
 ) -> float:
-    """Returns the mean absolute difference between images and their translation there and back, in a range of 2.
+    """Returns the mean absolute difference between images and their translation there and back, for values in [-1, 1].
 
     Args:
-        trainer: has the generators.
-        there: the name of the generator to the other domain.
-        back: the name of the generator that returns.
-        images_NHWC: uint8 [N, S, S, 3].
-        noise: standard deviation of the noise that is added to the translation before it returns.
+        trainer: the trainer that holds the generators.
+        there: name of the generator to the other domain.
+        back: name of the generator back to the domain of the images.
+        images_NHWC: images of one domain, uint8 [N, S, S, 3].
+        noise: standard deviation of the noise that is added to the translation before it is translated back.
     """
     random = torch.Generator().manual_seed(0)
     total = 0.0
@@ -33,10 +33,10 @@ def cycle_error(
 
 
 def hidden_error(trainer: CycleGanTrainer, there: str, back: str, images_NHWC: torch.Tensor) -> float:
-    """Returns the cycle's error with noise of `NOISE` on the translation.
+    """Returns the cycle error with noise of `NOISE` added to the translation.
 
-    Far above the error without, it says that the way back reads a signal which the translation hides, rather than what
-    it shows: Chu, Zhmoginov, Sandler, https://arxiv.org/abs/1712.02950
+    If it is far above the error without noise, the way back reads a signal hidden in the translation rather than the
+    picture that it shows: Chu, Zhmoginov, Sandler, https://arxiv.org/abs/1712.02950
 
     Args:
         trainer: see `cycle_error`.

@@ -1,4 +1,4 @@
-"""What the plain CycleGAN loop and the one with levers share: networks, draws of the pools, names of losses."""
+"""Parts shared by the plain CycleGAN loop and the trainer with levers: networks, pool draws, names of losses."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ LOSSES = ("gan", "cycle", "identity", "discriminator_a", "discriminator_b")
 
 @dataclass(frozen=True)
 class Networks:
-    """The four networks.
+    """The four networks of a CycleGAN.
 
     Attributes:
-        g_a: from domain A to B.
-        g_b: from domain B to A.
-        d_a: tells B from what `g_a` makes.
-        d_b: tells A from what `g_b` makes.
+        g_a: generator from domain A to B.
+        g_b: generator from domain B to A.
+        d_a: discriminator that tells images of B from those that `g_a` makes.
+        d_b: discriminator that tells images of A from those that `g_b` makes.
     """
 
     g_a: ResnetGenerator
@@ -29,7 +29,7 @@ class Networks:
     d_b: PatchDiscriminator
 
     def named(self) -> dict[str, nn.Module]:
-        """Returns them by name."""
+        """Returns the networks by name."""
         return {"g_a": self.g_a, "g_b": self.g_b, "d_a": self.d_a, "d_b": self.d_b}
 
 
@@ -37,8 +37,8 @@ def new_networks(recipe: CycleGanRecipe, device: torch.device) -> Networks:
     """Returns the recipe's networks with fresh float32 weights from torch's global generator.
 
     Args:
-        recipe: names their shapes.
-        device: where the weights live; "meta" only tries them out.
+        recipe: the recipe that sets the sizes of the networks.
+        device: device of the weights; "meta" only checks that the networks can be built.
     """
     with torch.device("meta" if device.type == "meta" else "cpu"):
         g_a, g_b = (ResnetGenerator(blocks=recipe.blocks, channels=recipe.channels) for _ in range(2))
@@ -48,12 +48,12 @@ def new_networks(recipe: CycleGanRecipe, device: torch.device) -> Networks:
 
 @dataclass(frozen=True)
 class PoolDraw:
-    """What happens to one fake: it fills an empty slot, or trades places with an older one, or is shown and forgotten.
+    """What happens to one fake: it fills an empty slot, is swapped for an older one, or is shown and forgotten.
 
     Attributes:
-        slot: of the pool.
-        fills: the slot was empty, and the fake is shown itself.
-        swaps: the slot's image is shown, and the fake takes its place.
+        slot: number of the slot in the pool.
+        fills: whether the slot was empty; the fake is stored there, and is shown itself.
+        swaps: whether the slot's image is shown, and the fake takes its place.
     """
 
     slot: int
@@ -62,13 +62,13 @@ class PoolDraw:
 
 
 def pool_draws(recipe: CycleGanRecipe, seed: int, iteration: int, pool: int) -> list[PoolDraw]:
-    """Returns what happens to each fake of an iteration's batch: filled first, then half of the fakes are swapped.
+    """Returns a draw for each fake of an iteration's batch: slots are filled first, then half of the fakes are swapped.
 
     Args:
-        recipe: gives the sizes of batch and pool.
-        seed: of the training.
-        iteration: from 0; a function of it, so that a training can go on anywhere.
-        pool: 0 or 1.
+        recipe: the recipe that sets the sizes of batch and pool.
+        seed: seed of the training.
+        iteration: number of the iteration, from 0; draws depend on no earlier one, so that a training can resume.
+        pool: number of the pool, 0 or 1.
     """
     random = np.random.default_rng([seed, iteration, pool])
     draws = []

@@ -1,4 +1,4 @@
-"""What is asked of a CycleGAN's run and of its ablation. No torch here."""
+"""Requests of the CycleGAN task: one for a run, one for an ablation. No torch here."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,7 +10,7 @@ from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class CycleGanRequest(IterationRequest):
-    """What is asked of one run."""
+    """A request to train a CycleGAN."""
 
     BENCHMARK: ClassVar = "cyclegan"
 
@@ -20,13 +20,13 @@ class CycleGanRequest(IterationRequest):
     )
     iterations: int = option(0, "Stop after so many; 0 for the recipe's whole budget.")
     look_every: int = option(1000, "Iterations between looks: cycles' errors, pictures, checkpoint.")
-    seed: int = option(0, "Of weights, batches and pools.")
+    seed: int = option(0, "Seed of weights, batches and pools.")
     window_iterations: int = by_device(cpu=1, cuda=20)  # some seconds on a CPU, and a second on a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class CycleGanAblationRequest(AblationRequest):
-    """What is asked of an ablation; a turn is so many iterations."""
+    """A request for an ablation, in which a turn is `turn_length` iterations."""
 
     BENCHMARK: ClassVar = "cyclegan ablation"
 
@@ -34,5 +34,5 @@ class CycleGanAblationRequest(AblationRequest):
 
     @staticmethod
     def steady(recipe: CycleGanRecipe) -> CycleGanRecipe:
-        """Returns the recipe at a learning rate that does not fall."""
+        """Returns the recipe with a constant learning rate."""
         return replace(recipe, epochs_constant=10**6)

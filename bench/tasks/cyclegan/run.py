@@ -33,7 +33,7 @@ def load_data(data: str, load_size: int, image_size: int) -> Unpaired:
 
 
 class CycleGanRun(IterationRun):
-    """One run; a look measures the cycles on test images, and shows translations."""
+    """A run of a CycleGAN; a look measures the cycle errors on test images, and pictures translations."""
 
     LOSSES = tuple(f"loss_{name}" for name in LOSSES)
     IMAGES = 2
@@ -43,7 +43,7 @@ class CycleGanRun(IterationRun):
     data: Unpaired
 
     def look(self, trainer: CycleGanTrainer) -> Look:
-        """Measures the cycles on test images, and draws the grid."""
+        """Measures the cycle errors on test images, and draws the grid of translations."""
         figures, lines = list[Figure](), []
         for name, images, (there, back) in zip(DOMAINS, self.data.test, WAYS, strict=True):
             error = cycle_error(trainer, there, back, images[:LOOKED_AT])
@@ -64,7 +64,7 @@ class CycleGanRun(IterationRun):
         )
 
     def _grid(self, trainer: CycleGanTrainer) -> npt.NDArray[np.uint8]:
-        """Rows of an image, its translation, and that one's, for both domains side by side."""
+        """Returns a picture whose rows show an image, its translation, and that one back, both domains side by side."""
         columns = []
         for test, (there, back) in zip(self.data.test, WAYS, strict=True):
             images = test[:PICTURED]
@@ -75,7 +75,7 @@ class CycleGanRun(IterationRun):
         return torch.cat(rows).numpy()
 
     def results(self, look: Look, steady: Sequence[Window]) -> Sequence[Figure]:
-        """Returns what the published training would take at the median rate."""
+        """Returns the hours that the published training would take at the median rate."""
         if not steady:
             return ()
         rate = statistics.median(window.count / window.seconds for window in steady)
@@ -84,12 +84,12 @@ class CycleGanRun(IterationRun):
 
 
 def load(request: CycleGanRequest | CycleGanAblationRequest) -> Unpaired:
-    """Returns the domains of a request; see `load_data`."""
+    """Returns the domains that a request names; see `load_data`."""
     return load_data(request.data, request.recipe.load_size, request.recipe.image_size)
 
 
 def notes(recipe: CycleGanRecipe, data: Unpaired) -> tuple[str, ...]:
-    """Returns what the recipe computes otherwise than the plain loop, and which files could not be read."""
+    """Returns notes on what the recipe computes differently from the plain loop, and on files that cannot be read."""
     return (*change_notes(recipe), *(f"skipped: {why}" for why in data.skipped))
 
 

@@ -1,4 +1,4 @@
-"""The CycleGAN task: iterations a second, what each lever gives, translations. No torch here."""
+"""The CycleGAN task: iterations per second, the gain of each lever, translations. No torch here."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,13 +22,13 @@ def _quick(context: Context) -> CycleGanRequest:
         image_size=32,
         blocks=2,
         channels=8,
-        implementations=replace(recipe.implementations, cuda_graph=False),  # capturing takes longer
+        implementations=replace(recipe.implementations, cuda_graph=False),  # capturing takes longer than the run
     )
     return CycleGanRequest(recipe=recipe, device=context.device, iterations=20, look_every=20)
 
 
 def _levers(context: Context) -> CycleGanAblationRequest:
-    """The lesson at 256 pixels, or at 128 on a CPU, with the published number of blocks for it."""
+    """Returns an ablation of the lesson at 256 pixels, or at 128 on a CPU, with the published number of blocks."""
     recipe, rounds = find_recipe(CYCLEGAN_RECIPES, "lesson", context.device), GPU_ROUNDS
     if context.device == "cpu":
         recipe, rounds = replace(recipe, load_size=143, image_size=128, blocks=6), CPU_ROUNDS

@@ -19,7 +19,7 @@ DOMAIN_NAMES = ("a", "b")
 
 @dataclass
 class Position:
-    """Where a training is, between two iterations."""
+    """The progress of a training between two iterations."""
 
     epoch: int = 0
     batch: int = 0
@@ -27,21 +27,21 @@ class Position:
 
 
 def check_runnable(recipe: CycleGanRecipe, data: Unpaired, device: torch.device) -> None:
-    """Refuses what could not be trained, before anything is moved, built or recorded.
+    """Refuses a recipe that cannot be trained, before anything is moved, built or recorded.
 
     Raises:
-        ValueError: if the recipe cannot run on this device or these images; names what helps.
+        ValueError: if the recipe cannot run on this device or these images; names the change that helps.
     """
     check_device(recipe, device)
     UnpairedBatches(data.train, recipe.batch_size, image_size=recipe.image_size, device=torch.device("cpu"))
 
 
 class Pool:
-    """Fakes that a discriminator may be shown again, as a tensor that a graph can hold.
+    """A pool of earlier fakes that a discriminator may be shown again, in one tensor that a CUDA graph can hold.
 
     Args:
-        size: images.
-        image: of the shape, layout and device of one of a batch, [1, 3, S, S].
+        size: number of images in the pool.
+        image: an image [1, 3, S, S], whose shape, layout, dtype and device the pool takes.
     """
 
     def __init__(self, size: int, image: torch.Tensor) -> None:
@@ -52,13 +52,13 @@ class Pool:
         )
 
     def query(self, fakes: torch.Tensor, slots: torch.Tensor, fills: torch.Tensor, swaps: torch.Tensor) -> torch.Tensor:
-        """Returns as many images as it is given, some of them older ones.
+        """Returns as many images as it is given, some of them replaced by older ones.
 
         Args:
-            fakes: [B, 3, S, S].
-            slots: int64 [B], on the device, as the next two.
-            fills: bool [B]; see `PoolDraw`.
-            swaps: bool [B].
+            fakes: new fakes, [B, 3, S, S].
+            slots: slot drawn for each fake, int64 [B], on the device like the next two.
+            fills: whether each fake fills its slot, bool [B]; see `PoolDraw`.
+            swaps: whether each fake is swapped for the image in its slot, bool [B].
         """
         shown = []
         for place in range(len(fakes)):  # one after the other: the second may draw what the first has put there
@@ -75,10 +75,10 @@ class CycleGanTrainer(StatefulTrainer):
     The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
 
     Args:
-        recipe: what to compute.
-        data: the images.
+        recipe: the recipe to train.
+        data: the images of both domains.
         device: "cpu" or a CUDA device.
-        seed: of batches and pools.
+        seed: seed of batches and pools.
 
     Raises:
         ValueError: if the recipe cannot run here.
@@ -118,7 +118,7 @@ class CycleGanTrainer(StatefulTrainer):
     def train(self) -> Iterator[Step]:
         """Trains from the present position to the end of the last epoch; yields after each iteration.
 
-        Its losses are those of `bench.tasks.cyclegan.networks.LOSSES`, [5].
+        The losses of a step are those that `bench.tasks.cyclegan.networks.LOSSES` names, [5].
         """
         at = self.position
         while not self.finished:
@@ -132,7 +132,7 @@ class CycleGanTrainer(StatefulTrainer):
             yield Step("iteration", losses)
 
     def _draws(self, iteration: int) -> Inputs:
-        """What happens to the fakes of both pools, on the device: int64 slots [2, B], bool fills and swaps [2, B]."""
+        """Returns the draws of both pools, on the device: int64 slots [2, B], bool fills and swaps [2, B]."""
         draws = [pool_draws(self.recipe, self.seed, iteration, pool) for pool in (0, 1)]
 
         def gathered(part: str, dtype: torch.dtype) -> torch.Tensor:
@@ -149,12 +149,12 @@ class CycleGanTrainer(StatefulTrainer):
         }
 
     def through(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """Returns what a network, by its name in `Networks`, makes of images, in float32 or wider."""
+        """Returns the output of a network, by its name in `Networks`, for a batch of images, in float32 or wider."""
         with self.autocast():
             return self.compute[name](images).to(torch.get_default_dtype())
 
     def update(self, inputs: Inputs) -> torch.Tensor:
-        """Takes one iteration on given images and draws: nothing in it draws, so that a graph can hold it.
+        """Takes one iteration on given images and pool draws, without random draws, so that a CUDA graph can hold it.
 
         Args:
             inputs: `real_a` and `real_b` [B, 3, S, S]; `slots`, `fills` and `swaps` [2, B] of the pools.
@@ -214,27 +214,27 @@ class CycleGanTrainer(StatefulTrainer):
 
     @torch.no_grad()
     def through_generator(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """Returns what a generator makes of images, without compiled code and graphs.
+        """Returns a generator's translations of images, computed without compiled code and CUDA graphs.
 
         Args:
-            name: "g_a" or "g_b".
-            images: [N, 3, S, S] in [-1, 1], on the device.
+            name: name of the generator, "g_a" or "g_b".
+            images: images [N, 3, S, S] in [-1, 1], on the device.
         """
         with self.autocast():
             images = images.contiguous(memory_format=self.memory_format)
             return self.networks[name](images).to(torch.get_default_dtype())
 
     def translated(self, name: str, images_NHWC: torch.Tensor) -> torch.Tensor:
-        """Returns translations, made one by one, uint8 [N, S, S, 3] on the CPU.
+        """Returns translations of images, computed one by one, uint8 [N, S, S, 3] on the CPU.
 
         Args:
             name: see `through_generator`.
-            images_NHWC: uint8 [N, S, S, 3], anywhere.
+            images_NHWC: images, uint8 [N, S, S, 3], on any device.
         """
         made = [pixels(self.through_generator(name, unit_range(i[None].to(self.device)))) for i in images_NHWC]
         return torch.cat(made).cpu()
 
 
 def _squared(scores: torch.Tensor, target: float) -> torch.Tensor:
-    """The least-squares loss of scores against one target."""
+    """Returns the least-squares loss of scores against one target."""
     return (scores - target).square().mean()

@@ -1,4 +1,4 @@
-"""`wallclock translate`: a folder of images through a trained generator."""
+"""The translation of a folder of images by a trained generator, for `wallclock translate`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +19,15 @@ DIRECTIONS = {"a-to-b": "g_a", "b-to-a": "g_b"}
 
 
 def load_generator(checkpoint: Path, direction: str) -> tuple[ResnetGenerator, CycleGanRecipe]:
-    """Returns a trained generator, and the recipe it was trained by.
+    """Returns a trained generator, and the recipe that it was trained with.
 
     Args:
         checkpoint: a run's checkpoint, or the run's directory.
         direction: a key of `DIRECTIONS`.
 
     Raises:
-        StoreError: if it is damaged, or not of a CycleGAN.
-        ValueError: if there is no such direction.
+        StoreError: if the checkpoint is missing, damaged, or not of a CycleGAN.
+        ValueError: if `direction` is not a key of `DIRECTIONS`.
     """
     import json
 
@@ -57,21 +57,21 @@ def translate(
     device: torch.device,
     observe: Callable[[str], None],
 ) -> tuple[int, int]:
-    """Writes the translation of every image of a folder, as PNG under its name and place.
+    """Writes the translation of every image in a folder as PNG, under the same relative path.
 
     Args:
-        generator: from `load_generator`.
-        source: a folder, or one image.
+        generator: the generator, from `load_generator`.
+        source: a folder of images, or one image.
         target: folder to write to; made if missing.
-        size: edge that images are scaled to, pixels.
-        device: to compute on.
-        observe: is told what is skipped.
+        size: edge in pixels that images are scaled to.
+        device: device to compute on.
+        observe: called with a line for each file that is skipped.
 
     Returns:
-        How many were translated, and how many could not be read.
+        The number of images that were translated, and of files that could not be read.
 
     Raises:
-        DataError: if there is nothing to translate, or none of it is an image.
+        DataError: if `source` does not exist, or holds no image that can be read.
     """
     if not source.exists():
         raise DataError(f"no such path: {source}; give a folder of images")

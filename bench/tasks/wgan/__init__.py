@@ -1,1 +1,1 @@
-"""Wasserstein GAN: one of the tasks; `task` declares it."""
+"""The Wasserstein GAN task, declared in `task`."""

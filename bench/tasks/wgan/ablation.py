@@ -1,4 +1,4 @@
-"""A WGAN's levers in turns; see `bench.ablation.turns`."""
+"""The turns of a WGAN's ablation; see `bench.ablation.turns`."""
 
 from wallclock.bench.ablation.turns import Cycle, Figures, Taken, Turns
 from wallclock.bench.engine.trainer import StatefulTrainer
@@ -18,7 +18,7 @@ class WganTurns(Turns):
     OPTIMIZER = "optimizer"
 
     def part(self, data: Split) -> Split:
-        """Returns images for whole cycles, so that no epoch ends within one."""
+        """Returns as many images as fill whole cycles, so that no epoch ends within a cycle."""
         usual, batch_size = self.request.recipe.critic_steps.usual, self.request.recipe.batch_size
         available = min(IMAGES, len(data.train))
         count = available // (usual * batch_size) * usual * batch_size
@@ -40,7 +40,7 @@ class WganTurns(Turns):
         trainer.optimizers["generator_optimizer"].step()
 
     def figures(self, recipe: WganRecipe, taken: Taken) -> Figures:
-        """Returns rates, and the time of a step of either network."""
+        """Returns the rates, and the time of a step of each network."""
         count, cycles = taken.counts["critic"], taken.counts["generator"]
         return (
             ("critic_iterations_per_s", "it/s", count / taken.total_s),

@@ -1,4 +1,4 @@
-"""The lesson's training loop as it stands there: eager, NCHW, float32. What every lever is measured against."""
+"""The lesson's training loop, unchanged: eager, NCHW, float32. Every lever is measured against it."""
 
 from collections.abc import Iterator
 
@@ -12,15 +12,15 @@ from wallclock.models.recipes.wgan import Adam, WganRecipe
 
 
 def plain_loop(recipe: WganRecipe, split: Split, *, device: torch.device, seed: int) -> Iterator[Step]:
-    """Trains through the recipe's stages, whatever its levers, and yields after each step.
+    """Trains through the recipe's stages without its levers, and yields after each step.
 
     Args:
-        recipe: what to compute; its `precision` and `implementations` have no effect.
-        split: the images; those held out are not trained on.
-        device: where.
-        seed: of weights, order and noise; torch's global generators are in its state.
+        recipe: the recipe to train; its `precision` and `implementations` have no effect.
+        split: the images; held-out images are left out of training.
+        device: device to train on.
+        seed: seed of batch order and noise; the caller has set torch's global generators, which draw weights, to it.
 
-    Source: fast.ai 2018, part 2, lesson 12, `train`; the clamp and both batch sizes as there
+    Source: fast.ai 2018, part 2, lesson 12, `train`; the clamp and both batch sizes are those of the lesson
     """
     netG, netD = new_networks(recipe, device)
     noise = noise_generator(device, seed)

@@ -1,4 +1,4 @@
-"""What the plain WGAN loop and the one with levers share: networks, noise, and the end of a stage."""
+"""Parts shared by the plain WGAN loop and the trainer with levers: networks, noise, the length of a stage."""
 
 import math
 
@@ -12,11 +12,11 @@ def new_networks(recipe: WganRecipe, device: torch.device) -> tuple[Generator, C
     """Returns the recipe's generator and critic with fresh float32 weights from torch's global generator.
 
     Args:
-        recipe: names their shapes.
-        device: where the weights live; "meta" only tries them out.
+        recipe: the recipe that sets the sizes of the networks.
+        device: device of the weights; "meta" only checks that the networks can be built.
 
     Raises:
-        ValueError: if a shape cannot be.
+        ValueError: if networks of these sizes cannot be built.
     """
     shared = {"image_size": recipe.image_size, "n_extra_layers": recipe.n_extra_layers, "order": recipe.order}
     with torch.device("meta" if device.type == "meta" else "cpu"):
@@ -31,15 +31,15 @@ def new_networks(recipe: WganRecipe, device: torch.device) -> tuple[Generator, C
 
 
 def noise_generator(device: torch.device, seed: int) -> torch.Generator:
-    """Returns the source of a run's noise: its own, so that nothing else that draws moves it."""
+    """Returns a random generator for a run's noise alone, so that other random draws do not change the noise."""
     return torch.Generator(device).manual_seed(seed)
 
 
 def stopped_at(stage: Stage, batches: int) -> int:
-    """Returns how many critic steps a stage takes.
+    """Returns the number of critic steps in a stage.
 
     Args:
-        stage: of the recipe.
-        batches: in an epoch.
+        stage: a stage of the recipe.
+        batches: number of batches in an epoch.
     """
     return math.ceil(stage.epochs * batches)

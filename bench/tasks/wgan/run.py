@@ -22,7 +22,7 @@ def load_split(data: str, image_size: int, only_class: str) -> Split:
 
 
 class WganRun(IterationRun):
-    """One run; a look estimates the earth mover's distance to training and held-out images, and makes a gallery."""
+    """A WGAN run; a look estimates the earth mover's distance to training and held-out images, and draws samples."""
 
     COUNTED = "generator iterations"
     LOSSES = ("critic_loss", "generator_loss")
@@ -49,7 +49,7 @@ class WganRun(IterationRun):
         )
 
     def rates(self, window: Window) -> Sequence[Figure]:
-        """Returns steps and images per second; cycles with other numbers of critic steps are another case."""
+        """Returns steps and images per second; each number of critic steps per cycle is a case of its own."""
         of = {"critic_steps_per_cycle": window.pace}
         images = window.steps * self.request.recipe.batch_size
         return (
@@ -59,7 +59,7 @@ class WganRun(IterationRun):
         )
 
     def line(self, window: Window) -> str:
-        """Returns the critic's rate and the last losses in a line."""
+        """Returns a line with the critic's rate and the last losses."""
         critic_loss, generator_loss = window.losses[-1]
         return (
             f"critic step {window.ends[-1]:,}: {window.steps / window.seconds:.3g} it/s, critic loss "
@@ -67,7 +67,7 @@ class WganRun(IterationRun):
         )
 
     def divergence(self, window: Window) -> str:
-        """Returns what is said of a loss that is no longer a number."""
+        """Returns the message on a loss that became NaN or infinite."""
         return f"a loss became {window.losses[-1][0]} by critic step {window.ends[-1]}"
 
     def results(self, look: Look, steady: Sequence[Window]) -> Sequence[Figure]:
@@ -76,7 +76,7 @@ class WganRun(IterationRun):
 
 
 def load(request: WganRequest | WganAblationRequest) -> Split:
-    """Returns the images of a request; see `load_split`."""
+    """Returns the images that a request names; see `load_split`."""
     return load_split(request.data, request.recipe.image_size, request.only_class)
 
 

@@ -1,4 +1,4 @@
-"""The WGAN task: critic iterations a second, what each lever gives, samples. No torch here."""
+"""The WGAN task: critic iterations per second, the gain of each lever, samples. No torch here."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ def _quick(context: Context) -> WganRequest:
 
 
 def _steady(context: Context) -> WganRecipe:
-    """The lesson at batch 64, with the usual critic steps from the start."""
+    """Returns the recipe "lesson" at batch 64, with the usual critic steps from the start."""
     recipe = find_recipe(WGAN_RECIPES, "lesson", context.device)
     return replace(recipe, batch_size=64, critic_steps=CriticSteps(long_until=0, long_every=0))
 

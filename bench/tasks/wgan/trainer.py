@@ -14,7 +14,7 @@ from wallclock.loaders.pipelines.shuffled import ShuffledBatches, pixels, unit_r
 from wallclock.models.networks.dcgan import MapToScore, NoiseToMap
 from wallclock.models.recipes.wgan import Adam, WganRecipe
 
-LOOK_IMAGES = 512  # of each set, for an estimate of the distance
+LOOK_IMAGES = 512  # images of each set, for an estimate of the distance
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -24,13 +24,13 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Position:
-    """Where a training is, between two generator iterations.
+    """The progress of a training between two generator iterations.
 
     Attributes:
-        stage: number of the recipe's stage.
+        stage: number of the recipe's stage, from 0.
         generator_iterations: generator steps done in the stage.
         critic_steps: critic steps done in the stage.
-        epochs_before: epochs begun in the stages before.
+        epochs_before: epochs begun in earlier stages.
         total_critic_steps: critic steps done in all.
         total_generator_iterations: generator steps done in all.
     """
@@ -44,10 +44,10 @@ class Position:
 
 
 def check_runnable(recipe: WganRecipe, split: Split, device: torch.device) -> None:
-    """Refuses what could not be trained, before anything is moved, built or recorded.
+    """Refuses a recipe that cannot be trained, before anything is moved, built or recorded.
 
     Raises:
-        ValueError: if the networks cannot be, or the recipe cannot run on this device or data; names what helps.
+        ValueError: if the networks cannot be built, or the recipe cannot run on this device or data; names what helps.
     """
     new_networks(recipe, torch.device("meta"))
     check_device(recipe, device)
@@ -63,10 +63,10 @@ class WganTrainer(StatefulTrainer):
     The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
 
     Args:
-        recipe: what to compute.
-        split: the images, of the recipe's size; those held out are not trained on.
+        recipe: the recipe to train.
+        split: the images, at the recipe's size; held-out images are left out of training.
         device: "cpu" or a CUDA device.
-        seed: of order and noise.
+        seed: seed of the batch order and of the noise.
 
     Raises:
         ValueError: if the recipe cannot run here.
@@ -128,9 +128,9 @@ class WganTrainer(StatefulTrainer):
 
     @property
     def pace(self) -> int:
-        """How many critic steps the recipe wants before the next generator step; 0 when all is done.
+        """Number of critic steps that the recipe has before the next generator step; 0 when all is done.
 
-        The end of an epoch cuts some short.
+        At the end of an epoch fewer may be left.
         """
         at, recipe = self.position, self.recipe
         return 0 if self.finished else recipe.critic_steps.before(at.generator_iterations, recipe.stages[at.stage])
@@ -148,7 +148,7 @@ class WganTrainer(StatefulTrainer):
     def train(self) -> Iterator[Step]:
         """Trains from the present position to the end of the last stage; yields after each step.
 
-        At each generator step `position` is that of a finished cycle, which a checkpoint can hold.
+        When a generator step is yielded, `position` is the end of a cycle, where a checkpoint can be written.
         """
         recipe, at = self.recipe, self.position
         self.generator.train()
@@ -192,8 +192,8 @@ class WganTrainer(StatefulTrainer):
         """Takes one critic step on real images [N, 3, S, S] and as many fakes.
 
         Args:
-            real: images; their order of memory is the recipe's.
-            clamp: whether another critic step follows, whose clamp this one's update takes in.
+            real: the real images, in the recipe's memory format.
+            clamp: whether the update also clamps the weights, for a critic step that follows.
 
         Returns:
             D(real) - D(fake), a scalar on the device.
@@ -211,12 +211,12 @@ class WganTrainer(StatefulTrainer):
     def update_critic(
         self, real: torch.Tensor, noise: torch.Tensor, mix: torch.Tensor | None = None, *, clamp: bool
     ) -> torch.Tensor:
-        """Takes one critic step on given images and noise: nothing in it draws, so that a graph can hold it.
+        """Takes one critic step on given images and noise, without random draws, so that a CUDA graph can hold it.
 
         Args:
-            real: [N, 3, S, S].
-            noise: [N, Z, 1, 1].
-            mix: share of the real image at the point of the gradient penalty, [N, 1, 1, 1]; None without a penalty.
+            real: real images, [N, 3, S, S].
+            noise: noise of the fakes, [N, Z, 1, 1].
+            mix: share of the real image where the gradient penalty is taken, [N, 1, 1, 1]; None without a penalty.
             clamp: whether the update ends with the clamp.
         """
         recipe, optimizer = self.recipe, self.critic_optimizer
@@ -249,7 +249,7 @@ class WganTrainer(StatefulTrainer):
         return ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
     def update_generator(self, noise: torch.Tensor) -> torch.Tensor:
-        """Takes one generator step on given noise [N, Z, 1, 1], with the critic's weights held."""
+        """Takes one generator step on given noise [N, Z, 1, 1], with the critic's weights frozen."""
         self.critic.requires_grad_(False)
         self.clear_gradients("generator_optimizer")
         with self.autocast():
@@ -261,10 +261,10 @@ class WganTrainer(StatefulTrainer):
 
     @torch.no_grad()
     def distance(self, dataset: Dataset) -> float:
-        """Returns the estimate of the earth mover's distance to a data set, D(fake) - D(x), up to the critic's slope.
+        """Returns an estimate of the earth mover's distance to a data set, D(fake) - D(x), up to the critic's slope.
 
-        The first `LOOK_IMAGES` images, the same fakes in every look, and statistics by batch as in training; neither
-        buffers nor noise are moved. What is learnt by heart shows as a larger distance to images held out.
+        It uses the first `LOOK_IMAGES` images, one set of fakes for every look, and batch statistics as in training;
+        buffers and noise are left unchanged. Images learnt by heart show as a larger distance to held-out images.
 
         Args:
             dataset: images of the recipe's size, at least one batch.
@@ -286,9 +286,9 @@ class WganTrainer(StatefulTrainer):
 
     @torch.no_grad()
     def samples(self, count: int) -> torch.Tensor:
-        """Returns `count` fakes of noise that is the same in every look, uint8 [count, S, S, 3].
+        """Returns `count` fakes of one fixed noise for every look, uint8 [count, S, S, 3].
 
-        By running statistics, so that no image depends on its neighbours.
+        Norms use running statistics, so that no image depends on its neighbours.
         """
         noise = noise_generator(self.device, 2)
         z = torch.randn(count, self.recipe.noise_channels, 1, 1, device=self.device, generator=noise)
