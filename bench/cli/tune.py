@@ -23,7 +23,9 @@ class TunedTask(enum.StrEnum):
 def tune(
     task: Annotated[TunedTask, typer.Argument(help="Task to train.")],
     recipe: Annotated[str, typer.Option(help="Recipe whose fields are searched.")] = "sprint",
-    data: Annotated[str, typer.Option(help="Data set, as `wallclock run` takes it, without its test images.")] = "synthetic",
+    data: Annotated[
+        str, typer.Option(help="As for `run`; the test images are left out.")
+    ] = "synthetic",
     trials: Annotated[int, typer.Option(help="Trials that all processes of the study make together.")] = 20,
     search: Annotated[
         list[str] | None,
@@ -32,9 +34,7 @@ def tune(
     target: Annotated[
         float | None, typer.Option(help="Accuracy to reach on the tuning split, a tenth of the training set.")
     ] = None,
-    reach: Annotated[
-        float, typer.Option(help="Probability of reaching the target that a trial must have.")
-    ] = 0.5,
+    reach: Annotated[float, typer.Option(help="Probability of reaching the target that a trial must have.")] = 0.5,
     seeds: Annotated[int, typer.Option(help="Seeds that each trial trains.")] = 1,
     study: Annotated[
         Path | None, typer.Option(help="Folder of a study: made, joined, or gone on with; a new one by default.")

@@ -161,8 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wallclock.bench.compare.race", description=__doc__.split("\n")[0])
     parser.add_argument("side", nargs="+", help="a recipe and fields to set, or the path of a program")
     parser.add_argument("--data", required=True, help="as `wallclock run cifar` takes it")
-    parser.add_argument("--runs", type=int, default=1, help="number of runs in this process; on a GPU they share one compilation")
-    parser.add_argument("--compile", action="store_true", help="compile a program on a CPU too; on a GPU it always is compiled")
+    parser.add_argument(
+        "--runs", type=int, default=1, help="number of runs in this process; on a GPU they share one compilation"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile a program on a CPU too; on a GPU it always is compiled"
+    )
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
     device = resolve_device(asked.device)
