@@ -23,9 +23,7 @@ class TunedTask(enum.StrEnum):
 def tune(
     task: Annotated[TunedTask, typer.Argument(help="Task to train.")],
     recipe: Annotated[str, typer.Option(help="Recipe whose fields are searched.")] = "sprint",
-    data: Annotated[
-        str, typer.Option(help="As for `run`; the test images are left out.")
-    ] = "synthetic",
+    data: Annotated[str, typer.Option(help="As for `run`; the test images are left out.")] = "synthetic",
     trials: Annotated[int, typer.Option(help="Trials that all processes of the study make together.")] = 20,
     search: Annotated[
         list[str] | None,

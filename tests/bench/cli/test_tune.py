@@ -134,6 +134,14 @@ def test_the_fastest_that_reaches_the_target_is_best_and_the_first_is_the_recipe
 
     monkeypatch.setattr(cifar, "synthetic_split", lambda: small_split)
     cifar.load_split.cache_clear()
+    result = cifar_tuning._result
+
+    def short_after_one_epoch(path):
+        """A single epoch takes the least time, and misses."""
+        seconds, accuracies = result(path)
+        return seconds, [0.01] if reports.load_runs(path)["recipe"][0]["epochs"] == 1 else accuracies
+
+    monkeypatch.setattr(cifar_tuning, "_result", short_after_one_epoch)
     request = small_request(target=0.08, dimensions=(dimension("epochs=1,2,4"),))
     study = open_study(request, tmp_path)
     for epochs in (1, 4):
@@ -143,6 +151,7 @@ def test_the_fastest_that_reaches_the_target_is_best_and_the_first_is_the_recipe
     assert [trial.number for trial in seen] == [0, 1, 2] and seen[0].params == {"epochs": 2}
     rows = trial_rows(study)
     reaching = [row for row in rows if row["reaches"]]
+    assert {"epochs": 1} in [row["values"] for row in rows[len(reaching) :]]
     assert rows[: len(reaching)] == reaching and [r["seconds"] for r in reaching] == sorted(
         r["seconds"] for r in reaching
     )
