@@ -24,7 +24,7 @@ def quick_request(context: Context) -> CifarRequest:
 
     recipe = get_recipe("sprint", context.device)
     if context.device == "cpu" and not cpu_bf16():
-        recipe = replace(recipe, precision="fp32")  # emulated bfloat16 takes three times as long
+        recipe = replace(recipe, precision="fp32")  # emulated bfloat16 is slower
     implementations = replace(recipe.implementations, compile=False)  # compiling takes longer than the run
     recipe = replace(recipe, batch_size=250, epochs=3, resolutions=(), implementations=implementations)
     return CifarRequest(recipe=recipe, target=TARGET, seeds=2, device=context.device, phases=6)
