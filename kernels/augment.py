@@ -8,6 +8,7 @@ import functools
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from wallclock.kernels.operator import operator
 from wallclock.kernels.philox import philox_ref
@@ -61,14 +62,14 @@ class Augmentation:
 
 
 def augment_ref(
-    image_HWC: torch.Tensor,
+    image_HWC: Tensor,
     offset: tuple[int, int] = (0, 0),
     flip: bool = False,
     cutout: tuple[int, int, int] | None = None,
     brightness: float = 1.0,
     contrast: float = 1.0,
     padding: Padding = "reflect",
-) -> torch.Tensor:
+) -> Tensor:
     """Defines the augmentation of one image; every pipeline is tested against it, image by image.
 
     Args:
@@ -103,18 +104,18 @@ def augment_ref(
     return x
 
 
-def _reflected(positions: torch.Tensor, size: int) -> torch.Tensor:
+def _reflected(positions: Tensor, size: int) -> Tensor:
     """Maps positions in [-size + 1, 2 * size - 2] into [0, size) by reflection at the edge pixels."""
     positions = positions.abs()
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
 
 
-def _outside(positions: torch.Tensor, size: int) -> torch.Tensor:
+def _outside(positions: Tensor, size: int) -> Tensor:
     return (positions < 0) | (positions >= size)
 
 
 @functools.cache
-def _constants(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _constants(device: torch.device, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns scale and bias for a row of pixels, float32 [3 * width], and weights of grey, float32 [3].
 
     They stay on the device, because a copy would make the host wait. A CPU takes 2.6 ms to normalise 1,000 images by
@@ -126,18 +127,18 @@ def _constants(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Te
 
 
 def augment(
-    images_MHWC: torch.Tensor,
-    indices: torch.Tensor | None,
+    images_MHWC: Tensor,
+    indices: Tensor | None,
     *,
-    offsets: torch.Tensor | None = None,
-    flips: torch.Tensor | None = None,
-    cutout_centres: torch.Tensor | None = None,
+    offsets: Tensor | None = None,
+    flips: Tensor | None = None,
+    cutout_centres: Tensor | None = None,
     cutout: int = 0,
-    brightness: torch.Tensor | None = None,
-    contrast: torch.Tensor | None = None,
+    brightness: Tensor | None = None,
+    contrast: Tensor | None = None,
     padding: Padding = "reflect",
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> Tensor:
     """Gathers and augments a batch without host synchronisation; equal to `augment_ref` image by image.
 
     No padding is stored: its pixels are read through reflected indices.
@@ -199,8 +200,8 @@ def augment(
 
 
 def draw(
-    augmentation: Augmentation, seed: int, epoch: int, samples: torch.Tensor, height: int, width: int
-) -> dict[str, torch.Tensor]:
+    augmentation: Augmentation, seed: int, epoch: int, samples: Tensor, height: int, width: int
+) -> dict[str, Tensor]:
     """Draws the random arguments of `augment` for each sample of an epoch.
 
     The numbers depend on seed, epoch and sample alone, not on the batch, the device or earlier draws.
@@ -233,23 +234,23 @@ def draw(
     return drawn
 
 
-def _below(word: torch.Tensor, n: int) -> torch.Tensor:
+def _below(word: Tensor, n: int) -> Tensor:
     return (word * n) >> 32
 
 
-def _factor(word: torch.Tensor, spread: float) -> torch.Tensor:
+def _factor(word: Tensor, spread: float) -> Tensor:
     return 1 + spread * (2 * ((word >> 8).float() * 2.0**-24) - 1)
 
 
 def augment_fused(
-    images_MHWC: torch.Tensor,
-    indices: torch.Tensor,
+    images_MHWC: Tensor,
+    indices: Tensor,
     augmentation: Augmentation,
     *,
     seed: int,
     epoch: int,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> Tensor:
     """Draws and augments a batch in one Triton kernel; equal to `augment` with the numbers of `draw`.
 
     Args:
@@ -286,19 +287,19 @@ def augment_fused(
     )
 
 
-def _described(tensor: torch.Tensor) -> str:
+def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _output(images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _output(images: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
     _, height, width, channels = images.shape
     return images.new_empty(len(indices), height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
 
 
 @operator("augment", outputs=_output)
 def _augment(
-    images: torch.Tensor,
-    indices: torch.Tensor,
+    images: Tensor,
+    indices: Tensor,
     seed: int,
     epoch: int,
     pad: int,
@@ -308,7 +309,7 @@ def _augment(
     contrast: float,
     padding: str,
     dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Tensor:
     import triton
 
     from wallclock.kernels.jit.augment import augment_kernel

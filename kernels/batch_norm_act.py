@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.checks import check_act, check_residual, check_vectors
@@ -22,19 +23,19 @@ ACTS: tuple[Act, ...] = get_args(Act)
 
 
 def batch_norm_act_ref(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     *,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
     act: Act = "none",
     negative_slope: float = 0.01,
-    residual: torch.Tensor | None = None,
-) -> torch.Tensor:
+    residual: Tensor | None = None,
+) -> Tensor:
     """Defines `batch_norm_act`: `act(batch_norm(x)) + residual`, computed in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
@@ -43,7 +44,7 @@ def batch_norm_act_ref(
     return (y if residual is None else y + residual.to(wide)).to(x.dtype)
 
 
-def activate_ref(z: torch.Tensor, act: str, negative_slope: float) -> torch.Tensor:
+def activate_ref(z: Tensor, act: str, negative_slope: float) -> Tensor:
     """Returns the activation `act`, one of `ACTS`, of a map."""
     if act == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
@@ -104,7 +105,7 @@ def resident_programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
-def _plan_for(x: torch.Tensor, persistent: bool | None) -> Plan:
+def _plan_for(x: Tensor, persistent: bool | None) -> Plan:
     m, c = x.numel() // x.shape[1], x.shape[1]
     return plan(m, c, resident_programs=None if persistent is False else resident_programs(x.device))
 
@@ -114,14 +115,12 @@ def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
     return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
 
 
-def dense(x: torch.Tensor) -> torch.Tensor:
+def dense(x: Tensor) -> Tensor:
     """Returns a map in channels-last memory, copied if it is in another."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _forward_outputs(
-    x: torch.Tensor, given_mean: torch.Tensor | None, save: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _forward_outputs(x: Tensor, given_mean: Tensor | None, save: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide, _ = accumulator(x.dtype)
     moments = x.shape[1] if given_mean is None else 0
     y = torch.empty_like(x, memory_format=torch.channels_last)
@@ -129,7 +128,7 @@ def _forward_outputs(
     return y, x.new_empty(moments, dtype=wide), x.new_empty(moments, dtype=wide), byte
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, given_mean, given_var, residual, *ctx.options = inputs
     y, mean, var, byte = output
     save = ctx.options[4]
@@ -138,7 +137,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     ctx.save_for_backward({"input": x, "output": y, "byte": byte}[save], *moments, weight, bias)
 
 
-def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     *_, weight, bias = ctx.saved_tensors
     dx, dweight, dbias = torch.ops.wallclock.batch_norm_act_backward(dy, *ctx.saved_tensors, *ctx.options)
     return {
@@ -151,19 +150,19 @@ def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
 
 @operator("batch_norm_act", outputs=_forward_outputs, keep=_keep, gradients=_gradients)
 def _forward(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    given_mean: torch.Tensor | None,
-    given_var: torch.Tensor | None,
-    residual: torch.Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    given_mean: Tensor | None,
+    given_var: Tensor | None,
+    residual: Tensor | None,
     training: bool,
     eps: float,
     act: str,
     negative_slope: float,
     save: str,
     persistent: bool | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y, the batch's mean and biased variance (empty if a mean is given), and the byte map.
 
     Given moments are the running ones in evaluation. In training they are those of x, known from the convolution that
@@ -226,7 +225,7 @@ def cooperative(cut: Plan) -> dict[str, bool]:
     return {"launch_cooperative_grid": True} if cut.splits > 1 else {}
 
 
-def _backward_outputs(dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _backward_outputs(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide, _ = accumulator(dy.dtype)
     dx = torch.empty_like(dy, memory_format=torch.channels_last)
     return dx, dy.new_empty(dy.shape[1], dtype=wide), dy.new_empty(dy.shape[1], dtype=wide)
@@ -234,19 +233,19 @@ def _backward_outputs(dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tor
 
 @operator("batch_norm_act_backward", outputs=_backward_outputs)
 def _backward(
-    dy: torch.Tensor,
-    saved: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    dy: Tensor,
+    saved: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     training: bool,
     eps: float,
     act: str,
     negative_slope: float,
     save: str,
     persistent: bool | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of x, gamma and beta."""
     dx, dweight, dbias = _backward_outputs(dy)
     if dy.numel() == 0:
@@ -282,12 +281,7 @@ def _backward(
 
 @operator("update_running_stats_", mutates=("running_mean", "running_var"))
 def _update_running_stats(
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    m: int,
-    momentum: float,
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, m: int, momentum: float
 ) -> None:
     """Moves the running statistics towards the batch's; the running variance is unbiased."""
     c = len(mean)
@@ -297,21 +291,21 @@ def _update_running_stats(
 
 
 def batch_norm_act(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     *,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
     act: Act = "none",
     negative_slope: float = 0.01,
-    residual: torch.Tensor | None = None,
+    residual: Tensor | None = None,
     save: Save = "input",
     persistent: bool | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Returns `act(batch_norm(x)) + residual`, computed in one operation, with its gradients.
 
     Args:
@@ -366,7 +360,7 @@ def batch_norm_act(
     return y
 
 
-def check_norm(channels: int, *norm: torch.Tensor | None, training: bool, momentum: float, act: str) -> None:
+def check_norm(channels: int, *norm: Tensor | None, training: bool, momentum: float, act: str) -> None:
     """Checks gamma, beta, running mean and running variance of a batch norm, and its other arguments.
 
     Raises:

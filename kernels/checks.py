@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 
-def check_vectors(channels: int, **vectors: torch.Tensor | None) -> None:
+def check_vectors(channels: int, **vectors: Tensor | None) -> None:
     """Checks vectors that must be given together or not at all.
 
     Raises:
@@ -26,7 +27,7 @@ def check_act(act: str, known: Sequence[str]) -> None:
         raise ValueError(f"act is '{act}'; expected one of {', '.join(known)}")
 
 
-def check_residual(residual: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def check_residual(residual: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Raises a ValueError if a given residual has another type or shape."""
     if residual is not None and (residual.shape != shape or residual.dtype != dtype):
         raise ValueError(f"residual is {residual.dtype} {tuple(residual.shape)}; expected {dtype} {shape}")

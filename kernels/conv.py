@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from wallclock.kernels.batch_norm_act import accumulator
 from wallclock.kernels.jit import conv as jit
@@ -29,7 +30,7 @@ class Norm(NamedTuple):
         negative_slope: slope of leaky_relu below zero.
     """
 
-    table: torch.Tensor
+    table: Tensor
     act: str
     negative_slope: float
 
@@ -74,7 +75,7 @@ def _block(size: int, most: int) -> int:
     return min(max(triton.next_power_of_2(size), 16), most)
 
 
-def new_map(like: torch.Tensor, n: int, channels: int, height: int, width: int) -> torch.Tensor:
+def new_map(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
     """Returns an uninitialised map in channels-last memory."""
     return torch.empty(
         (n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
@@ -86,7 +87,7 @@ def output_size(size: int, filter_size: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - filter_size) // stride + 1
 
 
-def convolution_output(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+def convolution_output(x: Tensor, filters: Tensor, stride: int, padding: int) -> Tensor:
     """Returns an uninitialised map [N, K, P, Q] for the convolution of x [N, C, H, W] by filters [K, C, R, S]."""
     p, q = (output_size(x.shape[i], filters.shape[i], stride, padding) for i in (2, 3))
     return new_map(x, len(x), len(filters), p, q)
@@ -104,14 +105,8 @@ def _norm_options(norm: Norm | None) -> dict[str, object]:
 
 
 def conv(
-    x: torch.Tensor,
-    filters: torch.Tensor,
-    *,
-    stride: int,
-    padding: int,
-    norm: Norm | None = None,
-    stats: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+    x: Tensor, filters: Tensor, *, stride: int, padding: int, norm: Norm | None = None, stats: bool = False
+) -> tuple[Tensor, Tensor, int]:
     """Returns a convolution and, if asked for, statistics of its output.
 
     Args:
@@ -146,17 +141,17 @@ def conv(
 
 
 def conv_affine_act(
-    x: torch.Tensor,
-    filters: torch.Tensor,
+    x: Tensor,
+    filters: Tensor,
     *,
     stride: int,
     padding: int,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     act: str,
     negative_slope: float,
-    residual: torch.Tensor | None,
-) -> torch.Tensor:
+    residual: Tensor | None,
+) -> Tensor:
     """Returns `act(conv(x) * scale + shift) + residual`, [N, K, P, Q], in one launch.
 
     Args:
@@ -184,16 +179,16 @@ def conv_affine_act(
 
 
 def conv_transposed(
-    dy: torch.Tensor,
-    filters: torch.Tensor,
+    dy: Tensor,
+    filters: Tensor,
     *,
     height: int,
     width: int,
     stride: int,
     padding: int,
-    of: tuple[torch.Tensor, Norm] | None = None,
-    shift: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    of: tuple[Tensor, Norm] | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Returns the gradient of a convolution's input: a transposed convolution.
 
     Args:
@@ -233,15 +228,15 @@ def conv_transposed(
 
 
 def filter_gradient(
-    dy: torch.Tensor,
-    x: torch.Tensor,
+    dy: Tensor,
+    x: Tensor,
     *,
     filter_size: tuple[int, int],
     stride: int,
     padding: int,
     norm: Norm | None = None,
     dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Tensor:
     """Returns the gradient of a convolution's filters, [K, C, R, S].
 
     Args:

@@ -7,6 +7,7 @@ tensors in channels-last memory.
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels import conv_bn_operators  # noqa: F401  registers the operators
@@ -16,14 +17,14 @@ from wallclock.kernels.conv import output_size
 
 
 def conv_bn_act_ref(
-    x: torch.Tensor,
-    filters: torch.Tensor,
-    *norm: torch.Tensor | None,
+    x: Tensor,
+    filters: Tensor,
+    *norm: Tensor | None,
     stride: int = 1,
     padding: int = 0,
-    residual: torch.Tensor | None = None,
+    residual: Tensor | None = None,
     **options: Any,
-) -> torch.Tensor:
+) -> Tensor:
     """Defines `conv_bn_act`: `act(batch_norm(conv(x))) + residual`, computed in float32 at least.
 
     Args:
@@ -53,15 +54,15 @@ class Deferred(NamedTuple):
         negative_slope: slope of leaky_relu below zero.
     """
 
-    map: torch.Tensor
-    table: torch.Tensor
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
+    map: Tensor
+    table: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
     eps: float
     act: Act
     negative_slope: float
 
-    def applied(self, residual: torch.Tensor | None = None, save: Save = "input") -> torch.Tensor:
+    def applied(self, residual: Tensor | None = None, save: Save = "input") -> Tensor:
         """Returns `act(norm(map)) + residual`, [N, C, H, W]; reads each map once and writes one.
 
         Args:
@@ -75,11 +76,11 @@ class Deferred(NamedTuple):
 
 
 def deferred(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     *,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -104,12 +105,12 @@ def deferred(
 
 
 def conv_bn_act(
-    x: torch.Tensor | Deferred,
-    filters: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
+    x: Tensor | Deferred,
+    filters: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     *,
     stride: int = 1,
     padding: int = 0,
@@ -118,10 +119,10 @@ def conv_bn_act(
     eps: float = 1e-5,
     act: Act = "none",
     negative_slope: float = 0.01,
-    residual: torch.Tensor | None = None,
+    residual: Tensor | None = None,
     save: Save = "input",
     defer: bool = False,
-) -> torch.Tensor | Deferred:
+) -> Tensor | Deferred:
     """Returns `act(batch_norm(conv(x))) + residual`, with statistics from the convolution's kernel, and its gradients.
 
     The arguments are those of `batch_norm_act`, with vectors of K channels, and:
@@ -171,13 +172,13 @@ def conv_bn_act(
 
 
 def convolved(
-    x: torch.Tensor | Deferred,
-    filters: torch.Tensor,
+    x: Tensor | Deferred,
+    filters: Tensor,
     *,
     stride: int = 1,
     padding: int = 0,
-    stats_for: tuple[torch.Tensor | None, torch.Tensor | None, float] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    stats_for: tuple[Tensor | None, Tensor | None, float] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Returns a convolution with gradients, and the table of a norm of its output.
 
     Args:
@@ -198,7 +199,7 @@ def convolved(
     return torch.ops.wallclock.conv_bn(x, filters, *norm, stride, padding, stats_for is not None, weight, bias, eps)
 
 
-def _check(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int, residual: torch.Tensor | None) -> None:
+def _check(x: Tensor, filters: Tensor, stride: int, padding: int, residual: Tensor | None) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"conv_bn_act needs a floating [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
     if filters.ndim != 4 or filters.shape[1] != x.shape[1]:
@@ -211,13 +212,7 @@ def _check(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int, re
     check_residual(residual, x.dtype, (x.shape[0], filters.shape[0], p, q))
 
 
-def _update(
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    table: torch.Tensor,
-    y: torch.Tensor,
-    momentum: float,
-) -> None:
+def _update(running_mean: Tensor | None, running_var: Tensor | None, table: Tensor, y: Tensor, momentum: float) -> None:
     m = y.numel() // y.shape[1]
     if m == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(y.shape)}")

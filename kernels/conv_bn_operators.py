@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 from wallclock.kernels.batch_norm_act import accumulator, dense, plan
 from wallclock.kernels.conv import (
@@ -26,9 +27,7 @@ from wallclock.kernels.operator import Gradients, operator
 GROUP = 64  # tiles that one program merges; more of them take further launches
 
 
-def _table(
-    partial: torch.Tensor, split_rows: int, m: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> torch.Tensor:
+def _table(partial: Tensor, split_rows: int, m: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Returns a norm's table, made of mean and sum of squared deviations of each split, [2, S, C]."""
     _, splits, c = partial.shape
     acc = accumulator(partial.dtype)[1]
@@ -47,7 +46,7 @@ def _table(
     return table
 
 
-def _sum_splits(partial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _sum_splits(partial: Tensor) -> tuple[Tensor, Tensor]:
     """Returns two sums [C], added up from those of each split, [2, S, C]."""
     acc = accumulator(partial.dtype)[1]
     while partial.shape[1] > 1:
@@ -61,16 +60,16 @@ def _sum_splits(partial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return partial[0, 0].clone(), partial[1, 0].clone()
 
 
-def _filters(filters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _filters(filters: Tensor, x: Tensor) -> Tensor:
     return filters.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _table_output(x: torch.Tensor) -> torch.Tensor:
+def _table_output(x: Tensor) -> Tensor:
     return x.new_empty((5, x.shape[1]), dtype=accumulator(x.dtype)[0])
 
 
 @operator("norm_table", outputs=_table_output)
-def _norm_table(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+def _norm_table(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Returns the table [5, C] of a norm of x by its own statistics."""
     if x.numel() == 0:
         return _table_output(x).zero_()
@@ -85,21 +84,19 @@ def _norm_table(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor
     return _table(partial, cut.split_rows, m, weight, bias, eps)
 
 
-def _forward_outputs(
-    x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int, stats: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward_outputs(x: Tensor, filters: Tensor, stride: int, padding: int, stats: bool) -> tuple[Tensor, Tensor]:
     table = x.new_empty((5 if stats else 0, len(filters)), dtype=accumulator(x.dtype)[0])
     return convolution_output(x, filters, stride, padding), table
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, filters, norm_table, norm_weight, norm_bias, *options = inputs
     ctx.options = options[:4]
     ctx.parameter_dtypes = [None if p is None else p.dtype for p in (norm_weight, norm_bias)]
     ctx.save_for_backward(x, filters, norm_table)
 
 
-def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     wants_x, wants_dfilters, _, *wants_parameters = ctx.needs_input_grad[:5]
     has_norm = ctx.saved_tensors[2] is not None
     wants_dx = wants_x or (has_norm and any(wants_parameters))
@@ -120,20 +117,20 @@ def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
 
 @operator("conv_bn", outputs=_forward_outputs, keep=_keep, gradients=_gradients)
 def _forward(
-    x: torch.Tensor,
-    filters: torch.Tensor,
-    table: torch.Tensor | None,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
+    x: Tensor,
+    filters: Tensor,
+    table: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
     act: str,
     slope: float,
     stride: int,
     padding: int,
     stats: bool,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Returns y, and the table of a norm of y if `stats`.
 
     `table`, `act` and `slope` belong to the norm of x. Its `norm_weight` and `norm_bias` are already in the table, and
@@ -152,8 +149,8 @@ def _forward(
 
 
 def _backward_outputs(
-    x: torch.Tensor, filters: torch.Tensor, norm_table: torch.Tensor | None, wants_dx: bool, wants_dfilters: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: Tensor, filters: Tensor, norm_table: Tensor | None, wants_dx: bool, wants_dfilters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
     dx = new_map(x, n, c, h, w) if wants_dx else x.new_empty(0)
     dfilters = torch.empty_like(filters, memory_format=torch.channels_last) if wants_dfilters else filters.new_empty(0)
@@ -164,17 +161,17 @@ def _backward_outputs(
 
 @operator("conv_bn_backward", outputs=_backward_outputs)
 def _backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    filters: torch.Tensor,
-    norm_table: torch.Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    filters: Tensor,
+    norm_table: Tensor | None,
     norm_act: str,
     negative_slope: float,
     stride: int,
     padding: int,
     wants_dx: bool,
     wants_dfilters: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of x, filters, and the norm's gamma and beta; an empty tensor where one is not wanted."""
     dx, dfilters, dweight, dbias = _backward_outputs(x, filters, norm_table, wants_dx, wants_dfilters)
     if dy.numel() == 0:
@@ -202,25 +199,25 @@ def _backward(
     return dx, dfilters, dweight, dbias
 
 
-def _folded_output(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+def _folded_output(x: Tensor, filters: Tensor, stride: int, padding: int) -> Tensor:
     return _forward_outputs(x, filters, stride, padding, stats=False)[0]
 
 
 @operator("conv_bn_act_folded", outputs=_folded_output)
 def _folded(
-    x: torch.Tensor,
-    filters: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
-    residual: torch.Tensor | None,
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
     stride: int,
     padding: int,
     eps: float,
     act: str,
     negative_slope: float,
-) -> torch.Tensor:
+) -> Tensor:
     """Returns the whole operation with the running statistics, without gradients."""
     if x.numel() == 0:
         return _folded_output(x, filters, stride, padding)

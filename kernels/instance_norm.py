@@ -1,12 +1,10 @@
 """PyTorch's instance norm, with the right gradient even for one image."""
 
-import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 
-def instance_norm(
-    x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, *, eps: float = 1e-5
-) -> torch.Tensor:
+def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     """Returns PyTorch's instance norm of a map [N, C, H, W]; a single image goes through batch norm.
 
     On a CPU the gradient of `F.instance_norm` is wrong for one image if the output's gradient lies in channels-last

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import triton
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels import batch_norm_act as norm
@@ -22,17 +23,17 @@ MOST_IMAGES = 65_535  # the limit of a grid's third axis
 
 
 def instance_norm_act_ref(
-    x: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
     act: Act = "none",
     negative_slope: float = 0.01,
     pad: int = 0,
-    residual: torch.Tensor | None = None,
+    residual: Tensor | None = None,
     residual_pad: int = 0,
-) -> torch.Tensor:
+) -> Tensor:
     """Defines `instance_norm_act`: `reflect_pad(act(instance_norm(x)) + residual, pad)`, in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
@@ -42,7 +43,7 @@ def instance_norm_act_ref(
     return (F.pad(y, (pad,) * 4, mode="reflect") if pad else y).to(x.dtype)
 
 
-def interior(padded: torch.Tensor, pad: int) -> torch.Tensor:
+def interior(padded: Tensor, pad: int) -> Tensor:
     """Returns a view of a map [N, C, H + 2*pad, W + 2*pad] without its padding."""
     return padded[:, :, pad:-pad, pad:-pad] if pad else padded
 
@@ -86,34 +87,34 @@ def _places(pad: int, h: int, w: int) -> int:
     return 3 if 2 * pad >= min(h, w) - 1 else 2
 
 
-def _pixels_strided(x: torch.Tensor) -> torch.Tensor:
+def _pixels_strided(x: Tensor) -> Tensor:
     """Returns a map whose channels are adjacent in memory, whatever its other strides; copied if they are not."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else norm.dense(x)
 
 
-def _map_strides(x: torch.Tensor) -> tuple[int, int, int]:
+def _map_strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(2), x.stride(3)
 
 
-def _padded_like(x: torch.Tensor, pad: int) -> torch.Tensor:
+def _padded_like(x: Tensor, pad: int) -> Tensor:
     n, c, h, w = x.shape
     shape = (n, c, h + 2 * pad, w + 2 * pad)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _forward_outputs(x: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _forward_outputs(x: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
     wide, _ = norm.accumulator(x.dtype)
     return _padded_like(x, pad), x.new_empty(x.shape[:2], dtype=wide), x.new_empty(x.shape[:2], dtype=wide)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, *ctx.options = inputs
     _, mean, var = output
     ctx.has_residual = residual is not None
     ctx.save_for_backward(x, mean, var, weight, bias)
 
 
-def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     *_, weight, bias = ctx.saved_tensors
     residual_pad, pad = ctx.options[:2]
     wanted = ctx.has_residual and ctx.needs_input_grad[3]
@@ -131,17 +132,17 @@ def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
 
 @operator("instance_norm_act", outputs=_forward_outputs, keep=_keep, gradients=_gradients)
 def _forward(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
     residual_pad: int,
     pad: int,
     eps: float,
     act: str,
     negative_slope: float,
     persistent: bool | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns y, and the mean and biased variance of each image's channels, [N, C]."""
     y, mean, var = _forward_outputs(x, pad)
     n, c, h, w = x.shape
@@ -185,9 +186,7 @@ def _warps(cut: norm.Plan) -> int:
     return max(4, min(16, cut.block_m * cut.block_c // 1024))
 
 
-def _backward_outputs(
-    x: torch.Tensor, with_residual: bool, residual_pad: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _backward_outputs(x: Tensor, with_residual: bool, residual_pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide, _ = norm.accumulator(x.dtype)
     dresidual = _padded_like(x, residual_pad) if with_residual else x.new_empty(0)
     dweight, dbias = (x.new_empty(x.shape[:2], dtype=wide) for _ in range(2))
@@ -196,12 +195,12 @@ def _backward_outputs(
 
 @operator("instance_norm_act_backward", outputs=_backward_outputs)
 def _backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     with_residual: bool,
     residual_pad: int,
     pad: int,
@@ -209,7 +208,7 @@ def _backward(
     act: str,
     negative_slope: float,
     persistent: bool | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of x, of gamma and beta as each image's share [N, C], and of the residual (or empty)."""
     dx, dweight, dbias, dresidual = _backward_outputs(x, with_residual, residual_pad)
     n, c, h, w = x.shape
@@ -250,18 +249,18 @@ def _backward(
 
 
 def instance_norm_act(
-    x: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
     act: Act = "none",
     negative_slope: float = 0.01,
     pad: int = 0,
-    residual: torch.Tensor | None = None,
+    residual: Tensor | None = None,
     residual_pad: int = 0,
     persistent: bool | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Returns `reflect_pad(act(instance_norm(x)) + residual, pad)`, computed in one operation, with its gradients.
 
     The output and its reflection are written where the next convolution reads them, and the gradient of the padded map

@@ -5,15 +5,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 KEPT = 64  # tables kept; gradients that a loop frees and makes again return to one of a few addresses
 
 _Key = tuple[torch.device, int, int, tuple[int, ...], tuple[int, ...]]
-_tables: OrderedDict[_Key, torch.Tensor] = OrderedDict()
-_captured: dict[_Key, torch.Tensor] = {}  # graphs read these as long as they live, which cannot be known here
+_tables: OrderedDict[_Key, Tensor] = OrderedDict()
+_captured: dict[_Key, Tensor] = {}  # graphs read these as long as they live, which cannot be known here
 
 
-def memory_order(x: torch.Tensor) -> tuple[int, ...]:
+def memory_order(x: Tensor) -> tuple[int, ...]:
     """Returns the dimensions longer than one from the outermost in memory to the innermost.
 
     Raises:
@@ -31,13 +32,13 @@ def memory_order(x: torch.Tensor) -> tuple[int, ...]:
     return tuple(order)
 
 
-def lying_as(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def lying_as(x: Tensor, like: Tensor) -> Tensor:
     """Returns `x` in the memory order of `like`, which is dense; copied if its order is another."""
     moved = any(n != 1 and a != b for n, a, b in zip(like.shape, x.stride(), like.stride(), strict=True))
     return torch.empty_like(like).copy_(x) if moved and like.numel() else x
 
 
-def table(lists: Sequence[Sequence[torch.Tensor]], block: int, element_bytes: int = 4) -> torch.Tensor:
+def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4) -> Tensor:
     """Returns the table of several lists of tensors of the same memory orders.
 
     A table is looked up by the addresses it holds, so it cannot be stale. Tables that a graph was captured with stay
@@ -82,7 +83,7 @@ def table(lists: Sequence[Sequence[torch.Tensor]], block: int, element_bytes: in
 
 def _new_table(
     addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int, device: torch.device
-) -> torch.Tensor:
+) -> Tensor:
     filled = torch.tensor(table_rows(addresses, sizes, block, element_bytes), dtype=torch.int64)
     if device.type == "cuda":  # from pinned memory, so that the host does not wait
         return filled.pin_memory().to(device, non_blocking=True)
@@ -104,6 +105,6 @@ def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int, eleme
     return made
 
 
-def aligned(lists: Sequence[Sequence[torch.Tensor]]) -> bool:
+def aligned(lists: Sequence[Sequence[Tensor]]) -> bool:
     """Returns whether every tensor begins at a multiple of 16 bytes, so that accesses may be wide."""
     return all(t.data_ptr() % 16 == 0 for tensors in lists for t in tensors)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wallclock.kernels.multi_tensor import aligned, lying_as, memory_order, table
 from wallclock.kernels.operator import operator
@@ -21,9 +22,7 @@ BLOCK = 1024  # elements that a program handles
 PARTS = 256  # partial sums that a program adds at once, which is a bank of 262,144 elements
 
 
-def newton_schulz_ref(
-    matrix: torch.Tensor, steps: int = 3, eps: float = 1e-7, *, dtype: torch.dtype | None = None
-) -> torch.Tensor:
+def newton_schulz_ref(matrix: Tensor, steps: int = 3, eps: float = 1e-7, *, dtype: torch.dtype | None = None) -> Tensor:
     """Replaces the singular values of a matrix by values near one, keeping its singular vectors.
 
     Args:
@@ -78,7 +77,7 @@ def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, mom
         p.copy_(p * (len(p) ** 0.5 / p.norm()) - lr * update)
 
 
-def newton_schulz(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[torch.Tensor]:
+def newton_schulz(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[Tensor]:
     """Runs the iteration of `newton_schulz_ref` on stacks of matrices, step by step.
 
     Args:
@@ -111,7 +110,7 @@ def gram_is_less(m: int, n: int, steps: int) -> bool:
     return steps > 1 and 4 * n + (8 * steps - 6) * m < steps * (4 * n + 2 * m)
 
 
-def newton_schulz_gram(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[torch.Tensor]:
+def newton_schulz_gram(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[Tensor]:
     """Runs `newton_schulz` in the algebra of Gram matrices, where that takes fewer operations.
 
     Each step multiplies X by a polynomial of G = X X^T. These commute: p = a + b G + c G^2 takes G to p G p, the
@@ -162,7 +161,7 @@ def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[tuple[Any,
     return list(groups.items())
 
 
-def _as_matrix(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _as_matrix(x: Tensor, like: Tensor) -> Tensor:
     """Returns x as [O, I*H*W], columns in the memory order of `like`: a view if `x` has that order, with O outermost.
 
     A permutation of the columns permutes the columns of the iteration's result alike.
@@ -170,7 +169,7 @@ def _as_matrix(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return x.permute(0, *_inner_order(like)).reshape(len(x), -1)
 
 
-def _inner_order(x: torch.Tensor) -> list[int]:
+def _inner_order(x: Tensor) -> list[int]:
     """Returns the dimensions after the first, from the outermost in memory to the innermost."""
     return sorted(range(1, x.ndim), key=lambda d: x.stride()[d], reverse=True)
 
@@ -202,7 +201,7 @@ def muon_eager_(
         for i, update in zip(places, updates, strict=True):
             order = _inner_order(params[i])
             step = update.view(len(update), *(params[i].shape[d] for d in order)).to(params[i].dtype)
-            if isinstance(lr, torch.Tensor):
+            if isinstance(lr, Tensor):
                 params[i].permute(0, *order).addcmul_(step, lr.to(step.dtype), value=-1)
             else:
                 params[i].permute(0, *order).sub_(step, alpha=lr)
@@ -249,13 +248,7 @@ def muon_triton_(
 
 @operator("muon_", mutates=("params", "buffers"))
 def _in_place(
-    params: Tensors,
-    grads: Tensors,
-    buffers: Tensors,
-    lr: float,
-    lr_tensor: torch.Tensor | None,
-    momentum: float,
-    steps: int,
+    params: Tensors, grads: Tensors, buffers: Tensors, lr: float, lr_tensor: Tensor | None, momentum: float, steps: int
 ) -> None:
     from wallclock.kernels.jit.muon import average_kernel, normalise_kernel, update_kernel
 
@@ -306,7 +299,7 @@ class Muon(OneStateOptimizer):
 
     def __init__(
         self,
-        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         *,
         lr: Rate,
         momentum: float = 0.6,

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-Gradients = dict[str, torch.Tensor | None]  # by the name of the argument; a missing argument has no gradient
+Gradients = dict[str, Tensor | None]  # by the name of the argument; a missing argument has no gradient
 
 
 def operator(
@@ -15,7 +16,7 @@ def operator(
     outputs: Callable[..., Any] | None = None,
     mutates: Sequence[str] = (),
     keep: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
-    gradients: Callable[[Any, torch.Tensor], Gradients] | None = None,
+    gradients: Callable[[Any, Tensor], Gradients] | None = None,
 ) -> Callable[[Callable[..., Any]], torch.library.CustomOpDef]:
     """Returns a decorator that registers a function as `torch.ops.wallclock.NAME`; the compiler does not look inside.
 
@@ -48,7 +49,7 @@ def operator(
                     ctx.mark_non_differentiable(*output[1:])
                 keep(ctx, inputs, output)
 
-            def backward(ctx: Any, dy: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
+            def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
                 found = {} if dy is None else gradients(ctx, dy)
                 return tuple(found.get(argument) for argument in signature.parameters)
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from wallclock.kernels.multi_tensor import memory_order
 
 Implementation = Literal["eager", "triton"]
-Tensors = list[torch.Tensor]
-Rate = (
-    float | torch.Tensor
-)  # a number, or a tensor of one element on the device, which a CUDA graph reads in each replay
+Tensors = list[Tensor]
+Rate = float | Tensor  # a number, or a tensor of one element on the device, which a CUDA graph reads in each replay
 
 
 def check_lists(params: Tensors, grads: Tensors, state_name: str, states: Tensors) -> None:
@@ -42,9 +41,9 @@ def check_lists(params: Tensors, grads: Tensors, state_name: str, states: Tensor
             )
 
 
-def number_and_tensor(lr: Rate) -> tuple[float, torch.Tensor | None]:
+def number_and_tensor(lr: Rate) -> tuple[float, Tensor | None]:
     """Returns a learning rate as two arguments of an operator, a number and a tensor, of which one is in use."""
-    return (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
+    return (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
 
 
 class OneStateOptimizer(torch.optim.Optimizer):

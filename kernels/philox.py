@@ -4,18 +4,19 @@
 """
 
 import torch
+from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 
 
-def _high_word(factor: int, x: torch.Tensor) -> torch.Tensor:
+def _high_word(factor: int, x: Tensor) -> Tensor:
     """Returns the upper 32 bits of a product of two 32-bit numbers, whose 64 bits would overflow int64."""
     return (factor * (x >> 16) + (factor * (x & 0xFFFF) >> 16)) >> 16
 
 
-def philox_ref(seed: int, counter: torch.Tensor, word1: int = 0, word2: int = 0) -> tuple[torch.Tensor, ...]:
+def philox_ref(seed: int, counter: Tensor, word1: int = 0, word2: int = 0) -> tuple[Tensor, ...]:
     """Returns four random words for each counter.
 
     Args:

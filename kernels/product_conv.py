@@ -5,6 +5,7 @@ tensors, fastest in channels-last memory; `rows` are the N*P*Q places of the fil
 """
 
 import torch
+from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 MAX_PIXELS = 64
 
 
-def worth_it(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> bool:
+def worth_it(x: Tensor, filters: Tensor, stride: int, padding: int) -> bool:
     """Returns whether `product_conv` pays: the output map is small enough, and the filters are trained.
 
     Args:
@@ -28,12 +29,12 @@ def worth_it(x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) 
     return torch.is_grad_enabled() and filters.requires_grad and p * q <= MAX_PIXELS
 
 
-def product_conv_ref(x: torch.Tensor, filters: torch.Tensor, *, stride: int, padding: int) -> torch.Tensor:
+def product_conv_ref(x: Tensor, filters: Tensor, *, stride: int, padding: int) -> Tensor:
     """Defines `product_conv`: PyTorch's convolution."""
     return F.conv2d(x, filters, None, stride, padding)
 
 
-def unfolded(x: torch.Tensor, filter_size: tuple[int, int], *, stride: int, padding: int) -> torch.Tensor:
+def unfolded(x: Tensor, filter_size: tuple[int, int], *, stride: int, padding: int) -> Tensor:
     """Returns the pixels under each place of a filter, [N*P*Q, R*S*C]; a view if this is the map itself.
 
     Args:
@@ -52,14 +53,14 @@ def unfolded(x: torch.Tensor, filter_size: tuple[int, int], *, stride: int, padd
 
 class _ProductConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, filters: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, filters: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, filters)
         ctx.geometry = stride, padding  # type: ignore[attr-defined]
         return F.conv2d(x, filters, None, stride, padding)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, filters = ctx.saved_tensors  # type: ignore[attr-defined]
         stride, padding = ctx.geometry  # type: ignore[attr-defined]
         wants_x, wants_filters = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
@@ -76,7 +77,7 @@ class _ProductConv(torch.autograd.Function):
         return dx, dfilters, None, None
 
 
-def product_conv(x: torch.Tensor, filters: torch.Tensor, *, stride: int, padding: int) -> torch.Tensor:
+def product_conv(x: Tensor, filters: Tensor, *, stride: int, padding: int) -> Tensor:
     """Returns a convolution whose filters' gradient is a product of the output's gradient and the unfolded input.
 
     Args:

@@ -3,6 +3,7 @@
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from wallclock.kernels.checks import check_act
 from wallclock.kernels.operator import Gradients, operator
@@ -12,8 +13,8 @@ BLOCK = 2048  # elements that a program handles
 
 
 def residual_ref(
-    branch: torch.Tensor, x: torch.Tensor, *, alpha: float = 1.0, act: Act = "none", negative_slope: float = 0.01
-) -> torch.Tensor:
+    branch: Tensor, x: Tensor, *, alpha: float = 1.0, act: Act = "none", negative_slope: float = 0.01
+) -> Tensor:
     """Defines `residual_`: `x + alpha * act(branch)`, in new memory, computed in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     z = branch.to(wide)
@@ -26,8 +27,8 @@ def _slope(act: Act, negative_slope: float) -> float:
 
 
 def residual_(
-    branch: torch.Tensor, x: torch.Tensor, *, alpha: float = 1.0, act: Act = "none", negative_slope: float = 0.01
-) -> torch.Tensor:
+    branch: Tensor, x: Tensor, *, alpha: float = 1.0, act: Act = "none", negative_slope: float = 0.01
+) -> Tensor:
     """Overwrites `branch` with `x + alpha * act(branch)`; with `act`, keeps one bit an element for backward.
 
     `x.add_(branch)` cannot be trained, because the branch's first convolution has saved `x`. Nothing saves the branch's
@@ -60,7 +61,7 @@ def residual_(
     return _Residual.apply(branch, x, alpha, slope)
 
 
-def _memory_format(branch: torch.Tensor) -> torch.memory_format:
+def _memory_format(branch: Tensor) -> torch.memory_format:
     if branch.is_contiguous():
         return torch.contiguous_format
     if branch.ndim == 4 and branch.is_contiguous(memory_format=torch.channels_last):
@@ -68,7 +69,7 @@ def _memory_format(branch: torch.Tensor) -> torch.memory_format:
     raise ValueError("branch is not dense in memory; call .contiguous() where it is made")
 
 
-def _launch(branch: torch.Tensor, x: torch.Tensor, out: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
+def _launch(branch: Tensor, x: Tensor, out: Tensor, alpha: float, slope: float) -> Tensor:
     """Writes the sum to `out`; returns a bit for each element above zero, in the branch's memory order, or no bits."""
     from wallclock.kernels.jit.residual import residual_kernel
 
@@ -81,26 +82,26 @@ def _launch(branch: torch.Tensor, x: torch.Tensor, out: torch.Tensor, alpha: flo
     return bits
 
 
-def _bits(branch: torch.Tensor, slope: float) -> torch.Tensor:
+def _bits(branch: Tensor, slope: float) -> Tensor:
     return branch.new_empty(0 if slope == 1.0 else -(-branch.numel() // 8), dtype=torch.uint8)
 
 
 @operator("residual_", outputs=_bits, mutates=("branch",))
-def _in_place(branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
+def _in_place(branch: Tensor, x: Tensor, alpha: float, slope: float) -> Tensor:
     return _launch(branch, x, branch, alpha, slope)
 
 
-def _outputs(branch: torch.Tensor, slope: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs(branch: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(branch), _bits(branch, slope)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, torch.Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Tensor]) -> None:
     branch, _, ctx.alpha, ctx.slope = inputs
     ctx.memory_format = _memory_format(branch)
     ctx.save_for_backward(output[1])
 
 
-def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     if ctx.slope == 1.0:
         return {"branch": dy if ctx.alpha == 1.0 else ctx.alpha * dy, "x": dy}
     dense = dy.contiguous(memory_format=ctx.memory_format)  # the bits are in the order of the branch's memory
@@ -108,38 +109,36 @@ def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
 
 
 @operator("residual", outputs=_outputs, keep=_keep, gradients=_gradients)
-def _out_of_place(
-    branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _out_of_place(branch: Tensor, x: Tensor, alpha: float, slope: float) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(branch)
     return y, _launch(branch, x, y, alpha, slope)
 
 
 class _Residual(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, branch: torch.Tensor, x: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
+    def forward(ctx: Any, branch: Tensor, x: Tensor, alpha: float, slope: float) -> Tensor:
         _keep(ctx, (branch, x, alpha, slope), (branch, torch.ops.wallclock.residual_(branch, x, alpha, slope)))
         ctx.mark_dirty(branch)
         return branch
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         found = _gradients(ctx, dy)
         return found["branch"], found["x"], None, None
 
 
-def _accumulator(x: torch.Tensor) -> Any:
+def _accumulator(x: Tensor) -> Any:
     import triton.language as tl
 
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def _dbranch(dy: torch.Tensor) -> torch.Tensor:
+def _dbranch(dy: Tensor) -> Tensor:
     return torch.empty_like(dy)
 
 
 @operator("residual_backward", outputs=_dbranch)
-def _backward(dy: torch.Tensor, bits: torch.Tensor, alpha: float, slope: float) -> torch.Tensor:
+def _backward(dy: Tensor, bits: Tensor, alpha: float, slope: float) -> Tensor:
     """Returns the gradient of the branch; dy has the branch's memory order."""
     from wallclock.kernels.jit.residual import residual_backward_kernel
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wallclock.kernels.multi_tensor import aligned, lying_as, table
 from wallclock.kernels.operator import operator
@@ -61,7 +62,7 @@ def rmsprop_clamp_foreach_(
     torch._foreach_addcmul_(square_avgs, grads, grads, value=1 - alpha)
     average = torch._foreach_sqrt(square_avgs)
     torch._foreach_add_(average, eps)
-    if isinstance(lr, torch.Tensor):
+    if isinstance(lr, Tensor):
         torch._foreach_div_(average, -lr)
         torch._foreach_addcdiv_(params, grads, average)
     else:
@@ -119,7 +120,7 @@ def _in_place(
     grads: Tensors,
     square_avgs: Tensors,
     lr: float,
-    lr_tensor: torch.Tensor | None,
+    lr_tensor: Tensor | None,
     alpha: float,
     eps: float,
     clamp: float | None,
@@ -173,9 +174,9 @@ class RMSpropClamp(OneStateOptimizer):
         clamp: float | None = None,
         implementation: Implementation = "eager",
     ) -> None:
-        if isinstance(lr, torch.Tensor) and lr.numel() != 1:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"lr has {lr.numel()} elements; expected one")
-        if not isinstance(lr, torch.Tensor) and lr < 0 or not 0 <= alpha < 1 or eps < 0:
+        if not isinstance(lr, Tensor) and lr < 0 or not 0 <= alpha < 1 or eps < 0:
             raise ValueError(f"lr is {lr}, alpha {alpha}, eps {eps}; expected lr >= 0, 0 <= alpha < 1, eps >= 0")
         if clamp is not None and not clamp > 0:
             raise ValueError(f"clamp is {clamp}; expected a positive number, or None for no clamp")

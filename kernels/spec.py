@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Direction = Literal["forward", "backward", "both"]
-Inputs = dict[str, torch.Tensor | None]
+Inputs = dict[str, Tensor | None]
 
 # Largest error allowed against the float64 reference, as a share of its largest value. A variant may also have twice
 # the error of eager PyTorch in the same type, because sums of gradients lose more digits than a single value.
@@ -74,8 +75,8 @@ class KernelSpec:
     """
 
     name: str
-    reference: Callable[..., torch.Tensor]
-    variants: Mapping[str, Callable[..., torch.Tensor]]
+    reference: Callable[..., Tensor]
+    variants: Mapping[str, Callable[..., Tensor]]
     cases: tuple[Case, ...]
     inputs: Callable[[Case, torch.dtype, torch.device], Inputs]
     differentiated: tuple[str, ...]
@@ -84,7 +85,7 @@ class KernelSpec:
     loose: Mapping[str, float] = field(default_factory=dict)
     static_cases: tuple[Case, ...] = ()
     main_cases: tuple[Case, ...] = ()
-    static_variants: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
+    static_variants: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     overwritten: tuple[str, ...] = ()
     in_place: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only_at: Mapping[str, Callable[[Case], bool]] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class KernelSpec:
             for name, tensor in inputs.items()
         }
 
-    def results(self, inputs: Inputs, y: torch.Tensor) -> list[torch.Tensor]:
+    def results(self, inputs: Inputs, y: Tensor) -> list[Tensor]:
         """Returns the results of a call: its return value, or the inputs that it has overwritten."""
         if not self.overwritten:
             return [y]
@@ -146,7 +147,7 @@ def interpreted(variant: str, device: torch.device) -> str:
     return "Triton's interpreter is not timed" if variant.startswith("triton") and device.type != "cuda" else ""
 
 
-def relative_error(found: Iterable[torch.Tensor], exact: Iterable[torch.Tensor]) -> float:
+def relative_error(found: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
     """Returns the largest error of any tensor as a share of its largest exact value; infinite for a NaN."""
     errors = [
         ((ours.double() - right.double()).abs().max() / right.double().abs().max().clamp_min(1e-30)).item()

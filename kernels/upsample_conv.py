@@ -6,6 +6,7 @@ Shape legend: N batch, I and O input and output channels, H, W height and width 
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import dense
@@ -15,7 +16,7 @@ from wallclock.kernels.operator import Gradients, operator
 Implementation = Literal["eager", "triton"]
 
 
-def upsample_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def upsample_conv_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Defines `upsample_conv`: `conv3x3(upsample(x))`, nearest x2, zero padding 1, computed in float32 at least.
 
     Arguments and result are those of `upsample_conv`.
@@ -25,7 +26,7 @@ def upsample_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     return F.conv2d(up, weight.to(wide), None if bias is None else bias.to(wide), padding=1).to(x.dtype)
 
 
-def collapse(weight: torch.Tensor) -> torch.Tensor:
+def collapse(weight: Tensor) -> Tensor:
     """Returns the taps of the transposed convolution (kernel 4, stride 2, padding 1) that computes `upsample_conv`.
 
     An output pixel sees a row of the input through two taps or one: (w0, w1 + w2) in the even rows, (w0 + w1, w2) in
@@ -53,19 +54,15 @@ def collapse(weight: torch.Tensor) -> torch.Tensor:
     return _sums(_sums(weight.transpose(0, 1).contiguous(), 2), 3)
 
 
-def _sums(weight: torch.Tensor, dim: int) -> torch.Tensor:
+def _sums(weight: Tensor, dim: int) -> Tensor:
     """Returns the four taps for the three of a dimension, flipped as a transposed convolution reads them."""
     first, middle, last = weight.unbind(dim)
     return torch.stack((last, middle + last, first + middle, first), dim)
 
 
 def upsample_conv(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    *,
-    implementation: Implementation = "eager",
-) -> torch.Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, implementation: Implementation = "eager"
+) -> Tensor:
     """Upsamples by two (nearest) and convolves by 3x3 with zero padding 1, as one transposed convolution.
 
     Args:
@@ -110,21 +107,21 @@ def upsample_conv(
 # convolution and the gradient of its filters.
 
 
-def _output(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+def _output(x: Tensor, taps: Tensor) -> Tensor:
     return new_map(x, x.shape[0], taps.shape[1], 2 * x.shape[2], 2 * x.shape[3])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
-def _gradients(ctx: Any, dy: torch.Tensor) -> Gradients:
+def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     dx, dtaps = torch.ops.wallclock.upsample_conv_backward(dy, *ctx.saved_tensors)
     return {"x": dx, "taps": dtaps, "bias": dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None}
 
 
 @operator("upsample_conv", outputs=_output, keep=_keep, gradients=_gradients)
-def _forward(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _forward(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
     """Returns the transposed convolution of x [N, I, H, W] by taps [I, O, 4, 4]."""
     if x.numel() == 0:
         return _output(x, taps)
@@ -134,13 +131,13 @@ def _forward(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> 
     return y
 
 
-def _backward_outputs(x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _backward_outputs(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     dx, dtaps = (torch.empty_like(t, memory_format=torch.channels_last) for t in (x, taps))
     return dx, dtaps
 
 
 @operator("upsample_conv_backward", outputs=_backward_outputs)
-def _backward(dy: torch.Tensor, x: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the gradients of x and taps."""
     if x.numel() == 0:
         dx, dtaps = _backward_outputs(x, taps)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.augment import Augmentation, augment, augment_fused, augment_ref, draw
@@ -42,9 +43,7 @@ def _augment_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inp
     }
 
 
-def augment_masks(
-    padded: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor, height: int, width: int
-) -> torch.Tensor:
+def augment_masks(padded: Tensor, offsets: Tensor, flips: Tensor, height: int, width: int) -> Tensor:
     """Crops and flips like the public airbench loader: with a boolean mask for each shift, and `where` for the flip.
 
     The host waits for each mask's size, so that no CUDA graph can capture this.
@@ -75,9 +74,7 @@ def augment_masks(
     return torch.where(flips.view(-1, 1, 1, 1), cropped.flip(3), cropped)
 
 
-def _augment_reference(
-    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
-) -> torch.Tensor:
+def _augment_reference(images: Tensor, indices: Tensor, like: Tensor, *, augmentation: str, **_: Tensor) -> Tensor:
     """Augments image by image, with the reference of the operation."""
     chosen = AUGMENTATIONS[augmentation]
     drawn = draw(chosen, 0, 0, indices.cpu(), *images.shape[1:3])
@@ -90,23 +87,17 @@ def _augment_reference(
     return torch.stack(made).to(images.device)
 
 
-def _augment_eager(
-    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
-) -> torch.Tensor:
+def _augment_eager(images: Tensor, indices: Tensor, like: Tensor, *, augmentation: str, **_: Tensor) -> Tensor:
     chosen = AUGMENTATIONS[augmentation]
     drawn = draw(chosen, 0, 0, indices, *images.shape[1:3])
     return augment(images, indices, **drawn, cutout=chosen.cutout, padding=chosen.padding, dtype=like.dtype)
 
 
-def _augment_triton(
-    images: torch.Tensor, indices: torch.Tensor, like: torch.Tensor, *, augmentation: str, **_: torch.Tensor
-) -> torch.Tensor:
+def _augment_triton(images: Tensor, indices: Tensor, like: Tensor, *, augmentation: str, **_: Tensor) -> Tensor:
     return augment_fused(images, indices, AUGMENTATIONS[augmentation], seed=0, epoch=0, dtype=like.dtype)
 
 
-def _augment_masks(
-    images: torch.Tensor, padded: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor, **_: object
-) -> torch.Tensor:
+def _augment_masks(images: Tensor, padded: Tensor, offsets: Tensor, flips: Tensor, **_: object) -> Tensor:
     """Runs the loader's work of an epoch without its gather: padded images and random numbers are given."""
     return augment_masks(padded, offsets, flips, *images.shape[1:3])
 

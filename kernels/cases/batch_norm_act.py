@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import Plan, batch_norm_act, batch_norm_act_ref, plan
@@ -42,20 +43,20 @@ def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs
     }
 
 
-def _norm_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, **options: Any) -> torch.Tensor:
+def _norm_reference(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
     return batch_norm_act_ref(x, weight, bias, None, None, training=True, **{"negative_slope": SLOPE} | options)
 
 
 def _norm_eager(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
     *,
     act: str,
     negative_slope: float = SLOPE,
     in_place: bool = True,
-) -> torch.Tensor:
+) -> Tensor:
     """Computes norm, activation (in place where PyTorch can) and sum like ordinary PyTorch code.
 
     The compiler gets the form out of place, which it fuses anyway: 6.7 ms on a CPU, against 58 ms in place.
@@ -64,9 +65,7 @@ def _norm_eager(
     return y if residual is None else residual + y
 
 
-def _norm_triton(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, running: bool = False, **options: Any
-) -> torch.Tensor:
+def _norm_triton(x: Tensor, weight: Tensor, bias: Tensor, *, running: bool = False, **options: Any) -> Tensor:
     statistics = (torch.zeros_like(weight), torch.ones_like(weight)) if running else (None, None)
     return batch_norm_act(x, weight, bias, *statistics, **{"training": True, "negative_slope": SLOPE} | options)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.cases.batch_norm_act import norm_plan
@@ -76,46 +77,44 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     return found
 
 
-def _variant(layer: Callable[..., torch.Tensor | Deferred]) -> Callable[..., torch.Tensor]:
+def _variant(layer: Callable[..., Tensor | Deferred]) -> Callable[..., Tensor]:
     """Returns a case's computation, built of a function for one convolution with its norm and activation."""
 
-    def call(x: torch.Tensor, *, form: str, act: str, **tensors: torch.Tensor | None) -> torch.Tensor:
+    def call(x: Tensor, *, form: str, act: str, **tensors: Tensor | None) -> Tensor:
         forms = _form(form, x.shape[1])
-        y: torch.Tensor | Deferred = x
+        y: Tensor | Deferred = x
         for place, (_, r, stride) in enumerate(forms, 1):
             parameters = (tensors[f"{name}{place}"] for name in ("filters", "weight", "bias"))
             last = place == len(forms)
             residual = x if last and form == "block" else None
             y = layer(y, *parameters, stride=stride, padding=r // 2, act=act, residual=residual, defer=not last)
-        assert isinstance(y, torch.Tensor)
+        assert isinstance(y, Tensor)
         return y
 
     return call
 
 
-def _reference(x: torch.Tensor, *parameters: torch.Tensor, defer: bool, **options: Any) -> torch.Tensor:
+def _reference(x: Tensor, *parameters: Tensor, defer: bool, **options: Any) -> Tensor:
     return conv_bn_act_ref(x, *parameters, None, None, training=True, negative_slope=SLOPE, **options)
 
 
-def _triton(
-    x: torch.Tensor | Deferred, filters: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, **options: Any
-) -> torch.Tensor | Deferred:
+def _triton(x: Tensor | Deferred, filters: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor | Deferred:
     return conv_bn_act(x, filters, weight, bias, None, None, training=True, negative_slope=SLOPE, **options)
 
 
 def _eager(
-    x: torch.Tensor,
-    filters: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
+    x: Tensor,
+    filters: Tensor,
+    weight: Tensor,
+    bias: Tensor,
     *,
     stride: int,
     padding: int,
     act: str,
-    residual: torch.Tensor | None,
+    residual: Tensor | None,
     defer: bool,
     in_place: bool = True,
-) -> torch.Tensor:
+) -> Tensor:
     z = F.batch_norm(F.conv2d(x, filters.to(x.dtype), None, stride, padding), None, None, weight, bias, True)
     y = activate(z, act, SLOPE, in_place=in_place)
     return y if residual is None else residual + y

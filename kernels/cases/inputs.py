@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import activate_ref
@@ -27,7 +28,7 @@ def by_direction(direction: Direction, forward: Number, backward: Number) -> Num
     return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
 
-def activate(z: torch.Tensor, act: str, slope: float, *, in_place: bool) -> torch.Tensor:
+def activate(z: Tensor, act: str, slope: float, *, in_place: bool) -> Tensor:
     """Returns an activation as ordinary PyTorch code, in the map's memory if `in_place` and PyTorch allow."""
     if in_place and act == "leaky_relu":
         return F.leaky_relu_(z, slope)
@@ -47,20 +48,20 @@ def convolution_form(form: str) -> tuple[int, int, int]:
     return k, r, stride
 
 
-def compiled_variant(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def compiled_variant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Returns a function that `torch.compile` compiles at its first call."""
 
     @functools.cache
-    def compiled() -> Callable[..., torch.Tensor]:
+    def compiled() -> Callable[..., Tensor]:
         return torch.compile(function, dynamic=False, fullgraph=True)
 
-    def call(**arguments: Any) -> torch.Tensor:
+    def call(**arguments: Any) -> Tensor:
         return compiled()(**arguments)
 
     return call
 
 
-def with_lists(function: Callable[..., None], *names: str) -> Callable[..., torch.Tensor]:
+def with_lists(function: Callable[..., None], *names: str) -> Callable[..., Tensor]:
     """Returns a function of single tensors, named "param_0", "param_1" and so on, that calls `function` with lists.
 
     Args:
@@ -68,7 +69,7 @@ def with_lists(function: Callable[..., None], *names: str) -> Callable[..., torc
         names: names of the lists, in the order of the arguments.
     """
 
-    def call(**arguments: Any) -> torch.Tensor:
+    def call(**arguments: Any) -> Tensor:
         lists = [[arguments.pop(key) for key in list(arguments) if key.startswith(f"{name}_")] for name in names]
         function(*lists, **arguments)
         return lists[0][0]
@@ -85,7 +86,7 @@ def float32_lists(names: tuple[str, ...], shapes: Sequence[tuple[int, ...]], dev
     }
 
 
-def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
+def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
     """Returns normal numbers, determined by the seed; maps and filter banks in channels-last memory."""
     random = torch.Generator(device).manual_seed(seed)
     x = torch.randn(shape, device=device, generator=random)

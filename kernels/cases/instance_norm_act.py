@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import Plan
@@ -47,19 +48,13 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     return {"x": normal(case.shape, dtype, device, 0), "residual": residual}
 
 
-def _reference(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
+def _reference(x: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
     return instance_norm_act_ref(x, residual=residual, negative_slope=DISCRIMINATOR_SLOPE, **options)
 
 
 def _eager_nchw(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    *,
-    act: str,
-    pad: int,
-    residual_pad: int = 0,
-    in_place: bool = True,
-) -> torch.Tensor:
+    x: Tensor, residual: Tensor | None, *, act: str, pad: int, residual_pad: int = 0, in_place: bool = True
+) -> Tensor:
     """Computes norm, activation in place, sum and padding like ordinary PyTorch code."""
     y = activate(instance_norm(x), act, DISCRIMINATOR_SLOPE, in_place=in_place)
     if residual is not None:
@@ -67,12 +62,12 @@ def _eager_nchw(
     return F.pad(y, (pad,) * 4, mode="reflect") if pad else y
 
 
-def _eager(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
+def _eager(x: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
     """Computes `_eager_nchw` and copies the result to channels-last memory, which the next convolution needs."""
     return _eager_nchw(x, residual, **options).contiguous(memory_format=torch.channels_last)
 
 
-def _triton(x: torch.Tensor, residual: torch.Tensor | None, **options: Any) -> torch.Tensor:
+def _triton(x: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
     return instance_norm_act(x, residual=residual, negative_slope=DISCRIMINATOR_SLOPE, **options)
 
 

@@ -6,6 +6,7 @@ Shape legend: the shape of a case is the input's; K output channels, R edge of t
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from wallclock.kernels.cases.inputs import by_direction, convolution_form, normal
 from wallclock.kernels.conv import output_size
@@ -30,8 +31,8 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     return {"x": normal(case.shape, dtype, device, 0), "filters": filters.to(dtype)}
 
 
-def _variant(conv: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def call(x: torch.Tensor, filters: torch.Tensor, *, form: str) -> torch.Tensor:
+def _variant(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(x: Tensor, filters: Tensor, *, form: str) -> Tensor:
         _, r, stride = convolution_form(form)
         return conv(x, filters, stride=stride, padding=r // 2)
 

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.cases.batch_norm_act import DARKNET_SUMS
@@ -28,12 +29,12 @@ def _residual_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> In
     return {"branch": normal(case.shape, dtype, device, 0), "x": normal(case.shape, dtype, device, 1)}
 
 
-def _residual_eager(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: str) -> torch.Tensor:
+def _residual_eager(branch: Tensor, x: Tensor, *, alpha: float, act: str) -> Tensor:
     y = branch if act == "none" else F.leaky_relu(branch, SLOPE)
     return torch.add(x, y, alpha=alpha)
 
 
-def _residual_triton(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: Any) -> torch.Tensor:
+def _residual_triton(branch: Tensor, x: Tensor, *, alpha: float, act: Any) -> Tensor:
     """Calls the kernel out of place, like compiled code."""
     slope = {"none": 1.0, "leaky_relu": SLOPE}[act]
     return torch.ops.wallclock.residual(branch, x, alpha, slope)[0]
@@ -43,15 +44,15 @@ class _AsIfMade(torch.autograd.Function):
     """Returns a leaf's memory as an operation's result, because autograd forbids overwriting a leaf."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
         return leaf.data
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         return dy
 
 
-def _residual_in_place(branch: torch.Tensor, x: torch.Tensor, *, alpha: float, act: Any) -> torch.Tensor:
+def _residual_in_place(branch: Tensor, x: Tensor, *, alpha: float, act: Any) -> Tensor:
     """Calls the kernel in place, like the networks; a repeated call adds to the last sum, which takes as long."""
     return residual_(_AsIfMade.apply(branch), x, alpha=alpha, act=act, negative_slope=SLOPE)
 

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.cases.inputs import by_direction, compiled_variant, normal
@@ -27,7 +28,7 @@ def _upsample_conv_inputs(case: Case, dtype: torch.dtype, device: torch.device) 
     return {"x": normal(case.shape, dtype, device, 0), "weight": weight.to(dtype)}
 
 
-def _upsample_conv_eager(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _upsample_conv_eager(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
 
 
