@@ -246,13 +246,12 @@ def choose_benchmarks(
     if kinds != {"recipe"}:
         return [Benchmark(name="command", command="", timeout_s=timeout_s)]
     from wallclock.bench.compare.recipe_turn import parse_recipe
-    from wallclock.reports.views.ablation import ABLATIONS
 
-    tasks = {parse_recipe(side.text, "cpu")[0].name for side in sides}
-    if len(tasks) > 1:
-        raise ValueError(f"{' and '.join(sorted(tasks))} have no figure in common; compare recipes of one task")
-    (task,) = tasks
-    return [Benchmark(name=task, command="", timeout_s=timeout_s, metrics=ABLATIONS[f"{task} ablation"][:1])]
+    rates = {task.name: task.rate for task in (parse_recipe(side.text, "cpu")[0] for side in sides)}
+    if len(rates) > 1:
+        raise ValueError(f"{' and '.join(sorted(rates))} have no figure in common; compare recipes of one task")
+    ((task, rate),) = rates.items()
+    return [Benchmark(name=task, command="", timeout_s=timeout_s, metrics=(rate,))]
 
 
 def _split_name(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from wallclock.bench.runs.job import Job
@@ -24,11 +25,12 @@ class Task:
         usual: name of the recipe that is used where none is named.
         request: the class of its run's requests.
         ablation: the class of its ablation's requests.
-        training: imports and returns the half that needs torch, a `bench.runs.training.Training`.
-        quick: its jobs of `wallclock quick`; see `bench.tasks.jobs`.
-        suite: its jobs of `wallclock suite`, most informative first.
+        training_module: the module that holds the half that needs torch, a `bench.runs.training.Training`, as TRAINING.
+        quick: makers of its jobs of `wallclock quick`; see `bench.tasks.jobs`.
+        suite: makers of its jobs of `wallclock suite`, most informative first.
         recipe_options: fields of the recipe that are options of `wallclock run`, with the help of each.
         studies: names of its ablation's studies, with the recipe that each uses where none is named.
+        rate: metric of its ablation's turns that `wallclock compare` judges.
         case: fields of the recipe that make the case of a sample, besides its name, precision and batch size.
         higher: metrics for which higher is better, besides rates.
         distributed: whether one run trains on many devices under torchrun.
@@ -44,14 +46,19 @@ class Task:
     usual: str = "lesson"
     request: type[Request]
     ablation: type[Request]
-    training: Callable[[], Any]
-    quick: tuple[Job, ...] = ()
-    suite: tuple[Job, ...] = ()
+    training_module: str
+    quick: tuple[Callable[["Task"], Job], ...] = ()
+    suite: tuple[Callable[["Task"], Job], ...] = ()
     recipe_options: Mapping[str, str] = field(default_factory=dict)
     studies: Mapping[str, str] = field(default_factory=dict)
+    rate: str = "iterations_per_s"
     case: tuple[str, ...] = ()
     higher: tuple[str, ...] = ()
     distributed: bool = False
+
+    def training(self) -> Any:
+        """Imports and returns the half that needs torch."""
+        return import_module(self.training_module).TRAINING
 
     def get_recipe(self, name: str, device_type: str) -> Any:
         """Returns the task's recipe of that name; see `models.recipes.find_recipe`."""

@@ -52,8 +52,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
     "report, quick, suite, run, ablate, judge, calibrate": REPORT,
     "list": {
         "recipes": "by name: every field, as the records store it",
-        "wgan_recipes": "by name: likewise",
-        "cyclegan_recipes": "by name: likewise",
+        "TASK_recipes": "by name: likewise, for each other task, such as `wgan_recipes`",
         "quick": "by job: what it does",
         "suite": "by job: what it does",
     },

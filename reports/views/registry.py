@@ -1,29 +1,20 @@
-"""`VIEWS`: every view that reports show. A new view is a file in this folder, and an entry in the list."""
+"""`VIEWS`: every view that reports show. A file of this folder that has a `View` adds it here by itself."""
 
-from wallclock.reports.views import (
-    ablation,
-    accuracy,
-    calibration,
-    choices,
-    comparison,
-    curves,
-    cyclegan,
-    history,
-    kernels,
-    loaders,
-    machines,
-    points,
-    scaling,
-    static,
-    step,
-    summaries,
-    upsampling,
-    wgan,
+import importlib
+import pkgutil
+
+from wallclock.reports import views
+from wallclock.reports.views.view import View, in_order
+
+# Order of the files, and so of the summaries in `--json`; one that is not listed comes before the last.
+ORDER = (
+    *("accuracy", "points", "curves", "step", "wgan", "cyclegan", "upsampling", "kernels", "static", "choices"),
+    *("ablation", "scaling", "calibration", "comparison", "history", "loaders", "summaries", "machines"),
 )
-from wallclock.reports.views.view import View
-
-VIEWS: tuple[View, ...] = (  # the order of their summaries in `--json`
-    *(accuracy.VIEW, points.VIEW, curves.VIEW, step.VIEW, wgan.VIEW, cyclegan.VIEW, upsampling.VIEW),
-    *(kernels.VIEW, kernels.FAILED, static.VIEW, choices.VIEW, ablation.VIEW, scaling.VIEW, calibration.VIEW),
-    *(comparison.VIEW, history.VIEW, loaders.VIEW, summaries.VIEW, machines.VIEW),
+VIEWS: tuple[View, ...] = tuple(
+    view
+    for file in in_order(pkgutil.iter_modules(views.__path__), ORDER)
+    if file.name != "registry"
+    for view in vars(importlib.import_module(f"{views.__name__}.{file.name}")).values()
+    if isinstance(view, View)
 )

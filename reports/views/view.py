@@ -7,6 +7,7 @@ name. `Records` passes these frames, and makes each summary once.
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Make = TypeVar("Make", bound=Callable[..., Any])
+Named = TypeVar("Named", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class View:
 
     Args:
         made_from: benchmarks and metrics of which the records must hold one for anything to be made; empty for always.
+            A name may be a pattern such as "* ablation"; see `fnmatch`.
         curves: metrics whose samples are points of a curve, of which no median is taken.
-        tabled: benchmarks and metrics that its tables show in full, which "Other metrics" leaves out.
+        tabled: benchmarks and metrics, or patterns, that its tables show in full, which "Other metrics" leaves out.
 
     Attributes:
         summaries: by key in the JSON document, the function that makes it and what a row of it is, for the docs.
@@ -56,7 +59,7 @@ class View:
     def __init__(
         self, made_from: Sequence[str] = (), *, curves: Sequence[str] = (), tabled: Sequence[str] = ()
     ) -> None:
-        self.made_from, self.curves, self.tabled = {*made_from}, tuple(curves), tuple(tabled)
+        self.made_from, self.curves, self.tabled = tuple(made_from), tuple(curves), tuple(tabled)
         self.summaries: dict[str, tuple[Callable[..., Any], str]] = {}
         self.tables: list[Part] = []
         self.figures: list[Part] = []
@@ -106,7 +109,7 @@ class Records:
         self.samples, self.runs, self.views = samples, runs, views
         self._known: dict[str, Any] = {"samples": samples, "runs": runs}
         self._known["curves"] = [metric for view in views for metric in view.curves]
-        self._known["tabled"] = [name for view in views for name in (*view.curves, *view.tabled)]
+        self._known["tabled"] = self._named([name for view in views for name in (*view.curves, *view.tabled)])
         self._makers = {name: make for view in views for name, (make, _) in view.summaries.items()}
 
     def make(self, make: Callable[..., Any]) -> Any:
@@ -130,12 +133,20 @@ class Records:
     @cached_property
     def shown(self) -> list[View]:
         """The views that these records have data for."""
-        names = {*self.samples["benchmark"].unique(), *self.samples["metric"].unique()}
-        names |= {request.get("benchmark") for request in self.runs["request"]}  # also of runs without samples
-        return [view for view in self.views if not view.made_from or names & view.made_from]
+        return [view for view in self.views if not view.made_from or self._named(view.made_from)]
+
+    def _named(self, patterns: Sequence[str]) -> list[str]:
+        """Returns the benchmarks and metrics in the records that match one of the patterns."""
+        return [name for name in self._names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+    @cached_property
+    def _names(self) -> set[str]:
+        """Benchmarks and metrics of the samples, and benchmarks of runs without samples."""
+        requested = {str(request.get("benchmark")) for request in self.runs["request"]}
+        return {*self.samples["benchmark"].unique(), *self.samples["metric"].unique()} | requested
 
 
-def in_order(parts: Iterable[Part], names: Sequence[str]) -> list[Part]:
-    """Returns parts in the order of `names`; one that is not in it comes before the last."""
+def in_order(things: Iterable[Named], names: Sequence[str]) -> list[Named]:
+    """Returns things that have a `name` in the order of `names`; one that is not in it comes before the last."""
     place = {name: number for number, name in enumerate(names)}
-    return sorted(parts, key=lambda part: place.get(part.name, len(names) - 1.5))
+    return sorted(things, key=lambda thing: place.get(thing.name, len(names) - 1.5))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from wallclock.bench.runs.job import Context, Job
+from wallclock.bench.runs.job import Context, Job, needs_data
 from wallclock.bench.runs.task import Task
 from wallclock.bench.tasks.cifar.requests import CifarAblationRequest, CifarRequest
 from wallclock.bench.tasks.jobs import task_job
@@ -30,34 +30,28 @@ def quick_request(context: Context) -> CifarRequest:
     return CifarRequest(recipe=recipe, target=TARGET, seeds=2, device=context.device, phases=6)
 
 
-def _needs_data(context: Context) -> str:
-    return "" if context.data else "needs real images: --data PATH (wallclock data fetch gets them)"
-
-
 def _needs_gpu_and_data(context: Context) -> str:
-    return _needs_data(context) or ("" if context.device == "cuda" else "its full run takes hours on a CPU")
+    return needs_data(context) or ("" if context.device == "cuda" else "its full run takes hours on a CPU")
 
 
-def _throughput(name: str, *, last: bool = False) -> Job:
+def _throughput(name: str, *, last: bool = False) -> Callable[[Task], Job]:
     """Returns a job that times a recipe's steps and phases at real sizes, without a whole training."""
     return task_job(
-        lambda: TASK,
         f"cifar {name} throughput",
         f"step time and phases of {name} at real sizes",
         lambda context: _request(context, get_recipe(name, context.device), seeds=0, phases=THROUGHPUT_STEPS),
         quiet=True,
-        unavailable=_needs_data,
+        unavailable=needs_data,
         at_least_s=45,
         last=last,
     )
 
 
 def _to_target(
-    name: str, seeds: int, unavailable: Callable[[Context], str] = _needs_data, *, last: bool = False
-) -> Job:
+    name: str, seeds: int, unavailable: Callable[[Context], str] = needs_data, *, last: bool = False
+) -> Callable[[Task], Job]:
     """Returns a job that trains a recipe to its target, on as many of the seeds as the time budget holds."""
     return task_job(
-        lambda: TASK,
         f"cifar {name}",
         f"{name} to its target, {seeds} seeds at most",
         lambda context: _request(context, get_recipe(name, context.device), seeds=seeds, phases=0),
@@ -90,13 +84,7 @@ def _estimate(context: Context, request: CifarRequest) -> Mapping[str, float]:
     return {"estimate_s": statistics.median(steps) * recipe.epochs * images / recipe.batch_size}
 
 
-def _training() -> Any:
-    from wallclock.bench.tasks.cifar.run import TRAINING
-
-    return TRAINING
-
-
-TASK: Task = Task(
+TASK = Task(
     name="cifar",
     title="",
     summary="Train CIFAR-10 for a recipe's fixed budget, and score it.\n\nUnder torchrun on many devices.",
@@ -107,8 +95,9 @@ TASK: Task = Task(
     usual="sprint",
     request=CifarRequest,
     ablation=CifarAblationRequest,
-    training=_training,
-    quick=(task_job(lambda: TASK, "cifar sprint", "sprint to 94% on embedded images, 2 seeds", quick_request),),
+    training_module="wallclock.bench.tasks.cifar.run",
+    rate="steps_per_s",
+    quick=(task_job("cifar sprint", "sprint to 94% on embedded images, 2 seeds", quick_request),),
     suite=(
         _throughput("sprint"),
         _to_target("sprint", 5),

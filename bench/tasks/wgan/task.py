@@ -56,13 +56,7 @@ def _levers(context: Context) -> WganAblationRequest:
     )
 
 
-def _training() -> Any:
-    from wallclock.bench.tasks.wgan.run import TRAINING
-
-    return TRAINING
-
-
-TASK: Task = Task(
+TASK = Task(
     name="wgan",
     title="WGAN",
     summary="Train a WGAN and measure critic iterations per second.",
@@ -71,11 +65,11 @@ TASK: Task = Task(
     recipe=WganRecipe,
     request=WganRequest,
     ablation=WganAblationRequest,
-    training=_training,
-    quick=(task_job(lambda: TASK, "wgan lesson", "the lesson's WGAN, narrow, on embedded images", _quick, quiet=True),),
+    training_module="wallclock.bench.tasks.wgan.run",
+    rate="critic_iterations_per_s",
+    quick=(task_job("wgan lesson", "the lesson's WGAN, narrow, on embedded images", _quick, quiet=True),),
     suite=(
         task_job(
-            lambda: TASK,
             "wgan lesson throughput",
             "critic iterations/s of the lesson's WGAN at 64 pixels",
             _throughput,
@@ -83,7 +77,6 @@ TASK: Task = Task(
             gpu_at_least_s=30,
         ),
         task_job(
-            lambda: TASK,
             "wgan lesson levers",
             "what each lever gives over the lesson's loop, in turns",
             _levers,
