@@ -6,13 +6,11 @@ Shape legend: N images, H, W height and width, C = 3 colour channels.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from wallclock.kernels.augment import Augmentation
-
-Damaged = Literal["raise", "skip"]
 
 
 class DataError(ValueError):
@@ -153,10 +151,9 @@ class BatchOptions:
         rank: number of this process among those that share the data set, from 0.
         world: number of processes that share the data set.
         workers: number of processes of `dataloader` and `webdataset`, or threads of `dali`; with 0 this process works.
-        damaged: policy for images that cannot be decoded: "raise" an error, or "skip" them for a smaller batch.
 
     Raises:
-        ValueError: if a number is out of range, or `damaged` has another value.
+        ValueError: if a number is out of range.
     """
 
     batch_size: int
@@ -171,7 +168,6 @@ class BatchOptions:
     rank: int = 0
     world: int = 1
     workers: int = 2
-    damaged: Damaged = "raise"
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("size", self.size)):
@@ -181,5 +177,3 @@ class BatchOptions:
             raise ValueError(f"rank is {self.rank} of {self.world}; expected one from 0 to {self.world - 1}")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; expected 0 or more")
-        if self.damaged not in get_args(Damaged):
-            raise ValueError(f"damaged is '{self.damaged}'; expected one of {', '.join(get_args(Damaged))}")

@@ -80,7 +80,7 @@ def _from_parquet(path: Path) -> Split:
         digest.update(stored.labels.numpy().data)
         hashes.append(digest.hexdigest())
     name = KNOWN.get((hashes[0], hashes[1]), UNVERIFIED)
-    return Split(*(replace(stored, name=name).dataset()[0] for stored in (train, test)))
+    return Split(*(replace(stored, name=name).dataset() for stored in (train, test)))
 
 
 def _from_folders(path: Path) -> Split:
@@ -99,7 +99,7 @@ def _from_folders(path: Path) -> Split:
     untaught = [name for label, name in enumerate(train.classes) if label not in train.labels]
     if untaught:
         raise DataError(f"{path / 'train' / untaught[0]} holds no images; put some there, or remove the folder")
-    return Split(*(stored.dataset()[0] for stored in (train, stored_folders(test, train.classes))))
+    return Split(*(stored.dataset() for stored in (train, stored_folders(test, train.classes))))
 
 
 def load_cifar10(path: Path) -> Split:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wallclock.loaders.batches import Damaged, DataError, Dataset
+from wallclock.loaders.batches import DataError, Dataset
 from wallclock.loaders.data.image_files import Pixels, class_folders, data_set_name, decode, is_image
 from wallclock.loaders.data.source import CLASSES, UNVERIFIED, check_labels, damage_error
 
@@ -67,47 +67,17 @@ class StoredImages:
         """
         return decode(self.content(place).tobytes(), self.names(place), *self.shape)
 
-    def trouble(self, place: int) -> str:
-        """Returns the reason why the image at `place` cannot be used; empty if it can."""
-        try:
-            self.decode(place)
-        except DataError as error:
-            return str(error)
-        return ""
-
-    def dataset(self, damaged: Damaged = "raise") -> tuple[Dataset, list[str]]:
-        """Decodes all images on two threads, which Pillow allows to run at once.
-
-        Args:
-            damaged: "raise" refuses images that cannot be decoded, "skip" leaves them out.
-
-        Returns:
-            The data set, and the reason for each image left out.
-
-        Raises:
-            DataError: if an image cannot be decoded and `damaged` is "raise", or none can.
-        """
+    def dataset(self) -> Dataset:
+        """Decodes all images on two threads, which Pillow allows to run at once; errors are those of `decode`."""
         images = np.zeros((len(self), *self.shape, 3), dtype=np.uint8)
-        left_out: dict[int, str] = {}
 
         def decode(start: int) -> None:
             for place in range(start, min(start + DECODED_TOGETHER, len(self))):
-                try:
-                    images[place] = self.decode(place)
-                except DataError as error:
-                    if damaged == "raise":
-                        raise
-                    left_out[place] = str(error)
+                images[place] = self.decode(place)
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(decode, range(0, len(self), DECODED_TOGETHER)))
-        kept = [place for place in range(len(self)) if place not in left_out]
-        if not kept:
-            raise DataError(f"{self.name}: none of {len(self)} images can be decoded; {left_out[0]}")
-        pixels, labels = torch.from_numpy(images), self.labels
-        if left_out:
-            pixels, labels = pixels[kept], labels[kept]
-        return Dataset.create(self.name, pixels, labels, self.classes), [left_out[place] for place in sorted(left_out)]
+        return Dataset.create(self.name, torch.from_numpy(images), self.labels, self.classes)
 
 
 def is_cut_off(content: npt.NDArray[np.uint8]) -> bool:

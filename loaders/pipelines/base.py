@@ -1,4 +1,4 @@
-"""Base classes of all pipelines: they choose an epoch, augment a batch on the device, and leave damaged images out.
+"""Base classes of all pipelines: they choose an epoch, and augment a batch on the device.
 
 Shape legend: N images in a batch, M in the data set, H, W height and width.
 """
@@ -27,13 +27,11 @@ class Batches(ABC):
 
     Attributes:
         augmentation: random changes to each image, in pixels of the scaled images.
-        skipped: reason for each image left out since the pipeline was made.
     """
 
     def __init__(self, options: BatchOptions) -> None:
         self.options = options
         self.augmentation = options.augmentation or NO_AUGMENTATION
-        self.skipped: list[str] = []
         self._epoch = self._step = 0
 
     @abstractmethod
@@ -66,27 +64,8 @@ class Batches(ABC):
             indices: numbers of the batch's images in `images_MHWC`, int64 [N]; None for all in order.
         """
         numbers: dict[str, Any] = {name: self._on_device(values) for name, values in drawn.items()}
-        numbers |= {
-            "cutout": self.augmentation.cutout,
-            "padding": self.augmentation.padding,
-            "dtype": self.options.dtype,
-        }
-        return augment(self._on_device(images_MHWC), indices, **numbers)
-
-    def _check_left_out(self, left_out: list[str], *, kept: int) -> None:
-        """Refuses a batch with damaged images if they may not be left out, or if nothing else is left.
-
-        Args:
-            left_out: reason why each damaged image cannot be decoded.
-            kept: number of images that remain in the batch.
-
-        Raises:
-            DataError: if damaged images are to be refused, or no image remains.
-        """
-        if left_out and self.options.damaged == "raise":
-            raise DataError(left_out[0])
-        if not kept:
-            raise DataError(f"none of the images of a batch can be decoded; {left_out[0]}")
+        settings = {"cutout": self.augmentation.cutout, "padding": self.augmentation.padding}
+        return augment(self._on_device(images_MHWC), indices, dtype=self.options.dtype, **settings, **numbers)
 
 
 class IndexedBatches(Batches):

@@ -55,7 +55,7 @@ def make_batches(name: str, data: Dataset | StoredImages | Shards, options: Batc
     if name == "dali":
         return dali.DaliBatches(data, options)
     if isinstance(data, StoredImages):
-        data, _ = data.dataset()
+        data = data.dataset()
     return DeviceBatches(data.to(options.device) if options.world == 1 else data, options)
 
 

@@ -10,10 +10,9 @@ DALI runs ahead by `PREFETCH` batches and does not stop at the end of an epoch, 
 batch of an abandoned iteration is recognised by its ticket and dropped.
 """
 
-import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -56,13 +55,11 @@ class _Batch:
         ticket: object that identifies the iteration the batch is for; None for one that only fills the queue.
         places: indices of the samples in the data set, int64 [n].
         inputs: inputs of DALI's graph, by name.
-        left_out: reason for each image that was left out.
     """
 
     ticket: object
     places: torch.Tensor
     inputs: dict[str, Any]
-    left_out: list[str]
 
 
 class DaliBatches(IndexedBatches):
@@ -101,7 +98,6 @@ class DaliBatches(IndexedBatches):
                 batch = self._under_way.popleft()
                 if batch.ticket is ticket:
                     break
-            self.skipped += batch.left_out
             if len(outputs) > 1:
                 self._check_shapes(outputs[1].as_array(), batch)
             yield self._images(outputs[0]), self._on_device(self.data.labels[batch.places])
@@ -118,33 +114,18 @@ class DaliBatches(IndexedBatches):
         return draw(self.augmentation, self.options.seed, epoch, places, *self.data.shape)
 
     def _prepare(self, ticket: object, places: torch.Tensor, drawn: dict[str, torch.Tensor]) -> _Batch:
-        """Returns a batch of the samples at `places`, without the damaged images among them."""
-        doubtful: list[int] = []
+        """Returns a batch of the samples at `places`; refuses JPEGs that are cut off, which DALI fills up with grey."""
         if isinstance(self.data, Dataset):
             images: Any = self.data.images_NHWC.numpy()[places.numpy()]
         else:
             images = [self.data.content(place) for place in places.tolist()]
-            doubtful = [number for number, content in enumerate(images) if is_cut_off(content)]
+            for place, content in zip(places.tolist(), images, strict=True):
+                if is_cut_off(content):
+                    self.data.decode(place)
         inputs = {"images": images}
         for name, values in drawn.items():
             inputs[name] = values.numpy().astype(np.float32 if values.is_floating_point() else np.int32)
-        batch = _Batch(ticket, places, inputs, [])
-        return self._without_damaged(batch, doubtful) if doubtful else batch
-
-    def _without_damaged(self, batch: _Batch, doubtful: Iterable[int]) -> _Batch:
-        """Returns a batch without those of its doubtful images that Pillow cannot decode either.
-
-        Raises:
-            DataError: if such images are to be refused, or nothing is left.
-        """
-        assert isinstance(self.data, StoredImages)
-        why = {number: self.data.trouble(int(batch.places[number])) for number in doubtful}
-        why = {number: trouble for number, trouble in why.items() if trouble}
-        kept = [number for number in range(len(batch.places)) if number not in why]
-        self._check_left_out(list(why.values()), kept=len(kept))
-        inputs = {name: values[kept] for name, values in batch.inputs.items() if name != "images"}
-        inputs = {"images": [batch.inputs["images"][number] for number in kept], **inputs}
-        return _Batch(batch.ticket, batch.places[kept], inputs, [*batch.left_out, *why.values()])
+        return _Batch(ticket, places, inputs)
 
     def _source(self) -> tuple[Any, ...]:
         """Returns the inputs of the next batch for DALI, or of a filler where no batch is coming."""
@@ -158,35 +139,24 @@ class DaliBatches(IndexedBatches):
         return self._prepare(None, first, self._draw(0, first))
 
     def _next(self) -> tuple[Any, ...]:
-        """Returns DALI's next outputs; after an image has broken the graph, builds a new one and leaves that image out.
+        """Returns DALI's next outputs; an error breaks the graph, and the next call builds a new one.
 
         Raises:
-            DataError: if an image broke the graph and damaged images are to be refused.
+            DataError: if an image cannot be decoded; names it as Pillow does.
         """
-        while True:
-            if self._pipeline is None:
-                self._pipeline = self._build()
-            # DALI's executor counts the owners of the outputs, which stay valid while we hold them. On a GPU they are
-            # bound to torch's stream, which waits for them and frees them after their last use.
-            stream = torch.cuda.current_stream(self.options.device) if self._on_gpu else None
-            try:
-                return tuple(self._pipeline.run(stream))
-            except DataError:  # from our own source
-                self._pipeline = None
-                raise
-            except RuntimeError as error:
-                if isinstance(self.data, Dataset):
-                    raise
-                self._pipeline = None
-                self._begin_again(error)
-
-    def _begin_again(self, error: RuntimeError) -> None:
-        """Queues the batches under way again without undecodable images; raises `error` if all can be decoded."""
-        again = [self._without_damaged(batch, range(len(batch.places))) for batch in self._under_way]
-        if all(len(sound.places) == len(batch.places) for sound, batch in zip(again, self._under_way, strict=True)):
-            raise error
-        self._under_way.clear()
-        self._coming = itertools.chain(again, self._coming)
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        # DALI's executor counts the owners of the outputs, which stay valid while we hold them. On a GPU they are
+        # bound to torch's stream, which waits for them and frees them after their last use.
+        stream = torch.cuda.current_stream(self.options.device) if self._on_gpu else None
+        try:
+            return tuple(self._pipeline.run(stream))
+        except (DataError, RuntimeError) as error:  # from our own source, or from DALI
+            self._pipeline = None
+            if isinstance(error, RuntimeError) and isinstance(self.data, StoredImages):
+                for place in torch.cat([batch.places for batch in self._under_way]).tolist():
+                    self.data.decode(place)
+            raise
 
     def _build(self) -> "Pipeline":
         """Builds the graph: decode if needed, pad and crop in one slice, jitter, mirror and normalise, cut out."""

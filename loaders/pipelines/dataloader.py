@@ -15,7 +15,7 @@ from wallclock.kernels.augment import Augmentation, draw
 from wallclock.loaders.batches import BatchOptions, DataError, Dataset
 from wallclock.loaders.data.stored import StoredImages
 from wallclock.loaders.pipelines.base import IndexedBatches
-from wallclock.loaders.pipelines.workers import WorkerLoader, name_deaths
+from wallclock.loaders.pipelines.workers import WorkerLoader
 
 # A sample's index, the rows and columns by which its crop is shifted, and whether it is mirrored.
 Drawn = tuple[int, int, int, bool]
@@ -24,7 +24,7 @@ Drawn = tuple[int, int, int, bool]
 class _Samples(TorchDataset[Any]):
     """A data set whose items are whole batches of cropped and flipped samples.
 
-    An item is uint8 [n, 3, H, W], the positions of these n samples in the request, and a reason for each one left out.
+    An item is uint8 [n, 3, H, W], or a text that says which image cannot be decoded.
     """
 
     def __init__(self, data: Dataset | StoredImages, augmentation: Augmentation) -> None:
@@ -34,23 +34,16 @@ class _Samples(TorchDataset[Any]):
 
         self._functional = functional
 
-    def __getitem__(self, batch: list[Drawn]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        images, kept, left_out = [], [], []
-        for number, (place, row, column, flip) in enumerate(batch):
-            if isinstance(self.data, Dataset):
-                image = self.data.images_NHWC[place]
-            else:
-                try:
-                    image = torch.from_numpy(self.data.decode(place).copy())
-                except DataError as error:
-                    left_out.append(str(error))
-                    continue
-            kept.append(number)
-            images.append(self._transformed(image.permute(2, 0, 1), row, column, flip))
-        pixels = torch.stack(images) if images else torch.zeros(0, 3, *self.data.shape, dtype=torch.uint8)
-        return pixels, torch.tensor(kept, dtype=torch.int64), left_out
+    def __getitem__(self, batch: list[Drawn]) -> torch.Tensor | str:
+        try:
+            return torch.stack([self._sample(*drawn) for drawn in batch])
+        except DataError as error:
+            return str(error)
 
-    def _transformed(self, image_CHW: torch.Tensor, row: int, column: int, flip: bool) -> torch.Tensor:
+    def _sample(self, place: int, row: int, column: int, flip: bool) -> torch.Tensor:
+        held = isinstance(self.data, Dataset)
+        image = self.data.images_NHWC[place] if held else torch.from_numpy(self.data.decode(place).copy())
+        image_CHW = image.permute(2, 0, 1)
         if self.pad:
             height, width = image_CHW.shape[1:]
             image_CHW = self._functional.pad(image_CHW, [self.pad], padding_mode=self.mode)
@@ -101,11 +94,7 @@ class DataLoaderBatches(IndexedBatches):
         self._requests.coming = _requests(order, drawn, batches)
         # Crop and flip are done; jitter, normalisation and cutout remain.
         rest = {name: values for name, values in drawn.items() if name not in ("offsets", "flips")}
-        with name_deaths("dataloader"):
-            for at, (pixels, kept, left_out) in zip(batches, self._loader, strict=True):
-                self._check_left_out(left_out, kept=len(kept))
-                self.skipped += left_out
-                at = at[kept]
-                images_NHWC = self._on_device(pixels).permute(0, 2, 3, 1).contiguous()
-                images = self._augment(images_NHWC, {name: values[at] for name, values in rest.items()})
-                yield images, self._on_device(self.data.labels[order[at]])
+        for at, pixels in zip(batches, self._loader.whole("dataloader"), strict=True):
+            images_NHWC = self._on_device(pixels).permute(0, 2, 3, 1).contiguous()
+            images = self._augment(images_NHWC, {name: values[at] for name, values in rest.items()})
+            yield images, self._on_device(self.data.labels[order[at]])

@@ -14,7 +14,7 @@ from wallclock.loaders.batches import BatchOptions, DataError, check_padding
 from wallclock.loaders.data.image_files import decode
 from wallclock.loaders.data.shards import MANIFEST, Shards, label_of
 from wallclock.loaders.pipelines.base import Batches
-from wallclock.loaders.pipelines.workers import WorkerLoader, name_deaths
+from wallclock.loaders.pipelines.workers import WorkerLoader
 
 SHUFFLE_BUFFER = 2048  # samples
 
@@ -41,7 +41,10 @@ class _Stream(IterableDataset[Any]):
         number, count = (info.id, info.num_workers) if info else (0, 1)
         epoch, step = self.begin_at.tolist()
         worker = (number + step) % count  # the loader asks worker 0 first, whichever batch comes first
-        yield from self.read(epoch, worker, skipped_batches=step // count + (worker < step % count))
+        try:
+            yield from self.read(epoch, worker, skipped_batches=step // count + (worker < step % count))
+        except DataError as error:
+            yield str(error)
 
     def own_shards(self, epoch: int, worker: int) -> list[int]:
         """Returns the numbers of the shards that a worker of this rank reads in an epoch, in order."""
@@ -51,12 +54,15 @@ class _Stream(IterableDataset[Any]):
         return order[self.options.rank :: self.options.world][worker :: max(1, self.workers)].tolist()
 
     def read(self, epoch: int, worker: int, skipped_batches: int = 0) -> Iterator[Any]:
-        """Yields a worker's batches: images uint8 [n, H, W, 3], labels, indices, and a reason for each image left out.
+        """Yields a worker's batches: images uint8 [n, H, W, 3], labels int64 [n], and indices int64 [n].
 
         Args:
             epoch: number of the epoch, from 0.
             worker: number of the worker among those of this rank.
             skipped_batches: number of batches at the beginning that are read but not decoded or yielded.
+
+        Raises:
+            DataError: if a shard, an image or a label is damaged.
         """
         batch: list[dict[str, Any]] = []
         own = self.own_shards(epoch, worker)
@@ -71,7 +77,9 @@ class _Stream(IterableDataset[Any]):
                     yield self._decoded(batch)
                 batch = []
         if sizes:
-            yield f"{self.shards.folder}: shards {own} hold fewer samples than {MANIFEST} says; write them again"
+            raise DataError(
+                f"{self.shards.folder}: shards {own} hold fewer samples than {MANIFEST} says; write them again"
+            )
 
     def batch_sizes(self, count: int) -> list[int]:
         """Returns the sizes of the batches into which a worker divides `count` samples."""
@@ -81,7 +89,7 @@ class _Stream(IterableDataset[Any]):
         return [min(size, count - at) for at in range(0, self.steps * size, size)]
 
     def samples(self, epoch: int, worker: int, own: list[int]) -> Iterator[dict[str, Any]]:
-        """Yields the encoded samples of tar files in the epoch's order; `__error__` marks a damaged file."""
+        """Yields the encoded samples of tar files in the epoch's order; raises DataError if a file is damaged."""
         import random
 
         from webdataset import DataPipeline, SimpleShardList, shuffle, tarfile_to_samples
@@ -94,33 +102,22 @@ class _Stream(IterableDataset[Any]):
         try:
             yield from DataPipeline(*stages)
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            yield {"__error__": f"{' '.join(str(error).split())}; write the shards in {self.shards.folder} again"}
+            raise DataError(f"{' '.join(str(error).split())}; write the shards in {self.shards.folder} again") from None
 
     def _decoded(self, samples: list[dict[str, Any]]) -> Any:
-        images, labels, places, left_out = [], [], [], []
+        images, labels = [], []
         for sample in samples:
-            if "__error__" in sample:
-                return sample["__error__"]
             name = f"{sample['__url__']}, {sample['__key__']}"
             suffix = next((s for s in ("png", "jpg", "jpeg") if s in sample), "")
             if not suffix or "cls" not in sample:
                 has = ", ".join(key for key in sample if not key.startswith("_"))
-                return f"{name} has {has}; expected png or jpg, and cls: write the shards again"
-            try:
-                label = label_of(sample["cls"], name)
-            except DataError as error:
-                return str(error)
-            if not 0 <= label < len(self.shards.classes):
-                return f"{name} has label {label}; expected 0 to {len(self.shards.classes) - 1}"
-            try:
-                images.append(decode(sample[suffix], f"{name}.{suffix}", *self.shards.shape))
-            except DataError as error:
-                left_out.append(str(error))
-                continue
-            labels.append(label)
-            places.append(int(sample["__key__"]))
-        pixels = np.stack(images) if images else np.zeros((0, *self.shards.shape, 3), dtype=np.uint8)
-        return torch.from_numpy(pixels), torch.tensor(labels), torch.tensor(places), left_out
+                raise DataError(f"{name} has {has}; expected png or jpg, and cls: write the shards again")
+            labels.append(label_of(sample["cls"], name))
+            if not 0 <= labels[-1] < len(self.shards.classes):
+                raise DataError(f"{name} has label {labels[-1]}; expected 0 to {len(self.shards.classes) - 1}")
+            images.append(decode(sample[suffix], f"{name}.{suffix}", *self.shards.shape))
+        places = [int(sample["__key__"]) for sample in samples]
+        return torch.from_numpy(np.stack(images)), torch.tensor(labels), torch.tensor(places)
 
 
 class ShardBatches(Batches):
@@ -173,15 +170,9 @@ class ShardBatches(Batches):
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         epoch = self._epoch
         self._stream.begin_at[:] = torch.tensor([epoch, self._step])
-        with name_deaths("webdataset"):
-            for part in self._loader:
-                if isinstance(part, str):
-                    raise DataError(part)
-                images, labels, places, left_out = part
-                self._check_left_out(left_out, kept=len(images))
-                self.skipped += left_out
-                drawn = draw(self.augmentation, self.options.seed, epoch, places, *images.shape[1:3])
-                yield self._augment(images, drawn), self._on_device(labels)
+        for images, labels, places in self._loader.whole("webdataset"):
+            drawn = draw(self.augmentation, self.options.seed, epoch, places, *images.shape[1:3])
+            yield self._augment(images, drawn), self._on_device(labels)
 
     def order(self, epoch: int) -> list[torch.Tensor]:
         """Returns the samples of each batch of an epoch: int64 indices into the whole set, read from the shards."""

@@ -2,12 +2,11 @@
 
 import gc
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from wallclock.loaders.batches import BatchOptions
+from wallclock.loaders.batches import BatchOptions, DataError
 
 PREFETCH = 4  # batches that each worker makes ahead
 
@@ -61,25 +60,27 @@ class WorkerLoader(DataLoader[Any]):
         finally:
             gc.unfreeze()
 
+    def whole(self, pipeline: str) -> Iterator[Any]:
+        """Yields the batches of an epoch.
 
-@contextmanager
-def name_deaths(pipeline: str) -> Iterator[None]:
-    """Turns torch's errors about killed workers into one that tells the user what to do.
+        Args:
+            pipeline: name of the pipeline in messages.
 
-    Args:
-        pipeline: name of the pipeline in the message.
-
-    Raises:
-        WorkerDied: if a worker is killed.
-    """
-    try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-            raise
-        why = " ".join(str(error).split()).rstrip(".")
-        if not isinstance(error, RuntimeError):  # it died while it handed a batch over
-            why = f"it exited unexpectedly ({why or type(error).__name__})"
-        raise WorkerDied(
-            f"the pipeline '{pipeline}' lost a worker: {why}. Use fewer workers if memory ran out, and start again"
-        ) from None
+        Raises:
+            DataError: if an item is a text, by which a worker names damaged data.
+            WorkerDied: if a worker is killed; torch's errors do not tell the user what to do.
+        """
+        try:
+            for batch in self:
+                if isinstance(batch, str):
+                    raise DataError(batch)
+                yield batch
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                raise
+            why = " ".join(str(error).split()).rstrip(".")
+            if not isinstance(error, RuntimeError):  # it died while it handed a batch over
+                why = f"it exited unexpectedly ({why or type(error).__name__})"
+            raise WorkerDied(
+                f"the pipeline '{pipeline}' lost a worker: {why}. Use fewer workers if memory ran out, and start again"
+            ) from None

@@ -300,7 +300,6 @@ def test_smaller_images_are_scaled_once_for_every_pipeline(name: str) -> None:
         ("size", 0, "above 0"),
         ("batch_size", -1, "above 0"),
         ("workers", -1, "0 or more"),
-        ("damaged", "ignore", "one of raise, skip"),
     ],
 )
 def test_options_that_cannot_be_are_refused(field: str, value: object, expected: str) -> None:
