@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from wallclock import reports
-from wallclock.reports.store.write import RECORDS, SAMPLE_TABLE, StoreError
+from wallclock.reports.store.layout import RECORDS, SAMPLE_TABLE, StoreError
 
 ADDRESS = "127.0.0.1"
 # Asks for the version every 2 s and reloads the page when it changes, except while a filter of the page is in use.

@@ -11,7 +11,7 @@ from wallclock.bench.compare.git import git
 from wallclock.bench.compare.sides import Side, hash_sources
 from wallclock.bench.runs.resume import begun_run, check_same_place
 from wallclock.reports.stats.verdicts import Rule
-from wallclock.reports.store.write import StoreError
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.views.comparison import BASE, BENCHMARK, HEAD
 
 

@@ -21,7 +21,7 @@ from wallclock.bench.compare.benchmarks import (
     read_settings,
 )
 from wallclock.bench.compare.git import find_commit, git, last_line, list_branches, worktree
-from wallclock.reports.store.write import RECORDS, SAMPLE_TABLE
+from wallclock.reports.store.layout import RECORDS, SAMPLE_TABLE
 
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
 SHELL = "/bin/sh"

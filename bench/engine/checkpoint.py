@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from wallclock.reports.store.write import StoreError
+from wallclock.reports.store.layout import StoreError
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -13,7 +13,7 @@ from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs
 from wallclock.kernels.spec import available
 from wallclock.models.layers import choose
-from wallclock.reports.store.write import StoreError
+from wallclock.reports.store.layout import StoreError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -22,9 +22,10 @@ from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.loaders.pipelines.shuffled import pixels
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 from wallclock.models.recipes.wgan import WganRecipe
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.read import load_runs
 from wallclock.reports.store.schema import Run, Sample
-from wallclock.reports.store.write import RunWriter, StoreError, new_run_id, utc_now
+from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 
 BENCHMARK = "quality"
 WEIGHTS = "features.safetensors"

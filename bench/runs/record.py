@@ -10,8 +10,9 @@ from wallclock.bench.measure.environment import provenance, resolve_device
 from wallclock.bench.measure.numerics import numerics
 from wallclock.bench.runs.request import SYNTHETIC, Request
 from wallclock.bench.runs.resume import begun_run, check_same_place
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.schema import Run
-from wallclock.reports.store.write import StoreError, new_run_id, utc_now
+from wallclock.reports.store.write import new_run_id, utc_now
 
 
 def new_record(name: str, recipe: Any, stored: dict[str, Any], data: Any, command: str, *notes: str) -> Run:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.read import read_unfinished, settings
 from wallclock.reports.store.schema import PLACE, Run
-from wallclock.reports.store.write import StoreError
 
 
 def begun_run(path: Path, benchmark: str) -> Run:

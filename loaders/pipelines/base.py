@@ -64,8 +64,8 @@ class Batches(ABC):
             indices: numbers of the batch's images in `images_MHWC`, int64 [N]; None for all in order.
         """
         numbers: dict[str, Any] = {name: self._on_device(values) for name, values in drawn.items()}
-        settings = {"cutout": self.augmentation.cutout, "padding": self.augmentation.padding}
-        return augment(self._on_device(images_MHWC), indices, dtype=self.options.dtype, **settings, **numbers)
+        numbers |= {"cutout": self.augmentation.cutout, "padding": self.augmentation.padding}
+        return augment(self._on_device(images_MHWC), indices, dtype=self.options.dtype, **numbers)
 
 
 class IndexedBatches(Batches):

@@ -41,9 +41,10 @@ class _Samples(TorchDataset[Any]):
             return str(error)
 
     def _sample(self, place: int, row: int, column: int, flip: bool) -> torch.Tensor:
-        held = isinstance(self.data, Dataset)
-        image = self.data.images_NHWC[place] if held else torch.from_numpy(self.data.decode(place).copy())
-        image_CHW = image.permute(2, 0, 1)
+        if isinstance(self.data, Dataset):
+            image_CHW = self.data.images_NHWC[place].permute(2, 0, 1)
+        else:
+            image_CHW = torch.from_numpy(self.data.decode(place).copy()).permute(2, 0, 1)
         if self.pad:
             height, width = image_CHW.shape[1:]
             image_CHW = self._functional.pad(image_CHW, [self.pad], padding_mode=self.mode)

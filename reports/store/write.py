@@ -18,11 +18,9 @@ from traceback import format_exception
 from types import TracebackType
 from typing import Any
 
-from wallclock.reports.store.layout import RECORDS, SAMPLE_TABLE, TRACEBACK, StoreError
+from wallclock.reports.store.layout import RECORDS, TRACEBACK, StoreError
 from wallclock.reports.store.read import read_lines, read_unfinished, write_tables
 from wallclock.reports.store.schema import RESUMABLE, Run, RunStatus, Sample
-
-__all__ = ["RECORDS", "SAMPLE_TABLE", "TRACEBACK", "RunWriter", "StoreError", "new_run_id", "utc_now"]
 
 
 def new_run_id(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from wallclock.bench.measure.timing import now_s
 from wallclock.reports import Run, RunWriter, Sample
-from wallclock.reports.store.write import SAMPLE_TABLE
+from wallclock.reports.store.layout import SAMPLE_TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 

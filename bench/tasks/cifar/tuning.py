@@ -25,8 +25,8 @@ from wallclock.bench.tasks.cifar.trainer import Evaluated, Finished, check_runna
 from wallclock.loaders.batches import DataError
 from wallclock.models.recipes.recipe import Recipe
 from wallclock.models.recipes.search import Dimension, changed, check, current
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.read import load
-from wallclock.reports.store.write import StoreError
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -13,7 +13,7 @@ from wallclock.loaders.data.image_files import decode_stretched
 from wallclock.loaders.pipelines.shuffled import pixels, unit_range
 from wallclock.models.networks.cyclegan import ResnetGenerator
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
-from wallclock.reports.store.write import StoreError
+from wallclock.reports.store.layout import StoreError
 
 DIRECTIONS = {"a-to-b": "g_a", "b-to-a": "g_b"}
 

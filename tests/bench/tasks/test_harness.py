@@ -21,8 +21,8 @@ from wallclock.bench.measure.timing import Deadline
 from wallclock.bench.runs.job import Context
 from wallclock.bench.runs.training import new_run, resumed_run
 from wallclock.bench.tasks import registry
+from wallclock.reports.store.layout import RECORDS, StoreError
 from wallclock.reports.store.pictures import load_pictures
-from wallclock.reports.store.write import RECORDS, StoreError
 
 CPU = torch.device("cpu")
 

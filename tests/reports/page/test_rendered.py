@@ -9,7 +9,7 @@ import pytest
 
 from wallclock.bench.measure.timing import now_s
 from wallclock.reports import Run, RunWriter, Sample, build_page, load, load_pictures, load_runs
-from wallclock.reports.store.write import SAMPLE_TABLE
+from wallclock.reports.store.layout import SAMPLE_TABLE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PUBLISHED = Path(__file__).parents[3] / "reports" / "published"

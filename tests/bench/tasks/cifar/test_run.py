@@ -18,8 +18,9 @@ from wallclock.bench.tasks.cifar.trainer import Evaluated, Trainer
 from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.models.recipes import get_recipe
 from wallclock.models.recipes.recipe import TRITON_OPERATIONS, Implementations, Resolution
+from wallclock.reports.store.layout import RECORDS, StoreError
 from wallclock.reports.store.schema import Run
-from wallclock.reports.store.write import RECORDS, RunWriter, StoreError, new_run_id, utc_now
+from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 
 CPU = torch.device("cpu")
 
