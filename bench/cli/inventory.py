@@ -11,13 +11,15 @@ from wallclock.bench.cli.output import consoles, print_json, print_table
 
 def list_(json_: Json = False) -> None:
     """List recipes and benchmarks."""
-    from wallclock.bench.suite import quick_plan, suite_plan
+    from wallclock.bench.suite import make_plan
     from wallclock.bench.tasks.registry import TASKS
 
     recipes = {
         f"{task.title} recipe".strip(): [make("cpu") for make in task.recipes.values()] for task in TASKS.values()
     }
-    plans = {plan.name: {job.name: job.summary for job in plan.jobs} for plan in (quick_plan(), suite_plan())}
+    plans = {
+        plan.name: {job.name: job.summary for job in plan.jobs} for plan in (make_plan("quick"), make_plan("suite"))
+    }
     if json_:
         document = {f"{k.lower().replace(' ', '_')}s": {r.name: r.resolved() for r in recipes[k]} for k in recipes}
         print_json(document | plans)

@@ -20,9 +20,9 @@ def quick(out: Out = RUNS, device: Device = "auto", json_: Json = False) -> None
 
     Tables, and an HTML report; at most 3 minutes on 2 CPU cores.
     """
-    from wallclock.bench.suite import quick_plan
+    from wallclock.bench.suite import make_plan
 
-    _run_plan(quick_plan(), out, None, device, None, as_json=json_)
+    _run_plan(make_plan("quick"), out, None, device, None, as_json=json_)
 
 
 def suite(
@@ -36,9 +36,9 @@ def suite(
 
     Whatever this machine can, most informative first.
     """
-    from wallclock.bench.suite import suite_plan
+    from wallclock.bench.suite import make_plan
 
-    _run_plan(suite_plan(), out, None if data is None else str(data), device, seconds(budget), as_json=json_)
+    _run_plan(make_plan("suite"), out, None if data is None else str(data), device, seconds(budget), as_json=json_)
 
 
 def _run_plan(plan: "Plan", out: Path, data: str | None, device: str, budget_s: float | None, *, as_json: bool) -> None:

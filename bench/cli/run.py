@@ -1,5 +1,6 @@
 """`wallclock run`: one command for each benchmark. A command imports what it needs when it runs."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from wallclock.bench.runs.task import Task
 from wallclock.bench.tasks.registry import TASKS
 
 if TYPE_CHECKING:
-    from wallclock.bench.runs.cases import CaseDone, CaseRun
+    from wallclock.bench.runs.cases import CaseDone
 
 run_app = typer.Typer(help="Run one benchmark.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -86,25 +87,15 @@ def run_kernels(
 
     Against its other implementations, eager and compiled ones among them.
     """
-    texts = chosen_texts(only)
     if static:
         if resume is not None or dtype != "bf16" or device != "auto":
             raise ValueError("--static chooses the types and runs nothing; leave out --dtype, --device and --resume")
-        _run_static(texts, out, update_baseline=update_baseline, as_json=json_)
+        _run_static(chosen_texts(only), out, update_baseline=update_baseline, as_json=json_)
         return
     if update_baseline:
         raise ValueError("--update-baseline is about what is compiled; give it with --static")
-    from wallclock.bench.cases.kernels import run as kernels
-    from wallclock.bench.measure.environment import resolve_device
-
-    if resume is not None:
-        run = kernels.resumed_run(resume)
-    else:
-        request = kernels.KernelsRequest(
-            dtype=dtype, device=resolve_device(device), only=texts, sample_budget_s=sample_budget
-        )
-        run = kernels.new_run(request, out, typed_command())
-    _execute(run, "kernels", as_json=json_)
+    fields = {"dtype": dtype, "sample_budget_s": sample_budget}
+    _run_cases("kernels", resume, only, device, lambda: fields, out, as_json=json_)
 
 
 @run_app.command("loaders")
@@ -126,23 +117,15 @@ def run_loaders(
 
     One image, alone, its first batch, and training on it.
     """
-    from wallclock.bench.cases.loaders import run as loaders
-    from wallclock.bench.measure.environment import resolve_device
 
-    if resume is not None:
-        run = loaders.resumed_run(resume)
-    else:
-        request = loaders.LoadersRequest(
-            data=data,
-            device=resolve_device(device),
-            only=chosen_texts(only),
-            batch_sizes=tuple(batch_size or (128, 500)),
-            images=loaders.default_images(data) if images is None else images,
-            rounds=rounds,
-            steps=steps,
-        )
-        run = loaders.new_run(request, out, typed_command())
-    _execute(run, "loaders", as_json=json_)
+    def fields() -> dict[str, Any]:
+        from wallclock.bench.cases.loaders.run import default_images
+
+        sizes = tuple(batch_size or (128, 500))
+        count = default_images(data) if images is None else images
+        return {"data": data, "batch_sizes": sizes, "images": count, "rounds": rounds, "steps": steps}
+
+    _run_cases("loaders", resume, only, device, fields, out, as_json=json_)
 
 
 @run_app.command("upsampling")
@@ -164,22 +147,42 @@ def run_upsampling(
 
     At DCGAN's stages, with scores of their checkerboards.
     """
-    from wallclock.bench.cases.upsampling import run as upsampling
+    fields = {"data": data, "seeds": seeds}
+    _run_cases("upsampling", resume, only, device, lambda: fields, out, as_json=json_, page=True)
+
+
+def _run_cases(
+    benchmark: str,
+    resume: Path | None,
+    only: list[str] | None,
+    device: str,
+    fields: Callable[[], dict[str, Any]],
+    out: Path,
+    *,
+    as_json: bool,
+    page: bool = False,
+) -> None:
+    """Executes a new run or a resumed one with a line for each case, and ends with its tables and its exit code.
+
+    Args:
+        benchmark: name of a folder of `bench.cases`.
+        resume: directory of the run to resume; None begins a new one, and only then the next three apply.
+        only: see `bench.runs.select.chosen_texts`.
+        device: "cpu", "cuda" or "auto".
+        fields: returns the other fields of the request.
+        out: folder that holds runs.
+        as_json: whether to print JSON in place of tables.
+        page: whether to write the HTML page into the run's directory.
+    """
+    from wallclock.bench.cases import case_run
     from wallclock.bench.measure.environment import resolve_device
 
+    kind = case_run(benchmark)
     if resume is not None:
-        run = upsampling.resumed_run(resume)
+        run = kind.resume(resume)
     else:
-        request = upsampling.UpsamplingRequest(
-            device=resolve_device(device), data=data, seeds=seeds, only=chosen_texts(only)
-        )
-        run = upsampling.new_run(request, out, typed_command())
-    page = run.writer.path / REPORT_PAGE
-    _execute(run, "upsampling", as_json=json_, html=page)
-
-
-def _execute(run: "CaseRun[Any]", benchmark: str, *, as_json: bool, html: Path | None = None) -> None:
-    """Executes a run with a line for each case, prints its tables, and exits with the code of its status."""
+        request = kind.kind(device=resolve_device(device), only=chosen_texts(only), **fields())
+        run = kind.new(request, out, typed_command())
 
     def show(done: "CaseDone") -> None:
         print_progress(done.line(), style="yellow" if done.why_not else "")
@@ -187,7 +190,7 @@ def _execute(run: "CaseRun[Any]", benchmark: str, *, as_json: bool, html: Path |
     path = run.writer.path
     with interruptible(path, f", go on with `wallclock run {benchmark} --resume {path}`"):
         status = run.execute(show)
-    end_run(path, status, as_json=as_json, html=html)
+    end_run(path, status, as_json=as_json, html=path / REPORT_PAGE if page else None)
 
 
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:

@@ -13,12 +13,12 @@ from wallclock.bench.measure.environment import provenance, resolve_device
 from wallclock.bench.measure.numerics import numerics
 from wallclock.bench.measure.telemetry import Telemetry
 from wallclock.bench.measure.timing import Deadline, now_s
-from wallclock.bench.runs.job import Context
 from wallclock.bench.runs.resume import begun_run, check_same_place
 from wallclock.loaders.batches import Dataset
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.read import load
 from wallclock.reports.store.schema import Run, RunStatus
-from wallclock.reports.store.write import RunWriter, StoreError, new_run_id, utc_now
+from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,13 +234,3 @@ def measured_under() -> AbstractContextManager[dict[str, str]]:
     to 8.1 ms with the heap as it comes, and 2.5 with it kept.
     """
     return numerics(seed=0, keep_heap=True)
-
-
-def run_job(kind: type[CaseRun[R]], request: R, context: Context) -> str:
-    """Executes a request as a job of `quick` or `suite`, and prints what could not be measured."""
-
-    def show(done: CaseDone) -> None:
-        if done.why_not:
-            context.console.print(f"{done.case}, {done.variant}: {done.why_not}", style="yellow", markup=False)
-
-    return kind.new(request, context.out, context.command).execute(show, context.deadline)

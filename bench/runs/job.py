@@ -32,6 +32,11 @@ class Context:
     command: str
 
 
+def needs_data(context: Context) -> str:
+    """Returns the reason why a job on real images cannot run in a context; empty when it can."""
+    return "" if context.data else "needs real images: --data PATH (wallclock data fetch gets them)"
+
+
 @dataclass(frozen=True)
 class Job:
     """One entry of `quick` or `suite`.
@@ -39,8 +44,8 @@ class Job:
     Attributes:
         name: unique name, such as "cifar sprint".
         summary: description in one line, for `wallclock list`.
-        unavailable: returns the reason why the job cannot run in a context; empty when it can.
         run: executes the job; returns how it ended, "done", "stopped" or "diverged".
+        unavailable: returns the reason why the job cannot run in a context; empty when it can.
         at_least_s: seconds before its first result; with less of the budget left, the job is not begun.
         gpu_at_least_s: value of `at_least_s` on a GPU, if smaller there; None otherwise.
         share: fraction of the remaining budget that it may take, so that many cases leave time for later jobs.
@@ -49,8 +54,8 @@ class Job:
 
     name: str
     summary: str
-    unavailable: Callable[[Context], str]
     run: Callable[[Context], str]
+    unavailable: Callable[[Context], str] = lambda context: ""
     at_least_s: float = 0.0
     gpu_at_least_s: float | None = None
     share: float = 1.0

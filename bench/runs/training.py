@@ -24,6 +24,23 @@ Observer = Callable[[Any], None]  # called with each event: a line, or an object
 Ended = tuple[RunStatus, str | None]  # how a run ended, and the error if there was one
 
 
+@dataclass(frozen=True)
+class Judged:
+    """One set of generated images, and the real images that `wallclock judge` compares it with.
+
+    Attributes:
+        name: name of the set, such as "samples" or "A to B".
+        samples_NHWC: generated images, uint8 [N, S, S, 3].
+        train_NHWC: images that the network was trained on, uint8 [N', S, S, 3].
+        held_out_NHWC: images of the same kind that it has never seen, uint8 [N'', S, S, 3].
+    """
+
+    name: str
+    samples_NHWC: torch.Tensor
+    train_NHWC: torch.Tensor
+    held_out_NHWC: torch.Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """The half of a task that needs torch.
@@ -35,6 +52,11 @@ class Training:
         runs: the class that executes each class of requests.
         turns: the class of the turns in its ablation; see `bench.ablation.turns.Turns`.
         notes: returns remarks on a recipe and its data, for the record.
+        judged: returns the sets that `wallclock judge` judges, of a trainer that holds a run's weights, its data, the
+            number of images to make, and the most real images to compare with; None if the task makes no images.
+        translator: returns the generator that `wallclock translate` uses, in evaluation mode, of a recipe, the tensors
+            of a checkpoint and a direction; None if the task translates no images. Raises ValueError if there is no such
+            direction.
     """
 
     load: Callable[[Any], Any]
@@ -42,6 +64,8 @@ class Training:
     runs: Mapping[type[Request], type["TrainingRun"]]
     turns: Callable[[Any, Any], Any]
     notes: Callable[[Any, Any], Iterable[str]] = lambda recipe, data: change_notes(recipe)
+    judged: Callable[[Any, Any, int, int], Iterable[Judged]] | None = None
+    translator: Callable[[Any, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
 
 
 class TrainingRun:

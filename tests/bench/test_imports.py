@@ -155,12 +155,19 @@ def python(*arguments: str, cwd: Path, path: str = "") -> subprocess.CompletedPr
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_help_imports_nothing_heavy() -> None:
-    done = python("-X", "importtime", "-m", "wallclock", "--help", cwd=ROOT)
-    assert done.returncode == 0 and "Usage" in done.stdout
+@pytest.mark.parametrize(
+    ("arguments", "says", "heavy"),
+    [
+        (("--help",), "Usage", {"torch", "pandas", "numpy", "scipy", "plotly", "pyarrow", "pydantic", "jinja2"}),
+        (("list",), "kernels", {"torch", "triton"}),
+    ],
+)
+def test_help_and_list_import_nothing_heavy(arguments: tuple[str, ...], says: str, heavy: set[str]) -> None:
+    done = python("-X", "importtime", "-m", "wallclock", *arguments, cwd=ROOT)
+    assert done.returncode == 0 and says in done.stdout
     modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in modules
-    assert not modules & {"torch", "pandas", "numpy", "scipy", "plotly", "pyarrow", "pydantic", "jinja2"}
+    assert not modules & heavy
 
 
 @pytest.mark.slow

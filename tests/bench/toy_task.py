@@ -127,7 +127,7 @@ TRAINING = Training(
     runs={ToyRequest: ToyRun, ToyAblationRequest: AblationRun},
     turns=ToyTurns,
 )
-TOY: Task = Task(
+TOY = Task(
     name="toy",
     title="Toy",
     summary="Train one filter.",
@@ -137,10 +137,9 @@ TOY: Task = Task(
     usual="one",
     request=ToyRequest,
     ablation=ToyAblationRequest,
-    training=lambda: TRAINING,
+    training_module=__name__,
     quick=(
         task_job(
-            lambda: TOY,
             "toy one",
             "one filter",
             lambda context: ToyRequest(recipe=ToyRecipe(epochs=1), device=context.device),

@@ -92,7 +92,7 @@ class KernelsRun(CaseRun[KernelsRequest]):
                 yield trial.name, partial(measure_case, self, trial, self.timed(variants), self.request.sample_budget_s)
 
 
-new_run, resumed_run = KernelsRun.new, KernelsRun.resume
+RUN = KernelsRun
 
 
 def skip_untimed(variants: Iterable[str], device_type: str, *, others: bool = False) -> dict[str, str]:

@@ -30,8 +30,8 @@ from wallclock.loaders.pipelines.choose import PIPELINES, unavailable
 from wallclock.loaders.pipelines.workers import WorkerDied
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format.text import significant
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.schema import Sample
-from wallclock.reports.store.write import StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -291,7 +291,7 @@ class LoadersRun(CaseRun[LoadersRequest]):
         )
 
 
-new_run, resumed_run = LoadersRun.new, LoadersRun.resume
+RUN = LoadersRun
 
 
 def _broken() -> tuple[type[Exception], ...]:

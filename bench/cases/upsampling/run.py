@@ -193,4 +193,4 @@ def real_images(data: str) -> Dataset:
     return found
 
 
-new_run, resumed_run = UpsamplingRun.new, UpsamplingRun.resume
+RUN = UpsamplingRun

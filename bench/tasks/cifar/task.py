@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from wallclock.bench.runs.job import Context, Job, needs_data
 from wallclock.bench.runs.task import Task

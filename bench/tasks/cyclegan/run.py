@@ -2,27 +2,31 @@
 
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from wallclock.bench.ablation.run import AblationRun
+from wallclock.bench.engine.checkpoint import weights_of
 from wallclock.bench.runs.iterations import Figure, IterationRun, Look, Window
 from wallclock.bench.runs.record import change_notes
 from wallclock.bench.runs.training import Training
 from wallclock.bench.tasks.cyclegan.ablation import CycleGanTurns
 from wallclock.bench.tasks.cyclegan.cycle_error import cycle_error, hidden_error
+from wallclock.bench.tasks.cyclegan.judged import judged
 from wallclock.bench.tasks.cyclegan.networks import LOSSES
 from wallclock.bench.tasks.cyclegan.requests import CycleGanAblationRequest, CycleGanRequest
 from wallclock.bench.tasks.cyclegan.trainer import CycleGanTrainer, check_runnable
 from wallclock.loaders.data.unpaired import DOMAINS, Unpaired, load_unpaired
+from wallclock.models.networks.cyclegan import ResnetGenerator
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
 
 PICTURED = 4  # test images of each domain
 FULL_ITERATIONS = 200 * 1334  # the published training on horses and zebras, whose longer domain has 1,334 images
 LOOKED_AT = 32  # test images of each domain, for the cycle's error
+DIRECTIONS = {"a-to-b": "g_a", "b-to-a": "g_b"}
 WAYS = (("g_a", "g_b"), ("g_b", "g_a"))  # from each domain to the other, and back
 
 
@@ -93,10 +97,21 @@ def notes(recipe: CycleGanRecipe, data: Unpaired) -> tuple[str, ...]:
     return (*change_notes(recipe), *(f"skipped: {why}" for why in data.skipped))
 
 
+def translator(recipe: CycleGanRecipe, tensors: Mapping[str, torch.Tensor], direction: str) -> ResnetGenerator:
+    """Returns the generator of a direction; see `bench.runs.training.Training`."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"no direction '{direction}'; directions: {', '.join(DIRECTIONS)}")
+    generator = ResnetGenerator(blocks=recipe.blocks, channels=recipe.channels)
+    generator.load_state_dict(weights_of(tensors, DIRECTIONS[direction]))
+    return generator.eval()
+
+
 TRAINING = Training(
     load=load,
     check=check_runnable,
     runs={CycleGanRequest: CycleGanRun, CycleGanAblationRequest: AblationRun},
     turns=CycleGanTurns,
     notes=notes,
+    judged=judged,
+    translator=translator,
 )

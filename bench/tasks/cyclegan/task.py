@@ -1,7 +1,6 @@
 """The CycleGAN task: iterations per second, the gain of each lever, translations. No torch here."""
 
 from dataclasses import replace
-from typing import Any
 
 from wallclock.bench.runs.job import Context
 from wallclock.bench.runs.task import Task
@@ -35,13 +34,7 @@ def _levers(context: Context) -> CycleGanAblationRequest:
     return CycleGanAblationRequest.on_device(context.device, recipe=recipe, rounds=rounds)
 
 
-def _training() -> Any:
-    from wallclock.bench.tasks.cyclegan.run import TRAINING
-
-    return TRAINING
-
-
-TASK: Task = Task(
+TASK = Task(
     name="cyclegan",
     title="CycleGAN",
     summary="Train a CycleGAN and measure iterations per second.",
@@ -50,10 +43,9 @@ TASK: Task = Task(
     recipe=CycleGanRecipe,
     request=CycleGanRequest,
     ablation=CycleGanAblationRequest,
-    training=_training,
+    training_module="wallclock.bench.tasks.cyclegan.run",
     quick=(
         task_job(
-            lambda: TASK,
             "cyclegan lesson",
             "the lesson's CycleGAN, narrow, on embedded domains",
             _quick,
@@ -62,7 +54,6 @@ TASK: Task = Task(
     ),
     suite=(
         task_job(
-            lambda: TASK,
             "cyclegan lesson levers",
             "what each lever gives over the published loop, in turns",
             _levers,

@@ -7,6 +7,7 @@ from wallclock.bench.ablation.run import AblationRun
 from wallclock.bench.runs.iterations import Figure, IterationRun, Look, Window
 from wallclock.bench.runs.training import Training
 from wallclock.bench.tasks.wgan.ablation import WganTurns
+from wallclock.bench.tasks.wgan.judged import judged
 from wallclock.bench.tasks.wgan.requests import WganAblationRequest, WganRequest
 from wallclock.bench.tasks.wgan.trainer import WganTrainer, check_runnable
 from wallclock.loaders.batches import Split
@@ -85,4 +86,5 @@ TRAINING = Training(
     check=check_runnable,
     runs={WganRequest: WganRun, WganAblationRequest: AblationRun},
     turns=WganTurns,
+    judged=judged,
 )

@@ -1,7 +1,6 @@
 """The WGAN task: critic iterations per second, the gain of each lever, samples. No torch here."""
 
 from dataclasses import replace
-from typing import Any
 
 from wallclock.bench.runs.job import Context
 from wallclock.bench.runs.request import SYNTHETIC

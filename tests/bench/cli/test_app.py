@@ -23,7 +23,7 @@ from wallclock.bench.measure.timing import Deadline, now_s
 from wallclock.bench.runs.job import Context, Job
 from wallclock.bench.tasks.cifar.trainer import Trainer
 from wallclock.models.recipes import RECIPES
-from wallclock.reports.store.write import RECORDS, TRACEBACK
+from wallclock.reports.store.layout import RECORDS, TRACEBACK
 
 ROOT = Path(__file__).parents[3]
 # Enough epochs to be caught in the middle; each takes well under a second.
@@ -252,9 +252,9 @@ def test_a_job_that_fails_does_not_end_the_plan(tmp_path, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     context = Context(tmp_path, None, "cpu", Deadline(None), Console(stderr=True, width=80), "test")
-    assert run_job(Job("first", "fails", lambda c: "", fails), context) == "failed"
-    assert run_job(Job("second", "works", lambda c: "", lambda c: "done"), context) == "done"
-    assert run_job(Job("third", "cannot", lambda c: "no GPU", fails), context) == "skipped, no GPU"
+    assert run_job(Job("first", "fails", fails), context) == "failed"
+    assert run_job(Job("second", "works", lambda c: "done"), context) == "done"
+    assert run_job(Job("third", "cannot", fails, lambda c: "no GPU"), context) == "skipped, no GPU"
     told = capsys.readouterr().err
     assert "first: failed, OutOfMemoryError: CUDA out of memory" in told and "third: skipped, no GPU" in told
 
@@ -270,7 +270,7 @@ def test_a_job_of_many_cases_leaves_time_to_those_after_it(tmp_path, monkeypatch
     def run_with(job, device="cpu", budget_s=100.0):
         return run_job(job, Context(tmp_path, None, device, Deadline(budget_s), Console(quiet=True), ""))
 
-    part = Job("part", "", lambda c: "", run, at_least_s=90, gpu_at_least_s=30, share=0.4)
+    part = Job("part", "", run, at_least_s=90, gpu_at_least_s=30, share=0.4)
     assert run_with(part) == run_with(replace(part, share=1.0)) == "done"
     assert left == [40, 100]
     assert run_with(part, budget_s=None) == "done" and left[-1] == math.inf

@@ -9,7 +9,7 @@ from triton.errors import TritonError
 
 from wallclock import reports
 from wallclock.bench.cases.kernels import run as kernels
-from wallclock.bench.cases.kernels.run import KernelsRequest, new_run, resumed_run
+from wallclock.bench.cases.kernels.run import KernelsRequest, KernelsRun
 from wallclock.bench.runs.training import resumed_run as resumed_task
 from wallclock.bench.tasks.cifar.requests import CifarRequest
 from wallclock.bench.tasks.cifar.task import TASK
@@ -19,7 +19,7 @@ from wallclock.kernels.spec import Case, available
 from wallclock.models.build import build_model
 from wallclock.models.layers import BatchNormAct
 from wallclock.models.recipes import get_recipe
-from wallclock.reports.store.write import StoreError
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.views.kernels import failed_rows, kernel_cells, kernel_rows, kernel_summary, roofline
 
 ROOT = Path(__file__).parents[4]
@@ -28,7 +28,7 @@ TINY = Case(network="tiny", shape=(4, 8, 6, 6), options={"act": "leaky_relu"})
 
 
 def run_kernels(request, out, command, observe):
-    run = new_run(request, out, command)
+    run = KernelsRun.new(request, out, command)
     return run.writer.path, run.execute(observe)
 
 
@@ -161,39 +161,39 @@ def test_an_interrupted_run_goes_on_with_the_cases_that_are_left(tiny, tmp_path,
         if "second" in done.case:
             raise KeyboardInterrupt
 
-    run = new_run(KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02), tmp_path, "test")
+    run = KernelsRun.new(KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02), tmp_path, "test")
     with pytest.raises(KeyboardInterrupt):
         run.execute(interrupt)
     path = run.writer.path
     assert reports.load_runs(path)["run_status"].item() == "interrupted"
-    again, seen = resumed_run(path), []
+    again, seen = KernelsRun.resume(path), []
     assert {name.split()[1] for name in again.done} == {"first", "second"}
     assert again.execute(seen.append) == "done"
     assert {done.case.split()[1] for done in seen if not done.why_not} == {"third"}
     summary = kernel_summary(reports.load(path))
     assert set(summary["case"]) == {f"batch_norm_act {case.name}" for case in spec.cases}
     with pytest.raises(StoreError, match="is finished; start a new run"):
-        resumed_run(path)
+        KernelsRun.resume(path)
 
 
 def test_a_case_that_was_begun_is_measured_again(tiny, tmp_path, monkeypatch):
-    run = new_run(KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02), tmp_path, "test")
+    run = KernelsRun.new(KernelsRequest(dtype="fp32", device="cpu", sample_budget_s=0.02), tmp_path, "test")
     monkeypatch.setattr(kernels.Trial, "measure", lambda self, *others: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run.execute(lambda done: None)
     monkeypatch.undo()
-    again = resumed_run(run.writer.path)
+    again = KernelsRun.resume(run.writer.path)
     assert again.done == set()
     again.writer.finish("interrupted", "")
 
 
 def test_resuming_elsewhere_or_another_benchmark_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    run = new_run(KernelsRequest(dtype="fp32", device="cpu"), tmp_path, "test")
+    run = KernelsRun.new(KernelsRequest(dtype="fp32", device="cpu"), tmp_path, "test")
     run.writer.finish("interrupted", "Ctrl-C")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with pytest.raises(StoreError, match="other conditions .OMP_NUM_THREADS: None then, 3 now"):
-        resumed_run(run.writer.path)
+        KernelsRun.resume(run.writer.path)
     with pytest.raises(StoreError, match="is a run of kernels, not of cifar; start a new one"):
         resumed_task(TASK, CifarRequest, run.writer.path)
 

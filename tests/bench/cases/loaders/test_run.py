@@ -17,13 +17,13 @@ from rich.console import Console
 from wallclock import reports
 from wallclock.bench.cases.loaders import run as loaders
 from wallclock.bench.cases.loaders import trial as loader_trial
-from wallclock.bench.cases.loaders.run import LoadersRequest, new_run, resumed_run
+from wallclock.bench.cases.loaders.run import LoadersRequest, LoadersRun
 from wallclock.bench.runs.training import resumed_run as resumed_task
 from wallclock.bench.tasks.cifar.requests import CifarRequest
 from wallclock.bench.tasks.cifar.task import TASK
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format import text as tables
-from wallclock.reports.store.write import StoreError
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.views.loaders import (
     TITLES,
     loader_failures,
@@ -47,7 +47,7 @@ def brief(monkeypatch):
 
 
 def ran(tmp_path, **fields):
-    run = new_run(LoadersRequest(**SMALL | fields), tmp_path, "test")
+    run = LoadersRun.new(LoadersRequest(**SMALL | fields), tmp_path, "test")
     seen = []
     return run.writer.path, run.execute(seen.append), seen
 
@@ -113,7 +113,7 @@ def test_only_what_is_asked_for_is_measured(tmp_path):
     with pytest.raises(
         ValueError, match="nothing matches 'pixels webdataset'; forms: pixels, shards; pipelines: device"
     ):
-        new_run(LoadersRequest(**SMALL | {"only": ("pixels webdataset",)}), tmp_path / "other", "test")
+        LoadersRun.new(LoadersRequest(**SMALL | {"only": ("pixels webdataset",)}), tmp_path / "other", "test")
     assert not (tmp_path / "other").exists()
 
 
@@ -153,13 +153,13 @@ def test_without_dali_the_others_are_measured_and_the_record_says_why(tmp_path, 
     (note,) = [note for note in reports.load_runs(path)["notes"].iloc[0] if note.startswith("dali")]
     assert "dali was not measured: DALI is not installed" in note and "uv sync --extra dali" in note
     with pytest.raises(ValueError, match="nothing matches 'dali'.*not here: dali"):
-        new_run(LoadersRequest(**SMALL | {"only": ("dali",)}), tmp_path, "test")
+        LoadersRun.new(LoadersRequest(**SMALL | {"only": ("dali",)}), tmp_path, "test")
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(tmp_path, monkeypatch):
     request = LoadersRequest(**SMALL | {"only": ("pixels alone",), "rounds": 3})
-    run = new_run(request, tmp_path, "test")
+    run = LoadersRun.new(request, tmp_path, "test")
     count = itertools.count()
 
     def interrupt(done):
@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(tmp_path, monk
         run.execute(interrupt)
     path, seen = run.writer.path, []
     assert reports.load_runs(path)["run_status"].tolist() == ["interrupted"]
-    again = resumed_run(path)
+    again = LoadersRun.resume(path)
     assert again.workers.keys() == {"dataloader", "dali"}, "tuned once"
     assert again.execute(seen.append) == "done"
     assert {done.regime for done in seen} == {"alone, round 2", "alone, round 3"}
@@ -178,7 +178,7 @@ def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(tmp_path, monk
     rates = frame[(frame["metric"] == "images_per_s") & (frame["regime"] == "alone")]
     assert rates.groupby("round")["variant"].nunique().tolist() == [3, 3, 3] and len(rates) == 3 + 5 + 3
     with pytest.raises(StoreError, match="is finished"):
-        resumed_run(path)
+        LoadersRun.resume(path)
     with pytest.raises(StoreError):
         resumed_task(TASK, CifarRequest, path)
 

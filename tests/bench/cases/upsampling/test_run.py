@@ -9,7 +9,7 @@ from wallclock import reports
 from wallclock.bench.cases.kernels import run as kernels
 from wallclock.bench.cases.upsampling import run as upsampling
 from wallclock.bench.cases.upsampling import small_gan as upsampling_gan
-from wallclock.bench.cases.upsampling.run import UpsamplingRequest, new_run, real_images, resumed_run
+from wallclock.bench.cases.upsampling.run import UpsamplingRequest, UpsamplingRun, real_images
 from wallclock.bench.cases.upsampling.small_gan import SmallGan, doublings
 from wallclock.bench.cases.upsampling.trial import UPSAMPLING, UpsamplingTrial
 from wallclock.bench.cli.output import print_report
@@ -18,7 +18,7 @@ from wallclock.kernels.spec import Case
 from wallclock.loaders.batches import Dataset, Split
 from wallclock.loaders.data.synthetic import synthetic_split
 from wallclock.models.upsampling import UPSAMPLINGS
-from wallclock.reports.store.write import StoreError
+from wallclock.reports.store.layout import StoreError
 from wallclock.reports.views.kernels import failed_rows
 from wallclock.reports.views.upsampling import checkerboard_rows, stage_rows, upsampling_summary, winner_rows
 
@@ -48,7 +48,7 @@ def asked(**fields):
 
 def test_samples_tables_and_pictures_of_a_run(tiny, tmp_path):
     seen = []
-    run = new_run(asked(), tmp_path, "test")
+    run = UpsamplingRun.new(asked(), tmp_path, "test")
     assert run.execute(seen.append) == "done"
     frame = reports.load(run.writer.path)
     latency = frame[frame["metric"] == "latency"]
@@ -88,7 +88,7 @@ def test_samples_tables_and_pictures_of_a_run(tiny, tmp_path):
 
 
 def test_the_tables_fit_into_80_columns(tiny, tmp_path, capsys):
-    run = new_run(asked(only=("channels_last speed",)), tmp_path, "test")
+    run = UpsamplingRun.new(asked(only=("channels_last speed",)), tmp_path, "test")
     run.execute(lambda done: None)
     print_report([run.writer.path], as_json=False, html=tmp_path / "page.html")
     out = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_what_is_wrong_is_recorded_and_not_timed(tiny, tmp_path, monkeypatch):
     broken = replace(tiny, variants={"nearest": tiny.variants["nearest"], "deconv_nchw": wrong})
     monkeypatch.setattr(upsampling, "UPSAMPLING", broken)
     monkeypatch.setattr(UpsamplingTrial, "definitions", {kind: UPSAMPLING.variants[kind] for kind in UPSAMPLINGS})
-    run = new_run(asked(only=("speed",)), tmp_path, "test")
+    run = UpsamplingRun.new(asked(only=("speed",)), tmp_path, "test")
     assert run.execute(lambda done: None) == "failed"
     frame = reports.load(run.writer.path)
     assert set(frame.loc[frame["metric"] == "latency", "variant"]) == {"nearest"}
@@ -127,11 +127,11 @@ def test_an_interrupted_run_goes_on_with_what_is_left(tiny, tmp_path):
         if done.case.startswith("training") and done.variant == "nearest":
             raise KeyboardInterrupt
 
-    run = new_run(asked(only=("nearest",), seeds=2), tmp_path, "test")
+    run = UpsamplingRun.new(asked(only=("nearest",), seeds=2), tmp_path, "test")
     with pytest.raises(KeyboardInterrupt):
         run.execute(interrupt)
     assert reports.load_runs(run.writer.path)["run_status"].item() == "interrupted"
-    again, seen = resumed_run(run.writer.path), []
+    again, seen = UpsamplingRun.resume(run.writer.path), []
     assert again.done == {(TINY.name, "fp32"), (0, "nearest")}
     assert again.execute(seen.append) == "done"
     assert [(done.case, done.variant) for done in seen] == [("training with seed 1", "nearest")]
@@ -139,15 +139,15 @@ def test_an_interrupted_run_goes_on_with_what_is_left(tiny, tmp_path):
     trained = frame[frame["training_steps"] == 2]
     assert trained["seed"].value_counts().nunique() == 1 and set(trained["seed"]) == {0, 1}
     with pytest.raises(StoreError, match="is finished"):
-        resumed_run(run.writer.path)
+        UpsamplingRun.resume(run.writer.path)
 
 
 def test_a_spent_budget_stops_and_is_said(tiny, tmp_path):
-    run = new_run(asked(), tmp_path, "test")
+    run = UpsamplingRun.new(asked(), tmp_path, "test")
     assert run.execute(lambda done: None, Deadline(0.0)) == "stopped"
     (notes,) = reports.load_runs(run.writer.path)["notes"]
     assert any(note.startswith("stopped before the copy") for note in notes)
-    assert resumed_run(run.writer.path).done == set()
+    assert UpsamplingRun.resume(run.writer.path).done == set()
 
 
 def test_a_training_that_diverges_is_recorded_and_the_others_go_on(tiny, tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_training_that_diverges_is_recorded_and_the_others_go_on(tiny, tmp_pat
 
     monkeypatch.setattr(upsampling, "UPSAMPLINGS", ("deconv", "nearest"))
     monkeypatch.setattr(SmallGan, "train", lambda self, steps: (spoilt(self), [self.step() for _ in range(steps)]))
-    run = new_run(asked(only=("training",)), tmp_path, "test")
+    run = UpsamplingRun.new(asked(only=("training",)), tmp_path, "test")
     assert run.execute(lambda done: None) == "failed"
     frame = reports.load(run.writer.path)
     lost = frame[frame["status"] == "diverged"]
