@@ -1,15 +1,13 @@
 """Labels of cases: the shortest that tell the cases of one frame apart."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from wallclock.reports.format.text import percent, plain, present
 from wallclock.reports.stats.intervals import KEYS, parameter_columns
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Columns that name a case. All others that make a case are shown only if cases of the same names differ in them.
 NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
@@ -17,13 +15,11 @@ NAMES = ("case", "variant", "arm", "dataset", "gpu_name")
 WITHIN = ("phase_name", "images", "ms", "elapsed_s", "operator", "calls")
 
 
-def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple[str, pd.DataFrame]]":
+def by_label(frame: pd.DataFrame, more: Sequence[str] = ()) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields the samples of each case under the shortest label that tells it from the others in the frame.
 
     `more` names further columns that tell cases apart.
     """
-    import pandas as pd
-
     if frame.empty:  # grouping an empty frame takes 20 ms, and a page asks a dozen times
         return
     keys = [*KEYS, *(c for c in parameter_columns(frame) if c not in WITHIN), *more]
@@ -35,7 +31,7 @@ def by_label(frame: "pd.DataFrame", more: Sequence[str] = ()) -> "Iterator[tuple
         yield " · ".join([*parts, *told]) or "unnamed", group
 
 
-def distinctions(cases: "pd.DataFrame", names: Sequence[str]) -> list[list[str]]:
+def distinctions(cases: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     """Returns the differences of each case from the cases of the same names, as "column=value".
 
     The frame has one row for each case and no column of results. The columns `names` are always shown; the others are

@@ -1,19 +1,18 @@
 """Cards at the top of the page: a verdict on each recipe and target, with the statistics behind it."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from wallclock.reports.format.labels import NAMES, distinctions
 from wallclock.reports.format.text import interval_text, percent, percent_interval, present, significant, stack_lines
 from wallclock.reports.views.accuracy import CLOCK
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 WHERE = ("variant", "dataset", "device", "gpu_name", "cpu", "host")
 
 
-def score_cards(scores: "pd.DataFrame") -> list[dict[str, Any]]:
+def score_cards(scores: pd.DataFrame) -> list[dict[str, Any]]:
     """Returns a card for each row of the leaderboard: one for each recipe and target."""
     cards = []
     distinguished = distinctions(scores.loc[:, :"target"], [*NAMES, "target"])

@@ -1,9 +1,9 @@
 """Time to accuracy: which recipes reach a target, how often, and at what cost in seconds and energy."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from wallclock.reports.format.labels import NAMES, by_label, distinctions
 from wallclock.reports.format.plotly import Figure, errors, escape, figure, json_numbers, nth_colour, scatter
@@ -20,9 +20,6 @@ from wallclock.reports.stats.intervals import by_seed, expected_time_to_target, 
 from wallclock.reports.views.points import costs_by_seed
 from wallclock.reports.views.view import View
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 CLOCK = "train_eval_s"
 HEADER = (
     *("case", "target", "mean accuracy", "P(reach)", "train_eval s", "resident s", "process s", "energy J"),
@@ -33,7 +30,7 @@ VIEW = View(("final_accuracy", CLOCK), tabled=("final_accuracy",))
 
 
 @VIEW.summary("time_to_target", "a row a recipe, data set, target and machine: accuracy, p, hits, three clocks, energy")
-def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
+def leaderboard(samples: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows of `reports.time_to_target`, each target's fastest first, with what else a record is told by.
 
     Returns:
@@ -41,8 +38,6 @@ def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
         compilation and looks on the way; `last_point_s`, the median time from one point of accuracy below the target to
         the target; `date`, of the first run; `run_ids`.
     """
-    import pandas as pd
-
     scores, rows = time_to_target(samples), []
     for row in scores.to_dict("records"):
         own = samples[samples["run_id"].isin(row["run_ids"]) & (samples["case"] == row["case"])]
@@ -60,7 +55,7 @@ def leaderboard(samples: "pd.DataFrame") -> "pd.DataFrame":
 
 
 @VIEW.table("leaders", heading="Leaderboard")
-def leaderboard_rows(time_to_target: "pd.DataFrame") -> Rows:
+def leaderboard_rows(time_to_target: pd.DataFrame) -> Rows:
     """Each target's fastest first.
 
     Times of different hardware do not compare: a ratio counts where both ran in turns on one device. train_eval runs
@@ -103,7 +98,7 @@ def _known(value: float) -> str:
 
 
 @VIEW.table("accuracy", title="Time to accuracy")
-def accuracy_rows(time_to_target: "pd.DataFrame") -> Rows:
+def accuracy_rows(time_to_target: pd.DataFrame) -> Rows:
     """Returns the header and the cells of the time-to-accuracy table; a cell may have several lines."""
     header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
     distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"])
@@ -129,7 +124,7 @@ def accuracy_rows(time_to_target: "pd.DataFrame") -> Rows:
 
 
 @VIEW.figure("target", "Time to target")
-def time_to_target_dots(samples: "pd.DataFrame") -> Figure | None:
+def time_to_target_dots(samples: pd.DataFrame) -> Figure | None:
     """A dot is a seed; a cross is one that missed: its time is only a lower bound, and it counts.
 
     The diamond is the expected time when a miss is followed by another run (all time spent over hits), with its 95%

@@ -1,12 +1,9 @@
 """Table of the convolutions that were measured before the first seed, to choose their implementation."""
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
 from wallclock.reports.format.text import Rows, significant
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 VIEW = View(("choices",), tabled=("choices",))
 
@@ -16,7 +13,7 @@ VIEW = View(("choices",), tabled=("choices",))
     title="Convolutions, forward and backward, measured to choose what carries them out",
     heading="Convolutions that were chosen",
 )
-def choice_rows(samples: "pd.DataFrame") -> Rows:
+def choice_rows(samples: pd.DataFrame) -> Rows:
     """Forward and backward of layers that are alike, measured before the first seed.
 
     PyTorch's convolution and norm against ours, one word for each norm. The fastest right one is taken.

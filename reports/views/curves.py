@@ -1,16 +1,13 @@
 """Curves over a training: accuracy, training loss, and the losses of generative networks."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import Figure, escape, figure, json_number, json_numbers, nth_colour, scatter
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LOOK = ["run_id", "case", "variant", "arm", "process", "seed", "epoch", "step"]  # columns that identify an evaluation
 Styles = Mapping[str, tuple[str, str]]  # by metric: the name of its line, and its dashing
@@ -19,7 +16,7 @@ VIEW = View(("accuracy", "train_loss"), curves=("accuracy", "elapsed_train_eval_
 
 
 @VIEW.figure("accuracy", "Accuracy over time")
-def accuracy_over_time(samples: "pd.DataFrame") -> Figure | None:
+def accuracy_over_time(samples: pd.DataFrame) -> Figure | None:
     """One line a seed, at each evaluation; shaded is what lies between the lowest and the highest of three or more.
 
     The clock stands still during all evaluations but the last.
@@ -46,14 +43,14 @@ def accuracy_over_time(samples: "pd.DataFrame") -> Figure | None:
     return figure(traces, "seconds of training (train_eval clock)", "accuracy, %", **changes)
 
 
-def _seed_lines(group: "pd.DataFrame", position: int, label: str, over: str) -> "Iterator[tuple[pd.DataFrame, Figure]]":
+def _seed_lines(group: pd.DataFrame, position: int, label: str, over: str) -> Iterator[tuple[pd.DataFrame, Figure]]:
     """Yields the ordered samples of each seed, and the settings that a case's traces share: a single legend entry."""
     seeds = group.groupby(["run_id", "seed"], dropna=False, sort=False, observed=True)
     for number, (_, line) in enumerate(seeds):
         yield line.sort_values(over), {"name": label, "legendgroup": label, "showlegend": number == 0}
 
 
-def _band(looks: "pd.DataFrame", position: int, label: str) -> list[Figure]:
+def _band(looks: pd.DataFrame, position: int, label: str) -> list[Figure]:
     """Returns the range of three or more seeds at moments with evaluations of all before and after; over time only."""
     lines = [line.sort_values("elapsed_s") for _, line in looks.groupby(["run_id", "seed"], observed=True)]
     if len(lines) < 3 or looks["elapsed_s"].isna().any():
@@ -73,7 +70,7 @@ def _band(looks: "pd.DataFrame", position: int, label: str) -> list[Figure]:
     return [scatter(json_numbers(moments), json_numbers(edge), "lines", **shared, fill=fill) for edge, fill in edges]
 
 
-def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
+def _target_lines(frame: pd.DataFrame) -> tuple[list[Figure], list[Figure]]:
     """Returns a dashed line at each target of the frame, and the text at its end."""
     targets = sorted(map(float, frame.loc[frame["metric"] == "final_accuracy", "target"].dropna().unique()))
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"dash": "dash", "width": 1.25}}
@@ -87,7 +84,7 @@ def _target_lines(frame: "pd.DataFrame") -> tuple[list[Figure], list[Figure]]:
 
 
 @VIEW.figure("loss", "Training loss")
-def training_loss(samples: "pd.DataFrame", most_points: int = 300) -> Figure | None:
+def training_loss(samples: pd.DataFrame, most_points: int = 300) -> Figure | None:
     """One line a seed; long lines show means of stretches."""
     losses = _looks(samples, "train_loss")
     if losses.empty:
@@ -106,7 +103,7 @@ def training_loss(samples: "pd.DataFrame", most_points: int = 300) -> Figure | N
     return figure(traces, "optimiser step", "training loss, nats", showlegend=len(groups) > 1)
 
 
-def loss_curves(frame: "pd.DataFrame", benchmark: str, styles: Styles, y_title: str, x_title: str) -> Figure | None:
+def loss_curves(frame: pd.DataFrame, benchmark: str, styles: Styles, y_title: str, x_title: str) -> Figure | None:
     """Returns curves of metrics of a generative network's benchmark over its steps; None without such samples."""
     traces: list[Figure] = []
     own = frame[frame["benchmark"] == benchmark]
@@ -127,7 +124,7 @@ def loss_curves(frame: "pd.DataFrame", benchmark: str, styles: Styles, y_title: 
     return figure(traces, x_title, y_title) if traces else None
 
 
-def _looks(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
+def _looks(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Returns one metric of each evaluation; for a seed that a resumed run repeated, the last attempt's."""
     keys = [*LOOK, *(c for c in ("domain",) if c in frame)]  # a CycleGAN is evaluated on both domains
     return frame[frame["metric"] == metric].drop_duplicates(keys, keep="last")

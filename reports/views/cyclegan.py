@@ -1,13 +1,10 @@
 """Losses of a CycleGAN's training, and the errors of test images after translation there and back."""
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
 from wallclock.reports.format.plotly import Figure
 from wallclock.reports.views.curves import loss_curves
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CYCLES = {"cycle_error": ("there and back", "solid"), "cycle_error_with_noise": ("with noise on the way", "dash")}
 LOSSES = {
@@ -22,7 +19,7 @@ VIEW = View(("cyclegan",), curves=tuple(LOSSES))
 
 
 @VIEW.figure("cycles", "CycleGAN: there and back")
-def cycle_errors(samples: "pd.DataFrame") -> Figure | None:
+def cycle_errors(samples: pd.DataFrame) -> Figure | None:
     """Test images against their translation there and back, in a range of 2.
 
     Far more error with noise on the translation says that the way back reads what the translation hides, not what it
@@ -32,6 +29,6 @@ def cycle_errors(samples: "pd.DataFrame") -> Figure | None:
 
 
 @VIEW.figure("cyclegan-loss", "CycleGAN: losses")
-def losses(samples: "pd.DataFrame") -> Figure | None:
+def losses(samples: pd.DataFrame) -> Figure | None:
     """Of the generators together, and of each discriminator."""
     return loss_curves(samples, "cyclegan", LOSSES, "loss, as it is weighted", "iterations")

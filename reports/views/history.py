@@ -1,9 +1,11 @@
 """History: the figures of one series from run to run, and the commits at which they changed."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from wallclock.reports.format.labels import distinctions
 from wallclock.reports.format.plotly import Figure, escape, figure, json_numbers, nth_colour, scatter
@@ -15,11 +17,6 @@ from wallclock.reports.views.comparison import BENCHMARK as COMPARISON
 from wallclock.reports.views.comparison import HEAD
 from wallclock.reports.views.view import View
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import pandas as pd
-
 SHORTEST = 3  # fewest runs between two changes: a level of fewer runs was a bad day
 POINT = ("run_id", "started_utc", "git_sha")
 # Columns that may differ along one line, because they are under test: the hashes of the sources and the recipe.
@@ -29,8 +26,8 @@ VIEW = View()
 
 
 def series(
-    samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()
-) -> "Iterator[tuple[dict[str, Any], pd.DataFrame]]":
+    samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[str] = ()
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Yields each series: its identity, and one row for each run, oldest first.
 
     A series has one benchmark, case, variant, metric, machine and all settings; another GPU, driver, torch or flag is
@@ -97,15 +94,13 @@ def changes(values: Array) -> list[int]:
     return [place for place in found if place < n]
 
 
-def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> "pd.DataFrame":
+def history_summary(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[str] = ()) -> pd.DataFrame:
     """Returns one row for each series with at least two runs.
 
     Returns:
         The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (latest level over
         first), and `changes`: a list of `git_sha`, `started_utc`, `ratio` (new level over the previous) and `worse`.
     """
-    import pandas as pd
-
     rows = []
     for key, points in series(samples, runs, curves):
         values = points["value"].to_numpy(dtype=np.float64)
@@ -128,7 +123,7 @@ def history_summary(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequ
     return pd.DataFrame(rows)
 
 
-def history_rows(summary: "pd.DataFrame") -> Rows:
+def history_rows(summary: pd.DataFrame) -> Rows:
     """Returns the header and the cells of the table of trends, from `history_summary`."""
     header = ["case", "metric", "runs", "first", "latest", "x", "changed at"]
     rows: list[list[str]] = []
@@ -158,7 +153,7 @@ def history_rows(summary: "pd.DataFrame") -> Rows:
 
 
 @VIEW.figure("trends", "History")
-def trends(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]" = ()) -> Figure | None:
+def trends(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[str] = ()) -> Figure | None:
     """One line a series of one machine and setting, relative to its first run; diamonds are where it changed."""
     traces: list[Figure] = []
     for key, points in series(samples, runs, curves):
@@ -180,7 +175,7 @@ def trends(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]
 
 
 @VIEW.table("history", heading="Trends", words=2)
-def history_table(samples: "pd.DataFrame", runs: "pd.DataFrame", curves: "Sequence[str]") -> Rows:
+def history_table(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[str]) -> Rows:
     """One row a series: one machine, one setting.
 
     x is the latest level over the first; changed at names the commit at which a new level begins.

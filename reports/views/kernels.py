@@ -3,7 +3,9 @@
 import math
 import textwrap
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from wallclock.reports.format.plotly import (
     Figure,
@@ -19,9 +21,6 @@ from wallclock.reports.format.text import Rows, or_nothing, rounded_percent, sig
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CASE = ("case", "dtype", *PLACE)
 WAY = ("case", "dtype", "direction", *PLACE)
@@ -45,7 +44,7 @@ FAILED = View(("kernels", "upsampling"))
 @VIEW.summary(
     "kernels", "a row a case and variant: latencies, bytes predicted, counted and kept, error, share of a copy's speed"
 )
-def kernel_summary(samples: "pd.DataFrame", benchmark: str = "kernels") -> "pd.DataFrame":
+def kernel_summary(samples: pd.DataFrame, benchmark: str = "kernels") -> pd.DataFrame:
     """Returns one row for each variant of each case, direction and state of the cache.
 
     A variant that has failed its reference check, before or after it was timed, has no row; see `failed_rows`.
@@ -59,8 +58,6 @@ def kernel_summary(samples: "pd.DataFrame", benchmark: str = "kernels") -> "pd.D
         `saved_mb`, `beyond_output_mb` (of that, what is not the result itself), `peak_mb`, `error`, and for each other
         variant of the case `x_<variant>`: its latency over this one's.
     """
-    import pandas as pd
-
     measured = samples[samples["benchmark"] == benchmark]
     if not len(measured) or "direction" not in measured:
         return pd.DataFrame()
@@ -107,14 +104,14 @@ def kernel_summary(samples: "pd.DataFrame", benchmark: str = "kernels") -> "pd.D
     return table[first + [c for c in table if c not in (*first, "copy")]]
 
 
-def _failed(measured: "pd.DataFrame") -> "pd.Series":
+def _failed(measured: pd.DataFrame) -> pd.Series:
     return (measured["metric"] == "error") & (measured["status"] == "failed")
 
 
 @FAILED.table(
     "failed-kernels", title="Kernels that failed, and are left out above", heading="Kernels that failed", words=3
 )
-def failed_rows(samples: "pd.DataFrame") -> Rows:
+def failed_rows(samples: pd.DataFrame) -> Rows:
     """Variants that are wrong or could not run: they are in no table of times."""
     header = ["variant", "error", "case"]
     failed = samples[samples["benchmark"].isin(("kernels", "upsampling")) & _failed(samples)]
@@ -128,7 +125,7 @@ def failed_rows(samples: "pd.DataFrame") -> Rows:
 
 
 @VIEW.table("latencies", title="Kernels: us, hot cache; MB kept for backward")
-def kernel_rows(kernels: "pd.DataFrame") -> Rows:
+def kernel_rows(kernels: pd.DataFrame) -> Rows:
     """Returns the header and the cells of the terminal's table, with a hot cache; page and JSON have all columns."""
     header = ["case", "variant", "forward", "backward", "both", "of copy", "saved", "x eager"]
 
@@ -146,7 +143,7 @@ def kernel_rows(kernels: "pd.DataFrame") -> Rows:
 
 
 @VIEW.table("details", title="Kernels, whole: us hot (95% interval) and cold; MB kept besides the output")
-def kernel_detail_rows(kernels: "pd.DataFrame") -> Rows:
+def kernel_detail_rows(kernels: pd.DataFrame) -> Rows:
     """Returns the header and the cells of what the kernel table leaves out, of both directions or the only one.
 
     The interval and GB/s are of the hot latency; MB+ is what is kept for backward besides the output.
@@ -172,7 +169,7 @@ def kernel_detail_rows(kernels: "pd.DataFrame") -> Rows:
     return header, _rows_by_case(kernels[kernels["direction"] == ways], "cache", cells)
 
 
-def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
+def _rows_by_case(summary: pd.DataFrame, by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
     """Returns a row for each variant of each case: names, then what `cells` makes of its rows by direction or cache."""
     found: dict[int, dict[str, ByKind]] = {}
     places = summary.groupby(list(CASE), dropna=False, sort=False).ngroup()
@@ -188,7 +185,7 @@ def _rows_by_case(summary: "pd.DataFrame", by: str, cells: Callable[[ByKind], li
 
 
 @VIEW.table("kernels", heading="Kernels", words=4, dense=True)
-def kernel_cells(kernels: "pd.DataFrame") -> Rows:
+def kernel_cells(kernels: pd.DataFrame) -> Rows:
     """Median latencies.
 
     MB predicted is what a variant should move, and us predicted what that takes at the speed of a copy measured in the
@@ -240,7 +237,7 @@ def _error(share: float) -> str:
 
 
 @VIEW.figure("speedups", "Kernels: times as fast as eager")
-def speedup_map(kernels: "pd.DataFrame") -> Figure | None:
+def speedup_map(kernels: pd.DataFrame) -> Figure | None:
     """Hot cache, forward and backward where there is one.
 
     Blue is faster than eager PyTorch, orange slower.
@@ -273,7 +270,7 @@ def speedup_map(kernels: "pd.DataFrame") -> Figure | None:
 
 
 @VIEW.figure("roofline", "Kernels against the speed of a copy")
-def roofline(kernels: "pd.DataFrame") -> Figure | None:
+def roofline(kernels: pd.DataFrame) -> Figure | None:
     """Each variant's time over the bytes that it should move; the line is what a copy takes for as many.
 
     Both are measured in the same run. What lies below it finds its bytes in a cache. A whisker reaches to the bytes

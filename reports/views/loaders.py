@@ -2,16 +2,15 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escape, json_numbers, stacked_bars
 from wallclock.reports.format.text import Rows, interval_text, or_nothing, present, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HELD = "held batch"
 DEVICE = "device"
@@ -31,7 +30,7 @@ VIEW = View(("loaders",), tabled=("loaders",))
 
 
 @VIEW.summary("loaders", "a row a pipeline and regime: images a second, latency, stall")
-def loader_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
+def loader_summary(samples: pd.DataFrame) -> pd.DataFrame:
     """Returns one row for each pipeline of each regime, form and batch size.
 
     Returns:
@@ -40,8 +39,6 @@ def loader_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
         `x_device` (how many times as fast `device` is), `cpu_us` (CPU time an image), `added_mb`, `workers`, `stall`
         (share of a step that waits for its batch) and `growth` (of a step against one on a held batch).
     """
-    import pandas as pd
-
     measured = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "ok")]
     if measured.empty or "regime" not in measured:
         return pd.DataFrame()
@@ -72,7 +69,7 @@ def loader_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def loader_rows(loaders: "pd.DataFrame", regime: str) -> Rows:
+def loader_rows(loaders: pd.DataFrame, regime: str) -> Rows:
     """Medians with distribution-free 95% intervals; each regime stands for itself.
 
     x device is how many times as fast the device-resident pipeline is. CPU us is the CPU time an image of all
@@ -104,7 +101,7 @@ for _number, (_regime, _title) in enumerate(TITLES.items(), start=1):
 @VIEW.table(
     "failed-loaders", title="Loaders that failed, and are left out above", heading="Loaders that failed", words=3
 )
-def loader_failures(samples: "pd.DataFrame") -> Rows:
+def loader_failures(samples: pd.DataFrame) -> Rows:
     """Pipelines that are wrong or could not run: they are in no table."""
     failed = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "failed")]
     distinct = failed.drop_duplicates(["case", "variant", "error"])
@@ -113,13 +110,13 @@ def loader_failures(samples: "pd.DataFrame") -> Rows:
     ]
 
 
-def loader_labels(summary: "pd.DataFrame") -> list[str]:
+def loader_labels(summary: pd.DataFrame) -> list[str]:
     """Returns a label of form, batch size and pipeline for each row."""
     return [f"{r['form']} · {r['batch_size']:.0f} · {r['pipeline']}" for _, r in summary.iterrows()]
 
 
 @VIEW.figure("loaders", "Loaders alone")
-def loader_rates(loaders: "pd.DataFrame") -> Figure | None:
+def loader_rates(loaders: pd.DataFrame) -> Figure | None:
     """Median images a second over whole epochs that nobody trains on, with a 95% interval.
 
     Longer is better.
@@ -132,7 +129,7 @@ def loader_rates(loaders: "pd.DataFrame") -> Figure | None:
 
 
 @VIEW.figure("stalls", "What a training step waits for")
-def loader_stalls(loaders: "pd.DataFrame") -> Figure | None:
+def loader_stalls(loaders: pd.DataFrame) -> Figure | None:
     """Median time of a step, and the part of it that waits for its batch.
 
     The held batch has no pipeline: what other steps take beyond it is what their pipelines cost.
@@ -145,7 +142,7 @@ def loader_stalls(loaders: "pd.DataFrame") -> Figure | None:
     return _bars(training, parts, "milliseconds a step")
 
 
-def _bars(summary: "pd.DataFrame", parts: "list[tuple[str, pd.Series, str]]", title: str, **more: Figure) -> Figure:
+def _bars(summary: pd.DataFrame, parts: list[tuple[str, pd.Series, str]], title: str, **more: Figure) -> Figure:
     labels = [escape(label) for label in loader_labels(summary)]
     traces = [
         bar(name, json_numbers(values), labels, colour, f"%{{y}}: %{{x:.4g}} {title}<extra>{name}</extra>", **more)

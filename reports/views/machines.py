@@ -1,13 +1,12 @@
 """Machines and software of the runs: versions, and the GPU's clocks, temperature and power."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from wallclock.reports.format.text import Rows, present, stack_lines
 from wallclock.reports.store.schema import SLOWED
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MACHINE = ("gpu_name", "gpu_driver", "gpu_power_limit_w", "gpu_clocks_locked", "cpu", "cpu_cores", "host")
 SOFTWARE = ("python", "torch", "triton", "cuda")
@@ -17,7 +16,7 @@ VIEW = View()
 
 
 @VIEW.table("places", title="Where and with what", heading="Where and with what", words=4)
-def place_rows(samples: "pd.DataFrame", runs: "pd.DataFrame") -> Rows:
+def place_rows(samples: pd.DataFrame, runs: pd.DataFrame) -> Rows:
     """A row for each machine with each set of versions.
 
     Clocks, temperature and power are those of a GPU, read beside the samples; that it was slowed down by heat or its

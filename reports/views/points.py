@@ -1,17 +1,14 @@
 """Cost of each point of accuracy: the seconds from one whole percent to the next."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import Figure, escape, figure, nth_colour, scatter
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FINAL = {"train_eval_s": "elapsed_train_eval_s", "final_accuracy": "accuracy"}
 CURVE = (*FINAL, *FINAL.values())
@@ -20,7 +17,7 @@ POINTS = 12  # points of accuracy shown, up to the highest seen: those before ta
 VIEW = View(CURVE)
 
 
-def point_costs(samples: "pd.DataFrame") -> "dict[str, dict[float, tuple[float, float, float]]]":
+def point_costs(samples: pd.DataFrame) -> "dict[str, dict[float, tuple[float, float, float]]]":
     """Returns the seconds of each point of accuracy in each case: median, least and most of its seeds.
 
     Returns:
@@ -39,7 +36,7 @@ def point_costs(samples: "pd.DataFrame") -> "dict[str, dict[float, tuple[float, 
     return costs
 
 
-def costs_by_seed(samples: "pd.DataFrame", target: float | None = None) -> list[dict[float, float]]:
+def costs_by_seed(samples: pd.DataFrame, target: float | None = None) -> list[dict[float, float]]:
     """Returns the seconds of each whole point of accuracy, or of the one below a target, for each seed of each run."""
     found = []
     curves = samples[samples["metric"].isin(CURVE)]
@@ -74,7 +71,7 @@ def _point_costs(
 
 
 @VIEW.figure("points", "What each point of accuracy costs")
-def accuracy_points(samples: "pd.DataFrame") -> Figure | None:
+def accuracy_points(samples: pd.DataFrame) -> Figure | None:
     """Seconds of the train_eval clock from one whole percent to the next, when each was first reached.
 
     On straight lines between evaluations; median of the seeds.

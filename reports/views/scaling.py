@@ -1,23 +1,21 @@
 """Projection of a step's speed from one device to several."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from wallclock.reports.format.text import Rows, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval
 from wallclock.reports.views.ablation import AS_IS
 from wallclock.reports.views.view import View
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 LINKS_GB_PER_S = 100, 10  # speed of each device's link: assumed, not measured
 
 VIEW = View(("gradient_bytes",))
 
 
-def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
+def scaling_summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns one row for each number of devices in each ablation that measured their parts of a batch.
 
     A step of n devices takes one device's step on its part of the batch, then a ring's all-reduce of the gradients, in
@@ -28,8 +26,6 @@ def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
         and `_high`: speed-up of a step if the exchange takes no time (median over rounds of the ratio,
         bootstrap), and `at_<link>` for each link of `LINKS_GB_PER_S`.
     """
-    import pandas as pd
-
     rows: list[dict[str, Any]] = []
     counted = frame[frame["metric"] == "gradient_bytes"]
     for run_id, sizes in counted.groupby("run_id", sort=False, observed=True):
@@ -57,7 +53,7 @@ def scaling_summary(frame: "pd.DataFrame") -> "pd.DataFrame":
 @VIEW.table(
     "scaling", title="More devices: a projection from one, with its link's speed", heading="More devices, a projection"
 )
-def scaling_rows(samples: "pd.DataFrame") -> Rows:
+def scaling_rows(samples: pd.DataFrame) -> Rows:
     """From one device: a step on the part of the batch that each of n devices would have, in turns with the whole step.
 
     x at most is the whole step's time over the part's, with its 95% interval; then with a ring's all-reduce of the

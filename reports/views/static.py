@@ -1,12 +1,9 @@
 """Kernels compiled for GPUs that this machine need not have."""
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
 from wallclock.reports.format.text import Rows
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 VIEW = View(("static",), tabled=("static",))
 
@@ -17,7 +14,7 @@ VIEW = View(("static",), tabled=("static",))
     heading="Compiled kernels",
     words=2,
 )
-def static_rows(samples: "pd.DataFrame") -> Rows:
+def static_rows(samples: pd.DataFrame) -> Rows:
     """The worst of the n forms of a kernel for a GPU of compute capability sm.
 
     Registers of a thread, bytes spilled, instructions of its code, shared memory of a program, bytes of a thread's

@@ -1,21 +1,18 @@
 """Parts of a step's time: its phases, the evaluation, and the operators in a profile."""
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import COLOURS, Figure, bar, escape, json_number, stacked_bars
 from wallclock.reports.format.text import Rows, rounded_percent, significant
 from wallclock.reports.views.view import View
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
 
 VIEW = View(("phase_time", "operator_time"), tabled=("phase_time", "phase_overhead", "operator_time"))
 
 
-def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
+def phase_parts(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Returns the mean time of each phase in each case, in milliseconds for 1,000 images.
 
     Means add up to the whole, and batches of any size compare. `overhead` is the cost of the timers, a share of a step.
@@ -37,7 +34,7 @@ def phase_parts(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
 
 
 @VIEW.table("phases", title="Phases of a step, and evaluation, in ms for 1,000 images")
-def phase_rows(samples: "pd.DataFrame") -> Rows:
+def phase_rows(samples: pd.DataFrame) -> Rows:
     """Returns the header and the cells of the phase table: milliseconds for 1,000 images, and the timers' overhead."""
     header = ["case", *PHASES, "overhead"]
     rows = [
@@ -54,7 +51,7 @@ def phase_rows(samples: "pd.DataFrame") -> Rows:
 @VIEW.table(
     "operators", title="Where a step's time goes, by operator", heading="Where a step's time goes, by operator", words=2
 )
-def operator_rows(samples: "pd.DataFrame") -> Rows:
+def operator_rows(samples: pd.DataFrame) -> Rows:
     """A profiler's pass of its own over steps at full resolution: time within each operator, without those it calls.
 
     On a GPU, of the kernels that it launched. The profiler slows a step, so shares are what holds.
@@ -70,7 +67,7 @@ def operator_rows(samples: "pd.DataFrame") -> Rows:
 
 
 @VIEW.figure("phases", "Where a step's time goes")
-def phase_breakdown(samples: "pd.DataFrame") -> Figure | None:
+def phase_breakdown(samples: pd.DataFrame) -> Figure | None:
     """Measured in a pass of its own."""
     parts: dict[str, dict[str, float]] = {}
     for label, means in phase_parts(samples).items():

@@ -1,16 +1,13 @@
 """Every metric of every case: median, interval and range; and the metrics that no other table shows."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+import pandas as pd
 
 from wallclock.reports.format.labels import distinctions
 from wallclock.reports.format.text import Rows, arrow, interval_text, present, significant, stack_lines
 from wallclock.reports.stats.intervals import summarise
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
 
 SUMMARY_NAMES = ("benchmark", "case", "variant", "arm", "metric")
 
@@ -20,23 +17,23 @@ VIEW = View()
 @VIEW.summary(
     "summary", "a row a metric of a case: `n`, `median`, `ci_low`, `ci_high`, `min`, `max`, `failed`, `censored`"
 )
-def every_metric(samples: "pd.DataFrame", curves: "Sequence[str]") -> "pd.DataFrame":
+def every_metric(samples: pd.DataFrame, curves: Sequence[str]) -> pd.DataFrame:
     """Returns `summarise` of all metrics but the points of curves."""
     return summarise(samples[~samples["metric"].isin(curves)])
 
 
-def other_metrics(summary: "pd.DataFrame", tabled: "Sequence[str]") -> "pd.DataFrame":
+def other_metrics(summary: pd.DataFrame, tabled: Sequence[str]) -> pd.DataFrame:
     """Returns the rows of `every_metric` that have no table of their own."""
     return summary[~summary["metric"].isin(tabled) & ~summary["benchmark"].isin(tabled)]
 
 
 @VIEW.table("other", title="Other metrics")
-def other_rows(summary: "pd.DataFrame", tabled: "Sequence[str]") -> Rows:
+def other_rows(summary: pd.DataFrame, tabled: Sequence[str]) -> Rows:
     """Returns the rows of `summary_rows` for the metrics that have no table of their own."""
     return summary_rows(other_metrics(summary, tabled))
 
 
-def summary_rows(summary: "pd.DataFrame") -> Rows:
+def summary_rows(summary: pd.DataFrame) -> Rows:
     """Returns the header and the cells of the table of any metric; other columns show only what tells rows apart."""
     header = ["case", "metric", "n", "median", "95% interval", "unit"]
     distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)

@@ -1,15 +1,14 @@
 """Upsampling: the fastest and the cleanest variant at each stage, and all checkerboards."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from wallclock.reports.format.text import Rows, or_nothing, percent, significant
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.kernels import kernel_summary
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BENCHMARK = "upsampling"
 CHECKERBOARDS = ("constant_spread", "phase_share", "spectral_peak")
@@ -21,7 +20,7 @@ VIEW = View((BENCHMARK,), tabled=(*CHECKERBOARDS, "parameter_count"))
 
 
 @VIEW.summary("upsampling", "a row a stage and way: times, memory, checkerboards")
-def upsampling_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
+def upsampling_summary(samples: pd.DataFrame) -> pd.DataFrame:
     """Returns one row for each variant of each stage, type and layout, with a hot cache.
 
     A variant that has failed its reference check has no row.
@@ -33,8 +32,6 @@ def upsampling_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
         `spread` (`bench.cases.upsampling.checkerboard`: of the trained layer at the same map where there is one, else
         at the start), `fastest` (its 95% interval reaches that of the lowest median) and `clean`.
     """
-    import pandas as pd
-
     times = kernel_summary(samples, BENCHMARK)
     if times.empty:
         return pd.DataFrame()
@@ -69,11 +66,11 @@ def upsampling_summary(samples: "pd.DataFrame") -> "pd.DataFrame":
     return table
 
 
-def _median(samples: "pd.DataFrame", metric: str) -> float:
+def _median(samples: pd.DataFrame, metric: str) -> float:
     return float(samples.loc[samples["metric"] == metric, "value"].median())
 
 
-def _spread(own: "pd.DataFrame", this: "pd.DataFrame", kind: str, edge: int) -> float:
+def _spread(own: pd.DataFrame, this: pd.DataFrame, kind: str, edge: int) -> float:
     if "stage" in own:
         trained = own[(own["variant"] == kind) & (own["stage"] == edge) & (own["training_steps"] > 0)]
         if len(trained):
@@ -87,7 +84,7 @@ def _spread(own: "pd.DataFrame", this: "pd.DataFrame", kind: str, edge: int) -> 
     heading="Upsampling: the fastest and the cleanest",
     words=3,
 )
-def winner_rows(upsampling: "pd.DataFrame") -> Rows:
+def winner_rows(upsampling: pd.DataFrame) -> Rows:
     """Forward and backward of each stage of DCGAN's generator, batch 64, in ms.
 
     Where the 95% intervals of several reach the lowest median's, all are named as fastest. Cleanest are those that lay
@@ -122,7 +119,7 @@ def _name(row: dict[Any, Any]) -> str:
 @VIEW.table(
     "stages", title="Upsampling: ms; MB kept for backward", heading="Upsampling: five ways at each stage", words=2
 )
-def stage_rows(upsampling: "pd.DataFrame") -> Rows:
+def stage_rows(upsampling: pd.DataFrame) -> Rows:
     """Medians in ms; x nearest is how many times as long resize and convolution takes in the same layout.
 
     MB kept for backward. Weights in thousands.
@@ -142,7 +139,7 @@ def stage_rows(upsampling: "pd.DataFrame") -> Rows:
     title="Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training",
     heading="Upsampling: checkerboards",
 )
-def checkerboard_rows(samples: "pd.DataFrame") -> Rows:
+def checkerboard_rows(samples: pd.DataFrame) -> Rows:
     """Of a small GAN before and after a fixed short training.
 
     Spread: standard deviation between the four phases of a 2x2 grid over the mean, for a constant map, in the worst
@@ -167,10 +164,10 @@ def checkerboard_rows(samples: "pd.DataFrame") -> Rows:
     for key, group in own.groupby(keys, dropna=False, sort=False, observed=True):
         run_id, case, _, kind, steps = (str(part) for part in key)
 
-        def of(metric: str, what: str, group: "pd.DataFrame" = group) -> "pd.Series":
+        def of(metric: str, what: str, group: pd.DataFrame = group) -> pd.Series:
             return group.loc[(group["metric"] == metric) & (group["of"] == what), "value"]
 
-        def peak(what: str, group: "pd.DataFrame" = group) -> str:
+        def peak(what: str, group: pd.DataFrame = group) -> str:
             found = group[(group["metric"] == "spectral_peak") & (group["of"] == what)]
             return "" if found.empty else significant(found.groupby("peak")["value"].median().max(), 2)
 
@@ -190,5 +187,5 @@ def checkerboard_rows(samples: "pd.DataFrame") -> Rows:
     return header, rows
 
 
-def _share(values: "pd.Series") -> str:
+def _share(values: pd.Series) -> str:
     return "" if values.empty else percent(round(float(values.median()), 4))

@@ -1,13 +1,10 @@
 """Losses of a WGAN's training, and the distance that its critic estimates."""
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
 from wallclock.reports.format.plotly import Figure
 from wallclock.reports.views.curves import loss_curves
 from wallclock.reports.views.view import View
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DISTANCES = {
     "em_train": ("distance to training images", "solid"),
@@ -19,7 +16,7 @@ VIEW = View(("wgan",), curves=(*LOSSES, *DISTANCES))
 
 
 @VIEW.figure("distance", "WGAN: estimated distance")
-def distances(samples: "pd.DataFrame") -> Figure | None:
+def distances(samples: pd.DataFrame) -> Figure | None:
     """The critic's estimate of the earth mover's distance, up to its slope.
 
     A distance to held-out images that stays above that to training images shows learning by heart.
@@ -28,7 +25,7 @@ def distances(samples: "pd.DataFrame") -> Figure | None:
 
 
 @VIEW.figure("wgan-loss", "WGAN: losses")
-def losses(samples: "pd.DataFrame") -> Figure | None:
+def losses(samples: pd.DataFrame) -> Figure | None:
     """The critic's is D(real) - D(fake), averaged over the steps before each generator step.
 
     The generator's is D(fake).
