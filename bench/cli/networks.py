@@ -10,7 +10,7 @@ from wallclock.bench.cli.output import end_run, print_json, print_progress, type
 
 
 def translate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run of `wallclock run cyclegan`, or its checkpoint.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A run, as of `wallclock run cyclegan`, or its checkpoint.")],
     source: Annotated[Path, typer.Argument(help="An image, or a folder of them.", metavar="IN")],
     target: Annotated[Path, typer.Argument(help="Folder to write to.", metavar="OUT")],
     direction: Annotated[str, typer.Option(help="a-to-b or b-to-a.")] = "a-to-b",
@@ -18,11 +18,11 @@ def translate(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Translate images with a trained CycleGAN."""
+    """Translate images with a trained generator, such as a CycleGAN's."""
     import torch
 
     from wallclock.bench.measure.environment import resolve_device
-    from wallclock.bench.tasks.cyclegan import translate as translating
+    from wallclock.bench.quality import translate as translating
 
     generator, recipe = translating.load_generator(checkpoint, direction)
     edge = recipe.image_size if size is None else size
@@ -43,7 +43,7 @@ def translate(
 
 
 def judge(
-    run: Annotated[Path, typer.Argument(help="A run of `wallclock run wgan` or `run cyclegan`.")],
+    run: Annotated[Path, typer.Argument(help="A run, as of `wallclock run wgan`.")],
     features: Annotated[
         Path | None, typer.Option(help="Weights of the feature extractor; without, a network of our own is trained.")
     ] = None,

@@ -55,6 +55,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
         raise StoreError(f"{path} is damaged ({error}); start a new run") from None
 
 
+def weights_of(tensors: Mapping[str, torch.Tensor], network: str) -> dict[str, torch.Tensor]:
+    """Returns the state dict of one network of a checkpoint, by its name there; empty if it holds none of that name."""
+    prefix = f"{network}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def load_checkpoint(path: Path, state: Mapping[str, torch.Tensor], recipe: Any) -> dict[str, torch.Tensor]:
     """Returns the tensors of a checkpoint of a training.
 

@@ -55,8 +55,8 @@ class Training:
         judged: returns the sets that `wallclock judge` judges, of a trainer that holds a run's weights, its data, the
             number of images to make, and the most real images to compare with; None if the task makes no images.
         translator: returns the generator that `wallclock translate` uses, in evaluation mode, of a recipe, the tensors
-            of a checkpoint and a direction; None if the task translates no images. Raises ValueError if there is no such
-            direction.
+            of a checkpoint and a direction; None if the task translates no images. Raises ValueError if there is no
+            such direction.
     """
 
     load: Callable[[Any], Any]
