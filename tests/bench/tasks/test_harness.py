@@ -258,7 +258,8 @@ def test_ctrl_c_says_how_to_go_on(commands, wallclock, tmp_path, monkeypatch):
 
 
 def test_an_entry_becomes_a_job(tmp_path):
-    (job,) = TOY.quick
+    (make,) = TOY.quick
+    job = make(TOY)
     console = Console(file=(tmp_path / "said").open("w"))
     assert job.unavailable(None) == "" and (job.name, job.summary) == ("toy one", "one filter")
     assert job.run(Context(tmp_path / "runs", None, "cpu", Deadline(None), console, "test")) == "done"
