@@ -5,7 +5,7 @@ M = N*H*W; S row splits, each reduced by one program.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import triton
@@ -22,25 +22,39 @@ Save = Literal["input", "output", "byte"]
 ACTS: tuple[Act, ...] = get_args(Act)
 
 
-def batch_norm_act_ref(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    *,
-    training: bool,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    act: Act = "none",
-    negative_slope: float = 0.01,
-    residual: Tensor | None = None,
-) -> Tensor:
+class BatchNorm(NamedTuple):
+    """A batch norm and the activation after it.
+
+    Attributes:
+        weight: gamma [C], dense, given together with `bias` or not at all.
+        bias: beta [C].
+        running_mean: running mean [C], updated in place in training; or None.
+        running_var: running unbiased variance [C], updated in place too; given with `running_mean` or not at all.
+        training: whether to normalise by the batch's statistics rather than the running ones.
+        momentum: weight of the batch in the running statistics.
+        eps: number added to the variance.
+        act: name of the activation in `ACTS`.
+        negative_slope: slope of leaky_relu below zero.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    training: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+    act: Act = "none"
+    negative_slope: float = 0.01
+
+
+def batch_norm_act_ref(x: Tensor, norm: BatchNorm, *, residual: Tensor | None = None) -> Tensor:
     """Defines `batch_norm_act`: `act(batch_norm(x)) + residual`, computed in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
-    z = F.batch_norm(x.to(wide), running_mean, running_var, weight, bias, training, momentum, eps)
-    y = activate_ref(z, act, negative_slope)
+    weight, bias = (None if t is None else t.to(wide) for t in (norm.weight, norm.bias))
+    running = norm.running_mean, norm.running_var
+    z = F.batch_norm(x.to(wide), *running, weight, bias, norm.training, norm.momentum, norm.eps)
+    y = activate_ref(z, norm.act, norm.negative_slope)
     return (y if residual is None else y + residual.to(wide)).to(x.dtype)
 
 
@@ -72,6 +86,11 @@ class Plan:
     block_c: int
     splits: int
     split_rows: int
+
+    def merge_options(self) -> dict[str, int]:
+        """Returns launch options of a persistent program: splits that it merges at a time, and leave to wait."""
+        options = {"BLOCK_S": min(triton.next_power_of_2(self.splits), 32)}
+        return options | ({"launch_cooperative_grid": True} if self.splits > 1 else {})
 
 
 TILE = 2048  # elements: two vector loads per thread and tensor, and registers for three programs or more
@@ -105,9 +124,28 @@ def resident_programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
+def matrix(x: Tensor) -> tuple[int, int]:
+    """Returns M and C of a map [N, C, H, W]."""
+    return x.numel() // x.shape[1], x.shape[1]
+
+
 def _plan_for(x: Tensor, persistent: bool | None) -> Plan:
-    m, c = x.numel() // x.shape[1], x.shape[1]
-    return plan(m, c, resident_programs=None if persistent is False else resident_programs(x.device))
+    return plan(*matrix(x), resident_programs=None if persistent is False else resident_programs(x.device))
+
+
+def workspace(x: Tensor, cut: Plan, images: int = 1) -> tuple[int, Tensor, Tensor, dict[str, Any]]:
+    """Returns what the launches of a plan share.
+
+    Returns:
+        Number of tiles along the channels; partial results of the splits, [2, images, S, C]; counters of the programs
+        that have arrived at the barrier, zero, int32; options of a tile.
+    """
+    wide, acc = accumulator(x.dtype)
+    c = x.shape[1]
+    columns = triton.cdiv(c, cut.block_c)
+    partial = x.new_empty(2, images, cut.splits, c, dtype=wide)
+    arrived = x.new_zeros(images * columns if cut.persistent else 0, dtype=torch.int32)
+    return columns, partial, arrived, {"BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc}
 
 
 def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
@@ -174,43 +212,29 @@ def _forward(
         var.zero_()
         return y, mean, var, byte
     x, residual = dense(x), None if residual is None else dense(residual)
-    m, c = x.numel() // x.shape[1], x.shape[1]
+    m, c = matrix(x)
     cut = _plan_for(x, persistent)
-    wide, acc = accumulator(x.dtype)
-    columns = triton.cdiv(c, cut.block_c)
-    options = {
-        "AFFINE": weight is not None, "ACT": act, "RESIDUAL": residual is not None, "SAVE": save,
-        "BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc,
-    }  # fmt: skip
+    columns, partial, arrived, tile = workspace(x, cut)
+    options = {"AFFINE": weight is not None, "ACT": act, "RESIDUAL": residual is not None, "SAVE": save}
+    if given_mean is None and cut.persistent:
+        jit.persistent_forward_kernel[(columns, cut.splits)](
+            x, y, byte, residual, partial[0], partial[1], mean, var, weight, bias, arrived,
+            m, c, cut.splits, cut.split_rows, eps, negative_slope,
+            **options, **tile, num_warps=8, **cut.merge_options(),
+        )  # fmt: skip
+        return y, mean, var, byte
     if given_mean is None:
-        partial = torch.empty(2, cut.splits, c, device=x.device, dtype=wide)
-        if cut.persistent:
-            arrived = torch.zeros(columns, device=x.device, dtype=torch.int32)
-            jit.persistent_forward_kernel[(columns, cut.splits)](
-                x, y, byte, residual, partial[0], partial[1], mean, var, weight, bias, arrived,
-                m, c, cut.splits, cut.split_rows, eps, negative_slope,
-                **options, BLOCK_S=block_of_splits(cut), num_warps=8, **cooperative(cut),
-            )  # fmt: skip
-            return y, mean, var, byte
-        jit.stats_kernel[(columns, cut.splits)](
-            x, partial[0], partial[1], m, c, cut.split_rows, BLOCK_M=cut.block_m, BLOCK_C=cut.block_c, ACC=acc
-        )
+        jit.stats_kernel[(columns, cut.splits)](x, partial[0], partial[1], m, c, cut.split_rows, **tile)
         grid, blocks = merge_grid(c, cut)
         jit.merge_stats_kernel[grid](
-            partial[0], partial[1], mean, var, m, c, cut.splits, cut.split_rows, **blocks, ACC=acc
+            partial[0], partial[1], mean, var, m, c, cut.splits, cut.split_rows, **blocks, ACC=tile["ACC"]
         )
-    used_mean, used_var = (mean, var) if given_mean is None else (given_mean, given_var)
-    tile_rows = TILE // cut.block_c
-    jit.apply_kernel[(triton.cdiv(m, tile_rows), columns)](
-        x, y, byte, residual, used_mean, used_var, weight, bias, m, c, eps, negative_slope,
-        **{**options, "BLOCK_M": tile_rows},
-    )  # fmt: skip
+    used = (mean, var) if given_mean is None else (given_mean, given_var)
+    tile["BLOCK_M"] = TILE // cut.block_c
+    jit.apply_kernel[(triton.cdiv(m, tile["BLOCK_M"]), columns)](
+        x, y, byte, residual, *used, weight, bias, m, c, eps, negative_slope, **options, **tile
+    )
     return y, mean, var, byte
-
-
-def block_of_splits(cut: Plan) -> int:
-    """Returns the number of splits that a persistent program merges at a time."""
-    return min(triton.next_power_of_2(cut.splits), 32)
 
 
 def merge_grid(c: int, cut: Plan) -> tuple[tuple[int], dict[str, int]]:
@@ -218,11 +242,6 @@ def merge_grid(c: int, cut: Plan) -> tuple[tuple[int], dict[str, int]]:
     block_s = triton.next_power_of_2(cut.splits)
     block_c = max(1, min(triton.next_power_of_2(c), TILE // block_s))
     return (triton.cdiv(c, block_c),), {"BLOCK_S": block_s, "BLOCK_C": block_c}
-
-
-def cooperative(cut: Plan) -> dict[str, bool]:
-    """Returns the launch option that lets programs wait for each other, if the plan needs it."""
-    return {"launch_cooperative_grid": True} if cut.splits > 1 else {}
 
 
 def _backward_outputs(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,28 +270,22 @@ def _backward(
     if dy.numel() == 0:
         return dx, dweight.zero_(), dbias.zero_()
     dy, saved = dense(dy), dense(saved)
-    m, c = dy.numel() // dy.shape[1], dy.shape[1]
+    m, c = matrix(dy)
     cut = _plan_for(dy, persistent)
-    wide, acc = accumulator(dy.dtype)
-    columns = triton.cdiv(c, cut.block_c)
-    options = {
-        "AFFINE": weight is not None, "ACT": act, "SAVE": save,
-        "BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc,
-    }  # fmt: skip
-    partial = torch.empty(2, cut.splits, c, device=dy.device, dtype=wide)
+    columns, partial, arrived, tile = workspace(dy, cut)
+    options = {"AFFINE": weight is not None, "ACT": act, "SAVE": save, **tile}
     if cut.persistent:
-        arrived = torch.zeros(columns, device=dy.device, dtype=torch.int32)
         jit.persistent_backward_kernel[(columns, cut.splits)](
             saved, dy, dx, mean, var, weight, bias, partial[0], partial[1], dbias, dweight, arrived,
             m, c, cut.splits, cut.split_rows, eps, negative_slope,
-            **options, TRAINING=training, BLOCK_S=block_of_splits(cut), num_warps=16, **cooperative(cut),
+            **options, TRAINING=training, num_warps=16, **cut.merge_options(),
         )  # fmt: skip
         return dx, dweight, dbias
     jit.backward_sums_kernel[(columns, cut.splits)](
         saved, dy, mean, var, weight, bias, partial[0], partial[1], m, c, cut.split_rows, eps, negative_slope, **options
     )
     grid, blocks = merge_grid(c, cut)
-    jit.merge_sums_kernel[grid](partial[0], partial[1], dbias, dweight, c, cut.splits, **blocks, ACC=acc)
+    jit.merge_sums_kernel[grid](partial[0], partial[1], dbias, dweight, c, cut.splits, **blocks, ACC=tile["ACC"])
     jit.backward_apply_kernel[(triton.cdiv(m, cut.block_m), columns)](
         saved, dy, dx, mean, var, weight, bias, dbias, dweight, m, c, eps, negative_slope, **options, TRAINING=training
     )
@@ -290,18 +303,17 @@ def _update_running_stats(
     )
 
 
+def move_running(norm: BatchNorm, mean: Tensor, var: Tensor, x: Tensor) -> None:
+    """Moves a norm's running statistics, if it has any, towards mean and biased variance [C] of the map x."""
+    m, _ = matrix(x)
+    if norm.running_mean is not None and m:
+        torch.ops.wallclock.update_running_stats_(norm.running_mean, norm.running_var, mean, var, m, norm.momentum)
+
+
 def batch_norm_act(
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    norm: BatchNorm,
     *,
-    training: bool,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    act: Act = "none",
-    negative_slope: float = 0.01,
     residual: Tensor | None = None,
     save: Save = "input",
     persistent: bool | None = None,
@@ -310,15 +322,7 @@ def batch_norm_act(
 
     Args:
         x: map [N, C, H, W], floating; copied if it is not in channels-last memory.
-        weight: gamma [C], given together with `bias` or not at all.
-        bias: beta [C].
-        running_mean: running mean [C], updated in place in training; or None.
-        running_var: running unbiased variance [C], updated in place too; given with `running_mean` or not at all.
-        training: whether to normalise by the batch's statistics rather than the running ones.
-        momentum: weight of the batch in the running statistics.
-        eps: number added to the variance.
-        act: name of the activation in `ACTS`.
-        negative_slope: slope of leaky_relu below zero.
+        norm: the norm and its activation.
         residual: map [N, C, H, W] of x's dtype, added after the activation; or None.
         save: tensors that backward reads. "input" keeps x. "output" keeps y alone, which the next convolution keeps
             anyway, and inverts it: for `act` none or leaky_relu, without a residual; gamma then counts as at least 0.1.
@@ -340,37 +344,36 @@ def batch_norm_act(
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"batch_norm_act needs a floating [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
-    norm = (weight, bias, running_mean, running_var)
-    check_norm(x.shape[1], *norm, training=training, momentum=momentum, act=act)
-    if training and x.numel() == x.shape[1]:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    check_norm(tuple(x.shape), norm)
     check_residual(residual, x.dtype, tuple(x.shape))
     if save not in get_args(Save):
         raise ValueError(f"save is '{save}'; expected input, output or byte")
-    invertible = act == "none" or (act == "leaky_relu" and negative_slope > 0)
+    act, slope, training = norm.act, norm.negative_slope, norm.training
+    invertible = act == "none" or (act == "leaky_relu" and slope > 0)
     if save == "output" and (residual is not None or not invertible):
         raise ValueError(f"save='output' cannot invert {act}{' + residual' * (residual is not None)}; use save='byte'")
-    given = (None, None) if training else (running_mean, running_var)
+    given = (None, None) if training else (norm.running_mean, norm.running_var)
     y, mean, var, _ = torch.ops.wallclock.batch_norm_act(
-        x, weight, bias, *given, residual, training, eps, act, negative_slope, save, persistent
+        x, norm.weight, norm.bias, *given, residual, training, norm.eps, act, slope, save, persistent
     )
-    if training and running_mean is not None and x.numel():
-        m = x.numel() // x.shape[1]
-        torch.ops.wallclock.update_running_stats_(running_mean, running_var, mean, var, m, momentum)
+    if training:
+        move_running(norm, mean, var, x)
     return y
 
 
-def check_norm(channels: int, *norm: Tensor | None, training: bool, momentum: float, act: str) -> None:
-    """Checks gamma, beta, running mean and running variance of a batch norm, and its other arguments.
+def check_norm(shape: tuple[int, ...], norm: BatchNorm) -> None:
+    """Checks a norm of a map of the shape [N, C, H, W].
 
     Raises:
-        ValueError: if a vector is not [channels] in dense memory, one of a pair is missing, or a name is unknown.
+        ValueError: if a vector is not [C] in dense memory, one of a pair is missing, a name is unknown, or there is
+            only one value for each channel in training.
     """
-    weight, bias, running_mean, running_var = norm
-    check_vectors(channels, weight=weight, bias=bias)
-    check_vectors(channels, running_mean=running_mean, running_var=running_var)
-    if not training and running_mean is None:
+    check_vectors(shape[1], weight=norm.weight, bias=norm.bias)
+    check_vectors(shape[1], running_mean=norm.running_mean, running_var=norm.running_var)
+    if not norm.training and norm.running_mean is None:
         raise ValueError("evaluation needs running statistics; pass training=True to normalise by the batch's")
-    if not isinstance(momentum, float | int):
-        raise ValueError(f"momentum is {momentum}; for a cumulative average pass 1 / (batches seen so far + 1)")
-    check_act(act, ACTS)
+    if not isinstance(norm.momentum, float | int):
+        raise ValueError(f"momentum is {norm.momentum}; for a cumulative average pass 1 / (batches seen so far + 1)")
+    check_act(norm.act, ACTS)
+    if norm.training and shape[0] * shape[2] * shape[3] == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")

@@ -4,41 +4,36 @@ Shape legend: N images, H, W input map, C input channels, P, Q output map, K out
 tensors in channels-last memory.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels import conv_bn_operators  # noqa: F401  registers the operators
-from wallclock.kernels.batch_norm_act import Act, Save, batch_norm_act, batch_norm_act_ref, check_norm, dense
+from wallclock.kernels.batch_norm_act import (
+    BatchNorm,
+    Save,
+    batch_norm_act,
+    batch_norm_act_ref,
+    check_norm,
+    dense,
+    move_running,
+)
 from wallclock.kernels.checks import check_residual
 from wallclock.kernels.conv import output_size
 
 
 def conv_bn_act_ref(
-    x: Tensor,
-    filters: Tensor,
-    *norm: Tensor | None,
-    stride: int = 1,
-    padding: int = 0,
-    residual: Tensor | None = None,
-    **options: Any,
+    x: Tensor, filters: Tensor, norm: BatchNorm, *, stride: int = 1, padding: int = 0, residual: Tensor | None = None
 ) -> Tensor:
     """Defines `conv_bn_act`: `act(batch_norm(conv(x))) + residual`, computed in float32 at least.
 
-    Args:
-        x: map [N, C, H, W], floating.
-        filters: filters [K, C, R, S].
-        norm: gamma, beta, running mean and running variance, see `batch_norm_act_ref`.
-        stride: stride of the convolution.
-        padding: zeros around x.
-        residual: map [N, K, P, Q] of x's dtype; or None.
-        options: other keyword arguments of `batch_norm_act_ref`.
+    The arguments are those of `conv_bn_act`, with x of any memory order.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     y = F.conv2d(x.to(wide), filters.to(wide), stride=stride, padding=padding)
-    return batch_norm_act_ref(y, *norm, residual=None if residual is None else residual.to(wide), **options).to(x.dtype)
+    return batch_norm_act_ref(y, norm, residual=None if residual is None else residual.to(wide)).to(x.dtype)
 
 
 class Deferred(NamedTuple):
@@ -47,20 +42,12 @@ class Deferred(NamedTuple):
     Attributes:
         map: map [N, C, H, W] before the norm, dense.
         table: the norm's table with the batch's statistics, see `kernels.conv.Norm`.
-        weight: gamma [C], or None.
-        bias: beta [C], or None.
-        eps: number added to the variance.
-        act: name of the activation in `kernels.batch_norm_act.ACTS`.
-        negative_slope: slope of leaky_relu below zero.
+        norm: the norm and its activation, in training.
     """
 
     map: Tensor
     table: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    act: Act
-    negative_slope: float
+    norm: BatchNorm
 
     def applied(self, residual: Tensor | None = None, save: Save = "input") -> Tensor:
         """Returns `act(norm(map)) + residual`, [N, C, H, W]; reads each map once and writes one.
@@ -69,71 +56,55 @@ class Deferred(NamedTuple):
             residual: map [N, C, H, W] of the map's dtype; or None.
             save: tensors that backward reads; see `batch_norm_act`.
         """
+        norm = self.norm
         return torch.ops.wallclock.batch_norm_act(
-            self.map, self.weight, self.bias, self.table[2], self.table[4], residual, True, self.eps, self.act,
-            self.negative_slope, save, None,
+            self.map, norm.weight, norm.bias, self.table[2], self.table[4], residual, True, norm.eps, norm.act,
+            norm.negative_slope, save, None,
         )[0]  # fmt: skip
 
 
-def deferred(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    *,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    act: Act = "none",
-    negative_slope: float = 0.01,
-) -> Deferred:
+def deferred(x: Tensor, norm: BatchNorm) -> Deferred:
     """Leaves a training batch norm and its activation to the convolution that reads x [N, C, H, W] next.
 
-    The arguments are those of `batch_norm_act` in training. The call reads x once, for the statistics.
+    The call reads x once, for the statistics.
 
     Raises:
-        ValueError: if there is only one value for each channel.
+        ValueError: if the norm does not fit, or there is only one value for each channel.
     """
-    norm = (weight, bias, running_mean, running_var)
-    check_norm(x.shape[1], *norm, training=True, momentum=momentum, act=act)
+    check_norm(tuple(x.shape), norm)
     x = dense(x)
     # The convolution that reads x computes the gradients of gamma and beta, and that of x through its statistics.
-    given = (None if t is None else t.detach() for t in (weight, bias))
-    table = torch.ops.wallclock.norm_table(x.detach(), *given, eps)
-    _update(running_mean, running_var, table, x, momentum)
-    return Deferred(x, table, weight, bias, eps, act, negative_slope)
+    given = (None if t is None else t.detach() for t in norm[:2])
+    table = torch.ops.wallclock.norm_table(x.detach(), *given, norm.eps)
+    move_running(norm, table[2], table[4], x)
+    return Deferred(x, table, norm)
 
 
 def conv_bn_act(
     x: Tensor | Deferred,
     filters: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    norm: BatchNorm,
     *,
     stride: int = 1,
     padding: int = 0,
-    training: bool,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    act: Act = "none",
-    negative_slope: float = 0.01,
     residual: Tensor | None = None,
     save: Save = "input",
     defer: bool = False,
 ) -> Tensor | Deferred:
     """Returns `act(batch_norm(conv(x))) + residual`, with statistics from the convolution's kernel, and its gradients.
 
-    The arguments are those of `batch_norm_act`, with vectors of K channels, and:
+    Evaluation without gradients folds the running statistics into one kernel with convolution and activation.
+
+    Args:
         x: [N, C, H, W], floating; copied if it is not in channels-last memory. Or a deferred map, whose norm and
             activation are applied while it is read.
         filters: [K, C, R, S]; converted to x's dtype.
+        norm: the norm of K channels and its activation.
         stride: stride of the convolution.
         padding: zeros around the activated x.
         residual: [N, K, P, Q] of x's dtype, added after the activation; or None.
+        save: tensors that backward reads; see `batch_norm_act`.
         defer: in training, leave norm and activation to the operation that reads the result; not with a residual.
-    Evaluation without gradients folds the running statistics into one kernel with convolution and activation.
 
     Returns:
         [N, K, P, Q] of x's dtype in channels-last memory, or that map deferred.
@@ -149,35 +120,27 @@ def conv_bn_act(
     "scale-bias-relu, convolution, statistics".
     """
     source = x.map if isinstance(x, Deferred) else x
-    _check(source, filters, stride, padding, residual if not defer else None)
-    norm = (weight, bias, running_mean, running_var)
-    check_norm(filters.shape[0], *norm, training=training, momentum=momentum, act=act)
+    shape = _output_shape(source, filters, stride, padding)
+    check_norm(shape, norm)
     if defer and residual is not None:
         raise ValueError("a deferred map takes no residual; leave out `defer` where one is added")
-    parameters = (filters, weight, bias)
-    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (source, *parameters))
-    if training:
-        y, table = convolved(x, filters, stride=stride, padding=padding, stats_for=(weight, bias, eps))
-        _update(running_mean, running_var, table, y, momentum)
-        made = Deferred(y, table, weight, bias, eps, act, negative_slope)
+    check_residual(residual, source.dtype, shape)
+    if norm.training:
+        y, table = convolved(x, filters, stride=stride, padding=padding, stats_for=norm)
+        move_running(norm, table[2], table[4], y)
+        made = Deferred(y, table, norm)
         return made if defer else made.applied(residual, save)
-    if wants_gradient or isinstance(x, Deferred):
+    trained = any(t is not None and t.requires_grad for t in (source, filters, norm.weight, norm.bias))
+    if (torch.is_grad_enabled() and trained) or isinstance(x, Deferred):
         y, _ = convolved(x, filters, stride=stride, padding=padding)
-        return batch_norm_act(
-            y, *norm, training=False, eps=eps, act=act, negative_slope=negative_slope, residual=residual, save=save
-        )
+        return batch_norm_act(y, norm, residual=residual, save=save)
     return torch.ops.wallclock.conv_bn_act_folded(
-        x, filters, *norm, residual, stride, padding, eps, act, negative_slope
+        x, filters, *norm[:4], residual, stride, padding, norm.eps, norm.act, norm.negative_slope
     )
 
 
 def convolved(
-    x: Tensor | Deferred,
-    filters: Tensor,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    stats_for: tuple[Tensor | None, Tensor | None, float] | None = None,
+    x: Tensor | Deferred, filters: Tensor, *, stride: int = 1, padding: int = 0, stats_for: BatchNorm | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns a convolution with gradients, and the table of a norm of its output.
 
@@ -186,20 +149,21 @@ def convolved(
         filters: filters [K, C, R, S]; converted to x's dtype.
         stride: stride of the convolution.
         padding: zeros around the activated x.
-        stats_for: gamma, beta and eps of the norm whose table is wanted; or None.
+        stats_for: the norm whose table is wanted; or None.
 
     Returns:
         The map [N, K, P, Q], and the table [5, K], empty if none is wanted.
     """
-    norm: tuple[object, ...] = (None, None, None, "none", 0.0)
+    of_input: tuple[object, ...] = (None, None, None, "none", 0.0)
     if isinstance(x, Deferred):
-        norm = (x.table, x.weight, x.bias, x.act, x.negative_slope)
-        x = x.map
-    weight, bias, eps = stats_for or (None, None, 0.0)
-    return torch.ops.wallclock.conv_bn(x, filters, *norm, stride, padding, stats_for is not None, weight, bias, eps)
+        norm = x.norm
+        of_input, x = (x.table, norm.weight, norm.bias, norm.act, norm.negative_slope), x.map
+    of_output = (False, None, None, 0.0) if stats_for is None else (True, *stats_for[:2], stats_for.eps)
+    return torch.ops.wallclock.conv_bn(x, filters, *of_input, stride, padding, *of_output)
 
 
-def _check(x: Tensor, filters: Tensor, stride: int, padding: int, residual: Tensor | None) -> None:
+def _output_shape(x: Tensor, filters: Tensor, stride: int, padding: int) -> tuple[int, int, int, int]:
+    """Returns N, K, P, Q of a convolution; raises a ValueError if its arguments do not fit."""
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"conv_bn_act needs a floating [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
     if filters.ndim != 4 or filters.shape[1] != x.shape[1]:
@@ -209,12 +173,4 @@ def _check(x: Tensor, filters: Tensor, stride: int, padding: int, residual: Tens
     p, q = (output_size(x.shape[i], filters.shape[i], stride, padding) for i in (2, 3))
     if p < 1 or q < 1:
         raise ValueError(f"filters of {tuple(filters.shape[2:])} do not fit on a map of {tuple(x.shape[2:])}")
-    check_residual(residual, x.dtype, (x.shape[0], filters.shape[0], p, q))
-
-
-def _update(running_mean: Tensor | None, running_var: Tensor | None, table: Tensor, y: Tensor, momentum: float) -> None:
-    m = y.numel() // y.shape[1]
-    if m == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(y.shape)}")
-    if running_mean is not None and m:
-        torch.ops.wallclock.update_running_stats_(running_mean, running_var, table[2], table[4], m, momentum)
+    return x.shape[0], filters.shape[0], p, q

@@ -4,14 +4,14 @@ Shape legend: N batch, C channels, H, W height and width; an image of channels-l
 M = H*W; S row splits, each reduced by one program.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from wallclock.kernels import batch_norm_act as norm
+from wallclock.kernels import batch_norm_act as base
 from wallclock.kernels.checks import check_act, check_residual, check_vectors
 from wallclock.kernels.instance_norm import instance_norm
 from wallclock.kernels.jit import instance_norm_act as jit
@@ -22,25 +22,36 @@ ACTS: tuple[Act, ...] = get_args(Act)
 MOST_IMAGES = 65_535  # the limit of a grid's third axis
 
 
+class InstanceNorm(NamedTuple):
+    """An instance norm, the activation after it, and the padding for the next convolution.
+
+    Attributes:
+        weight: gamma [C], dense, given together with `bias` or not at all.
+        bias: beta [C].
+        eps: number added to the biased variance of each image's channel.
+        act: name of the activation in `ACTS`.
+        negative_slope: slope of leaky_relu below zero.
+        pad: padding of the output by reflection on each side in pixels, less than its edges.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    act: Act = "none"
+    negative_slope: float = 0.01
+    pad: int = 0
+
+
 def instance_norm_act_ref(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    act: Act = "none",
-    negative_slope: float = 0.01,
-    pad: int = 0,
-    residual: Tensor | None = None,
-    residual_pad: int = 0,
+    x: Tensor, norm: InstanceNorm, *, residual: Tensor | None = None, residual_pad: int = 0
 ) -> Tensor:
     """Defines `instance_norm_act`: `reflect_pad(act(instance_norm(x)) + residual, pad)`, in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
-    y = norm.activate_ref(instance_norm(x.to(wide), weight, bias, eps=eps), act, negative_slope)
+    vectors = (None if t is None else t.to(wide) for t in norm[:2])
+    y = base.activate_ref(instance_norm(x.to(wide), *vectors, eps=norm.eps), norm.act, norm.negative_slope)
     if residual is not None:
         y = y + interior(residual, residual_pad).to(wide)
-    return (F.pad(y, (pad,) * 4, mode="reflect") if pad else y).to(x.dtype)
+    return (F.pad(y, (norm.pad,) * 4, mode="reflect") if norm.pad else y).to(x.dtype)
 
 
 def interior(padded: Tensor, pad: int) -> Tensor:
@@ -48,7 +59,7 @@ def interior(padded: Tensor, pad: int) -> Tensor:
     return padded[:, :, pad:-pad, pad:-pad] if pad else padded
 
 
-def plan(n: int, m: int, c: int, *, resident_programs: int | None) -> norm.Plan:
+def plan(n: int, m: int, c: int, *, resident_programs: int | None) -> base.Plan:
     """Returns the plan by which each of n images, matrices [m, c], is divided among programs.
 
     The persistent form takes the smallest tiles that let all programs run at once: with one image of 256x64x64, 128
@@ -63,21 +74,21 @@ def plan(n: int, m: int, c: int, *, resident_programs: int | None) -> norm.Plan:
     block_c = min(triton.next_power_of_2(c), 64)
     column_blocks = triton.cdiv(c, block_c)
     if resident_programs is not None:
-        tile = norm.TILE
-        while tile <= norm.PERSISTENT_TILE:
+        tile = base.TILE
+        while tile <= base.PERSISTENT_TILE:
             block_m = tile // block_c
             splits = triton.cdiv(m, block_m)
             if splits == 1 or splits * column_blocks * n <= resident_programs:
-                return norm.Plan(True, block_m, block_c, splits, block_m)
+                return base.Plan(True, block_m, block_c, splits, block_m)
             tile *= 2
-    block_m = norm.TILE // block_c
+    block_m = base.TILE // block_c
     tiles = triton.cdiv(m, block_m)
-    tiles_of_split = triton.cdiv(tiles, max(1, norm.PROGRAMS // (column_blocks * n)))
-    return norm.Plan(False, block_m, block_c, triton.cdiv(tiles, tiles_of_split), tiles_of_split * block_m)
+    tiles_of_split = triton.cdiv(tiles, max(1, base.PROGRAMS // (column_blocks * n)))
+    return base.Plan(False, block_m, block_c, triton.cdiv(tiles, tiles_of_split), tiles_of_split * block_m)
 
 
-def _plan_for(n: int, c: int, h: int, w: int, device: torch.device, persistent: bool | None) -> norm.Plan:
-    return plan(n, h * w, c, resident_programs=None if persistent is False else norm.resident_programs(device))
+def _plan_for(n: int, c: int, h: int, w: int, device: torch.device, persistent: bool | None) -> base.Plan:
+    return plan(n, h * w, c, resident_programs=None if persistent is False else base.resident_programs(device))
 
 
 def _places(pad: int, h: int, w: int) -> int:
@@ -89,7 +100,7 @@ def _places(pad: int, h: int, w: int) -> int:
 
 def _pixels_strided(x: Tensor) -> Tensor:
     """Returns a map whose channels are adjacent in memory, whatever its other strides; copied if they are not."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else norm.dense(x)
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else base.dense(x)
 
 
 def _map_strides(x: Tensor) -> tuple[int, int, int]:
@@ -103,7 +114,7 @@ def _padded_like(x: Tensor, pad: int) -> Tensor:
 
 
 def _forward_outputs(x: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    wide, _ = norm.accumulator(x.dtype)
+    wide, _ = base.accumulator(x.dtype)
     return _padded_like(x, pad), x.new_empty(x.shape[:2], dtype=wide), x.new_empty(x.shape[:2], dtype=wide)
 
 
@@ -148,46 +159,42 @@ def _forward(
     n, c, h, w = x.shape
     if x.numel() == 0:
         return y, mean.zero_(), var.zero_()
-    x, m = norm.dense(x), h * w
+    x, m = base.dense(x), h * w
     inner = None if residual is None else interior(_pixels_strided(residual), residual_pad)
     strides = (0, 0, 0) if inner is None else _map_strides(inner)
     cut = _plan_for(n, c, h, w, x.device, persistent)
-    wide, acc = norm.accumulator(x.dtype)
-    columns = triton.cdiv(c, cut.block_c)
-    tile = {"BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc}
+    columns, partial, arrived, tile = base.workspace(x, cut, n)
     options = {
         "AFFINE": weight is not None, "ACT": act, "RESIDUAL": inner is not None,
-        "PAD": pad, "PLACES": _places(pad, h, w),
+        "PAD": pad, "PLACES": _places(pad, h, w), **tile,
     }  # fmt: skip
-    partial = torch.empty(2, n, cut.splits, c, device=x.device, dtype=wide)
     if cut.persistent:
-        arrived = torch.zeros(n * columns, device=x.device, dtype=torch.int32)
         jit.image_forward_kernel[(columns, cut.splits, n)](
             x, y, inner, partial[0], partial[1], mean, var, weight, bias, arrived,
             h, w, c, cut.splits, cut.split_rows, *strides, eps, negative_slope,
-            **options, **tile, BLOCK_S=norm.block_of_splits(cut), num_warps=_warps(cut), **norm.cooperative(cut),
+            **options, num_warps=_warps(cut), **cut.merge_options(),
         )  # fmt: skip
         return y, mean, var
     jit.image_stats_kernel[(columns, cut.splits, n)](
         x, partial[0], partial[1], m, c, cut.splits, cut.split_rows, **tile
     )
-    (programs,), blocks = norm.merge_grid(c, cut)
+    (programs,), blocks = base.merge_grid(c, cut)
     jit.image_merge_stats_kernel[(programs, 1, n)](
-        partial[0], partial[1], mean, var, m, c, cut.splits, cut.split_rows, **blocks, ACC=acc
+        partial[0], partial[1], mean, var, m, c, cut.splits, cut.split_rows, **blocks, ACC=tile["ACC"]
     )
     jit.image_apply_kernel[(triton.cdiv(m, cut.block_m), columns, n)](
-        x, y, inner, mean, var, weight, bias, h, w, c, *strides, eps, negative_slope, **options, **tile
+        x, y, inner, mean, var, weight, bias, h, w, c, *strides, eps, negative_slope, **options
     )
     return y, mean, var
 
 
-def _warps(cut: norm.Plan) -> int:
+def _warps(cut: base.Plan) -> int:
     """Returns the number of warps of a persistent program: at most 32 elements per thread and tensor."""
     return max(4, min(16, cut.block_m * cut.block_c // 1024))
 
 
 def _backward_outputs(x: Tensor, with_residual: bool, residual_pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide, _ = norm.accumulator(x.dtype)
+    wide, _ = base.accumulator(x.dtype)
     dresidual = _padded_like(x, residual_pad) if with_residual else x.new_empty(0)
     dweight, dbias = (x.new_empty(x.shape[:2], dtype=wide) for _ in range(2))
     return torch.empty_like(x, memory_format=torch.channels_last), dweight, dbias, dresidual
@@ -214,49 +221,39 @@ def _backward(
     n, c, h, w = x.shape
     if x.numel() == 0:
         return dx, dweight.zero_(), dbias.zero_(), dresidual
-    x, dy, m = norm.dense(x), _pixels_strided(dy), h * w
+    x, dy, m = base.dense(x), _pixels_strided(dy), h * w
     cut = _plan_for(n, c, h, w, x.device, persistent)
-    wide, acc = norm.accumulator(x.dtype)
-    columns = triton.cdiv(c, cut.block_c)
-    tile = {"BLOCK_M": cut.block_m, "BLOCK_C": cut.block_c, "ACC": acc}
-    options = {"AFFINE": weight is not None, "ACT": act, "PAD": pad, "PLACES": _places(pad, h, w)}
+    columns, partial, arrived, tile = base.workspace(x, cut, n)
+    options = {"AFFINE": weight is not None, "ACT": act, "PAD": pad, "PLACES": _places(pad, h, w), **tile}
     of_residual = {
         "DRESIDUAL": with_residual, "RESIDUAL_PAD": residual_pad, "RESIDUAL_PLACES": _places(residual_pad, h, w)
     }  # fmt: skip
-    partial = torch.empty(2, n, cut.splits, c, device=x.device, dtype=wide)
     if cut.persistent:
-        arrived = torch.zeros(n * columns, device=x.device, dtype=torch.int32)
         jit.image_backward_kernel[(columns, cut.splits, n)](
             x, dy, dx, dresidual, mean, var, weight, bias, partial[0], partial[1], dbias, dweight, arrived,
             h, w, c, cut.splits, cut.split_rows, *_map_strides(dy), eps, negative_slope,
-            **options, **of_residual, **tile,
-            BLOCK_S=norm.block_of_splits(cut), num_warps=2 * _warps(cut), **norm.cooperative(cut),
+            **options, **of_residual, num_warps=2 * _warps(cut), **cut.merge_options(),
         )  # fmt: skip
         return dx, dweight, dbias, dresidual
     jit.image_backward_sums_kernel[(columns, cut.splits, n)](
         x, dy, mean, var, weight, bias, partial[0], partial[1],
-        h, w, c, cut.splits, cut.split_rows, *_map_strides(dy), eps, negative_slope, **options, **tile,
+        h, w, c, cut.splits, cut.split_rows, *_map_strides(dy), eps, negative_slope, **options,
     )  # fmt: skip
-    (programs,), blocks = norm.merge_grid(c, cut)
+    (programs,), blocks = base.merge_grid(c, cut)
     jit.image_merge_sums_kernel[(programs, 1, n)](
-        partial[0], partial[1], dbias, dweight, c, cut.splits, **blocks, ACC=acc
+        partial[0], partial[1], dbias, dweight, c, cut.splits, **blocks, ACC=tile["ACC"]
     )
     jit.image_backward_apply_kernel[(triton.cdiv(m, cut.block_m), columns, n)](
         x, dy, dx, dresidual, mean, var, weight, bias, dbias, dweight,
-        h, w, c, *_map_strides(dy), eps, negative_slope, **options, **of_residual, **tile,
+        h, w, c, *_map_strides(dy), eps, negative_slope, **options, **of_residual,
     )  # fmt: skip
     return dx, dweight, dbias, dresidual
 
 
 def instance_norm_act(
     x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    norm: InstanceNorm,
     *,
-    eps: float = 1e-5,
-    act: Act = "none",
-    negative_slope: float = 0.01,
-    pad: int = 0,
     residual: Tensor | None = None,
     residual_pad: int = 0,
     persistent: bool | None = None,
@@ -270,12 +267,7 @@ def instance_norm_act(
 
     Args:
         x: map [N, C, H, W], floating, at most 65,535 images; copied if it is not in channels-last memory.
-        weight: gamma [C], given together with `bias` or not at all.
-        bias: beta [C].
-        eps: number added to the biased variance of each image's channel.
-        act: name of the activation in `ACTS`.
-        negative_slope: slope of leaky_relu below zero.
-        pad: padding of the output on each side in pixels, less than its edges.
+        norm: the norm, its activation and the output's padding `pad`.
         residual: map [N, C, H + 2*residual_pad, W + 2*residual_pad] of x's dtype, whose interior is added; copied
             unless the stride of its channels is one; or None.
         residual_pad: padding of the residual on each side in pixels.
@@ -299,16 +291,17 @@ def instance_norm_act(
     n, c, h, w = x.shape
     if n > MOST_IMAGES:
         raise ValueError(f"x has {n} images; expected at most {MOST_IMAGES}")
-    check_vectors(c, weight=weight, bias=bias)
+    check_vectors(c, weight=norm.weight, bias=norm.bias)
     if h * w == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {tuple(x.shape)}")
-    check_act(act, ACTS)
-    for name, pixels in (("pad", pad), ("residual_pad", residual_pad)):
+    check_act(norm.act, ACTS)
+    for name, pixels in (("pad", norm.pad), ("residual_pad", residual_pad)):
         if pixels and not 0 < pixels < min(h, w):
             raise ValueError(f"{name} is {pixels}; expected from 0 to below the shorter edge of {h}x{w}")
     if residual is None and residual_pad:
         raise ValueError(f"residual_pad is {residual_pad} without a residual; expected 0")
     check_residual(residual, x.dtype, (n, c, h + 2 * residual_pad, w + 2 * residual_pad))
+    weight, bias, eps, act, negative_slope, pad = norm
     return torch.ops.wallclock.instance_norm_act(
         x, weight, bias, residual, residual_pad, pad, eps, act, negative_slope, persistent
     )[0]

@@ -19,6 +19,7 @@ from wallclock.models.recipes.recipe import Implementation, Implementations, Sav
 from wallclock.models.upsampling import CollapsedConv, autocast_to
 
 if TYPE_CHECKING:  # triton is imported where it is used
+    from wallclock.kernels.batch_norm_act import BatchNorm
     from wallclock.kernels.conv_bn_act import Deferred
 
 Act = Literal["leaky_relu", "relu", "gelu", "silu"]
@@ -69,12 +70,14 @@ def convolve(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
     return conv_bn_act.convolved(x, conv.weight, stride=conv.stride[0], padding=int(conv.padding[0]))[0]
 
 
-def _count_batch(norm: nn.Module, training: bool) -> nn.BatchNorm2d:
-    """Returns the norm, after counting one more batch in training."""
-    assert isinstance(norm, nn.BatchNorm2d)
+def _kernel_norm(norm: nn.Module, training: bool) -> BatchNorm:
+    """Returns a norm without activation as the kernels take it, after counting one more batch in training."""
+    from wallclock.kernels.batch_norm_act import BatchNorm
+
+    assert isinstance(norm, nn.BatchNorm2d) and norm.momentum is not None
     if training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    return norm
+    return BatchNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, training, norm.momentum, norm.eps)
 
 
 class Conv2d(nn.Conv2d):
@@ -168,13 +171,8 @@ class BatchNormAct(nn.Sequential):
     def _fused(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         from wallclock.kernels.batch_norm_act import batch_norm_act
 
-        norm = _count_batch(self[0], self.training)
         fused = residual if self.implementations.residual == "triton" else None
-        y = batch_norm_act(
-            x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-            training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act,
-            negative_slope=self.negative_slope, residual=fused, save=self._save(fused is not None),
-        )  # fmt: skip
+        y = batch_norm_act(x, self._kernel_norm(), residual=fused, save=self._save(fused is not None))
         return y if residual is None or fused is not None else residual + y
 
     def deferred(self, x: torch.Tensor) -> torch.Tensor | Deferred:
@@ -183,11 +181,7 @@ class BatchNormAct(nn.Sequential):
             return self(x)
         from wallclock.kernels.conv_bn_act import deferred
 
-        norm = _count_batch(self[0], self.training)
-        return deferred(
-            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=self.momentum, eps=norm.eps,
-            act=self.act, negative_slope=self.negative_slope,
-        )  # fmt: skip
+        return deferred(x, self._kernel_norm())
 
     @overload
     def after(
@@ -214,16 +208,19 @@ class BatchNormAct(nn.Sequential):
             return self(convolve(conv, x), residual)
         from wallclock.kernels.conv_bn_act import conv_bn_act
 
-        norm = _count_batch(self[0], self.training)
         fused = residual if self.implementations.residual == "triton" else None
         y = conv_bn_act(
-            autocast_to(x) if isinstance(x, torch.Tensor) else x, conv.weight,
-            norm.weight, norm.bias, norm.running_mean, norm.running_var, stride=conv.stride[0],
-            padding=int(conv.padding[0]), training=self.training, momentum=self.momentum, eps=norm.eps, act=self.act,
-            negative_slope=self.negative_slope, residual=fused, save=self._save(fused is not None),
+            autocast_to(x) if isinstance(x, torch.Tensor) else x, conv.weight, self._kernel_norm(),
+            stride=conv.stride[0], padding=int(conv.padding[0]), residual=fused, save=self._save(fused is not None),
             defer=defer and self.training and residual is None,
         )  # fmt: skip
         return y if residual is None or fused is not None else residual + y  # type: ignore[operator]
+
+    def _kernel_norm(self) -> BatchNorm:
+        """Returns norm and activation as the kernels take them, after counting one more batch in training."""
+        return _kernel_norm(self[0], self.training)._replace(
+            momentum=self.momentum, act=self.act, negative_slope=self.negative_slope
+        )
 
     def _save(self, fused_sum: bool) -> Save:
         """Returns what the kernel keeps for backward; "byte" replaces "output" where the output cannot be inverted."""
@@ -253,12 +250,8 @@ class ActBatchNorm(nn.Sequential):
             return norm(z)
         from wallclock.kernels.batch_norm_act import batch_norm_act
 
-        wanted, norm = self.implementations.batch_norm_save, _count_batch(norm, self.training)
-        assert norm.momentum is not None
-        return batch_norm_act(
-            z, norm.weight, norm.bias, norm.running_mean, norm.running_var, training=self.training,
-            momentum=norm.momentum, eps=norm.eps, save="input" if wanted == "byte" else wanted,
-        )  # fmt: skip
+        wanted = self.implementations.batch_norm_save
+        return batch_norm_act(z, _kernel_norm(norm, self.training), save="input" if wanted == "byte" else wanted)
 
 
 class InstanceNormAct(nn.Module):
@@ -302,12 +295,10 @@ class InstanceNormAct(nn.Module):
             residual_pad: padding of the residual on each side, in pixels.
         """
         if self.implementations.instance_norm_act == "triton":
-            from wallclock.kernels.instance_norm_act import instance_norm_act
+            from wallclock.kernels.instance_norm_act import InstanceNorm, instance_norm_act
 
-            return instance_norm_act(
-                x, self.weight, self.bias, eps=self.eps, act=self.act, negative_slope=self.negative_slope,
-                pad=self.pad, residual=residual, residual_pad=residual_pad,
-            )  # fmt: skip
+            norm = InstanceNorm(self.weight, self.bias, self.eps, self.act, self.negative_slope, self.pad)
+            return instance_norm_act(x, norm, residual=residual, residual_pad=residual_pad)
         z = instance_norm(x, self.weight, self.bias, eps=self.eps)
         if self.act != "none":
             z = F.relu_(z) if self.act == "relu" else F.leaky_relu_(z, self.negative_slope)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wallclock.kernels.batch_norm_act import Plan, batch_norm_act, batch_norm_act_ref, plan
+from wallclock.kernels.batch_norm_act import BatchNorm, Plan, Save, batch_norm_act, batch_norm_act_ref, plan
 from wallclock.kernels.cases.inputs import SLOPE, activate, by_direction, compiled_variant, normal, resident_programs
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -43,8 +43,12 @@ def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs
     }
 
 
-def _norm_reference(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
-    return batch_norm_act_ref(x, weight, bias, None, None, training=True, **{"negative_slope": SLOPE} | options)
+def _norm(weight: Tensor, bias: Tensor, **options: Any) -> BatchNorm:
+    return BatchNorm(weight, bias)._replace(**{"negative_slope": SLOPE} | options)
+
+
+def _norm_reference(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
+    return batch_norm_act_ref(x, _norm(weight, bias, **options), residual=residual)
 
 
 def _norm_eager(
@@ -65,9 +69,16 @@ def _norm_eager(
     return y if residual is None else residual + y
 
 
-def _norm_triton(x: Tensor, weight: Tensor, bias: Tensor, *, running: bool = False, **options: Any) -> Tensor:
-    statistics = (torch.zeros_like(weight), torch.ones_like(weight)) if running else (None, None)
-    return batch_norm_act(x, weight, bias, *statistics, **{"training": True, "negative_slope": SLOPE} | options)
+def _norm_triton(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *, save: Save = "input", **options: Any
+) -> Tensor:
+    return batch_norm_act(x, _norm(weight, bias, **options), residual=residual, save=save)
+
+
+def _norm_running(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
+    """Calls the kernels with running statistics, which training moves and evaluation reads."""
+    statistics = {"running_mean": torch.zeros_like(weight), "running_var": torch.ones_like(weight)}
+    return batch_norm_act(x, _norm(weight, bias, **statistics, **options), residual=residual)
 
 
 def _invertible(case: Case) -> bool:
@@ -115,8 +126,8 @@ BATCH_NORM_ACT = KernelSpec(
     cases=NORM_CASES,
     main_cases=tuple(case for case in NORM_CASES if case.name in MAIN),
     static_variants={
-        "training": functools.partial(_norm_triton, running=True),  # moves the running statistics too
-        "evaluation": functools.partial(_norm_triton, running=True, training=False),
+        "training": _norm_running,
+        "evaluation": functools.partial(_norm_running, training=False),
     },
     inputs=_norm_inputs,
     differentiated=("x", "weight", "bias", "residual"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wallclock.kernels.batch_norm_act import BatchNorm
 from wallclock.kernels.cases.batch_norm_act import norm_plan
 from wallclock.kernels.cases.inputs import SLOPE, activate, by_direction, compiled_variant, convolution_form, normal
 from wallclock.kernels.conv import output_size
@@ -80,43 +81,39 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
 def _variant(layer: Callable[..., Tensor | Deferred]) -> Callable[..., Tensor]:
     """Returns a case's computation, built of a function for one convolution with its norm and activation."""
 
-    def call(x: Tensor, *, form: str, act: str, **tensors: Tensor | None) -> Tensor:
+    def call(x: Tensor, *, form: str, act: Any, **tensors: Tensor | None) -> Tensor:
         forms = _form(form, x.shape[1])
         y: Tensor | Deferred = x
         for place, (_, r, stride) in enumerate(forms, 1):
-            parameters = (tensors[f"{name}{place}"] for name in ("filters", "weight", "bias"))
+            filters, weight, bias = (tensors[f"{name}{place}"] for name in ("filters", "weight", "bias"))
+            norm = BatchNorm(weight, bias, act=act, negative_slope=SLOPE)
             last = place == len(forms)
             residual = x if last and form == "block" else None
-            y = layer(y, *parameters, stride=stride, padding=r // 2, act=act, residual=residual, defer=not last)
+            y = layer(y, filters, norm, stride=stride, padding=r // 2, residual=residual, defer=not last)
         assert isinstance(y, Tensor)
         return y
 
     return call
 
 
-def _reference(x: Tensor, *parameters: Tensor, defer: bool, **options: Any) -> Tensor:
-    return conv_bn_act_ref(x, *parameters, None, None, training=True, negative_slope=SLOPE, **options)
-
-
-def _triton(x: Tensor | Deferred, filters: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor | Deferred:
-    return conv_bn_act(x, filters, weight, bias, None, None, training=True, negative_slope=SLOPE, **options)
+def _reference(x: Tensor, filters: Tensor, norm: BatchNorm, *, defer: bool, **options: Any) -> Tensor:
+    return conv_bn_act_ref(x, filters, norm, **options)
 
 
 def _eager(
     x: Tensor,
     filters: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    norm: BatchNorm,
     *,
     stride: int,
     padding: int,
-    act: str,
     residual: Tensor | None,
     defer: bool,
     in_place: bool = True,
 ) -> Tensor:
-    z = F.batch_norm(F.conv2d(x, filters.to(x.dtype), None, stride, padding), None, None, weight, bias, True)
-    y = activate(z, act, SLOPE, in_place=in_place)
+    y = F.conv2d(x, filters.to(x.dtype), None, stride, padding)
+    z = F.batch_norm(y, None, None, norm.weight, norm.bias, True)
+    y = activate(z, norm.act, norm.negative_slope, in_place=in_place)
     return y if residual is None else residual + y
 
 
@@ -172,7 +169,7 @@ CONV_BN_ACT = KernelSpec(
         "eager_nchw": _variant(_eager),
         "eager": _variant(_eager),
         "compile": compiled_variant(_variant(functools.partial(_eager, in_place=False))),
-        "triton": _variant(_triton),
+        "triton": _variant(conv_bn_act),
     },
     cases=CASES,
     static_cases=tuple(case for case in CASES if case.name in STATIC),

@@ -1,6 +1,7 @@
 """`instance_norm_act` at the shapes of CycleGAN: its generator at 256x256 pixels, and its discriminator."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,13 @@ from torch.nn import functional as F
 from wallclock.kernels.batch_norm_act import Plan
 from wallclock.kernels.cases.inputs import activate, by_direction, compiled_variant, normal, resident_programs
 from wallclock.kernels.instance_norm import instance_norm
-from wallclock.kernels.instance_norm_act import instance_norm_act, instance_norm_act_ref, interior, plan
+from wallclock.kernels.instance_norm_act import (
+    InstanceNorm,
+    instance_norm_act,
+    instance_norm_act_ref,
+    interior,
+    plan,
+)
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 DISCRIMINATOR_SLOPE = 0.2
@@ -48,8 +55,14 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     return {"x": normal(case.shape, dtype, device, 0), "residual": residual}
 
 
-def _reference(x: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
-    return instance_norm_act_ref(x, residual=residual, negative_slope=DISCRIMINATOR_SLOPE, **options)
+def _of_norm(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns a function of a norm as one of its activation and padding."""
+
+    def call(x: Tensor, residual: Tensor | None, *, act: Any, pad: int, residual_pad: int = 0) -> Tensor:
+        norm = InstanceNorm(act=act, negative_slope=DISCRIMINATOR_SLOPE, pad=pad)
+        return function(x, norm, residual=residual, residual_pad=residual_pad)
+
+    return call
 
 
 def _eager_nchw(
@@ -65,10 +78,6 @@ def _eager_nchw(
 def _eager(x: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
     """Computes `_eager_nchw` and copies the result to channels-last memory, which the next convolution needs."""
     return _eager_nchw(x, residual, **options).contiguous(memory_format=torch.channels_last)
-
-
-def _triton(x: Tensor, residual: Tensor | None, **options: Any) -> Tensor:
-    return instance_norm_act(x, residual=residual, negative_slope=DISCRIMINATOR_SLOPE, **options)
 
 
 def _share(case: Case, pad: int) -> float:
@@ -116,12 +125,12 @@ def _operations(case: Case, direction: Direction) -> int:
 
 INSTANCE_NORM_ACT = KernelSpec(
     name="instance_norm_act",
-    reference=_reference,
+    reference=_of_norm(instance_norm_act_ref),
     variants={
         "eager_nchw": _eager_nchw,
         "eager": _eager,
         "compile": compiled_variant(functools.partial(_eager, in_place=False)),
-        "triton": _triton,
+        "triton": _of_norm(instance_norm_act),
     },
     cases=CASES,
     main_cases=CASES[1:3],

@@ -39,6 +39,12 @@ def norm_tensors(shape, device, *, dtype=torch.float64, residual_pad=None, mean=
     return [None if t is None else t.to(device) for t in tensors]
 
 
+def split_off(kind, options):
+    """Returns the options that are fields of a named tuple, and the others."""
+    fields = {name: value for name, value in options.items() if name in kind._fields}
+    return fields, {name: value for name, value in options.items() if name not in fields}
+
+
 def values_and_gradients(function, *tensors, dy=None):
     """Returns y and the gradients of input, gamma, beta and residual, those that are not None, under their names."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]

@@ -17,12 +17,13 @@ from comparison import (
     double,
     norm_tensors,
     saved_bytes,
+    split_off,
     values_and_gradients,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wallclock.kernels.batch_norm_act import ACTS, batch_norm_act, batch_norm_act_ref, plan
+from wallclock.kernels.batch_norm_act import ACTS, BatchNorm, batch_norm_act, batch_norm_act_ref, plan
 from wallclock.kernels.jit.tile import tile
 
 SLOPE = 0.1
@@ -40,9 +41,11 @@ def run(function, *tensors, training=True, dy=None, **options):
     running_mean = torch.linspace(-1, 1, x.shape[1], dtype=vectors, device=x.device)
     running_var = torch.linspace(0.5, 4, x.shape[1], dtype=vectors, device=x.device)
 
+    fields, others = split_off(BatchNorm, options)
+
     def call(x, weight, bias, residual):
-        arguments = (x, weight, bias, running_mean, running_var)
-        return function(*arguments, training=training, residual=residual, negative_slope=SLOPE, **options)
+        norm = BatchNorm(weight, bias, running_mean, running_var, training, negative_slope=SLOPE, **fields)
+        return function(x, norm, residual=residual, **others)
 
     results = values_and_gradients(call, *tensors, dy=dy)
     return results | {"running_mean": running_mean, "running_var": running_var}
@@ -98,7 +101,7 @@ def test_gradients_agree_with_finite_differences(act, training, device):
 
     def operation(x, weight, bias, residual):
         fresh = (None, None) if training else running
-        return batch_norm_act(x, weight, bias, *fresh, training=training, act=act, residual=residual)
+        return batch_norm_act(x, BatchNorm(weight, bias, *fresh, training, act=act), residual=residual)
 
     assert torch.autograd.gradcheck(operation, (x, weight, bias, residual), atol=1e-6)
 
@@ -168,8 +171,8 @@ def test_a_gradient_of_stride_zero_is_read_as_it_is(device):
 
 def test_without_gamma_or_running_statistics(device):
     x, *_ = made((3, 7, 4, 4), device)
-    ours = batch_norm_act(x, None, None, None, None, training=True, act="relu")
-    torch.testing.assert_close(ours, batch_norm_act_ref(x, None, None, None, None, training=True, act="relu"))
+    norm = BatchNorm(act="relu")
+    torch.testing.assert_close(batch_norm_act(x, norm), batch_norm_act_ref(x, norm))
 
 
 def test_an_empty_batch_is_connected_and_leaves_the_statistics_alone(device):
@@ -209,10 +212,10 @@ def test_one_value_a_channel_is_refused_in_training_alone(device):
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    arguments = {"x": torch.zeros(2, 3, 4, 4), "weight": torch.ones(3), "bias": torch.zeros(3)}
-    arguments |= {"running_mean": torch.zeros(3), "running_var": torch.ones(3), "training": True}
+    fields, others = split_off(BatchNorm, change)
+    norm = BatchNorm(torch.ones(3), torch.zeros(3), torch.zeros(3), torch.ones(3))._replace(**fields)
     with pytest.raises(ValueError, match=message):
-        batch_norm_act(**(arguments | change))
+        batch_norm_act(**({"x": torch.zeros(2, 3, 4, 4), "norm": norm} | others))
 
 
 @pytest.mark.parametrize("persistent", [None, False])
@@ -249,12 +252,9 @@ def test_what_is_kept_for_backward(device):
     x.requires_grad_()
     elements = x.numel()
     kept = {}
+    norm = BatchNorm(weight, bias, act="leaky_relu", negative_slope=SLOPE)
     for save in ("input", "output", "byte"):
-        kept[save], y = saved_bytes(
-            lambda save=save: batch_norm_act(
-                x, weight, bias, None, None, training=True, act="leaky_relu", negative_slope=SLOPE, save=save
-            )
-        )
+        kept[save], y = saved_bytes(lambda save=save: batch_norm_act(x, norm, save=save))
         assert y.requires_grad
     small = 16 * 4 * 4 + 64
     assert kept["input"] <= 2 * elements + small and kept["output"] <= 2 * elements + small
@@ -399,9 +399,9 @@ def test_smooth_activations_are_as_exact_as_float32_allows(act, device):
     x = z.view(-1, 1, 1, 1).to(device).requires_grad_()
     wide = x.detach().double().requires_grad_()
     mean, var = torch.zeros(1, device=device), torch.ones(1, device=device)
-    options = {"training": False, "eps": 1e-12, "act": act}
-    y = batch_norm_act(x, None, None, mean, var, **options)
-    exact = batch_norm_act_ref(wide, None, None, mean.double(), var.double(), **options)
+    norm = BatchNorm(None, None, mean, var, training=False, eps=1e-12, act=act)
+    y = batch_norm_act(x, norm)
+    exact = batch_norm_act_ref(wide, norm._replace(running_mean=mean.double(), running_var=var.double()))
     y.sum().backward()
     exact.sum().backward()
     allowed = 3 * torch.finfo(torch.float32).eps * wide.detach().abs().clamp_min(1)

@@ -8,7 +8,7 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wallclock.bench.cases.kernels.trial import Trial
-from wallclock.kernels.batch_norm_act import batch_norm_act
+from wallclock.kernels.batch_norm_act import BatchNorm, batch_norm_act
 from wallclock.kernels.cases import SPECS
 from wallclock.kernels.residual import residual_
 
@@ -71,7 +71,7 @@ def test_running_statistics_and_the_sum_in_place_do_not_wait_either(device):
     x = torch.randn(4, 8, 6, 6, device=device).to(memory_format=torch.channels_last).requires_grad_()
     mean, var = torch.zeros(8, device=device), torch.ones(8, device=device)
     with Watch() as watch:
-        y = batch_norm_act(x, None, None, mean, var, training=True, act="relu")
+        y = batch_norm_act(x, BatchNorm(None, None, mean, var, act="relu"))
         residual_(2 * y, x, act="leaky_relu").sum().backward()
     assert {"wallclock.update_running_stats_.default", "wallclock.residual_.default"} <= set(watch.seen)
     assert [seen for seen in watch.seen if seen.startswith(WAITS)] == []

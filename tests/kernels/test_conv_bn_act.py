@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from comparison import split_off
 from torch import nn
 from torch.nn import functional as F
 
 from wallclock.kernels import conv
+from wallclock.kernels.batch_norm_act import BatchNorm
 from wallclock.kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref, convolved, deferred
 
 SLOPE = 0.1
@@ -31,8 +33,10 @@ def run(function, x, filters, weight, bias, residual, *, r, stride, **options):
     """Output, gradients and running statistics."""
     k, wide = len(weight), torch.promote_types(x.dtype, torch.float32)
     running = [torch.full((k,), 0.5, dtype=wide, device=x.device), torch.full((k,), 2.0, dtype=wide, device=x.device)]
-    options = {"training": True, "act": "leaky_relu", "negative_slope": SLOPE, "residual": residual} | options
-    y = function(x, filters, weight, bias, *running, stride=stride, padding=r // 2, **options)
+    fields, others = split_off(
+        BatchNorm, {"act": "leaky_relu", "negative_slope": SLOPE, "residual": residual} | options
+    )
+    y = function(x, filters, BatchNorm(weight, bias, *running, **fields), stride=stride, padding=r // 2, **others)
     leaves = [t for t in (x, filters, weight, bias, residual) if t is not None]
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(y)
     return y.detach(), *torch.autograd.grad(y, leaves, dy), *running
@@ -71,9 +75,9 @@ def test_any_layout_of_the_input_is_right(layout, device):
 
 def block(function, x, tensors, **first):
     """Darknet's residual block; `first` is given to its first convolution."""
-    options = {"training": True, "act": "leaky_relu", "negative_slope": SLOPE}
-    h = function(x, *tensors[:3], None, None, **options, **first)
-    return function(h, *tensors[3:], None, None, padding=1, residual=x, **options)
+    norms = (BatchNorm(*vectors, act="leaky_relu", negative_slope=SLOPE) for vectors in (tensors[1:3], tensors[4:]))
+    h = function(x, tensors[0], next(norms), **first)
+    return function(h, tensors[3], next(norms), padding=1, residual=x)
 
 
 def block_tensors(c, device, dtype=torch.float64):
@@ -100,7 +104,7 @@ def test_padding_applies_after_the_activation(device):
     """Zeros around the map before norm and activation would be act(beta), which is not zero."""
     x, filters, weight, bias, _ = made((2, 4, 4, 4), 4, 3, 1, device)
     with torch.no_grad():
-        y, _ = convolved(deferred(x, weight, bias + 5, None, None, act="relu"), filters, padding=1)
+        y, _ = convolved(deferred(x, BatchNorm(weight, bias + 5, act="relu")), filters, padding=1)
         activated = F.relu(F.batch_norm(x, None, None, weight, bias + 5, True))
         torch.testing.assert_close(y, F.conv2d(activated, filters, padding=1), rtol=1e-11, atol=1e-11)
         before = F.relu(F.pad(F.batch_norm(x, None, None, weight, bias + 5, True), (1,) * 4, value=5))
@@ -113,7 +117,7 @@ def test_a_norm_alone_can_be_left_to_the_convolution(act, device):
     running = [torch.zeros(5, dtype=x.dtype, device=device), torch.ones(5, dtype=x.dtype, device=device)]
     expected_running = [t.clone() for t in running]
     gamma, beta = (t[:5].detach().clone().requires_grad_() for t in (weight, bias))
-    y, table = convolved(deferred(x, gamma, beta, *running, act=act), filters, padding=1)
+    y, table = convolved(deferred(x, BatchNorm(gamma, beta, *running, act=act)), filters, padding=1)
     z = F.batch_norm(x, *expected_running, gamma, beta, True)
     expected = F.conv2d({"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[act](z), filters, padding=1)
     dy = torch.randn_like(expected)
@@ -137,11 +141,11 @@ def test_without_gradients_evaluation_is_one_product(device, monkeypatch):
     tensors = [t.detach() for t in made((2, 5, 7, 6), 8, 3, 1, device)]
     x, filters, weight, bias, residual = tensors
     running = [torch.full((8,), 0.5, dtype=x.dtype, device=device), torch.full((8,), 2.0, dtype=x.dtype, device=device)]
-    options = {"training": False, "act": "leaky_relu", "negative_slope": SLOPE, "residual": residual, "padding": 1}
-    expected = conv_bn_act_ref(x, filters, weight, bias, *running, **options)
+    norm = BatchNorm(weight, bias, *running, training=False, act="leaky_relu", negative_slope=SLOPE)
+    expected = conv_bn_act_ref(x, filters, norm, residual=residual, padding=1)
     monkeypatch.setattr("wallclock.kernels.conv_bn_act.batch_norm_act", None)  # what would follow the product otherwise
     with torch.no_grad():
-        found = conv_bn_act(x, filters, weight, bias, *running, **options)
+        found = conv_bn_act(x, filters, norm, residual=residual, padding=1)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -150,9 +154,9 @@ def test_statistics_hold_where_the_mean_is_a_thousand_deviations(device):
     with torch.no_grad():
         x[:, 0], filters[:, 0] = 1000, 1
         filters[:, 1:] *= 0.5
-        exact = conv_bn_act_ref(*(t.double() for t in (x, filters, weight, bias)), None, None, training=True)
+        exact = conv_bn_act_ref(x.double(), filters.double(), BatchNorm(weight.double(), bias.double()))
         rounded = F.batch_norm(F.conv2d(x, filters).double(), None, None, weight.double(), bias.double(), True)
-        found = conv_bn_act(x, filters, weight, bias, None, None, training=True)
+        found = conv_bn_act(x, filters, BatchNorm(weight, bias))
     allowed = 2 * (rounded - exact).abs().max() + 2e-4  # a float32 sum near 1000 has steps of 6e-5
     assert (found.double() - exact).abs().max() <= allowed
     assert (found.double() - rounded).abs().max() <= allowed
@@ -163,9 +167,10 @@ def test_low_precision_errs_no_more_than_pytorch_twice(dtype, device):
     tensors = made((4, 24, 6, 6), 16, 3, 1, device, dtype)
     exact = run(conv_bn_act_ref, *(t.detach().double().requires_grad_() for t in tensors), r=3, stride=1)
 
-    def eager(x, filters, weight, bias, mean, var, *, stride, padding, training, act, negative_slope, residual):
-        z = F.batch_norm(F.conv2d(x, filters, None, stride, padding), mean, var, weight, bias, training)
-        return F.leaky_relu(z, negative_slope) + residual
+    def eager(x, filters, norm, *, stride, padding, residual):
+        weight, bias, *running = norm[:4]
+        z = F.batch_norm(F.conv2d(x, filters, None, stride, padding), *running, weight, bias, True)
+        return F.leaky_relu(z, norm.negative_slope) + residual
 
     ours, theirs = (run(f, *tensors, r=3, stride=1) for f in (conv_bn_act, eager))
     for found, other, expected in zip(ours, theirs, exact, strict=True):
@@ -204,17 +209,17 @@ def test_an_empty_batch_stays_connected_and_leaves_statistics_alone(device):
     ],
 )
 def test_what_does_not_fit_is_refused(change, message, device):
-    given = {"x": torch.zeros(2, 5, 4, 4), "filters": torch.zeros(8, 5, 3, 3), "training": True, "padding": 1} | change
-    x, filters = (given.pop(name).to(device) for name in ("x", "filters"))
+    fields, others = split_off(BatchNorm, change)
+    given = {"x": torch.zeros(2, 5, 4, 4), "filters": torch.zeros(8, 5, 3, 3), "padding": 1} | others
     given = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
     with pytest.raises(ValueError, match=message):
-        conv_bn_act(x, filters, None, None, None, None, **given)
+        conv_bn_act(norm=BatchNorm(**fields), **given)
 
 
 def test_one_value_a_channel_is_refused_in_training(device):
     x, filters = torch.zeros(1, 5, 1, 1, device=device), torch.zeros(8, 5, 1, 1, device=device)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-        conv_bn_act(x, filters, None, None, None, None, training=True)
+        conv_bn_act(x, filters, BatchNorm())
 
 
 def test_a_block_compiles_without_a_graph_break(device):
@@ -229,7 +234,7 @@ def test_a_block_compiles_without_a_graph_break(device):
 
 def test_a_frozen_gamma_and_an_input_without_gradient_cost_none(device):
     x, filters, weight, bias, _ = made((2, 5, 4, 4), 6, 3, 1, device)
-    y = conv_bn_act(x.detach(), filters, weight.detach(), bias, None, None, padding=1, training=True)
+    y = conv_bn_act(x.detach(), filters, BatchNorm(weight.detach(), bias), padding=1)
     (dfilters,) = torch.autograd.grad(y.square().sum(), (filters,))
     z = F.batch_norm(nn.functional.conv2d(x.detach(), filters, padding=1), None, None, weight.detach(), bias, True)
     torch.testing.assert_close(dfilters, torch.autograd.grad(z.square().sum(), (filters,))[0])

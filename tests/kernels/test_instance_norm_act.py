@@ -17,6 +17,7 @@ from comparison import (
     double,
     norm_tensors,
     saved_bytes,
+    split_off,
     values_and_gradients,
 )
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +25,14 @@ from hypothesis import strategies as st
 
 import wallclock.kernels.instance_norm_act as module
 from wallclock.kernels import batch_norm_act as norm
-from wallclock.kernels.instance_norm_act import ACTS, instance_norm_act, instance_norm_act_ref, interior, plan
+from wallclock.kernels.instance_norm_act import (
+    ACTS,
+    InstanceNorm,
+    instance_norm_act,
+    instance_norm_act_ref,
+    interior,
+    plan,
+)
 from wallclock.kernels.jit import instance_norm_act as jit
 
 SLOPE = 0.2
@@ -39,8 +47,11 @@ def made(shape, device, *, affine=True, **options):
 def run(function, *tensors, dy=None, **options):
     """Returns y and all gradients under their names."""
 
+    fields, others = split_off(InstanceNorm, options)
+
     def call(x, weight, bias, residual):
-        return function(x, weight, bias, residual=residual, negative_slope=SLOPE, **options)
+        norm = InstanceNorm(weight, bias, negative_slope=SLOPE, **fields)
+        return function(x, norm, residual=residual, **others)
 
     return values_and_gradients(call, *tensors, dy=dy)
 
@@ -90,7 +101,8 @@ def test_gradients_agree_with_finite_differences(act, pads, shape, device):
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
 
     def operation(x, weight, bias, residual):
-        return instance_norm_act(x, weight, bias, residual=residual, act=act, **paddings(*pads))
+        norm = InstanceNorm(weight, bias, act=act, pad=pads[0])
+        return instance_norm_act(x, norm, residual=residual, residual_pad=pads[1] or 0)
 
     assert torch.autograd.gradcheck(operation, leaves, atol=1e-6)
 
@@ -147,7 +159,7 @@ def test_any_layout_of_input_residual_and_gradient_gives_the_same(layout, device
     expected = run(instance_norm_act_ref, x, weight, bias, x, act="relu", dy=2 * x)
     # `run` clones its leaves, and a clone is dense: the operation itself has to meet the layout.
     leaf = x.detach().requires_grad_()
-    y = instance_norm_act(leaf, weight, bias, act="relu", negative_slope=SLOPE, residual=x)
+    y = instance_norm_act(leaf, InstanceNorm(weight, bias, act="relu", negative_slope=SLOPE), residual=x)
     (dx,) = torch.autograd.grad(y, leaf, LAYOUTS[layout](2 * made((4, 10, 6, 6), device)[0]))
     assert_same({"y": y.detach(), "dx": dx}, {name: expected[name] for name in ("y", "dx")})
 
@@ -169,7 +181,7 @@ def test_the_interior_of_a_padded_map_is_read_in_place(channels, device, monkeyp
     expected = run(instance_norm_act_ref, x, None, None, residual, pad=1, residual_pad=2, dy=dy)
     for given_residual, residual_pad in ((interior(residual, 2), 0), (residual, 2)):
         leaf, given_leaf = x.detach().requires_grad_(), given_residual.detach().requires_grad_()
-        y = instance_norm_act(leaf, residual=given_leaf, pad=1, residual_pad=residual_pad)
+        y = instance_norm_act(leaf, InstanceNorm(pad=1), residual=given_leaf, residual_pad=residual_pad)
         dx, dresidual = torch.autograd.grad(y, (leaf, given_leaf), dy)
         inner = expected["dresidual"] if residual_pad else interior(expected["dresidual"], 2)
         assert_same(
@@ -214,21 +226,22 @@ def test_an_empty_batch_is_connected(pad, device):
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    arguments = {"x": torch.zeros(2, 3, 6, 4), "weight": torch.ones(3), "bias": torch.zeros(3)}
+    fields, others = split_off(InstanceNorm, change)
+    norm = InstanceNorm(torch.ones(3), torch.zeros(3))._replace(**fields)
     with pytest.raises(ValueError, match=message):
-        instance_norm_act(**(arguments | change))
+        instance_norm_act(**({"x": torch.zeros(2, 3, 6, 4), "norm": norm} | others))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 3, 4, 6)])
 def test_pytorch_refuses_the_same(shape):
     with pytest.raises((ValueError, RuntimeError), match="more than 1 spatial element|Padding size should be less"):
-        instance_norm_act_ref(torch.zeros(shape), pad=4)
+        instance_norm_act_ref(torch.zeros(shape), InstanceNorm(pad=4))
 
 
 def test_the_input_and_two_vectors_are_kept_for_backward(device):
     x = made((2, 16, 12, 12), device, dtype=torch.bfloat16)[0].contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
-    kept, y = saved_bytes(lambda: instance_norm_act(x, act="relu", pad=1))
+    kept, y = saved_bytes(lambda: instance_norm_act(x, InstanceNorm(act="relu", pad=1)))
     assert y.requires_grad and kept == 2 * x.numel() + 2 * 4 * 2 * 16
 
 
