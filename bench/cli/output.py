@@ -53,12 +53,7 @@ def typed_command() -> str:
 
 
 def print_report(
-    paths: list[Path],
-    *,
-    as_json: bool,
-    html: Path | None = None,
-    csv: Path | None = None,
-    markdown: Path | None = None,
+    paths: list[Path], *, as_json: bool, html: Path | None = None, csv: Path | None = None, markdown: Path | None = None
 ) -> None:
     """Prints the tables of the runs in `paths`, and writes an HTML, CSV or Markdown file where a path is given."""
     from wallclock.reports.format import text as tables

@@ -131,8 +131,7 @@ def run_loaders(
 @run_app.command("upsampling")
 def run_upsampling(
     only: Annotated[
-        list[str] | None,
-        typer.Option(help="Words such as speed, training, deconv, bf16, nchw; repeat it for more."),
+        list[str] | None, typer.Option(help="Words such as speed, training, deconv, bf16, nchw; repeat it for more.")
     ] = None,
     data: Annotated[
         str, typer.Option(help="Path of the images to train on, or 'synthetic' for the embedded ones.")

@@ -19,7 +19,7 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Map
         path: the file.
         state: tensors by name.
         position: progress of the training, as JSON types.
-        recipe: a `Resolvable`, stored whole so that the weights can be used without the run.
+        recipe: a `Levered`, stored whole so that the weights can be used without the run.
 
     Raises:
         StoreError: if the file cannot be written.

@@ -2,20 +2,19 @@
 
 import abc
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 
-from wallclock.bench.measure.environment import provenance, resolve_device
+from wallclock.bench.measure.environment import resolve_device
 from wallclock.bench.measure.numerics import numerics
 from wallclock.bench.measure.telemetry import Telemetry
 from wallclock.bench.measure.timing import Deadline, now_s
+from wallclock.bench.runs.record import measured_at
 from wallclock.bench.runs.resume import begun_run, check_same_place
 from wallclock.loaders.batches import Dataset
-from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.read import load
 from wallclock.reports.store.schema import Run, RunStatus
 from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
@@ -114,11 +113,6 @@ class CaseRun(abc.ABC, Generic[R]):
     def new(cls, request: R, out: Path, command: str) -> Self:
         """Returns a new run of a request, with its records under `out`, ready to be executed.
 
-        Args:
-            request: the cases and variants to measure.
-            out: folder that holds runs.
-            command: the command as typed, for the record.
-
         Raises:
             DataError: if the data are missing or damaged; nothing is recorded then.
             ValueError: if nothing that is asked for can be measured here.
@@ -132,7 +126,7 @@ class CaseRun(abc.ABC, Generic[R]):
             command=command,
             request=request.stored() | content,
             notes=tuple(f"{variant} was not {cls.verb}: {why}" for variant, why in run.skipped.items()),
-            **run._provenance(),
+            **run._measured_at(),
         )
         run.writer = RunWriter.create(out, record)
         return run
@@ -155,21 +149,14 @@ class CaseRun(abc.ABC, Generic[R]):
         stored = record.request
         resolve_device(stored["device"])
         run = cls(cls.kind.from_stored(stored))  # type: ignore[call-arg,arg-type]
-        if run.data is not None and run.data.content_hash != stored["content_hash"]:
-            raise StoreError(f"{path} was made with other data than {stored['data']} holds now; start a new run")
-        check_same_place(record, run._provenance(), path)
+        check_same_place(record, run._measured_at(), path, run.data)
         run.writer, samples = RunWriter.resume(path), load(path)
         run.failed = bool(samples["status"].isin(("failed", "diverged")).any())
         run.read_done(samples)
         return run
 
-    def _provenance(self) -> dict[str, Any]:
-        fields = provenance(self.request.device)
-        with measured_under() as settings:
-            fields["environment"] |= settings
-        if not self.seeded:
-            del fields["environment"]["seed"]
-        return fields
+    def _measured_at(self) -> dict[str, Any]:
+        return measured_at(self.request.device, keep_heap=True, seeded=self.seeded)
 
     @abc.abstractmethod
     def read_done(self, samples: "pd.DataFrame") -> None:
@@ -193,7 +180,10 @@ class CaseRun(abc.ABC, Generic[R]):
             KeyboardInterrupt: after the records have been closed as interrupted.
         """
         self._observe = observe
-        with self.writer as writer, measured_under(), Telemetry.of(self.device, writer.note) as self.telemetry:
+        # A CPU's heap is kept: as it comes, the pages of each result are mapped anew, and the backward of a map of 17
+        # MB took 6.0 to 8.1 ms instead of 2.5.
+        settings = numerics(seed=0, keep_heap=True)
+        with self.writer as writer, settings, Telemetry.of(self.device, writer.note) as self.telemetry:
             stopped = self.measure(deadline or Deadline(None))
             status: RunStatus = "stopped" if stopped else "failed" if self.failed else "done"
             if stopped:
@@ -225,12 +215,3 @@ class CaseRun(abc.ABC, Generic[R]):
             measure()
             longest_s = max(longest_s, now_s() - begun_s)
         return ""
-
-
-def measured_under() -> AbstractContextManager[dict[str, str]]:
-    """Returns the settings that every measurement runs under.
-
-    A CPU's heap is kept; otherwise the pages of each result are mapped anew: the backward of a map of 17 MB took 6.0
-    to 8.1 ms with the heap as it comes, and 2.5 with it kept.
-    """
-    return numerics(seed=0, keep_heap=True)

@@ -19,14 +19,7 @@ from wallclock.reports.store.schema import Sample
 
 @dataclass(frozen=True)
 class Figure:
-    """One value to record.
-
-    Attributes:
-        metric: see `reports.store.schema.Sample`.
-        unit: see `Sample`.
-        value: see `Sample`.
-        parameters: parameters of its case, besides those of the run.
-    """
+    """One value to record, see `reports.store.schema.Sample`; `parameters` are added to those of the run."""
 
     metric: str
     unit: str

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from wallclock.bench.measure.environment import provenance, resolve_device
 from wallclock.bench.measure.numerics import numerics
-from wallclock.bench.runs.request import SYNTHETIC, Request
+from wallclock.bench.runs.request import Request
 from wallclock.bench.runs.resume import begun_run, check_same_place
 from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.schema import Run
@@ -18,13 +16,7 @@ from wallclock.reports.store.write import new_run_id, utc_now
 def new_record(name: str, recipe: Any, stored: dict[str, Any], data: Any, command: str, *notes: str) -> Run:
     """Returns the record of a new run before it begins: its request, its recipe and its provenance.
 
-    Args:
-        name: the beginning of the run's id.
-        recipe: the recipe that is to be run; see `models.recipes.levers`.
-        stored: the request, as records keep it, with "device".
-        data: the data, with their `content_hash`.
-        command: the command line as typed.
-        notes: remarks on the run.
+    The run's id begins with `name`; `stored` is the request as records keep it, `command` the command line as typed.
     """
     return Run(
         run_id=new_run_id(name),
@@ -34,7 +26,7 @@ def new_record(name: str, recipe: Any, stored: dict[str, Any], data: Any, comman
         recipe=recipe.resolved(),
         recipe_hash=recipe.hash(),
         notes=notes,
-        **_provenance(recipe, stored["device"]),
+        **measured_at(stored["device"], keep_heap=recipe.implementations.keep_heap),
     )
 
 
@@ -62,18 +54,23 @@ def begun(path: Path, kind: type[Request], recipe: type[Any], load: Callable[[An
     if request.recipe.hash() != run.recipe_hash:
         raise StoreError(f"{path} was made with a recipe this version reads otherwise; start a new run")
     resolve_device(request.device)
-    if request.data != SYNTHETIC and not Path(request.data).exists():
-        raise StoreError(f"{path} needs its data at {request.data}, seen from where it was begun; go on from there")
     data = load(request)
-    if data.content_hash != run.request["content_hash"]:
-        raise StoreError(f"{path} was made with other data than {request.data} holds now; start a new run")
-    check_same_place(run, _provenance(request.recipe, request.device), path)
+    here = measured_at(request.device, keep_heap=request.recipe.implementations.keep_heap)
+    check_same_place(run, here, path, data)
     return request, data
 
 
-def _provenance(recipe: Any, device: str) -> dict[str, Any]:
-    fields = provenance(torch.device(device).type)
-    with numerics(seed=0, keep_heap=recipe.implementations.keep_heap) as settings:
+def measured_at(device: str, *, keep_heap: bool, seeded: bool = False) -> dict[str, Any]:
+    """Returns the provenance of a run, with the numeric settings that it is measured under.
+
+    Args:
+        device: "cpu" or "cuda".
+        keep_heap: see `bench.measure.numerics`.
+        seeded: whether the seed of these settings decides a result; otherwise samples or cases name their own seeds.
+    """
+    fields = provenance(device)
+    with numerics(seed=0, keep_heap=keep_heap) as settings:
         fields["environment"] |= settings
-    del fields["environment"]["seed"]  # each sample names its own seed
+    if not seeded:
+        del fields["environment"]["seed"]
     return fields

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from wallclock.bench.runs.request import SYNTHETIC
 from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.read import read_unfinished, settings
 from wallclock.reports.store.schema import PLACE, Run
@@ -12,25 +13,31 @@ def begun_run(path: Path, benchmark: str) -> Run:
     """Returns the unfinished run in the directory `path`.
 
     Raises:
-        StoreError: if there is no run, it is finished, or it belongs to another benchmark.
+        StoreError: if there is no run, it is finished, it belongs to another benchmark, or its data are gone.
     """
     run = read_unfinished(path)
     if run.request.get("benchmark") != benchmark:
         raise StoreError(f"{path} is a run of {run.request.get('benchmark')}, not of {benchmark}; start a new one")
+    data = run.request.get("data", SYNTHETIC)
+    if data != SYNTHETIC and not Path(data).exists():
+        raise StoreError(f"{path} needs its data at {data}, seen from where it was begun; go on from there")
     return run
 
 
-def check_same_place(run: Run, here: dict[str, Any], path: Path) -> None:
+def check_same_place(run: Run, here: dict[str, Any], path: Path, data: Any = None) -> None:
     """Refuses to resume a run where new samples would not be comparable with those before.
 
     Args:
         run: the run to resume.
         here: the provenance of this process.
         path: directory of the run.
+        data: the data, with their `content_hash`; None for a run without data.
 
     Raises:
-        StoreError: if machine, versions, sources or settings differ; names the differences.
+        StoreError: if data, machine, versions, sources or settings differ; names the differences.
     """
+    if data is not None and data.content_hash != run.request["content_hash"]:
+        raise StoreError(f"{path} was made with other data than {run.request['data']} holds now; start a new run")
     then = {name: getattr(run, name) for name in PLACE} | settings(run.environment)
     now = {name: here.get(name) for name in PLACE} | settings(here["environment"])
     changes = [f"{k}: {then.get(k)} then, {now.get(k)} now" for k in {**then, **now} if then.get(k) != now.get(k)]

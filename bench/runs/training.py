@@ -140,17 +140,9 @@ class TrainingRun:
 def new_sample(
     task: Task, request: Any, recipe: Any, data: Any, metric: str, unit: str, value: float, **fields: Any
 ) -> Sample:
-    """Returns a sample whose case is made up by the recipe, the data and the device.
+    """Returns a sample whose case is made up by the recipe that was measured, the data and the device.
 
-    Args:
-        task: the task that was trained.
-        request: the request of the run.
-        recipe: the recipe that was measured.
-        data: the data that it was measured on.
-        metric: see `Sample`.
-        unit: see `Sample`.
-        value: see `Sample`.
-        fields: further fields of `Sample`; `parameters` are added to those of the case.
+    `fields` are further fields of `Sample`; their `parameters` are added to those of the case.
     """
     parameters = {
         "dataset": data.name,
@@ -173,12 +165,7 @@ def new_sample(
 
 
 def plan_run(task: Task, request: Request, command: str) -> tuple[Any, Run]:
-    """Returns the data of a request, and the record of its run before it begins.
-
-    Args:
-        task: the task to train.
-        request: the request to execute.
-        command: the command line as typed, for the record.
+    """Returns the data of a request, and the record of its run before it begins; `command` is the one as typed.
 
     Raises:
         DataError: if the data are missing or damaged.
@@ -199,13 +186,7 @@ def new_run(
 ) -> TrainingRun:
     """Returns a new run of a request, with its records under `out`, ready to be executed; see `plan_run`.
 
-    Args:
-        task: the task to train.
-        request: the request to execute.
-        out: folder that holds runs.
-        command: the command line as typed, for the record.
-        deadline: time limit of the run.
-        options: further arguments of the class that executes the request.
+    `options` are further arguments of the class that executes the request.
 
     Raises:
         StoreError: if `out` cannot be written.
@@ -216,12 +197,7 @@ def new_run(
 
 
 def resumed_run(task: Task, kind: type[Request], path: Path) -> TrainingRun:
-    """Returns a run that was interrupted, stopped or killed, ready to be resumed.
-
-    Args:
-        task: the task that it trains.
-        kind: the class of its request.
-        path: the run's directory.
+    """Returns the run in the directory `path`, which was interrupted, stopped or killed, ready to be resumed.
 
     Raises:
         StoreError: if the run is finished, being written, or was begun under other conditions.

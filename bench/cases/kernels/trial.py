@@ -11,16 +11,7 @@ import torch
 from wallclock.bench.measure.operator_bytes import Operands
 from wallclock.bench.measure.sampling import Measurement, measure
 from wallclock.bench.measure.telemetry import Telemetry
-from wallclock.kernels.spec import (
-    TOLERANCES,
-    Case,
-    Direction,
-    Inputs,
-    KernelSpec,
-    failures,
-    in_a_line,
-    relative_error,
-)
+from wallclock.kernels.spec import TOLERANCES, Case, Direction, Inputs, KernelSpec, failures, in_a_line, relative_error
 from wallclock.reports.store.schema import ParameterValue, Sample
 from wallclock.reports.store.write import RunWriter
 

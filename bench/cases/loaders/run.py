@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from wallclock.bench.cases.kernels.trial import failures, in_a_line
 from wallclock.bench.cases.loaders.trial import HELD, TOLERANCE, Form, LoaderTrial, Measured, Regime
@@ -20,7 +20,6 @@ from wallclock.bench.measure.environment import cpu_cores
 from wallclock.bench.measure.timing import Deadline
 from wallclock.bench.runs.cases import CaseDone, CaseRequest, CaseRun
 from wallclock.bench.runs.request import SYNTHETIC
-from wallclock.bench.runs.resume import begun_run
 from wallclock.bench.runs.select import is_chosen
 from wallclock.bench.tasks.cifar.run import load_split
 from wallclock.loaders.batches import DataError, Dataset
@@ -30,7 +29,6 @@ from wallclock.loaders.pipelines.choose import PIPELINES, unavailable
 from wallclock.loaders.pipelines.workers import WorkerDied
 from wallclock.models.recipes import get_recipe
 from wallclock.reports.format.text import significant
-from wallclock.reports.store.layout import StoreError
 from wallclock.reports.store.schema import Sample
 
 if TYPE_CHECKING:
@@ -140,14 +138,6 @@ class LoadersRun(CaseRun[LoadersRequest]):
         self.workers: dict[str, int] = {}
         forms = ("pixels", *((self.stored.form,) if self.stored else ()), "shards")  # shards can be made of any
         self.units = request.units(forms, self.skipped)
-
-    @classmethod
-    def resume(cls, path: Path) -> Self:
-        """Returns a stored run, ready to be continued; see `CaseRun.resume`."""
-        data = begun_run(path, "loaders").request["data"]
-        if data != SYNTHETIC and not Path(data).exists():
-            raise StoreError(f"{path} needs its data at {data}, seen from where it was begun; go on from there")
-        return super().resume(path)
 
     def read_done(self, samples: "pd.DataFrame") -> None:
         """Reads the tuned workers, and marks the rounds as done that hold every pipeline that has not failed."""

@@ -44,14 +44,7 @@ TASK = Task(
     request=CycleGanRequest,
     ablation=CycleGanAblationRequest,
     training_module="wallclock.bench.tasks.cyclegan.run",
-    quick=(
-        task_job(
-            "cyclegan lesson",
-            "the lesson's CycleGAN, narrow, on embedded domains",
-            _quick,
-            quiet=True,
-        ),
-    ),
+    quick=(task_job("cyclegan lesson", "the lesson's CycleGAN, narrow, on embedded domains", _quick, quiet=True),),
     suite=(
         task_job(
             "cyclegan lesson levers",
