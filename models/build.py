@@ -1,6 +1,5 @@
 """Builds the network and the optimisers of a recipe."""
 
-import difflib
 from collections.abc import Callable
 
 import torch
@@ -11,6 +10,7 @@ from wallclock.models.layers import choose
 from wallclock.models.networks.darknet import Darknet
 from wallclock.models.networks.sprint import Sprint
 from wallclock.models.networks.wide_resnet import WideResNet
+from wallclock.models.recipes.levers import unknown
 from wallclock.models.recipes.recipe import SGD, MuonSGD, Recipe
 from wallclock.models.recipes.schedules import Schedule
 
@@ -29,9 +29,7 @@ def build_model(recipe: Recipe, classes: int, device: torch.device) -> nn.Module
         ValueError: if no network has that name (names the nearest), or it does not take the arguments.
     """
     if recipe.model not in MODELS:
-        near = difflib.get_close_matches(recipe.model, MODELS, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(f"no model '{recipe.model}'; {hint}models: {', '.join(MODELS)}")
+        raise ValueError(unknown("model", recipe.model, MODELS))
     memory_format = torch.channels_last if recipe.implementations.channels_last else torch.contiguous_format
     try:
         with torch.device("meta" if device.type == "meta" else "cpu"):

@@ -3,7 +3,6 @@
 Shape legend: N batch, I and O input and output channels, H, W height and width of the input.
 """
 
-import difflib
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wallclock.kernels.upsample_conv import upsample_conv
+from wallclock.models.recipes.levers import unknown
 from wallclock.models.recipes.recipe import Implementations
 
 UPSAMPLINGS = ("deconv", "nearest", "bilinear", "collapsed", "pixelshuffle")
@@ -112,6 +112,4 @@ def upsample2x(kind: str, channels_in: int, channels_out: int) -> nn.Module:
             return CollapsedConv(channels_in, channels_out)
         case "pixelshuffle":
             return ShuffleConv(channels_in, channels_out)
-    near = difflib.get_close_matches(kind, UPSAMPLINGS, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ValueError(f"no upsampling '{kind}'; {hint}upsamplings: {', '.join(UPSAMPLINGS)}")
+    raise ValueError(unknown("upsampling", kind, UPSAMPLINGS))

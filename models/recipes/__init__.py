@@ -1,10 +1,10 @@
 """The CIFAR-10 recipes, by their names on the command line and in the records."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from wallclock.models.recipes.cifar10 import RECIPES
+from wallclock.models.recipes.levers import unknown
 from wallclock.models.recipes.recipe import Recipe
 
 __all__ = ["RECIPES", "find_recipe", "get_recipe"]
@@ -28,7 +28,5 @@ def find_recipe(recipes: Mapping[str, Callable[[str], AnyRecipe]], name: str, de
         ValueError: if no recipe has that name; names the nearest one and all others.
     """
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(f"no recipe '{name}'; {hint}recipes: {', '.join(recipes)}")
+        raise ValueError(unknown("recipe", name, recipes))
     return recipes[name](device_type)

@@ -1,17 +1,17 @@
-"""The CycleGAN recipes: fast.ai's lesson and the paper's code. This module imports no torch."""
+"""The CycleGAN recipes: fast.ai's lesson and the paper's code. This module imports no torch.
 
-import dataclasses
+Each function takes the type of the device, "cuda" or "cpu", which decides only the implementations, never the
+arithmetic of the recipe.
+"""
+
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from wallclock.models.recipes.levers import Levered, plain_loop
 from wallclock.models.recipes.recipe import Implementations
 from wallclock.models.recipes.schedules import demand
 from wallclock.models.recipes.wgan import Adam
-
-# Fields of `Implementations` for operations that no CycleGAN network or pipeline has.
-ABSENT = ("conv_bn_act", "batch_norm_act", "residual", "augment", "upsample_conv", "optimizer", "product_conv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +27,15 @@ class CycleGanImplementations(Implementations):
         resident: keep the decoded images in the device's memory; False copies each batch there.
     """
 
+    NETWORK: ClassVar = "a CycleGAN"
+    ABSENT: ClassVar = (
+        *("conv_bn_act", "batch_norm_act", "residual", "augment"),
+        *("upsample_conv", "optimizer", "product_conv"),
+    )
+
     concatenated: bool = False
     fused_adam: bool = False
     resident: bool = True
-
-    def __post_init__(self) -> None:
-        self.demand_absent("a CycleGAN", *ABSENT)
-
-
-# Value of each lever in the plain loop, which is the published code.
-PLAIN = plain_loop(instance_norm_act="eager", concatenated=False, fused_adam=False, resident=True)
-# Levers that move the losses by more than float32 rounding, and what they change.
-INEXACT = {"precision": "convolutions round to bfloat16; weights, norms' statistics and updates stay float32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +62,10 @@ class CycleGanRecipe(Levered):
     """
 
     PARTS: ClassVar = (Adam, CycleGanImplementations)
-    LEVERS: ClassVar = PLAIN
-    CHANGES: ClassVar = INEXACT
+    LEVERS: ClassVar = plain_loop(instance_norm_act="eager", concatenated=False, fused_adam=False, resident=True)
+    CHANGES: ClassVar = {
+        "precision": "convolutions round to bfloat16; weights, norms' statistics and updates stay float32"
+    }
 
     name: str
     summary: str
@@ -107,32 +106,25 @@ class CycleGanRecipe(Levered):
         return 1.0 - max(0, epoch + 1 - self.epochs_constant) / (self.epochs_decay + 1)
 
 
-def _implementations(device_type: str) -> CycleGanImplementations:
-    if device_type == "cuda":
-        return CycleGanImplementations(cuda_graph=True, instance_norm_act="triton", concatenated=True, fused_adam=True)
-    return CycleGanImplementations(keep_heap=True, concatenated=True, fused_adam=True)
-
-
 def paper(device_type: str) -> CycleGanRecipe:
-    """Returns the training of the paper's published code: identity loss 0.5, 200 epochs of batches of one.
-
-    Args:
-        device_type: type of the device, "cuda" or "cpu"; decides only the implementations, never the arithmetic.
-    """
+    """Returns the training of the paper's published code: identity loss 0.5, 200 epochs of batches of one."""
+    cuda = device_type == "cuda"
     return CycleGanRecipe(
         name="paper",
         summary="the CycleGAN paper's code: least squares, cycle and identity losses, Adam 2e-4, pool of 50",
-        implementations=_implementations(device_type),
+        implementations=CycleGanImplementations(
+            cuda_graph=cuda,
+            keep_heap=not cuda,
+            instance_norm_act="triton" if cuda else "eager",
+            concatenated=True,
+            fused_adam=True,
+        ),
     )
 
 
 def lesson(device_type: str) -> CycleGanRecipe:
-    """Returns the training of fast.ai's 2018 lesson 12: the paper's without an identity loss.
-
-    Args:
-        device_type: type of the device, see `paper`.
-    """
-    return dataclasses.replace(
+    """Returns the training of fast.ai's 2018 lesson 12: the paper's without an identity loss."""
+    return replace(
         paper(device_type),
         name="lesson",
         summary="fast.ai lesson 12, horse to zebra: the paper's without an identity loss",

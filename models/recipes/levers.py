@@ -1,41 +1,83 @@
-"""Levers: fields of a recipe that may differ from the plain loop it is measured against. It imports no torch."""
+"""The base of all recipes: how records store them, and which levers they have. This module imports no torch."""
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
-from wallclock.models.recipes.resolving import Resolvable
 
-# Values, in the plain loop, of the levers that all recipes have: eager PyTorch in float32 and NCHW.
-PLAIN: dict[str, bool | str] = {
-    "implementations.channels_last": False,
-    "implementations.compile": False,
-    "implementations.cuda_graph": False,
-    "implementations.keep_heap": False,
-}
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns the message about a name that is not among the known ones of its kind; names the nearest and all."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"no {kind} '{name}'; {hint}{kind}s: {', '.join(known)}"
 
 
 def plain_loop(**implementations: bool | str) -> dict[str, bool | str]:
-    """Returns the levers of a recipe with their values in the plain loop: those of all recipes, and the ones given.
+    """Returns the levers of a recipe with their values in the plain loop, which is eager PyTorch in float32 and NCHW.
 
     Args:
-        implementations: values of further fields of the recipe's `implementations` in the plain loop.
+        implementations: values of fields of the recipe's `implementations`, besides those that all recipes have.
     """
-    own = {f"implementations.{name}": value for name, value in implementations.items()}
-    return {**PLAIN, **own, "precision": "fp32"}
+    shared = dict.fromkeys(("channels_last", "compile", "cuda_graph", "keep_heap"), False)
+    values = {f"implementations.{name}": value for name, value in {**shared, **implementations}.items()}
+    return {**values, "precision": "fp32"}
 
 
-class Levered(Resolvable):
-    """A recipe with levers: fields that make it faster than the plain loop.
+class Levered:
+    """Base class of the recipes, which are frozen dataclasses with levers: fields that make them faster.
 
     Attributes:
+        PARTS: dataclasses that the recipe's fields may hold.
         LEVERS: value of each lever in the plain loop, by the field's dotted name.
         CHANGES: what a lever changes in the computation, for levers that move the losses by more than float32 rounding.
     """
 
+    PARTS: ClassVar[tuple[type[Any], ...]]
     LEVERS: ClassVar[Mapping[str, bool | str]]
     CHANGES: ClassVar[Mapping[str, str]]
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the recipe as JSON types for the records; each part bears the name of its class under "type"."""
+
+        def plain(value: Any) -> Any:
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+                return fields if value is self else {"type": type(value).__name__, **fields}
+            if isinstance(value, list | tuple):
+                return [plain(item) for item in value]
+            if isinstance(value, dict):
+                return {name: plain(item) for name, item in value.items()}
+            return value
+
+        return plain(self)
+
+    @classmethod
+    def from_resolved(cls, resolved: dict[str, Any]) -> Self:
+        """Returns the recipe from which `resolved` was made.
+
+        Raises:
+            ValueError: if a field or a part is unknown: the record is of another version.
+        """
+        parts = {part.__name__: part for part in cls.PARTS}
+
+        def rebuilt(value: Any) -> Any:
+            if isinstance(value, list):
+                return tuple(rebuilt(item) for item in value)
+            if isinstance(value, dict):
+                return parts[value["type"]](**{k: rebuilt(v) for k, v in value.items() if k != "type"})
+            return value
+
+        try:
+            return cls(**{k: value if k == "model_arguments" else rebuilt(value) for k, value in resolved.items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the record's recipe is of another version ({error}); start a new run") from None
+
+    def hash(self) -> str:
+        """Returns twelve hex digits; two recipes share them only when they compute the same."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:12]
 
     def levers(self) -> tuple[str, ...]:
         """Returns the dotted names of the levers whose value is not the plain loop's, as `--set` names them."""
@@ -50,9 +92,7 @@ class Levered(Resolvable):
         recipe: Any = self
         for name in levers:
             if name not in self.LEVERS:
-                near = difflib.get_close_matches(name, self.LEVERS, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"no lever '{name}'; {hint}levers: {', '.join(self.LEVERS)}")
+                raise ValueError(unknown("lever", name, self.LEVERS))
             owner, _, inner = name.rpartition(".")
             plain: Any = self.LEVERS[name]
             part = dataclasses.replace(getattr(recipe, owner), **{inner: plain}) if owner else plain

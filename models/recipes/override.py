@@ -1,14 +1,13 @@
 """Changes to a recipe by name, as the command line and ablations write them: `optimizer.momentum=0.9`."""
 
 import dataclasses
-import difflib
 import json
 import math
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from wallclock.models.recipes.resolving import Resolvable
+from wallclock.models.recipes.levers import Levered, unknown
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Resolvable)
+AnyRecipe = TypeVar("AnyRecipe", bound=Levered)
 
 
 def override(recipe: AnyRecipe, *assignments: str) -> AnyRecipe:
@@ -28,11 +27,12 @@ def override(recipe: AnyRecipe, *assignments: str) -> AnyRecipe:
             raise ValueError(
                 f"--set {assignment}: expected field=value, such as epochs=2 or implementations.compile=true"
             )
-        recipe = _replaced(recipe, key.strip().split("."), _parsed(text.strip()), assignment)
+        recipe = _replaced(recipe, key.strip().split("."), parsed(text.strip()), assignment)
     return recipe
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """Returns the value that a text stands for: JSON, or else the text itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -45,9 +45,7 @@ def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
     names = [f.name for f in dataclasses.fields(part)]
     name, *rest = path
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(f"--set {assignment}: no field '{name}'; {hint}fields: {', '.join(names)}")
+        raise ValueError(f"--set {assignment}: {unknown('field', name, names)}")
     present = getattr(part, name)
     if rest:
         if not dataclasses.is_dataclass(present) and not isinstance(present, tuple):

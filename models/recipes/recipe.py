@@ -12,19 +12,6 @@ Choice = Literal["eager", "triton", "auto"]
 Save = Literal["input", "output", "byte"]
 Padding = Literal["reflect", "zero", "none"]
 Pipeline = Literal["device", "dataloader", "dali", "webdataset"]
-# Value of each lever in the plain loop: eager PyTorch in float32 and NCHW.
-PLAIN = plain_loop(
-    product_conv=False,
-    conv_bn_act="eager",
-    batch_norm_act="eager",
-    residual="eager",
-    augment="eager",
-    optimizer="eager",
-)
-# Levers that move the losses by more than float32 rounding, and what they change.
-INEXACT = {
-    "precision": "convolutions round to 16 bits; weights, norms' statistics and updates stay float32",
-}
 # Operations that Triton kernels can carry out.
 TRITON_OPERATIONS = (
     "conv_bn_act", "batch_norm_act", "residual", "augment", "instance_norm_act", "upsample_conv", "optimizer"
@@ -159,7 +146,15 @@ class Implementations:
         instance_norm_act: "triton" computes instance norm, activation, sum and reflection padding in one operation.
         upsample_conv: "triton" computes nearest x2 and a convolution as one product for each phase of the output.
         optimizer: "triton" computes Muon's momentum, norms and update in three kernels; SGD is PyTorch's either way.
+        NETWORK: what has these implementations, such as "a WGAN", for the message about an absent operation.
+        ABSENT: fields for operations that its networks and pipeline do not have; they must keep their defaults.
+
+    Raises:
+        ValueError: if such a field does not have its default; names it.
     """
+
+    NETWORK: ClassVar[str] = ""
+    ABSENT: ClassVar[tuple[str, ...]] = ()
 
     channels_last: bool = True
     compile: bool = False
@@ -175,18 +170,9 @@ class Implementations:
     upsample_conv: Implementation = "eager"
     optimizer: Implementation = "eager"
 
-    def demand_absent(self, network: str, *names: str) -> None:
-        """Refuses switches of operations that a network does not have.
-
-        Args:
-            network: the network without them, such as "a WGAN".
-            names: fields that must keep their defaults.
-
-        Raises:
-            ValueError: if a field does not have its default; names it.
-        """
-        why = f"what it is by default: {network} has no such operation"
-        demand(self, " ".join(names), lambda v: v in ("eager", False), why)
+    def __post_init__(self) -> None:
+        why = f"what it is by default: {self.NETWORK} has no such operation"
+        demand(self, " ".join(self.ABSENT), lambda v: v in ("eager", False), why)
 
     @property
     def triton(self) -> tuple[str, ...]:
@@ -229,8 +215,13 @@ class Recipe(Levered):
     """
 
     PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Pruning, Implementations)
-    LEVERS: ClassVar = PLAIN
-    CHANGES: ClassVar = INEXACT
+    LEVERS: ClassVar = plain_loop(
+        product_conv=False,
+        **dict.fromkeys(("conv_bn_act", "batch_norm_act", "residual", "augment", "optimizer"), "eager"),
+    )
+    CHANGES: ClassVar = {
+        "precision": "convolutions round to 16 bits; weights, norms' statistics and updates stay float32"
+    }
 
     name: str
     summary: str

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from wallclock.models.recipes.override import override
+from wallclock.models.recipes.override import override, parsed
 from wallclock.models.recipes.recipe import MuonSGD, Recipe
 
 Value = bool | int | float | str
@@ -67,7 +67,7 @@ def dimension(text: str) -> Dimension:
     if not equals or not field or not said:
         raise ValueError(f"--search {text}: expected field=low:high, field=low:high:log or field=a,b,c")
     if ":" not in said:
-        return Dimension(field=field, values=tuple(map(_parsed, said.split(","))))
+        return Dimension(field=field, values=tuple(parsed(each.strip()) for each in said.split(",")))
     low, high, *kind = said.split(":")
     if kind not in ([], ["log"]):
         raise ValueError(f"--search {text}: expected 'log' or nothing after the range")
@@ -75,13 +75,6 @@ def dimension(text: str) -> Dimension:
         return Dimension(field=field, low=float(low), high=float(high), log=bool(kind))
     except ValueError as error:
         raise error if "--search" in str(error) else ValueError(f"--search {text}: expected two numbers") from None
-
-
-def _parsed(text: str) -> Value:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text.strip()
 
 
 def check(recipe: Recipe, dimensions: tuple[Dimension, ...]) -> None:

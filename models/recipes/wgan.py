@@ -1,16 +1,16 @@
-"""The WGAN recipes: fast.ai's lesson, the paper's code, and the gradient penalty. This module imports no torch."""
+"""The WGAN recipes: fast.ai's lesson, the paper's code, and the gradient penalty. This module imports no torch.
 
-import dataclasses
+Each function takes the type of the device, "cuda" or "cpu", which decides only the implementations, never the
+arithmetic of the recipe.
+"""
+
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from wallclock.models.recipes.levers import Levered, plain_loop
 from wallclock.models.recipes.recipe import Implementations
 from wallclock.models.recipes.schedules import demand
-
-# Fields of `Implementations` for operations that no WGAN network or pipeline has.
-ABSENT = ("residual", "augment", "instance_norm_act", "product_conv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,30 +103,13 @@ class WganImplementations(Implementations):
         resident: keep the training images in the device's memory; False copies each batch there.
     """
 
+    NETWORK: ClassVar = "a WGAN"
+    ABSENT: ClassVar = ("residual", "augment", "instance_norm_act", "product_conv")
+
     generator_graph: bool = False
     early_backward: bool = False
     products: bool = False
     resident: bool = True
-
-    def __post_init__(self) -> None:
-        self.demand_absent("a WGAN", *ABSENT)
-
-
-# Value of each lever in the plain loop, which is the lesson's as published.
-PLAIN = plain_loop(
-    conv_bn_act="eager",
-    batch_norm_act="eager",
-    upsample_conv="eager",
-    optimizer="eager",
-    generator_graph=False,
-    early_backward=False,
-    products=False,
-    resident=True,
-)
-# Levers that move the losses by more than float32 rounding, and what they change.
-INEXACT = {
-    "precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +137,19 @@ class WganRecipe(Levered):
         critic_steps: number of critic steps before each generator step.
         stages: stages of the training, in order; their epochs are the whole budget.
         precision: "bf16" computes under autocast over float32 weights, which the clamp needs: bfloat16 numbers near
-            0.01 are 6.1e-5 apart, more than the learning rate. It changes the mathematics (see `INEXACT`).
+            0.01 are 6.1e-5 apart, more than the learning rate. It changes the mathematics (see `CHANGES`).
         implementations: implementation of each operation; `WganImplementations` says which of them change results.
     """
 
     PARTS: ClassVar = (RMSprop, Adam, Stage, CriticSteps, WganImplementations)
-    LEVERS: ClassVar = PLAIN
-    CHANGES: ClassVar = INEXACT
+    LEVERS: ClassVar = plain_loop(
+        **dict.fromkeys(("conv_bn_act", "batch_norm_act", "upsample_conv", "optimizer"), "eager"),
+        **dict.fromkeys(("generator_graph", "early_backward", "products"), False),
+        resident=True,
+    )
+    CHANGES: ClassVar = {
+        "precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"
+    }
 
     name: str
     summary: str
@@ -216,11 +205,7 @@ def _implementations(device_type: str) -> WganImplementations:
 
 
 def lesson(device_type: str) -> WganRecipe:
-    """Returns the WGAN of fast.ai's 2018 lesson 12: an epoch at 1e-4, one at 1e-5, an extra layer, norms last.
-
-    Args:
-        device_type: type of the device, "cuda" or "cpu"; decides only the implementations, never the arithmetic.
-    """
+    """Returns the WGAN of fast.ai's 2018 lesson 12: an epoch at 1e-4, one at 1e-5, an extra layer, norms last."""
     return WganRecipe(
         name="lesson",
         summary="fast.ai lesson 12: norms after activations, RMSprop 1e-4 then 1e-5, batch 128",
@@ -233,11 +218,7 @@ def lesson(device_type: str) -> WganRecipe:
 
 
 def paper(device_type: str) -> WganRecipe:
-    """Returns the WGAN of the paper's code: RMSprop 5e-5 for 25 epochs, weights within 0.01.
-
-    Args:
-        device_type: type of the device, see `lesson`.
-    """
+    """Returns the WGAN of the paper's code: RMSprop 5e-5 for 25 epochs, weights within 0.01."""
     return WganRecipe(
         name="paper",
         summary="the WGAN paper's code: RMSprop 5e-5, weights clamped to 0.01, batch 64",
@@ -247,12 +228,10 @@ def paper(device_type: str) -> WganRecipe:
 
 
 def gp(device_type: str) -> WganRecipe:
-    """Returns the WGAN with gradient penalty: lambda 10, layer norm in the critic, Adam 1e-4 (0, 0.9).
-
-    Args:
-        device_type: type of the device, see `lesson`.
-    """
-    return WganRecipe(
+    """Returns the WGAN with gradient penalty: lambda 10, layer norm in the critic, Adam 1e-4 (0, 0.9)."""
+    base = paper(device_type)
+    return replace(
+        base,
         name="gp",
         summary="gradient penalty instead of the clamp: Adam 1e-4 (0, 0.9), layer norm in the critic",
         critic_norm="layer",
@@ -261,7 +240,7 @@ def gp(device_type: str) -> WganRecipe:
         gradient_penalty=10,
         critic_steps=CriticSteps(long_until=0, long_every=0),
         stages=(Stage(epochs=25, lr=1e-4),),
-        implementations=dataclasses.replace(_implementations(device_type), optimizer="eager"),
+        implementations=replace(base.implementations, optimizer="eager"),
     )
 
 

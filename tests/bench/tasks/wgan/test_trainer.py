@@ -323,7 +323,7 @@ def test_levers_are_told_and_taken_back():
     assert "channels_last" not in recipe.without("implementations.channels_last").variant
     assert replace(recipe, precision="bf16").variant.endswith("bf16")
     assert WganImplementations(generator_graph=True, resident=False, optimizer="triton").triton == ("optimizer",)
-    with pytest.raises(ValueError, match="did you mean implementations.products"):
+    with pytest.raises(ValueError, match="did you mean 'implementations.products'"):
         recipe.without("implementations.product")
 
 
