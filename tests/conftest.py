@@ -19,6 +19,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # they share the cores, and more thre
 
 WORKER_BYTES = 3 << 30  # of memory that a worker with torch needs at its most
 PANDAS_S = 0.3
+HANGING_S = 1800  # of a slow test, on any machine; that of the others is in pyproject.toml
 REAL_IMAGES = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10-jpeg"
 
 
@@ -26,6 +27,13 @@ def pytest_configure() -> None:
     """A job in the background ignores Ctrl-C, and so would the processes that tests start and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A timeout is a guard against hanging, no bound on speed: a slow test takes ten times as long on a slow machine."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(HANGING_S))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -59,6 +67,14 @@ def slowness() -> float:
         subprocess.run([sys.executable, "-c", "import pandas"], check=True)
         times.append(now_s() - start)
     return max(1.0, min(times) / PANDAS_S)
+
+
+@pytest.fixture(scope="session")
+def precision() -> str:
+    """The recipe's precision that trains fastest here: a CPU that has no bfloat16 instructions emulates them."""
+    from wallclock.bench.measure.environment import cpu_bf16
+
+    return "bf16" if cpu_bf16() else "fp32"
 
 
 @pytest.fixture(autouse=True)

@@ -34,18 +34,7 @@ with join_ranks("cpu") as ranks:
     ranks.add([net.weight.grad], mean=True)
     torch.testing.assert_close(net.weight.grad, whole)
 """
-RECIPE = (
-    "--recipe",
-    "sprint",
-    "--set",
-    "batch_size=250",
-    "--set",
-    "epochs=3",
-    "--set",
-    "resolutions=[]",
-    "--seeds",
-    "1",
-)
+RECIPE = "--recipe sprint --set batch_size=250 --set epochs=3 --set resolutions=[] --seeds 1 --device cpu".split()
 
 
 def torchrun(*arguments):
@@ -71,11 +60,12 @@ def test_sums_means_and_gradients_over_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_to_the_accuracy_of_one(tmp_path, wallclock):
-    done = torchrun("-m", "wallclock", "run", "cifar", *RECIPE, "--device", "cpu", "--out", tmp_path / "two")
+def test_two_processes_train_to_the_accuracy_of_one(tmp_path, wallclock, precision):
+    command = ["run", "cifar", *RECIPE, "--set", f"precision={precision}"]
+    done = torchrun("-m", "wallclock", *command, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("records:") == 1
-    wallclock("run", "cifar", *RECIPE, "--device", "cpu", "--out", tmp_path / "one")
+    wallclock(*command, "--out", tmp_path / "one")
     one, two = (reports.load(tmp_path / name) for name in ("one", "two"))
     assert len(reports.load_runs(tmp_path / "two")) == 1 and set(two["ranks"]) == {2} and "ranks" not in one
     means = [frame.loc[frame["metric"] == "final_accuracy", "value"].mean() for frame in (one, two)]

@@ -177,7 +177,6 @@ def compiling():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @not_an_older_compiler
 def test_every_kernel_passes_the_static_gate(tmp_path):
     command = [sys.executable, "-m", "wallclock", "run", "kernels", "--static", "--out", tmp_path, "--json"]

@@ -23,8 +23,8 @@ def part(real_images) -> Split:
 
 
 @pytest.mark.slow
-def test_sprint_learns_real_images_far_above_chance(part, real_images, tmp_path):
-    recipe = replace(get_recipe("sprint", "cpu"), batch_size=250, epochs=3, resolutions=())
+def test_sprint_learns_real_images_far_above_chance(part, real_images, tmp_path, precision):
+    recipe = replace(get_recipe("sprint", "cpu"), batch_size=250, epochs=3, resolutions=(), precision=precision)
     asked = CifarRequest(recipe=recipe, data=str(real_images), target=0.45, seeds=1, device="cpu", phases=0)
     writer = RunWriter.create(tmp_path, Run(run_id="part", started_utc="2026-01-01T00:00:00Z", command="test"))
     assert CifarRun(TASK, asked, part, writer).execute(lambda seen: None) == "done"
