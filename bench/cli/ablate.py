@@ -1,7 +1,7 @@
 """`wallclock ablate`: measures in turns how much each lever of a task's recipe gains."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,21 +26,13 @@ if TYPE_CHECKING:
 HELP = """Measure what each lever of a recipe gives.
 
 Or each of a field's values; every variant has a turn in each round."""
-CHOICES = {
-    "leave_one_out": make_option(
-        "leave_one_out",
-        Annotated[
-            bool, typer.Option("--leave-one-out", help="The plain loop, all levers, and all but each; the default.")
-        ],
-        False,
-    ),
-    "add_one_in": make_option(
-        "add_one_in",
-        Annotated[bool, typer.Option("--add-one-in", help="The plain loop, each lever alone, and all of them.")],
-        False,
-    ),
-    "grid": make_option("grid", list[str], None, "The recipe as it is, and with each of a field's values: field=a,b."),
-}
+LEAVE_ONE_OUT = "The plain loop, all levers, and all but each; the default."
+ADD_ONE_IN = "The plain loop, each lever alone, and all of them."
+CHOICES = (
+    make_option("leave_one_out", bool, False, LEAVE_ONE_OUT, "--leave-one-out"),
+    make_option("add_one_in", bool, False, ADD_ONE_IN, "--add-one-in"),
+    make_option("grid", list[str], None, "The recipe as it is, and with each of a field's values: field=a,b."),
+)
 
 ablate_app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -70,26 +62,25 @@ def _add_task(task: Task) -> None:
         if resume is not None:
             execute(resumed_run(task, task.ablation, resume), command, as_json=json_)
             return
-        choice = _choice(leave_one_out=leave_one_out, add_one_in=add_one_in, grid=grid or [], study=study)
+        given["choice"] = _choice(leave_one_out=leave_one_out, add_one_in=add_one_in, grid=grid or [], study=study)
         usual = task.studies[study] if study else task.usual
-        given["choice"] = choice
         request = make_request(task, task.ablation, recipe or usual, set_ or [], device, given)
         if on is not None:
             _on_ray(task, request, out, cpus, as_json=json_)
             return
         execute(new_run(task, request, out, typed_command()), command, as_json=json_)
 
-    options = {
-        "recipe": make_option("recipe", str, None, "Recipe to take apart; `wallclock list` describes them."),
-        **CHOICES,
-        **request_options(task.ablation),
-        "on": make_option("on", On, None),
-        "cpus": make_option("cpus", Cpus, 2),
-        **COMMON,
-    }
+    options = [
+        make_option("recipe", str, None, "Recipe to take apart; `wallclock list` describes them."),
+        *CHOICES,
+        *request_options(task.ablation),
+        make_option("on", On, None),
+        make_option("cpus", Cpus, 2),
+        *COMMON,
+    ]
     if task.studies:
         help = " ".join(STUDIES[name].help for name in task.studies)
-        options["study"] = make_option("study", make_choice("Study", task.studies), None, help)
+        options.append(make_option("study", make_choice("Study", task.studies), None, help))
     ablate_app.command(task.name)(make_command(HELP, options, ablate))
 
 

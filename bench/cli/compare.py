@@ -23,10 +23,6 @@ from wallclock.bench.cli.output import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from wallclock.bench.compare.benchmarks import Benchmark
-    from wallclock.bench.compare.plan import Plan
-    from wallclock.bench.compare.sides import Subject
-
 # Python's own instructions vary by less than 0.1% from run to run; two rounds show whether other counts vary more.
 COUNTING_ROUNDS, COUNTING_TOLERANCE = 2, 0.005
 
@@ -143,7 +139,9 @@ def _compare_sides(
     from wallclock import reports
     from wallclock.bench.compare.benchmarks import read_settings
     from wallclock.bench.compare.plan import Plan
-    from wallclock.bench.compare.sides import choose_benchmarks, parse_subject
+    from wallclock.bench.compare.rounds import Comparison
+    from wallclock.bench.compare.sides import choose_benchmarks, parse_subject, prepare_side
+    from wallclock.bench.measure.timing import Deadline
     from wallclock.reports.stats.verdicts import Rule
     from wallclock.reports.views.comparison import stored_summary
 
@@ -181,27 +179,10 @@ def _compare_sides(
     if budget is not None:
         rule = replace(rule, spend=True)
     plan = Plan(rule=rule, rounds=rounds or 0, again=again, counts=counts, warm_up=warm_up)
-    return _measure(sides, benchmarks, plan, budget, repository=repository, out=out, resume=resume)
-
-
-def _measure(
-    sides: "Sequence[Subject]",
-    benchmarks: "list[Benchmark]",
-    plan: "Plan",
-    budget: str | None,
-    *,
-    repository: Path,
-    out: Path,
-    resume: Path | None,
-) -> "pd.DataFrame":
-    from wallclock.bench.compare.rounds import Comparison
-    from wallclock.bench.compare.sides import prepare_side
-    from wallclock.bench.measure.timing import Deadline
-
     deadline = Deadline(None if budget is None else seconds(budget))
     with ExitStack() as stack:
-        base, head = (stack.enter_context(prepare_side(side, benchmarks, repository)) for side in sides)
-        run = Comparison(benchmarks, base, head, plan, out, typed_command(), deadline=deadline, resume=resume)
+        first, second = (stack.enter_context(prepare_side(side, benchmarks, repository)) for side in sides)
+        run = Comparison(benchmarks, first, second, plan, out, typed_command(), deadline=deadline, resume=resume)
         path = run.writer.path
         try:
             with interruptible(path, f", or go on: the same command with --resume {path}"):

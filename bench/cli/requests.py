@@ -2,7 +2,7 @@
 
 import enum
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wallclock.bench.runs.training import TrainingRun
-
-Options = dict[str, inspect.Parameter]
 
 
 def make_choice(name: str, values: Iterable[str]) -> Any:
@@ -46,34 +44,31 @@ def make_option(name: str, annotation: Any, default: Any, help: str = "", flag: 
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-COMMON: Options = {
-    name: make_option(name, kind, default)
-    for name, kind, default in (
-        ("device", Device, "auto"),
-        ("set_", Set, None),
-        ("resume", Resume, None),
-        ("out", Out, RUNS),
-        ("json_", Json, False),
-    )
-}
+COMMON = (
+    make_option("device", Device, "auto"),
+    make_option("set_", Set, None),
+    make_option("resume", Resume, None),
+    make_option("out", Out, RUNS),
+    make_option("json_", Json, False),
+)
 
 
-def request_options(kind: type[Request]) -> Options:
+def request_options(kind: type[Request]) -> list[inspect.Parameter]:
     """Returns the options of a class of requests, one for each field that `bench.runs.request.option` made."""
     types = get_type_hints(kind)
-    return {
-        f.name: make_option(f.name, types[f.name], f.default, f.metadata["help"], f.metadata["flag"])
+    return [
+        make_option(f.name, types[f.name], f.default, f.metadata["help"], f.metadata["flag"])
         for f in fields(kind)
         if "help" in f.metadata
-    }
+    ]
 
 
-def make_command(help: str, options: Mapping[str, inspect.Parameter], call: Callable[..., None]) -> Callable[..., None]:
+def make_command(help: str, options: Sequence[inspect.Parameter], call: Callable[..., None]) -> Callable[..., None]:
     """Returns a function that typer can turn into a command.
 
     Args:
         help: help text of the command.
-        options: options of the command by name, in the order of the help.
+        options: options of the command, in the order of the help.
         call: function that runs the command, called with the value of each option by keyword.
     """
 
@@ -81,8 +76,8 @@ def make_command(help: str, options: Mapping[str, inspect.Parameter], call: Call
         call(**given)
 
     command.__doc__ = help
-    command.__annotations__ = {name: each.annotation for name, each in options.items()}
-    command.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in options}
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return command
 
 

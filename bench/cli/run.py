@@ -50,12 +50,12 @@ def _add_task(task: Task) -> None:
 
     *most, last = task.recipes
     names = f"{', '.join(most)} or {last}" if most else last
-    options = {
-        "recipe": make_option("recipe", str, task.usual, f"{names}; `wallclock list` describes them."),
-        **request_options(task.request),
-        **{name: make_option(name, str, None, help) for name, help in task.recipe_options.items()},
-        **COMMON,
-    }
+    options = [
+        make_option("recipe", str, task.usual, f"{names}; `wallclock list` describes them."),
+        *request_options(task.request),
+        *(make_option(name, str, None, help) for name, help in task.recipe_options.items()),
+        *COMMON,
+    ]
     run_app.command(task.name)(make_command(task.summary, options, run))
 
 

@@ -72,38 +72,37 @@ def tune(
     )
     folder = study or out / new_run_id(f"study-{recipe}")
     with cifar_tuning.quiet(), interruptible(folder, f", go on with the same command and `--study {folder}`"):
-        _tune(request, folder, trials, on_ray=on is not None, cpus=cpus, as_json=json_)
+        opened = cifar_tuning.open_study(request, folder)
+        try:
+            _work(opened, request, folder, trials, on_ray=on is not None, cpus=cpus)
+        finally:
+            cifar_tuning.write_results(opened, folder)
+        _print_trials(opened, request, folder, as_json=json_)
 
 
-def _tune(request: "TuningRequest", folder: Path, trials: int, *, on_ray: bool, cpus: int, as_json: bool) -> None:
+def _work(study: Any, request: "TuningRequest", folder: Path, trials: int, *, on_ray: bool, cpus: int) -> None:
     from wallclock.bench.tasks.cifar import tuning as cifar_tuning
     from wallclock.bench.tasks.cifar.progress import Display
-
-    study = cifar_tuning.open_study(request, folder)
 
     def print_trial(trial: Any) -> None:
         accuracies = trial.user_attrs.get("accuracies")
         how = trial.user_attrs.get("why") or f"{trial.value:.4g} s, {100 * sum(accuracies) / len(accuracies):.2f}%"
         print_progress(f"trial {trial.number}: {how}", soft_wrap=True)
 
-    try:
-        if on_ray:
-            from wallclock.bench.tasks.cifar.tuning_on_ray import work_on_ray
+    if on_ray:
+        from wallclock.bench.tasks.cifar.tuning_on_ray import work_on_ray
 
-            work_on_ray(study, request, folder, typed_command(), trials, cpus=cpus, observe=print_trial)
-        else:
-            _, progress = consoles()
-            with Display(progress, "", request.target) as display:
+        work_on_ray(study, request, folder, typed_command(), trials, cpus=cpus, observe=print_trial)
+        return
+    _, progress = consoles()
+    with Display(progress, "", request.target) as display:
 
-                def then(number: int) -> "Observer":
-                    display.title = f"trial {number}"
-                    return display if progress.is_terminal else cifar_tuning.unseen
+        def then(number: int) -> "Observer":
+            display.title = f"trial {number}"
+            return display if progress.is_terminal else cifar_tuning.unseen
 
-                objective = cifar_tuning.Objective(request=request, folder=folder, command=typed_command(), then=then)
-                cifar_tuning.work(study, objective, trials, print_trial)
-    finally:
-        cifar_tuning.write_results(study, folder)
-    _print_trials(study, request, folder, as_json=as_json)
+        objective = cifar_tuning.Objective(request=request, folder=folder, command=typed_command(), then=then)
+        cifar_tuning.work(study, objective, trials, print_trial)
 
 
 def _print_trials(study: Any, request: "TuningRequest", folder: Path, *, as_json: bool) -> None:

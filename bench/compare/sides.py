@@ -86,6 +86,7 @@ def parse_subject(text: str, directory: Path) -> Subject:
     if colon and prefix in get_args(Kind):
         return _subject(prefix, rest.strip(), directory)  # type: ignore[arg-type]
     from wallclock.bench.tasks.registry import TASKS
+    from wallclock.models.recipes import RECIPES
 
     words = text.split()
     if not words:
@@ -95,14 +96,13 @@ def parse_subject(text: str, directory: Path) -> Subject:
         return _subject("run", text, directory)
     if path.is_dir():
         return _subject("tree", text, directory)
-    recipes = _cifar_recipes()
-    if words[0].partition("/")[0] in TASKS or words[0] in recipes:
+    if words[0].partition("/")[0] in TASKS or words[0] in RECIPES:
         return _subject("recipe", text, directory)
     if find_commit(directory, text):
         return _subject("git", text, directory)
     if shutil.which(words[0]) or (len(words) > 1 and (directory / words[0]).exists()):
         return _subject("cmd", text, directory)
-    hint = did_you_mean(text, [*recipes, *list_branches(directory)], cutoff=0.6)
+    hint = did_you_mean(text, [*RECIPES, *list_branches(directory)], cutoff=0.6)
     raise ValueError(
         f"'{text}' is no stored run, git revision, recipe or command here; "
         + (hint or "say which with run:, git:, tree:, recipe: or cmd: before it")
@@ -127,18 +127,8 @@ def _subject(kind: Kind, text: str, directory: Path) -> Subject:
     return Subject(kind=kind, text=text, revision=revision)
 
 
-def _cifar_recipes() -> tuple[str, ...]:
-    from wallclock.models.recipes import RECIPES
-
-    return tuple(RECIPES)
-
-
 def declared_by(subject: Subject, directory: Path) -> frozenset[str]:
-    """Returns the names of the benchmarks that a side's own pyproject.toml declares.
-
-    Args:
-        subject: a git revision or a tree.
-        directory: folder of the project; a tree's path is relative to it.
+    """Returns the names of the benchmarks that the pyproject.toml of a git revision or a tree declares.
 
     Raises:
         ValueError: if the file is not valid TOML.
@@ -202,14 +192,7 @@ def hash_sources(side: Side, benchmark: Benchmark) -> str:
 
 
 def recipe_command(text: str) -> str:
-    """Returns the shell command that measures one turn of a recipe.
-
-    Args:
-        text: name of a recipe, such as `sprint` or `wgan/lesson`, then words such as `field=value`.
-
-    Raises:
-        ValueError: if there is no such recipe, or no such field.
-    """
+    """Returns the shell command that measures one turn of a recipe; see `parse_recipe`."""
     from wallclock.bench.compare.recipe_turn import parse_recipe
 
     parse_recipe(text, "cpu")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from wallclock.bench.measure.numerics import numerics
 from wallclock.bench.measure.sampling import measure
-from wallclock.bench.runs.cases import measured_under
 from wallclock.kernels.upsample_conv import collapse, upsample_conv, upsample_conv_ref
 
 SHAPES = [(2, 5, 3, 4, 7), (3, 24, 5, 1, 1), (1, 1, 1, 2, 1), (2, 123, 3, 3, 2), (1, 3, 123, 1, 5)]  # N, I, O, H, W
@@ -180,7 +180,7 @@ def test_it_is_faster_than_its_reference_at_a_stage_of_dcgan(memory_format, devi
     x, weight, _, dy = (t.to(memory_format=memory_format) if t.ndim == 4 else t
                         for t in made(64, 128, 64, 16, 16, device, torch.float32))  # fmt: skip
     ratios = []
-    with measured_under():
+    with numerics(seed=0, keep_heap=True):
         for _ in range(10):
             ours, reference = (
                 measure(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wallclock.bench.measure.environment import cpu_name, source_hash
-from wallclock.bench.runs.cases import measured_under
+from wallclock.bench.measure.numerics import numerics
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
@@ -19,7 +19,7 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 @pytest.fixture(scope="session", autouse=True)
 def settings() -> Iterator[None]:
     """As `wallclock run kernels` measures."""
-    with measured_under():
+    with numerics(seed=0, keep_heap=True):
         yield
 
 
