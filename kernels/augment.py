@@ -280,11 +280,8 @@ def augment_fused(
             f"pad is {augmentation.pad}; an image of {_described(images_MHWC)} has too few pixels to reflect"
         )
     chosen = augmentation  # field by field: torch 2.11 compiles no `dataclasses.astuple`
-    return torch.ops.wallclock.augment(
-        *(images_MHWC, indices, seed, epoch),
-        *(chosen.pad, chosen.flip, chosen.cutout, chosen.brightness, chosen.contrast, chosen.padding),
-        dtype,
-    )
+    fields = (chosen.pad, chosen.flip, chosen.cutout, chosen.brightness, chosen.contrast, chosen.padding)
+    return torch.ops.wallclock.augment(images_MHWC, indices, *fields, seed, epoch, dtype)
 
 
 def _described(tensor: Tensor) -> str:
@@ -298,24 +295,14 @@ def _output(images: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
 
 @operator("augment", outputs=_output)
 def _augment(
-    images: Tensor,
-    indices: Tensor,
-    seed: int,
-    epoch: int,
-    pad: int,
-    flip: str,
-    cutout: int,
-    brightness: float,
-    contrast: float,
-    padding: str,
-    dtype: torch.dtype,
+    images: Tensor, indices: Tensor, augmentation: Augmentation, seed: int, epoch: int, dtype: torch.dtype
 ) -> Tensor:
     import triton
 
     from wallclock.kernels.jit.augment import augment_kernel
 
     _, height, width, channels = images.shape
-    out = _output(images, indices, dtype)
+    out, chosen = _output(images, indices, dtype), augmentation
     if len(indices):
         across = triton.next_power_of_2(width * channels)
         rows = min(triton.next_power_of_2(height), max(1, TILE // across))
@@ -323,8 +310,8 @@ def _augment(
         bias = tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True))
         augment_kernel[(len(indices), triton.cdiv(height, rows))](
             images.contiguous(), indices, out, len(images), seed, epoch,
-            height, width, pad, flip, cutout, brightness, contrast,
+            height, width, chosen.pad, chosen.flip, chosen.cutout, chosen.brightness, chosen.contrast,
             SCALE=scale, BIAS=bias, GREY=GREY, ROWS=rows, WIDTH=across,
-            BLACK=True if padding == "zero" else None, num_warps=WARPS,
+            BLACK=True if chosen.padding == "zero" else None, num_warps=WARPS,
         )  # fmt: skip
     return out

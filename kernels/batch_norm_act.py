@@ -158,25 +158,24 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _forward_outputs(x: Tensor, given_mean: Tensor | None, save: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_outputs(x: Tensor, norm: BatchNorm, save: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide, _ = accumulator(x.dtype)
-    moments = x.shape[1] if given_mean is None else 0
+    moments = x.shape[1] if norm.running_mean is None else 0
     y = torch.empty_like(x, memory_format=torch.channels_last)
     byte = torch.empty_like(y, dtype=torch.uint8) if save == "byte" else x.new_empty(0, dtype=torch.uint8)
     return y, x.new_empty(moments, dtype=wide), x.new_empty(moments, dtype=wide), byte
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, given_mean, given_var, residual, *ctx.options = inputs
+    x, weight, bias, given_mean, given_var, *options, residual, save, persistent = inputs
     y, mean, var, byte = output
-    save = ctx.options[4]
     moments = (mean, var) if given_mean is None else (given_mean, given_var)
-    ctx.has_residual = residual is not None
-    ctx.save_for_backward({"input": x, "output": y, "byte": byte}[save], *moments, weight, bias)
+    ctx.has_residual, ctx.options = residual is not None, (*options, save, persistent)
+    ctx.save_for_backward({"input": x, "output": y, "byte": byte}[save], weight, bias, *moments)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> Gradients:
-    *_, weight, bias = ctx.saved_tensors
+    _, weight, bias, *_ = ctx.saved_tensors
     dx, dweight, dbias = torch.ops.wallclock.batch_norm_act_backward(dy, *ctx.saved_tensors, *ctx.options)
     return {
         "x": dx,
@@ -188,29 +187,19 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
 
 @operator("batch_norm_act", outputs=_forward_outputs, keep=_keep, gradients=_gradients)
 def _forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    given_mean: Tensor | None,
-    given_var: Tensor | None,
-    residual: Tensor | None,
-    training: bool,
-    eps: float,
-    act: str,
-    negative_slope: float,
-    save: str,
-    persistent: bool | None,
+    x: Tensor, norm: BatchNorm, residual: Tensor | None, save: str, persistent: bool | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y, the batch's mean and biased variance (empty if a mean is given), and the byte map.
 
     Given moments are the running ones in evaluation. In training they are those of x, known from the convolution that
-    made x.
+    made x, or None.
     """
-    y, mean, var, byte = _forward_outputs(x, given_mean, save)
+    y, mean, var, byte = _forward_outputs(x, norm, save)
     if x.numel() == 0:
         mean.zero_()
         var.zero_()
         return y, mean, var, byte
+    weight, bias, given_mean, given_var, _, _, eps, act, negative_slope = norm
     x, residual = dense(x), None if residual is None else dense(residual)
     m, c = matrix(x)
     cut = _plan_for(x, persistent)
@@ -252,20 +241,10 @@ def _backward_outputs(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @operator("batch_norm_act_backward", outputs=_backward_outputs)
 def _backward(
-    dy: Tensor,
-    saved: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    eps: float,
-    act: str,
-    negative_slope: float,
-    save: str,
-    persistent: bool | None,
+    dy: Tensor, saved: Tensor, norm: BatchNorm, save: str, persistent: bool | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of x, gamma and beta."""
+    """Returns the gradients of x, gamma and beta; the norm's mean and variance are those that forward used."""
+    weight, bias, mean, var, training, _, eps, act, negative_slope = norm
     dx, dweight, dbias = _backward_outputs(dy)
     if dy.numel() == 0:
         return dx, dweight.zero_(), dbias.zero_()
@@ -311,12 +290,7 @@ def move_running(norm: BatchNorm, mean: Tensor, var: Tensor, x: Tensor) -> None:
 
 
 def batch_norm_act(
-    x: Tensor,
-    norm: BatchNorm,
-    *,
-    residual: Tensor | None = None,
-    save: Save = "input",
-    persistent: bool | None = None,
+    x: Tensor, norm: BatchNorm, *, residual: Tensor | None = None, save: Save = "input", persistent: bool | None = None
 ) -> Tensor:
     """Returns `act(batch_norm(x)) + residual`, computed in one operation, with its gradients.
 
@@ -348,15 +322,13 @@ def batch_norm_act(
     check_residual(residual, x.dtype, tuple(x.shape))
     if save not in get_args(Save):
         raise ValueError(f"save is '{save}'; expected input, output or byte")
-    act, slope, training = norm.act, norm.negative_slope, norm.training
-    invertible = act == "none" or (act == "leaky_relu" and slope > 0)
+    act = norm.act
+    invertible = act == "none" or (act == "leaky_relu" and norm.negative_slope > 0)
     if save == "output" and (residual is not None or not invertible):
         raise ValueError(f"save='output' cannot invert {act}{' + residual' * (residual is not None)}; use save='byte'")
-    given = (None, None) if training else (norm.running_mean, norm.running_var)
-    y, mean, var, _ = torch.ops.wallclock.batch_norm_act(
-        x, norm.weight, norm.bias, *given, residual, training, norm.eps, act, slope, save, persistent
-    )
-    if training:
+    given = norm._replace(running_mean=None, running_var=None) if norm.training else norm
+    y, mean, var, _ = torch.ops.wallclock.batch_norm_act(x, *given, residual, save, persistent)
+    if norm.training:
         move_running(norm, mean, var, x)
     return y
 

@@ -25,14 +25,21 @@ class Norm(NamedTuple):
 
     Attributes:
         table: norm's table [5, C], float32 (float64 for a float64 map): scale, shift, mean, reciprocal deviation,
-            biased variance.
+            biased variance; None for neither norm nor activation.
+        weight: gamma [C] or None; it is in the table already, and an argument of operators for its gradient alone.
+        bias: beta [C] or None, likewise.
         act: name of the activation in `kernels.batch_norm_act.ACTS`.
         negative_slope: slope of leaky_relu below zero.
     """
 
-    table: Tensor
-    act: str
-    negative_slope: float
+    table: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    act: str = "none"
+    negative_slope: float = 0.0
+
+
+NO_NORM = Norm()
 
 
 class Tiles(NamedTuple):
@@ -100,22 +107,32 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
-def _norm_options(norm: Norm | None) -> dict[str, object]:
-    return {"ACT": norm.act if norm else "none", "slope": norm.negative_slope if norm else 0.0}
+def _norm_options(norm: Norm) -> dict[str, object]:
+    return {"ACT": norm.act, "slope": norm.negative_slope}
 
 
 def conv(
-    x: Tensor, filters: Tensor, *, stride: int, padding: int, norm: Norm | None = None, stats: bool = False
+    x: Tensor,
+    filters: Tensor,
+    *,
+    stride: int,
+    padding: int,
+    norm: Norm = NO_NORM,
+    stats: bool = False,
+    after: Norm = NO_NORM,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Returns a convolution and, if asked for, statistics of its output.
+    """Returns a convolution, `act(norm(conv(x))) + residual` if `after` is given, or statistics of it if asked for.
 
     Args:
         x: map [N, C, H, W], dense.
         filters: filters [K, C, R, S] of x's dtype, dense.
         stride: stride in both directions.
         padding: zeros around the normalised x, in pixels.
-        norm: norm and activation applied to x while it is read; or None.
-        stats: whether statistics are wanted.
+        norm: norm and activation applied to x while it is read; not together with `after`.
+        stats: whether statistics are wanted; not together with `after`.
+        after: norm and activation applied to the result before it is written.
+        residual: map [N, K, P, Q] of x's dtype, dense, added after them; or None.
 
     Returns:
         Output y [N, K, P, Q]; mean and sum of squared deviations of each tile of pixels, [2, tiles, K], with 0 tiles
@@ -130,52 +147,15 @@ def conv(
     cut = tiles(rows, k, c, x.element_size())
     tiles_m = triton.cdiv(rows, cut.block_m)
     partial = torch.empty((2, tiles_m if stats else 0, k), dtype=wide, device=x.device)
+    scale, shift = (None, None) if after.table is None else after.table[:2]
     jit.conv_kernel[(tiles_m * triton.cdiv(k, cut.block_n),)](
-        x, filters, y, norm.table if norm else None, *((partial[0], partial[1]) if stats else (None, None)),
-        None, None, None, None, rows, h, w, p, q, p, q,
-        A_C=c, OUT_C=k, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=False, PROLOGUE=norm is not None,
-        EPILOGUE="stats" if stats else "", **_norm_options(norm), **cut.options(), ACC=acc,
-        PRECISION=_precision(x.dtype),
+        x, filters, y, norm.table, *((partial[0], partial[1]) if stats else (None, None)),
+        scale, shift, residual, None, rows, h, w, p, q, p, q,
+        A_C=c, OUT_C=k, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=False, PROLOGUE=norm.table is not None,
+        EPILOGUE="stats" if stats else "affine" if scale is not None else "",
+        **_norm_options(norm if scale is None else after), **cut.options(), ACC=acc, PRECISION=_precision(x.dtype),
     )  # fmt: skip
     return y, partial, cut.block_m
-
-
-def conv_affine_act(
-    x: Tensor,
-    filters: Tensor,
-    *,
-    stride: int,
-    padding: int,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    act: str,
-    negative_slope: float,
-    residual: Tensor | None,
-) -> Tensor:
-    """Returns `act(conv(x) * scale + shift) + residual`, [N, K, P, Q], in one launch.
-
-    Args:
-        x: map [N, C, H, W], dense.
-        filters: filters [K, C, R, S] of x's dtype, dense.
-        stride: stride in both directions.
-        padding: zeros around x, in pixels.
-        scale: factor of each output channel [K], or None for ones.
-        shift: summand of each output channel [K], or None for zeros.
-        act: name of the activation in `kernels.batch_norm_act.ACTS`.
-        negative_slope: slope of leaky_relu below zero.
-        residual: map [N, K, P, Q] of x's dtype, dense; or None.
-    """
-    n, c, h, w = x.shape
-    k, _, r, s = filters.shape
-    y = convolution_output(x, filters, stride, padding)
-    p, q = y.shape[2:]
-    cut = tiles(n * p * q, k, c, x.element_size())
-    jit.conv_kernel[(triton.cdiv(n * p * q, cut.block_m) * triton.cdiv(k, cut.block_n),)](
-        x, filters, y, None, None, None, scale, shift, residual, None, n * p * q, h, w, p, q, p, q,
-        A_C=c, OUT_C=k, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=False, PROLOGUE=False, EPILOGUE="affine",
-        ACT=act, slope=negative_slope, **cut.options(), ACC=accumulator(x.dtype)[1], PRECISION=_precision(x.dtype),
-    )  # fmt: skip
-    return y
 
 
 def conv_transposed(
@@ -216,10 +196,10 @@ def conv_transposed(
     tiles_m = triton.cdiv(rows, cut.block_m)
     partial = torch.empty((2, tiles_m * stride**2 if of else 0, c), dtype=wide, device=dy.device)
     sums = (partial[0], partial[1]) if of else (None, None)
-    read, norm = of or (None, None)
+    read, norm = of or (None, NO_NORM)
     epilogue = "sums" if of else "affine" if shift is not None else ""
     jit.conv_kernel[(tiles_m * triton.cdiv(c, cut.block_n), stride**2)](
-        dy, filters, out, None, *sums, None, shift, read, norm.table if norm else None,
+        dy, filters, out, None, *sums, None, shift, read, norm.table,
         rows, p, q, height, width, grid_height, grid_width,
         A_C=k, OUT_C=c, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=True, PROLOGUE=False, EPILOGUE=epilogue,
         **_norm_options(norm), **cut.options(), ACC=acc, PRECISION=_precision(dy.dtype),
@@ -234,7 +214,7 @@ def filter_gradient(
     filter_size: tuple[int, int],
     stride: int,
     padding: int,
-    norm: Norm | None = None,
+    norm: Norm = NO_NORM,
     dtype: torch.dtype,
 ) -> Tensor:
     """Returns the gradient of a convolution's filters, [K, C, R, S].
@@ -245,7 +225,7 @@ def filter_gradient(
         filter_size: R and S, in pixels.
         stride: stride of the convolution.
         padding: padding of the convolution.
-        norm: norm that the convolution applied to x; or None.
+        norm: norm that the convolution applied to x.
         dtype: dtype of the result.
     """
     n, k, p, q = dy.shape
@@ -261,8 +241,8 @@ def filter_gradient(
     out = torch.empty((k, c, r, s), dtype=dtype, device=x.device, memory_format=torch.channels_last)
     partial = out if splits == 1 else torch.empty((splits, out.numel()), dtype=wide, device=x.device)
     jit.filter_gradient_kernel[(programs, splits)](
-        dy, x, partial, norm.table if norm else None, rows, h, w, p, q, split_rows,
-        C=c, K=k, R=r, S=s, STRIDE=stride, PAD=padding, PROLOGUE=norm is not None, **_norm_options(norm),
+        dy, x, partial, norm.table, rows, h, w, p, q, split_rows,
+        C=c, K=k, R=r, S=s, STRIDE=stride, PAD=padding, PROLOGUE=norm.table is not None, **_norm_options(norm),
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, ACC=acc, PRECISION=_precision(x.dtype),
         num_warps=8 if block_m * block_n >= 128 * 64 else 4, num_stages=3,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from wallclock.kernels.batch_norm_act import (
     move_running,
 )
 from wallclock.kernels.checks import check_residual
-from wallclock.kernels.conv import output_size
+from wallclock.kernels.conv import NO_NORM, Norm, output_size
 
 
 def conv_bn_act_ref(
@@ -56,11 +56,8 @@ class Deferred(NamedTuple):
             residual: map [N, C, H, W] of the map's dtype; or None.
             save: tensors that backward reads; see `batch_norm_act`.
         """
-        norm = self.norm
-        return torch.ops.wallclock.batch_norm_act(
-            self.map, norm.weight, norm.bias, self.table[2], self.table[4], residual, True, norm.eps, norm.act,
-            norm.negative_slope, save, None,
-        )[0]  # fmt: skip
+        known = self.norm._replace(running_mean=self.table[2], running_var=self.table[4])
+        return torch.ops.wallclock.batch_norm_act(self.map, *known, residual, save, None)[0]
 
 
 def deferred(x: Tensor, norm: BatchNorm) -> Deferred:
@@ -134,9 +131,7 @@ def conv_bn_act(
     if (torch.is_grad_enabled() and trained) or isinstance(x, Deferred):
         y, _ = convolved(x, filters, stride=stride, padding=padding)
         return batch_norm_act(y, norm, residual=residual, save=save)
-    return torch.ops.wallclock.conv_bn_act_folded(
-        x, filters, *norm[:4], residual, stride, padding, norm.eps, norm.act, norm.negative_slope
-    )
+    return torch.ops.wallclock.conv_bn_act_folded(x, filters, *norm, residual, stride, padding)
 
 
 def convolved(
@@ -154,10 +149,10 @@ def convolved(
     Returns:
         The map [N, K, P, Q], and the table [5, K], empty if none is wanted.
     """
-    of_input: tuple[object, ...] = (None, None, None, "none", 0.0)
+    of_input = NO_NORM
     if isinstance(x, Deferred):
         norm = x.norm
-        of_input, x = (x.table, norm.weight, norm.bias, norm.act, norm.negative_slope), x.map
+        of_input, x = Norm(x.table, norm.weight, norm.bias, norm.act, norm.negative_slope), x.map
     of_output = (False, None, None, 0.0) if stats_for is None else (True, *stats_for[:2], stats_for.eps)
     return torch.ops.wallclock.conv_bn(x, filters, *of_input, stride, padding, *of_output)
 

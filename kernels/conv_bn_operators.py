@@ -10,16 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from wallclock.kernels.batch_norm_act import accumulator, dense, plan
-from wallclock.kernels.conv import (
-    Norm,
-    conv,
-    conv_affine_act,
-    conv_transposed,
-    convolution_output,
-    filter_gradient,
-    new_map,
-)
+from wallclock.kernels.batch_norm_act import BatchNorm, accumulator, dense, matrix, plan, workspace
+from wallclock.kernels.conv import Norm, conv, conv_transposed, convolution_output, filter_gradient, new_map
 from wallclock.kernels.jit import batch_norm_act as norm_jit
 from wallclock.kernels.jit import conv_bn_act as jit
 from wallclock.kernels.operator import Gradients, operator
@@ -74,14 +66,11 @@ def _norm_table(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
     if x.numel() == 0:
         return _table_output(x).zero_()
     x = dense(x)
-    m, c = x.numel() // x.shape[1], x.shape[1]
+    m, c = matrix(x)
     cut = plan(m, c, resident_programs=None)
-    wide, acc = accumulator(x.dtype)
-    partial = torch.empty((2, cut.splits, c), dtype=wide, device=x.device)
-    norm_jit.stats_kernel[(triton.cdiv(c, cut.block_c), cut.splits)](
-        x, partial[0], partial[1], m, c, cut.split_rows, BLOCK_M=cut.block_m, BLOCK_C=cut.block_c, ACC=acc
-    )
-    return _table(partial, cut.split_rows, m, weight, bias, eps)
+    columns, partial, _, tile = workspace(x, cut)
+    norm_jit.stats_kernel[(columns, cut.splits)](x, partial[0], partial[1], m, c, cut.split_rows, **tile)
+    return _table(partial[:, 0], cut.split_rows, m, weight, bias, eps)
 
 
 def _forward_outputs(x: Tensor, filters: Tensor, stride: int, padding: int, stats: bool) -> tuple[Tensor, Tensor]:
@@ -90,10 +79,10 @@ def _forward_outputs(x: Tensor, filters: Tensor, stride: int, padding: int, stat
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, filters, norm_table, norm_weight, norm_bias, *options = inputs
-    ctx.options = options[:4]
-    ctx.parameter_dtypes = [None if p is None else p.dtype for p in (norm_weight, norm_bias)]
-    ctx.save_for_backward(x, filters, norm_table)
+    x, filters, table, *norm_and_geometry = inputs[:9]
+    ctx.options = norm_and_geometry[2:]
+    ctx.parameter_dtypes = [None if p is None else p.dtype for p in norm_and_geometry[:2]]
+    ctx.save_for_backward(x, filters, table)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> Gradients:
@@ -101,7 +90,7 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     has_norm = ctx.saved_tensors[2] is not None
     wants_dx = wants_x or (has_norm and any(wants_parameters))
     dx, dfilters, *of_norm = torch.ops.wallclock.conv_bn_backward(
-        dy, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dfilters
+        dy, *ctx.saved_tensors, None, None, *ctx.options, wants_dx, wants_dfilters
     )
     dweight, dbias = (
         gradient.to(dtype) if dtype is not None and wanted else None
@@ -110,8 +99,8 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     return {
         "x": dx if wants_dx else None,
         "filters": dfilters if wants_dfilters else None,
-        "norm_weight": dweight,
-        "norm_bias": dbias,
+        "weight": dweight,
+        "bias": dbias,
     }
 
 
@@ -119,65 +108,46 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
 def _forward(
     x: Tensor,
     filters: Tensor,
-    table: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    act: str,
-    slope: float,
+    norm: Norm,
     stride: int,
     padding: int,
     stats: bool,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    out_weight: Tensor | None,
+    out_bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y, and the table of a norm of y if `stats`.
-
-    `table`, `act` and `slope` belong to the norm of x. Its `norm_weight` and `norm_bias` are already in the table, and
-    are arguments for their gradients alone.
-    """
+    """Returns y, and the table of a norm of y by gamma, beta and eps if `stats`; `norm` is that of x."""
     y, made = _forward_outputs(x, filters, stride, padding, stats)
     if x.numel() == 0:
         return y, made.zero_()
-    norm = None if table is None else Norm(table, act, slope)
     y, partial, split_rows = conv(
         dense(x), _filters(filters, x), stride=stride, padding=padding, norm=norm, stats=stats
     )
     if stats:
-        made = _table(partial, split_rows, y.numel() // y.shape[1], weight, bias, eps)
+        made = _table(partial, split_rows, matrix(y)[0], out_weight, out_bias, eps)
     return y, made
 
 
 def _backward_outputs(
-    x: Tensor, filters: Tensor, norm_table: Tensor | None, wants_dx: bool, wants_dfilters: bool
+    x: Tensor, filters: Tensor, norm: Norm, wants_dx: bool, wants_dfilters: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
     dx = new_map(x, n, c, h, w) if wants_dx else x.new_empty(0)
     dfilters = torch.empty_like(filters, memory_format=torch.channels_last) if wants_dfilters else filters.new_empty(0)
-    channels = c if wants_dx and norm_table is not None else 0
+    channels = c if wants_dx and norm.table is not None else 0
     wide = accumulator(x.dtype)[0]
     return dx, dfilters, x.new_empty(channels, dtype=wide), x.new_empty(channels, dtype=wide)
 
 
 @operator("conv_bn_backward", outputs=_backward_outputs)
 def _backward(
-    dy: Tensor,
-    x: Tensor,
-    filters: Tensor,
-    norm_table: Tensor | None,
-    norm_act: str,
-    negative_slope: float,
-    stride: int,
-    padding: int,
-    wants_dx: bool,
-    wants_dfilters: bool,
+    dy: Tensor, x: Tensor, filters: Tensor, norm: Norm, stride: int, padding: int, wants_dx: bool, wants_dfilters: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of x, filters, and the norm's gamma and beta; an empty tensor where one is not wanted."""
-    dx, dfilters, dweight, dbias = _backward_outputs(x, filters, norm_table, wants_dx, wants_dfilters)
+    dx, dfilters, dweight, dbias = _backward_outputs(x, filters, norm, wants_dx, wants_dfilters)
     if dy.numel() == 0:
         return dx, dfilters.zero_(), dweight.zero_(), dbias.zero_()
     dy, x = dense(dy), dense(x)
-    norm = None if norm_table is None else Norm(norm_table, norm_act, negative_slope)
     if wants_dfilters:
         dfilters = filter_gradient(
             dy, x, filter_size=(filters.shape[2], filters.shape[3]), stride=stride, padding=padding, norm=norm,
@@ -186,11 +156,11 @@ def _backward(
     if wants_dx:
         dx, partial = conv_transposed(
             dy, _filters(filters, x), height=x.shape[2], width=x.shape[3], stride=stride, padding=padding,
-            of=None if norm is None else (x, norm),
+            of=None if norm.table is None else (x, norm),
         )  # fmt: skip
-        if norm is not None:
+        if norm.table is not None:
             dbias, dweight = _sum_splits(partial)
-            m, c = x.numel() // x.shape[1], x.shape[1]
+            m, c = matrix(x)
             block_c = min(triton.next_power_of_2(c), 64)
             block_m = 4096 // block_c
             jit.input_gradient_kernel[(triton.cdiv(m, block_m), triton.cdiv(c, block_c))](
@@ -204,26 +174,13 @@ def _folded_output(x: Tensor, filters: Tensor, stride: int, padding: int) -> Ten
 
 
 @operator("conv_bn_act_folded", outputs=_folded_output)
-def _folded(
-    x: Tensor,
-    filters: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None,
-    stride: int,
-    padding: int,
-    eps: float,
-    act: str,
-    negative_slope: float,
-) -> Tensor:
+def _folded(x: Tensor, filters: Tensor, norm: BatchNorm, residual: Tensor | None, stride: int, padding: int) -> Tensor:
     """Returns the whole operation with the running statistics, without gradients."""
     if x.numel() == 0:
         return _folded_output(x, filters, stride, padding)
-    moments = torch.stack([running_mean, running_var])[:, None].to(accumulator(x.dtype)[0])
-    table = _table(moments, 1, 1, weight, bias, eps)
-    return conv_affine_act(
-        dense(x), _filters(filters, x), stride=stride, padding=padding, scale=table[0], shift=table[1], act=act,
-        negative_slope=negative_slope, residual=None if residual is None else dense(residual),
-    )  # fmt: skip
+    assert norm.running_mean is not None and norm.running_var is not None
+    moments = torch.stack([norm.running_mean, norm.running_var])[:, None].to(accumulator(x.dtype)[0])
+    table = _table(moments, 1, 1, norm.weight, norm.bias, norm.eps)
+    after = Norm(table, act=norm.act, negative_slope=norm.negative_slope)
+    residual = None if residual is None else dense(residual)
+    return conv(dense(x), _filters(filters, x), stride=stride, padding=padding, after=after, residual=residual)[0]

@@ -113,13 +113,13 @@ def _padded_like(x: Tensor, pad: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _forward_outputs(x: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_outputs(x: Tensor, norm: InstanceNorm) -> tuple[Tensor, Tensor, Tensor]:
     wide, _ = base.accumulator(x.dtype)
-    return _padded_like(x, pad), x.new_empty(x.shape[:2], dtype=wide), x.new_empty(x.shape[:2], dtype=wide)
+    return _padded_like(x, norm.pad), x.new_empty(x.shape[:2], dtype=wide), x.new_empty(x.shape[:2], dtype=wide)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, residual, *ctx.options = inputs
+    x, weight, bias, *ctx.options, residual, ctx.residual_pad, ctx.persistent = inputs
     _, mean, var = output
     ctx.has_residual = residual is not None
     ctx.save_for_backward(x, mean, var, weight, bias)
@@ -127,11 +127,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     *_, weight, bias = ctx.saved_tensors
-    residual_pad, pad = ctx.options[:2]
-    wanted = ctx.has_residual and ctx.needs_input_grad[3]
-    written = wanted and (pad > 0 or residual_pad > 0)  # unpadded on both sides it is dy itself
+    wanted = ctx.has_residual and ctx.needs_input_grad[7]
+    written = wanted and (ctx.options[-1] > 0 or ctx.residual_pad > 0)  # unpadded on both sides it is dy itself
     dx, dweight, dbias, dresidual = torch.ops.wallclock.instance_norm_act_backward(
-        dy, *ctx.saved_tensors, written, *ctx.options
+        dy, *ctx.saved_tensors, *ctx.options, written, ctx.residual_pad, ctx.persistent
     )
     return {
         "x": dx,
@@ -143,19 +142,11 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
 
 @operator("instance_norm_act", outputs=_forward_outputs, keep=_keep, gradients=_gradients)
 def _forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    residual_pad: int,
-    pad: int,
-    eps: float,
-    act: str,
-    negative_slope: float,
-    persistent: bool | None,
+    x: Tensor, norm: InstanceNorm, residual: Tensor | None, residual_pad: int, persistent: bool | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns y, and the mean and biased variance of each image's channels, [N, C]."""
-    y, mean, var = _forward_outputs(x, pad)
+    weight, bias, eps, act, negative_slope, pad = norm
+    y, mean, var = _forward_outputs(x, norm)
     n, c, h, w = x.shape
     if x.numel() == 0:
         return y, mean.zero_(), var.zero_()
@@ -206,17 +197,13 @@ def _backward(
     x: Tensor,
     mean: Tensor,
     var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    norm: InstanceNorm,
     with_residual: bool,
     residual_pad: int,
-    pad: int,
-    eps: float,
-    act: str,
-    negative_slope: float,
     persistent: bool | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of x, of gamma and beta as each image's share [N, C], and of the residual (or empty)."""
+    weight, bias, eps, act, negative_slope, pad = norm
     dx, dweight, dbias, dresidual = _backward_outputs(x, with_residual, residual_pad)
     n, c, h, w = x.shape
     if x.numel() == 0:
@@ -301,7 +288,4 @@ def instance_norm_act(
     if residual is None and residual_pad:
         raise ValueError(f"residual_pad is {residual_pad} without a residual; expected 0")
     check_residual(residual, x.dtype, (n, c, h + 2 * residual_pad, w + 2 * residual_pad))
-    weight, bias, eps, act, negative_slope, pad = norm
-    return torch.ops.wallclock.instance_norm_act(
-        x, weight, bias, residual, residual_pad, pad, eps, act, negative_slope, persistent
-    )[0]
+    return torch.ops.wallclock.instance_norm_act(x, *norm, residual, residual_pad, persistent)[0]

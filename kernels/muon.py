@@ -212,13 +212,8 @@ def muon_triton_(
 ) -> None:
     """Takes the step of `muon_eager_` with everything but the matrix products in three Triton launches.
 
-    Args:
-        params: float32, dense in memory with O outermost (contiguous or channels-last); overwritten.
-        grads: gradients, float32; copied where the memory order is not that of the parameter.
-        buffers: running averages of the gradients, float32, in the memory order of the parameter; overwritten.
-        lr: step size; see `kernels.optimizer.Rate`.
-        momentum: decay of the average.
-        steps: number of Newton-Schulz iterations.
+    The arguments are those of `muon_ref` in float32. Each parameter is dense in memory with O outermost (contiguous or
+    channels-last), each buffer lies in its parameter's order, and a gradient in another is copied.
 
     Raises:
         ValueError: if a tensor is not float32, not dense, or in another memory order.

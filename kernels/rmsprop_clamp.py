@@ -15,14 +15,7 @@ BLOCK = 1024
 
 
 def rmsprop_clamp_ref(
-    params: Tensors,
-    grads: Tensors,
-    square_avgs: Tensors,
-    *,
-    lr: float,
-    alpha: float = 0.99,
-    eps: float = 1e-8,
-    clamp: float | None = None,
+    params: Tensors, grads: Tensors, square_avgs: Tensors, *, lr: Rate, alpha: float, eps: float, clamp: float | None
 ) -> None:
     """Defines a step, tensor by tensor and in place: torch's RMSprop, then the clamp.
 
@@ -30,10 +23,10 @@ def rmsprop_clamp_ref(
         params: floating tensors of any shape; overwritten.
         grads: gradients of the parameters.
         square_avgs: running averages of the squared gradients; overwritten.
-        lr: learning rate.
+        lr: learning rate; see `kernels.optimizer.Rate`.
         alpha: decay of the running average.
         eps: number added to the average's root.
-        clamp: bound on the parameters, which end in [-clamp, clamp]; None for no clamp.
+        clamp: bound on the parameters, which end in [-clamp, clamp], while NaN stays; None for no clamp.
     """
     for p, g, v in zip(params, grads, square_avgs, strict=True):
         v.copy_(alpha * v + (1 - alpha) * g * g)
@@ -43,18 +36,9 @@ def rmsprop_clamp_ref(
 
 
 def rmsprop_clamp_foreach_(
-    params: Tensors,
-    grads: Tensors,
-    square_avgs: Tensors,
-    *,
-    lr: Rate,
-    alpha: float = 0.99,
-    eps: float = 1e-8,
-    clamp: float | None = None,
+    params: Tensors, grads: Tensors, square_avgs: Tensors, *, lr: Rate, alpha: float, eps: float, clamp: float | None
 ) -> None:
     """Takes the step of `rmsprop_clamp_ref` with the foreach operations of `torch.optim.RMSprop(foreach=True)`.
-
-    The arguments are those of `rmsprop_clamp_ref`, on any device; `lr` may be a `Rate`.
 
     Cost: 52 bytes a float32 parameter, and 16 for the clamp.
     """
@@ -74,14 +58,7 @@ def rmsprop_clamp_foreach_(
 
 @torch.no_grad()
 def rmsprop_clamp_(
-    params: Tensors,
-    grads: Tensors,
-    square_avgs: Tensors,
-    *,
-    lr: Rate,
-    alpha: float = 0.99,
-    eps: float = 1e-8,
-    clamp: float | None = None,
+    params: Tensors, grads: Tensors, square_avgs: Tensors, *, lr: Rate, alpha: float, eps: float, clamp: float | None
 ) -> None:
     """Takes the step of `rmsprop_clamp_ref` in one Triton launch over all tensors, which a CUDA graph can capture.
 
@@ -90,14 +67,9 @@ def rmsprop_clamp_(
     replays read the gradients where they were: take a step before it and keep their memory with
     `zero_grad(set_to_none=False)`.
 
-    Args:
-        params: parameters, float32, each dense in memory (contiguous, channels-last, any order); overwritten.
-        grads: gradients of the parameters, float32; copied where the memory order is not that of the parameter.
-        square_avgs: running averages, float32, each in the memory order of its parameter; overwritten.
-        lr: learning rate; a graph replays a number as it was at its capture.
-        alpha: decay of the running average.
-        eps: number added to the average's root.
-        clamp: bound on the parameters, which end in [-clamp, clamp], while NaN stays; None for no clamp.
+    The arguments are those of `rmsprop_clamp_ref` in float32. Each parameter is dense in memory (contiguous,
+    channels-last, any order), each average lies in its parameter's order, and a gradient in another is copied. A graph
+    replays a learning rate that is a number as it was at its capture.
 
     Raises:
         ValueError: if a tensor is not float32, not dense, or does not fit the others; or if a graph is being captured
@@ -150,10 +122,7 @@ class RMSpropClamp(OneStateOptimizer):
 
     Args:
         params: parameters or groups of them; float32 for "triton".
-        lr: learning rate, a number or a tensor of one element on the device.
-        alpha: decay of the average of squares.
-        eps: number added to the average's root.
-        clamp: bound on the parameters, which end in [-clamp, clamp]; None for no clamp.
+        lr, alpha, eps, clamp: as in `rmsprop_clamp_ref`.
         implementation: "eager" takes foreach operations, "triton" one launch.
 
     Raises:

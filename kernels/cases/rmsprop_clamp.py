@@ -11,7 +11,7 @@ from wallclock.kernels.cases.inputs import compiled_variant, float32_lists, with
 from wallclock.kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
-OPTIONS = {"lr": 5e-5, "clamp": 0.01}  # the paper's
+OPTIONS = {"lr": 5e-5, "alpha": 0.99, "eps": 1e-8, "clamp": 0.01}  # the paper's, and PyTorch's alpha and eps
 ROW_BYTES = 32  # bytes that a program reads of its row of the table: three addresses and a count
 LISTS = ("param", "grad", "square_avg")
 

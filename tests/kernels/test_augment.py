@@ -305,7 +305,7 @@ def test_draws_depend_on_seed_epoch_and_sample_alone() -> None:
 
 def test_opcheck_finds_nothing(device: torch.device) -> None:
     images, indices = images_of(4, 6, 5).to(device), torch.tensor([3, 1], device=device)
-    arguments = (images, indices, 3, 1, 2, "alternating", 2, 0.1, 0.1, "reflect", torch.float32)
+    arguments = (images, indices, 2, "alternating", 2, 0.1, 0.1, "reflect", 3, 1, torch.float32)
     torch.library.opcheck(torch.ops.wallclock.augment, arguments)
 
 

@@ -281,8 +281,8 @@ def test_opcheck_finds_nothing(training, save, device):
             tensor.requires_grad_()
     running = [torch.zeros(5, dtype=x.dtype, device=device), torch.ones(5, dtype=x.dtype, device=device)]
     given_statistics = (None, None) if training else running
-    options = (training, 1e-5, "leaky_relu", SLOPE, save, None)
-    torch.library.opcheck(torch.ops.wallclock.batch_norm_act, (x, weight, bias, *given_statistics, residual, *options))
+    norm = BatchNorm(weight, bias, *given_statistics, training, act="leaky_relu", negative_slope=SLOPE)
+    torch.library.opcheck(torch.ops.wallclock.batch_norm_act, (x, *norm, residual, save, None))
 
 
 def test_opcheck_of_the_running_statistics_finds_nothing(device):
@@ -299,8 +299,8 @@ def test_opcheck_of_the_backward_finds_nothing(training, save, layout, device):
     dy = made((2, 5, 4, 3), device, seed=1)[0].contiguous(memory_format=layout)
     saved = torch.full_like(x, 130, dtype=torch.uint8) if save == "byte" else x
     moments = torch.zeros(5, dtype=x.dtype, device=device), torch.ones(5, dtype=x.dtype, device=device)
-    options = (training, 1e-5, "leaky_relu", SLOPE, save, None)
-    torch.library.opcheck(torch.ops.wallclock.batch_norm_act_backward, (dy, saved, *moments, weight, bias, *options))
+    norm = BatchNorm(weight, bias, *moments, training, act="leaky_relu", negative_slope=SLOPE)
+    torch.library.opcheck(torch.ops.wallclock.batch_norm_act_backward, (dy, saved, *norm, save, None))
 
 
 @pytest.mark.parametrize("save", ["input", "output", "byte"])

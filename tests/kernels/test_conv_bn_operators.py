@@ -33,9 +33,9 @@ def test_opcheck_finds_nothing(device):
         arguments = (x, filters, *given, 1, 1, True, weight.detach(), bias.detach(), 1e-5)
         torch.library.opcheck(torch.ops.wallclock.conv_bn, arguments)
     dy = torch.randn(2, 6, 4, 3, dtype=x.dtype, device=device)
-    arguments = (dy, x.detach(), filters.detach(), table, "leaky_relu", SLOPE, 1, 1, True, True)
+    arguments = (dy, x.detach(), filters.detach(), table, None, None, "leaky_relu", SLOPE, 1, 1, True, True)
     torch.library.opcheck(torch.ops.wallclock.conv_bn_backward, arguments)
     running = (torch.zeros(6, dtype=x.dtype, device=device), torch.ones(6, dtype=x.dtype, device=device))
-    arguments = (x, filters, weight, bias, *running, residual, 1, 1, 1e-5, "leaky_relu", SLOPE)
+    arguments = (x, filters, weight, bias, *running, False, 0.1, 1e-5, "leaky_relu", SLOPE, residual, 1, 1)
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
     torch.library.opcheck(torch.ops.wallclock.conv_bn_act_folded, tuple(detached))

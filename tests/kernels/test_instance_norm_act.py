@@ -257,12 +257,12 @@ def test_the_same_input_gives_the_same_bits(persistent, device):
 def test_opcheck_finds_nothing(pads, device):
     pad, residual_pad = pads
     x, weight, bias, residual = made((2, 5, 4, 3), device, residual_pad=residual_pad)
-    options = (residual_pad, pad, 1e-5, "leaky_relu", SLOPE, None)
-    leaves = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
-    torch.library.opcheck(torch.ops.wallclock.instance_norm_act, (*leaves, *options))
-    torch.library.opcheck(torch.ops.wallclock.instance_norm_act, (leaves[0], None, None, None, 0, *options[1:]))
-    y, mean, var = torch.ops.wallclock.instance_norm_act(x, weight, bias, residual, *options)
-    arguments = (torch.ones_like(y), x, mean, var, weight, bias, pad > 0, *options)
+    options = (1e-5, "leaky_relu", SLOPE, pad)
+    *leaves, given = (t.clone().requires_grad_() for t in (x, weight, bias, residual))
+    torch.library.opcheck(torch.ops.wallclock.instance_norm_act, (*leaves, *options, given, residual_pad, None))
+    torch.library.opcheck(torch.ops.wallclock.instance_norm_act, (leaves[0], None, None, *options, None, 0, None))
+    y, mean, var = torch.ops.wallclock.instance_norm_act(x, weight, bias, *options, residual, residual_pad, None)
+    arguments = (torch.ones_like(y), x, mean, var, weight, bias, *options, pad > 0, residual_pad, None)
     torch.library.opcheck(torch.ops.wallclock.instance_norm_act_backward, arguments)
 
 

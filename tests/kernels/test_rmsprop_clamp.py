@@ -15,6 +15,7 @@ from wallclock.kernels.rmsprop_clamp import (
 )
 
 EPS = torch.finfo(torch.float32).eps
+DECAY = {"alpha": 0.99, "eps": 1e-8}
 SHAPES = [(1,), (5,), (123,), (3 * BLOCK,), (2 * BLOCK + 1,), (), (8, 5, 3, 3), (24, 16, 4, 4), (0, 4), (7, 1, 1, 1)]
 
 
@@ -60,8 +61,8 @@ def test_many_steps_are_torchs(implementation, contiguous, device):
 def test_it_equals_its_reference(update, clamp, scale, device):
     params, grads, averages = made(device), made(device, 1, scale), [t.abs() for t in made(device, 2, scale)]
     exact = [[t.double() for t in tensors] for tensors in (params, grads, averages)]
-    update(params, grads, averages, lr=1e-3, clamp=clamp)
-    rmsprop_clamp_ref(*exact, lr=1e-3, clamp=clamp)
+    update(params, grads, averages, lr=1e-3, clamp=clamp, **DECAY)
+    rmsprop_clamp_ref(*exact, lr=1e-3, clamp=clamp, **DECAY)
     for found, expected in zip(params + averages, exact[0] + exact[2], strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=4 * EPS, atol=4 * EPS * 0.01)
 
@@ -70,7 +71,7 @@ def test_a_step_of_a_device_learning_rate_is_the_same_and_repeats_its_bits(devic
     results = []
     for lr in (1e-3, torch.tensor(1e-3, device=device), 1e-3):
         params, grads, averages = made(device), made(device, 1), [t.abs() for t in made(device, 2)]
-        rmsprop_clamp_(params, grads, averages, lr=lr, clamp=0.01)
+        rmsprop_clamp_(params, grads, averages, lr=lr, clamp=0.01, **DECAY)
         results.append(params + averages)
     for first, tensor, again in zip(*results, strict=True):
         assert torch.equal(first, tensor) and torch.equal(first, again)
@@ -82,21 +83,23 @@ def test_gradients_that_move_are_found(device):
     for value in (1.0, -1.0, 1.0):
         kept.append(torch.full((2000,), value, device=device))  # all alive: each has an address of its own
         before = p.clone()
-        rmsprop_clamp_([p], [kept[-1]], [v], lr=1e-3)
+        rmsprop_clamp_([p], [kept[-1]], [v], lr=1e-3, clamp=None, **DECAY)
         assert ((p - before) * value < 0).all()
 
 
 def test_views_that_are_not_aligned_are_stepped_alone(device):
     flat, grads, averages = (torch.zeros(BLOCK + 20, device=device) for _ in range(3))
     grads += 1
-    rmsprop_clamp_([flat[1 : BLOCK + 4]], [grads[1 : BLOCK + 4]], [averages[1 : BLOCK + 4]], lr=1.0)
+    rmsprop_clamp_(
+        [flat[1 : BLOCK + 4]], [grads[1 : BLOCK + 4]], [averages[1 : BLOCK + 4]], lr=1.0, clamp=None, **DECAY
+    )
     assert (flat[1 : BLOCK + 4] < 0).all() and flat[0] == 0 and (flat[BLOCK + 4 :] == 0).all()
 
 
 def test_nan_stays_where_it_is(device):
     p, g, v = torch.zeros(4, device=device), torch.ones(4, device=device), torch.zeros(4, device=device)
     p[0], g[1], v[2] = float("nan"), float("nan"), float("nan")
-    rmsprop_clamp_([p], [g], [v], lr=1e-3, clamp=0.01)
+    rmsprop_clamp_([p], [g], [v], lr=1e-3, clamp=0.01, **DECAY)
     assert p.isnan().tolist() == [True, True, True, False]
 
 
@@ -142,7 +145,7 @@ def test_torchs_state_is_taken_over_and_ours_goes_round(device):
 def test_no_parameter_with_a_gradient_is_no_step(device):
     optimizer = RMSpropClamp([nn.Parameter(torch.ones(3, device=device))], implementation="triton")
     optimizer.step()
-    rmsprop_clamp_([], [], [], lr=1e-3)
+    rmsprop_clamp_([], [], [], lr=1e-3, clamp=None, **DECAY)
     assert optimizer.param_groups[0]["params"][0].tolist() == [1, 1, 1]
 
 
@@ -158,7 +161,7 @@ def test_no_parameter_with_a_gradient_is_no_step(device):
 )
 def test_what_does_not_fit_is_refused(p, g, v, message):
     with pytest.raises(ValueError, match=message):
-        rmsprop_clamp_([p], [g], [v], lr=1e-3)
+        rmsprop_clamp_([p], [g], [v], lr=1e-3, clamp=None, **DECAY)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,6 @@ def test_opcheck_finds_nothing_and_it_compiles_without_a_graph_break(device):
     results = []
     for update in (rmsprop_clamp_, compiled):
         tensors = [t.clone() for t in params], [t.clone() for t in averages]
-        update(tensors[0], grads, tensors[1], lr=1e-3, clamp=0.01)
+        update(tensors[0], grads, tensors[1], lr=1e-3, clamp=0.01, **DECAY)
         results.append(tensors[0] + tensors[1])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
