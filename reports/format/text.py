@@ -1,13 +1,17 @@
 """Figures and tables as text: for the terminal within 80 columns, as Markdown, and as CSV."""
 
+import functools
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+Parameters = ParamSpec("Parameters")
+Cells = Iterator[dict[str, str]]  # rows, each its cells by column
 Rows = tuple[list[str], list[list[str]]]  # header and cells; a cell may have several lines
 # Columns of words, which are aligned left.
 WORDS = (
@@ -16,6 +20,17 @@ WORDS = (
     *("benchmark", "verdict", "noise"),
     *("machine", "software", "while measured", "runs"),
 )
+
+
+def tabulated(make: Callable[Parameters, Cells]) -> Callable[Parameters, Rows]:
+    """Makes header and cells of a function that yields rows of the same columns; without a row there is no header."""
+
+    @functools.wraps(make)
+    def table(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Rows:
+        rows = list(make(*args, **kwargs))
+        return [*rows[0]] if rows else [], [[*row.values()] for row in rows]
+
+    return table
 
 
 def name_once(rows: Rows) -> list[list[str]]:

@@ -8,23 +8,20 @@ import pandas as pd
 from wallclock.reports.format.labels import NAMES, by_label, distinctions
 from wallclock.reports.format.plotly import Figure, errors, escape, figure, json_numbers, nth_colour, scatter
 from wallclock.reports.format.text import (
-    Rows,
+    Cells,
     interval_text,
     percent,
     percent_interval,
     present,
     significant,
     stack_lines,
+    tabulated,
 )
 from wallclock.reports.stats.intervals import by_seed, expected_time_to_target, time_to_target
 from wallclock.reports.views.points import costs_by_seed
 from wallclock.reports.views.view import View
 
 CLOCK = "train_eval_s"
-HEADER = (
-    *("case", "target", "mean accuracy", "P(reach)", "train_eval s", "resident s", "process s", "energy J"),
-    *("s for the last point", "hardware", "date", "record"),
-)
 
 VIEW = View(("final_accuracy", CLOCK), tabled=("final_accuracy",))
 
@@ -55,7 +52,8 @@ def leaderboard(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 @VIEW.table("leaders", heading="Leaderboard")
-def leaderboard_rows(time_to_target: pd.DataFrame) -> Rows:
+@tabulated
+def leaderboard_rows(time_to_target: pd.DataFrame) -> Cells:
     """Each target's fastest first.
 
     Times of different hardware do not compare: a ratio counts where both ran in turns on one device. train_eval runs
@@ -64,29 +62,25 @@ def leaderboard_rows(time_to_target: pd.DataFrame) -> Rows:
     whole seed with compilation and looks on the way. The last point is the time from one percent below the target to
     the target.
     """
-    rows = []
     distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"]) if len(time_to_target) else []
     for row, told in zip(time_to_target.to_dict("records"), distinguished, strict=True):
         names, p = [row["case"], row.get("dataset"), *told], significant(row["p_value"], 2)
-        rows.append(
-            [
-                stack_lines(*(str(name) for name in names if present(name))),
-                percent(row["target"]),
-                stack_lines(
-                    f"{100 * row['mean_accuracy']:.2f}%", f"n = {row['n']}", f"p = {p}" if row["n"] > 1 else ""
-                ),
-                stack_lines(f"{row['hits']} of {row['n']}", percent_interval(row["hit_low"], row["hit_high"], 0)),
-                stack_lines(_seconds(row[CLOCK]), interval_text(row[f"{CLOCK}_low"], row[f"{CLOCK}_high"])),
-                _seconds(row.get("resident_s", math.nan)),
-                _seconds(row["process_s"]),
-                _known(row["energy_j"]),
-                _known(row["last_point_s"]),
-                str(row.get("gpu_name") if present(row.get("gpu_name")) else row.get("cpu", "")),
-                row["date"],
-                stack_lines(*row["run_ids"]),
-            ]
-        )
-    return list(HEADER), rows
+        mean, tested = f"{100 * row['mean_accuracy']:.2f}%", f"p = {p}" if row["n"] > 1 else ""
+        share, interval = f"{row['hits']} of {row['n']}", percent_interval(row["hit_low"], row["hit_high"], 0)
+        yield {
+            "case": stack_lines(*(str(name) for name in names if present(name))),
+            "target": percent(row["target"]),
+            "mean accuracy": stack_lines(mean, f"n = {row['n']}", tested),
+            "P(reach)": stack_lines(share, interval),
+            "train_eval s": stack_lines(_seconds(row[CLOCK]), interval_text(row[f"{CLOCK}_low"], row[f"{CLOCK}_high"])),
+            "resident s": _seconds(row.get("resident_s", math.nan)),
+            "process s": _seconds(row["process_s"]),
+            "energy J": _known(row["energy_j"]),
+            "s for the last point": _known(row["last_point_s"]),
+            "hardware": str(row.get("gpu_name") if present(row.get("gpu_name")) else row.get("cpu", "")),
+            "date": row["date"],
+            "record": stack_lines(*row["run_ids"]),
+        }
 
 
 def _seconds(value: float) -> str:
@@ -98,11 +92,10 @@ def _known(value: float) -> str:
 
 
 @VIEW.table("accuracy", title="Time to accuracy")
-def accuracy_rows(time_to_target: pd.DataFrame) -> Rows:
-    """Returns the header and the cells of the time-to-accuracy table; a cell may have several lines."""
-    header = ["case", "target", "reached", "mean accuracy", "p", "time to target"]
+@tabulated
+def accuracy_rows(time_to_target: pd.DataFrame) -> Cells:
+    """Yields the rows of the time-to-accuracy table; a cell may have several lines."""
     distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"])
-    rows = []
     for row, told in zip(time_to_target.to_dict("records"), distinguished, strict=True):
         time = row.get(CLOCK, math.inf)
         interval = interval_text(row.get(f"{CLOCK}_low"), row.get(f"{CLOCK}_high"), " s")
@@ -110,17 +103,14 @@ def accuracy_rows(time_to_target: pd.DataFrame) -> Rows:
         accuracy = percent_interval(row["accuracy_low"], row["accuracy_high"])
         diverged = f"{row['diverged']} diverged" if row["diverged"] else ""
         repeats = f"{row['repeats']} repeated" if row["repeats"] else ""
-        rows.append(
-            [
-                stack_lines(*(str(name) for name in names if present(name)), *told),
-                percent(row["target"]),
-                stack_lines(f"{row['hits']} of {row['n']}", diverged, repeats),
-                stack_lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
-                significant(row["p_value"], 2),
-                stack_lines(f"{significant(time)} s" if time < math.inf else "unknown", interval),
-            ]
-        )
-    return header, rows
+        yield {
+            "case": stack_lines(*(str(name) for name in names if present(name)), *told),
+            "target": percent(row["target"]),
+            "reached": stack_lines(f"{row['hits']} of {row['n']}", diverged, repeats),
+            "mean accuracy": stack_lines(f"{100 * row['mean_accuracy']:.2f}%", accuracy),
+            "p": significant(row["p_value"], 2),
+            "time to target": stack_lines(f"{significant(time)} s" if time < math.inf else "unknown", interval),
+        }
 
 
 @VIEW.figure("target", "Time to target")

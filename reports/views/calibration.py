@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import Rows
+from wallclock.reports.format.text import Cells, tabulated
 from wallclock.reports.stats.intervals import wilson_interval
 from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, judge_paired, stated_power
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
@@ -111,34 +111,25 @@ def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
     title="Verdicts whose truth is known, alone and of 20 at once; power stated",
     heading="Do the verdicts hold?",
 )
-def calibration_rows(calibration: "pd.DataFrame") -> Rows:
+@tabulated
+def calibration_rows(calibration: "pd.DataFrame") -> Cells:
     """Comparisons whose truth is known: of a program with itself, and with one that was slowed by a known share.
 
     Shares of n with 95% intervals; the same when 20 are judged at once; the chance of finding what was planted, as
     stated; the smallest worsening that the rows say they find, above the one that is found in truth.
     """
-    header = ["noise", "slower", "n", "regressed", "improved", "of 20", "stated", "finds"]
-    rows = []
     for row in calibration.to_dict("records"):
         n = int(row["comparisons"])
-        rows.append(
-            [
-                str(row["noise"]),
-                f"{100 * row['planted']:g}%",
-                f"{n}" + (f"\n{row['unfit']:g} unfit" if row["unfit"] else ""),
-                _share(row["regressed"], n),
-                f"{100 * row['improved'] / n:.1f}%",
-                f"{100 * row['regressed_of_many'] / n:.1f}%\n{100 * row['improved_of_many'] / n:.1f}%",
-                f"{100 * row['stated_power']:.0f}%",
-                f"{100 * row['printed_detectable']:.1f}%\n{100 * row['true_detectable']:.1f}% true",
-            ]
-        )
-    return header, rows
-
-
-def _share(count: float, n: int) -> str:
-    interval = wilson_interval(int(count), n)
-    return f"{100 * interval.value:.1f}%\n[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        found = wilson_interval(int(row["regressed"]), n)
+        yield {
+            **{"noise": str(row["noise"]), "slower": f"{100 * row['planted']:g}%"},
+            "n": f"{n}" + (f"\n{row['unfit']:g} unfit" if row["unfit"] else ""),
+            "regressed": f"{100 * found.value:.1f}%\n[{100 * found.low:.1f}, {100 * found.high:.1f}]",
+            "improved": f"{100 * row['improved'] / n:.1f}%",
+            "of 20": f"{100 * row['regressed_of_many'] / n:.1f}%\n{100 * row['improved_of_many'] / n:.1f}%",
+            "stated": f"{100 * row['stated_power']:.0f}%",
+            "finds": f"{100 * row['printed_detectable']:.1f}%\n{100 * row['true_detectable']:.1f}% true",
+        }
 
 
 def false_verdicts(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from wallclock.reports.format.labels import distinctions
 from wallclock.reports.format.plotly import Figure, escape, figure, json_numbers, nth_colour, scatter
-from wallclock.reports.format.text import Rows, arrow, plain, present, significant
+from wallclock.reports.format.text import Cells, Rows, arrow, plain, present, significant, tabulated
 from wallclock.reports.stats.intervals import KEYS, parameter_columns
 from wallclock.reports.stats.verdicts import Array
 from wallclock.reports.store.schema import PLACE
@@ -123,12 +123,11 @@ def history_summary(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[
     return pd.DataFrame(rows)
 
 
-def history_rows(summary: pd.DataFrame) -> Rows:
-    """Returns the header and the cells of the table of trends, from `history_summary`."""
-    header = ["case", "metric", "runs", "first", "latest", "x", "changed at"]
-    rows: list[list[str]] = []
+@tabulated
+def history_rows(summary: pd.DataFrame) -> Cells:
+    """Yields the rows of the table of trends, from `history_summary`."""
     if summary.empty:
-        return header, rows
+        return
     made = summary.drop(columns=["runs", "first", "latest", "since_first", "changes"])
     told = distinctions(made, ("benchmark", "case", "variant", "metric"))
     for row, apart in zip(summary.to_dict("records"), told, strict=True):
@@ -138,18 +137,15 @@ def history_rows(summary: pd.DataFrame) -> Rows:
             f"{'worse' if change['worse'] else 'better'}"
             for change in row["changes"]
         ]
-        rows.append(
-            [
-                "\n".join([names, *apart]),
-                f"{row['metric']} {arrow(row['better'])}, {row['unit']}",
-                str(row["runs"]),
-                significant(row["first"]),
-                significant(row["latest"]),
-                f"{row['since_first']:.3f}",
-                "\n".join(changed) or "never",
-            ]
-        )
-    return header, rows
+        yield {
+            "case": "\n".join([names, *apart]),
+            "metric": f"{row['metric']} {arrow(row['better'])}, {row['unit']}",
+            "runs": str(row["runs"]),
+            "first": significant(row["first"]),
+            "latest": significant(row["latest"]),
+            "x": f"{row['since_first']:.3f}",
+            "changed at": "\n".join(changed) or "never",
+        }
 
 
 @VIEW.figure("trends", "History")

@@ -17,7 +17,7 @@ from wallclock.reports.format.plotly import (
     nth_colour,
     scatter,
 )
-from wallclock.reports.format.text import Rows, or_nothing, rounded_percent, significant
+from wallclock.reports.format.text import Cells, Rows, or_nothing, rounded_percent, significant, tabulated
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
@@ -111,77 +111,76 @@ def _failed(measured: pd.DataFrame) -> pd.Series:
 @FAILED.table(
     "failed-kernels", title="Kernels that failed, and are left out above", heading="Kernels that failed", words=3
 )
-def failed_rows(samples: pd.DataFrame) -> Rows:
+@tabulated
+def failed_rows(samples: pd.DataFrame) -> Cells:
     """Variants that are wrong or could not run: they are in no table of times."""
-    header = ["variant", "error", "case"]
     failed = samples[samples["benchmark"].isin(("kernels", "upsampling")) & _failed(samples)]
     if failed.empty:  # without rows there is no column "dtype"
-        return header, []
-    rows = []
+        return
     for (variant, error), group in failed.groupby(["variant", "error"], sort=False, observed=True):
         names = list(dict.fromkeys(group["case"] + " " + group["dtype"]))
-        rows.append([variant, error, names[0] + (f", and {len(names) - 1} more" if len(names) > 1 else "")])
-    return header, rows
+        more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+        yield {"variant": str(variant), "error": str(error), "case": names[0] + more}
 
 
 @VIEW.table("latencies", title="Kernels: us, hot cache; MB kept for backward")
-def kernel_rows(kernels: pd.DataFrame) -> Rows:
-    """Returns the header and the cells of the terminal's table, with a hot cache; page and JSON have all columns."""
-    header = ["case", "variant", "forward", "backward", "both", "of copy", "saved", "x eager"]
+@tabulated
+def kernel_rows(kernels: pd.DataFrame) -> Cells:
+    """Yields the rows of the terminal's table, with a hot cache; page and JSON have all columns."""
 
-    def cells(by_direction: ByKind) -> list[str]:
+    def cells(by_direction: ByKind) -> dict[str, str]:
         latency = {way: row["latency_us"] for way, row in by_direction.items()}
         whole = list(by_direction.values())[-1]
-        return [
-            *(significant(latency[way]) if way in latency else "" for way in ("forward", "backward", "both")),
-            rounded_percent(whole["share_of_copy"]),
-            or_nothing(whole["saved_mb"]),
-            or_nothing(whole.get("x_eager")),
-        ]
+        return {
+            **{way: significant(latency[way]) if way in latency else "" for way in ("forward", "backward", "both")},
+            "of copy": rounded_percent(whole["share_of_copy"]),
+            "saved": or_nothing(whole["saved_mb"]),
+            "x eager": or_nothing(whole.get("x_eager")),
+        }
 
-    return header, _rows_by_case(kernels[kernels["cache"] == "hot"], "direction", cells) if len(kernels) else []
+    if len(kernels):
+        yield from _rows_by_case(kernels[kernels["cache"] == "hot"], "direction", cells)
 
 
 @VIEW.table("details", title="Kernels, whole: us hot (95% interval) and cold; MB kept besides the output")
-def kernel_detail_rows(kernels: pd.DataFrame) -> Rows:
-    """Returns the header and the cells of what the kernel table leaves out, of both directions or the only one.
+@tabulated
+def kernel_detail_rows(kernels: pd.DataFrame) -> Cells:
+    """Yields the rows of what the kernel table leaves out, of both directions or the only one.
 
     The interval and GB/s are of the hot latency; MB+ is what is kept for backward besides the output.
     """
-    header = ["case", "variant", "95% interval", "cold", "GB/s", "MB+", "error"]
 
-    def cells(by_cache: ByKind) -> list[str]:
+    def cells(by_cache: ByKind) -> dict[str, str]:
         hot = by_cache.get("hot", {})
         whole = list(by_cache.values())[-1]
-        return [
-            f"[{significant(hot['latency_low_us'])}, {significant(hot['latency_high_us'])}]"
-            if hot.get("n", 0) > 1
-            else "",
-            or_nothing(by_cache.get("cold", {}).get("latency_us")),
-            or_nothing(hot.get("gb_per_s")),
-            or_nothing(whole["beyond_output_mb"]),
-            _error(whole["error"]),
-        ]
+        several = hot.get("n", 0) > 1
+        ends = f"[{significant(hot['latency_low_us'])}, {significant(hot['latency_high_us'])}]" if several else ""
+        return {
+            "95% interval": ends,
+            "cold": or_nothing(by_cache.get("cold", {}).get("latency_us")),
+            "GB/s": or_nothing(hot.get("gb_per_s")),
+            "MB+": or_nothing(whole["beyond_output_mb"]),
+            "error": _error(whole["error"]),
+        }
 
-    if kernels.empty:
-        return header, []
-    ways = kernels.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
-    return header, _rows_by_case(kernels[kernels["direction"] == ways], "cache", cells)
+    if len(kernels):
+        ways = kernels.groupby([*CASE, "variant"], dropna=False, sort=False)["direction"].transform("last")
+        yield from _rows_by_case(kernels[kernels["direction"] == ways], "cache", cells)
 
 
-def _rows_by_case(summary: pd.DataFrame, by: str, cells: Callable[[ByKind], list[str]]) -> list[list[str]]:
-    """Returns a row for each variant of each case: names, then what `cells` makes of its rows by direction or cache."""
+def _rows_by_case(summary: pd.DataFrame, by: str, cells: Callable[[ByKind], dict[str, str]]) -> Cells:
+    """Yields a row for each variant of each case: names, then what `cells` makes of its rows by direction or cache."""
     found: dict[int, dict[str, ByKind]] = {}
     places = summary.groupby(list(CASE), dropna=False, sort=False).ngroup()
     for place, row in zip(places, summary.to_dict("records"), strict=True):
         found.setdefault(place, {}).setdefault(str(row["variant"]), {})[row[by]] = row
-    rows = []
     for variants in found.values():
         for variant, by_kind in variants.items():
             one = next(iter(by_kind.values()))
             name = "\n".join(textwrap.wrap(f"{one['case']} {one['dtype']}", 18))
-            rows.append([name, _folded(variant), *cells(by_kind)])
-    return rows
+            # A long name takes two lines: on one it would break the numbers beside it within 80 columns.
+            folded = variant.replace("_", "_\n", 1) if len(variant) > 11 else variant
+            yield {"case": name, "variant": folded, **cells(by_kind)}
 
 
 @VIEW.table("kernels", heading="Kernels", words=4, dense=True)
@@ -225,11 +224,6 @@ def kernel_cells(kernels: pd.DataFrame) -> Rows:
         )
     filled = [name for name in (cells[0] if cells else {}) if any(row[name] for row in cells)]
     return filled, [[row[name] for name in filled] for row in cells]
-
-
-def _folded(variant: str) -> str:
-    """Returns a name on two lines if one line would break the numbers beside it within 80 columns."""
-    return variant.replace("_", "_\n", 1) if len(variant) > 11 else variant
 
 
 def _error(share: float) -> str:

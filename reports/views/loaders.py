@@ -7,7 +7,15 @@ from typing import Any
 import pandas as pd
 
 from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escape, json_numbers, stacked_bars
-from wallclock.reports.format.text import Rows, interval_text, or_nothing, present, rounded_percent, significant
+from wallclock.reports.format.text import (
+    Cells,
+    interval_text,
+    or_nothing,
+    present,
+    rounded_percent,
+    significant,
+    tabulated,
+)
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
@@ -69,28 +77,26 @@ def loader_summary(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def loader_rows(loaders: pd.DataFrame, regime: str) -> Rows:
+@tabulated
+def loader_rows(loaders: pd.DataFrame, regime: str) -> Cells:
     """Medians with distribution-free 95% intervals; each regime stands for itself.
 
     x device is how many times as fast the device-resident pipeline is. CPU us is the CPU time an image of all
     processes; MB what opening the pipeline added to their memory. Growth is a step against one on a batch held in
     memory, stall the share of a step that waits for its batch.
     """
-    alone, training, single = (regime == name for name in ("alone", "training", "one image"))
-    header = ["form", *([] if single else ["batch"]), "pipeline", UNITS[regime], "95% interval"]
-    header += ["CPU us", "MB", "procs"] if alone else ["growth", "stall"] if training else []
-    rows = []
     for row in loaders[loaders["regime"] == regime].to_dict("records") if len(loaders) else ():
-        interval = interval_text(row["low"], row["high"]) if row["n"] > 1 else ""
-        size = [] if single else [f"{row['batch_size']:.0f}"]
-        cells = [row["form"], *size, row["pipeline"], significant(row["value"], 4), interval]
-        if alone:
-            workers = f"{row['workers']:.0f}" if present(row["workers"]) else ""
-            cells += [or_nothing(row["cpu_us"]), or_nothing(row["added_mb"], 2), workers]
-        if training:
-            cells += [rounded_percent(row["growth"], "+.1f"), rounded_percent(row["stall"], ".1f")]
-        rows.append(cells if training else [*cells, or_nothing(row["x_device"])])
-    return header if training else [*header, "x device"], rows
+        cells = {"form": row["form"]} | ({} if regime == "one image" else {"batch": f"{row['batch_size']:.0f}"})
+        cells |= {"pipeline": row["pipeline"], UNITS[regime]: significant(row["value"], 4)}
+        cells |= {"95% interval": interval_text(row["low"], row["high"]) if row["n"] > 1 else ""}
+        if regime == "alone":
+            cells |= {"CPU us": or_nothing(row["cpu_us"]), "MB": or_nothing(row["added_mb"], 2)}
+            cells |= {"procs": f"{row['workers']:.0f}" if present(row["workers"]) else ""}
+        if regime == "training":
+            cells |= {"growth": rounded_percent(row["growth"], "+.1f"), "stall": rounded_percent(row["stall"], ".1f")}
+        else:
+            cells |= {"x device": or_nothing(row["x_device"])}
+        yield cells
 
 
 for _number, (_regime, _title) in enumerate(TITLES.items(), start=1):
@@ -101,13 +107,12 @@ for _number, (_regime, _title) in enumerate(TITLES.items(), start=1):
 @VIEW.table(
     "failed-loaders", title="Loaders that failed, and are left out above", heading="Loaders that failed", words=3
 )
-def loader_failures(samples: pd.DataFrame) -> Rows:
+@tabulated
+def loader_failures(samples: pd.DataFrame) -> Cells:
     """Pipelines that are wrong or could not run: they are in no table."""
     failed = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "failed")]
-    distinct = failed.drop_duplicates(["case", "variant", "error"])
-    return ["case", "variant", "error"], [
-        [str(row["case"]), str(row["variant"]), str(row["error"])] for _, row in distinct.iterrows()
-    ]
+    for row in failed[["case", "variant", "error"]].drop_duplicates().to_dict("records"):
+        yield {str(column): str(cell) for column, cell in row.items()}
 
 
 def loader_labels(summary: pd.DataFrame) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from wallclock.reports.format.text import Rows, present, stack_lines
+from wallclock.reports.format.text import Cells, present, stack_lines, tabulated
 from wallclock.reports.store.schema import SLOWED
 from wallclock.reports.views.view import View
 
@@ -16,14 +16,13 @@ VIEW = View()
 
 
 @VIEW.table("places", title="Where and with what", heading="Where and with what", words=4)
-def place_rows(samples: pd.DataFrame, runs: pd.DataFrame) -> Rows:
+@tabulated
+def place_rows(samples: pd.DataFrame, runs: pd.DataFrame) -> Cells:
     """A row for each machine with each set of versions.
 
     Clocks, temperature and power are those of a GPU, read beside the samples; that it was slowed down by heat or its
     supply, and not by the power cap of any heavy load, would stand there too.
     """
-    header = ["machine", "software", "while measured", "runs"]
-    rows = []
     for _, group in runs.groupby([*MACHINE, *SOFTWARE], dropna=False, sort=False):
         one, notes = group.iloc[0], [note for notes in group["notes"] for note in notes if note.startswith(SLOWED)]
         own = samples[samples["run_id"].isin(group["run_id"])]
@@ -33,19 +32,17 @@ def place_rows(samples: pd.DataFrame, runs: pd.DataFrame) -> Rows:
             for sha, dirty in zip(group["git_sha"], group["git_dirty"], strict=True)
             if present(sha)
         )
-        rows.append(
-            [
-                stack_lines(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
-                stack_lines(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
-                stack_lines(*(_range(own[column], unit) for column, unit in READINGS.items()), *dict.fromkeys(notes)),
-                stack_lines(
-                    ", ".join(f"{count} {status}" for status, count in ended.items()),
-                    " to ".join(dict.fromkeys((min(group["started_utc"])[:10], max(group["started_utc"])[:10]))),
-                    *(f"commit {commit}" for commit in commits),
-                ),
-            ]
-        )
-    return header, rows
+        read = (_range(own[column], unit) for column, unit in READINGS.items())
+        yield {
+            "machine": stack_lines(*_gpu(one), f"{one['cpu']}, {one['cpu_cores']} cores"),
+            "software": stack_lines(*(f"{name} {one[name]}" for name in SOFTWARE if present(one[name]))),
+            "while measured": stack_lines(*read, *dict.fromkeys(notes)),
+            "runs": stack_lines(
+                ", ".join(f"{count} {status}" for status, count in ended.items()),
+                " to ".join(dict.fromkeys((min(group["started_utc"])[:10], max(group["started_utc"])[:10]))),
+                *(f"commit {commit}" for commit in commits),
+            ),
+        }
 
 
 def _gpu(run: "pd.Series[Any]") -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wallclock.reports.format.text import Rows, interval_text, significant
+from wallclock.reports.format.text import Cells, interval_text, significant, tabulated
 from wallclock.reports.stats.intervals import bootstrap_interval
 from wallclock.reports.views.ablation import AS_IS
 from wallclock.reports.views.view import View
@@ -53,23 +53,17 @@ def scaling_summary(frame: pd.DataFrame) -> pd.DataFrame:
 @VIEW.table(
     "scaling", title="More devices: a projection from one, with its link's speed", heading="More devices, a projection"
 )
-def scaling_rows(samples: pd.DataFrame) -> Rows:
+@tabulated
+def scaling_rows(samples: pd.DataFrame) -> Cells:
     """From one device: a step on the part of the batch that each of n devices would have, in turns with the whole step.
 
     x at most is the whole step's time over the part's, with its 95% interval; then with a ring's all-reduce of the
     gradients after it, at an assumed speed of each device's link. Measured scaling is a run under torchrun.
     """
-    links = [f"x at {link} GB/s" for link in LINKS_GB_PER_S]
-    header = ["case", "devices", "images each", "step, ms", "x at most", *links]
-    rows = [
-        [
-            str(row["case"]),
-            str(row["devices"]),
-            str(row["part"]),
-            significant(1e3 * row["part_s"]),
-            f"{significant(row['at_most'])}\n{interval_text(row['at_most_low'], row['at_most_high'])}",
-            *(significant(row[f"at_{link}"]) for link in LINKS_GB_PER_S),
-        ]
-        for row in scaling_summary(samples).to_dict("records")
-    ]
-    return header, rows
+    for row in scaling_summary(samples).to_dict("records"):
+        yield {
+            **{"case": str(row["case"]), "devices": str(row["devices"]), "images each": str(row["part"])},
+            "step, ms": significant(1e3 * row["part_s"]),
+            "x at most": f"{significant(row['at_most'])}\n{interval_text(row['at_most_low'], row['at_most_high'])}",
+            **{f"x at {link} GB/s": significant(row[f"at_{link}"]) for link in LINKS_GB_PER_S},
+        }

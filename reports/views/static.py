@@ -2,9 +2,13 @@
 
 import pandas as pd
 
-from wallclock.reports.format.text import Rows
+from wallclock.reports.format.text import Cells, tabulated
 from wallclock.reports.views.view import View
 
+FIGURES = {  # metrics by column
+    **{"regs": "registers", "spill": "spilled_bytes", "instr": "instructions"},
+    **{"shared": "shared_bytes", "load": "load_bytes", "store": "store_bytes"},
+}
 VIEW = View(("static",), tabled=("static",))
 
 
@@ -14,33 +18,27 @@ VIEW = View(("static",), tabled=("static",))
     heading="Compiled kernels",
     words=2,
 )
-def static_rows(samples: pd.DataFrame) -> Rows:
+@tabulated
+def static_rows(samples: pd.DataFrame) -> Cells:
     """The worst of the n forms of a kernel for a GPU of compute capability sm.
 
     Registers of a thread, bytes spilled, instructions of its code, shared memory of a program, bytes of a thread's
     widest load and store, share of a multiprocessor's warps that fit.
     """
-    header = ["kernel", "sm", "n", "regs", "spill", "instr", "shared", "load", "store", "warps"]
     static = samples[samples["benchmark"] == "static"]
-    rows: list[list[str]] = []
     if static.empty:  # without rows there is no column "architecture"
-        return header, rows
-    for key, group in static.groupby(["case", "architecture", "run_id"], sort=False, observed=True):
+        return
+    static = static.assign(
+        case=static["case"].str.removesuffix("_kernel"),
+        architecture=static["architecture"].str.removeprefix("sm_").astype(int),
+    )
+    for (kernel, sm, _), group in static.groupby(["case", "architecture", "run_id"], observed=True):
         worst = {
             name: (values.min() if better == "higher" else values.max())
             for (name, better), values in group.groupby(["metric", "better"], observed=True)["value"]
         }
-        names = ("registers", "spilled_bytes", "instructions", "shared_bytes", "load_bytes", "store_bytes")
-        figures = [f"{worst[name]:.0f}" if name in worst else "" for name in names]
-        forms = str((group["metric"] == "registers").sum())
-        rows.append(
-            [
-                str(key[0]).removesuffix("_kernel"),
-                str(key[1]).removeprefix("sm_"),
-                forms,
-                *figures,
-                f"{100 * worst['occupancy']:.0f}%",
-            ]
-        )
-    rows.sort(key=lambda row: (row[0], int(row[1])))
-    return header, rows
+        yield {
+            **{"kernel": str(kernel), "sm": str(sm), "n": str((group["metric"] == "registers").sum())},
+            **{column: f"{worst[name]:.0f}" if name in worst else "" for column, name in FIGURES.items()},
+            "warps": f"{100 * worst['occupancy']:.0f}%",
+        }

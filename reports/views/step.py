@@ -4,7 +4,7 @@ import pandas as pd
 
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import COLOURS, Figure, bar, escape, json_number, stacked_bars
-from wallclock.reports.format.text import Rows, rounded_percent, significant
+from wallclock.reports.format.text import Cells, rounded_percent, significant, tabulated
 from wallclock.reports.views.view import View
 
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
@@ -34,36 +34,31 @@ def phase_parts(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 @VIEW.table("phases", title="Phases of a step, and evaluation, in ms for 1,000 images")
-def phase_rows(samples: pd.DataFrame) -> Rows:
-    """Returns the header and the cells of the phase table: milliseconds for 1,000 images, and the timers' overhead."""
-    header = ["case", *PHASES, "overhead"]
-    rows = [
-        [
-            label,
-            *(significant(means[name]) if name in means else "" for name in PHASES),
-            rounded_percent(means.get("overhead"), "+.1f"),
-        ]
-        for label, means in phase_parts(samples).items()
-    ]
-    return header, rows
+@tabulated
+def phase_rows(samples: pd.DataFrame) -> Cells:
+    """Yields the rows of the phase table: milliseconds for 1,000 images, and the timers' overhead."""
+    for label, means in phase_parts(samples).items():
+        figures = {name: significant(means[name]) if name in means else "" for name in PHASES}
+        yield {"case": label, **figures, "overhead": rounded_percent(means.get("overhead"), "+.1f")}
 
 
 @VIEW.table(
     "operators", title="Where a step's time goes, by operator", heading="Where a step's time goes, by operator", words=2
 )
-def operator_rows(samples: pd.DataFrame) -> Rows:
+@tabulated
+def operator_rows(samples: pd.DataFrame) -> Cells:
     """A profiler's pass of its own over steps at full resolution: time within each operator, without those it calls.
 
     On a GPU, of the kernels that it launched. The profiler slows a step, so shares are what holds.
     """
-    header = ["operator", "case", "ms a step", "share", "calls a step"]
-    rows = []
     for label, group in by_label(samples[samples["metric"] == "operator_time"]):
         by_operator = group.groupby("operator", sort=False, observed=True)[["value", "calls"]].mean()
         for name, row in by_operator.sort_values("value", ascending=False).iterrows():
-            share = f"{100 * row['value'] / by_operator['value'].sum():.1f}%"
-            rows.append([str(name), label, significant(1e3 * row["value"]), share, f"{row['calls']:g}"])
-    return header, rows
+            yield {
+                **{"operator": str(name), "case": label, "ms a step": significant(1e3 * row["value"])},
+                "share": f"{100 * row['value'] / by_operator['value'].sum():.1f}%",
+                "calls a step": f"{row['calls']:g}",
+            }
 
 
 @VIEW.figure("phases", "Where a step's time goes")

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import pandas as pd
 
 from wallclock.reports.format.labels import distinctions
-from wallclock.reports.format.text import Rows, arrow, interval_text, present, significant, stack_lines
+from wallclock.reports.format.text import (
+    Cells,
+    Rows,
+    arrow,
+    interval_text,
+    present,
+    significant,
+    stack_lines,
+    tabulated,
+)
 from wallclock.reports.stats.intervals import summarise
 from wallclock.reports.views.view import View
 
@@ -33,12 +42,11 @@ def other_rows(summary: pd.DataFrame, tabled: Sequence[str]) -> Rows:
     return summary_rows(other_metrics(summary, tabled))
 
 
-def summary_rows(summary: pd.DataFrame) -> Rows:
-    """Returns the header and the cells of the table of any metric; other columns show only what tells rows apart."""
-    header = ["case", "metric", "n", "median", "95% interval", "unit"]
+@tabulated
+def summary_rows(summary: pd.DataFrame) -> Cells:
+    """Yields the rows of the table of any metric; other columns show only what tells rows apart."""
     distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)
     several = summary["benchmark"].nunique() > 1
-    rows: list[list[str]] = []
     for row, told in zip(summary.to_dict("records"), distinguished, strict=True):
         names = [
             row["benchmark"] if several or not row["case"] else "",
@@ -46,14 +54,11 @@ def summary_rows(summary: pd.DataFrame) -> Rows:
         ]
         missed = f"{row['censored']} missed" if row["censored"] else ""
         failed = f"{row['failed']} failed" if row["failed"] else ""
-        rows.append(
-            [
-                stack_lines(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
-                f"{row['metric']} {arrow(row['better'])}",
-                stack_lines(str(row["n"]), missed, failed),
-                significant(row["median"], 4) if row["n"] else "none",
-                interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
-                row["unit"],
-            ]
-        )
-    return header, rows
+        yield {
+            "case": stack_lines(" ".join(str(name) for name in names if present(name)), ", ".join(told)),
+            "metric": f"{row['metric']} {arrow(row['better'])}",
+            "n": stack_lines(str(row["n"]), missed, failed),
+            "median": significant(row["median"], 4) if row["n"] else "none",
+            "95% interval": interval_text(row["ci_low"], row["ci_high"]) if row["n"] > 1 else "",
+            "unit": row["unit"],
+        }

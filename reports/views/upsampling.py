@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from wallclock.reports.format.text import Rows, or_nothing, percent, significant
+from wallclock.reports.format.text import Cells, or_nothing, percent, significant, tabulated
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.kernels import kernel_summary
 from wallclock.reports.views.view import View
@@ -84,32 +84,28 @@ def _spread(own: pd.DataFrame, this: pd.DataFrame, kind: str, edge: int) -> floa
     heading="Upsampling: the fastest and the cleanest",
     words=3,
 )
-def winner_rows(upsampling: pd.DataFrame) -> Rows:
+@tabulated
+def winner_rows(upsampling: pd.DataFrame) -> Cells:
     """Forward and backward of each stage of DCGAN's generator, batch 64, in ms.
 
     Where the 95% intervals of several reach the lowest median's, all are named as fastest. Cleanest are those that lay
     less than 1% of a grid over a constant map, after a short training where a layer of the same map was trained, else
     at the start.
     """
-    header = ["stage", "fastest", "cleanest, fastest first", "ms fastest", "ms cleanest", "x fastest"]
     if upsampling.empty:
-        return header, []
-    rows = []
+        return
     for _, group in upsampling.groupby(STAGE, dropna=False, sort=False):
         ranked = group.sort_values("both_us").to_dict("records")
         least = min(row["spread"] for row in ranked)
         clean = [row for row in ranked if row["clean"] or row["spread"] == least]
-        rows.append(
-            [
-                _name(ranked[0]),
-                ", ".join(row["kind"] for row in ranked if row["fastest"]),
-                ", ".join(row["kind"] for row in clean),
-                significant(ranked[0]["both_us"] / 1e3),
-                significant(clean[0]["both_us"] / 1e3),
-                significant(clean[0]["both_us"] / ranked[0]["both_us"]),
-            ]
-        )
-    return header, rows
+        yield {
+            "stage": _name(ranked[0]),
+            "fastest": ", ".join(row["kind"] for row in ranked if row["fastest"]),
+            "cleanest, fastest first": ", ".join(row["kind"] for row in clean),
+            "ms fastest": significant(ranked[0]["both_us"] / 1e3),
+            "ms cleanest": significant(clean[0]["both_us"] / 1e3),
+            "x fastest": significant(clean[0]["both_us"] / ranked[0]["both_us"]),
+        }
 
 
 def _name(row: dict[Any, Any]) -> str:
@@ -119,19 +115,20 @@ def _name(row: dict[Any, Any]) -> str:
 @VIEW.table(
     "stages", title="Upsampling: ms; MB kept for backward", heading="Upsampling: five ways at each stage", words=2
 )
-def stage_rows(upsampling: pd.DataFrame) -> Rows:
+@tabulated
+def stage_rows(upsampling: pd.DataFrame) -> Cells:
     """Medians in ms; x nearest is how many times as long resize and convolution takes in the same layout.
 
     MB kept for backward. Weights in thousands.
     """
-    header = ["stage", "kind", "forward", "backward", "both", "x nearest", "saved", "weights"]
-    rows = []
     for row in upsampling.to_dict("records"):
-        figures = [row.get(f"{way}_us", math.nan) / 1e3 for way in ("forward", "backward", "both")]
-        weights = "" if math.isnan(row["weights"]) else f"{row['weights'] / 1e3:,.0f}k"
-        cells = [or_nothing(value) for value in (*figures, row["x_nearest"], row["saved_mb"])]
-        rows.append([_name(row), str(row["kind"]), *cells, weights])
-    return header, rows
+        figures = {way: row.get(f"{way}_us", math.nan) / 1e3 for way in ("forward", "backward", "both")}
+        figures |= {"x nearest": row["x_nearest"], "saved": row["saved_mb"]}
+        yield {
+            **{"stage": _name(row), "kind": str(row["kind"])},
+            **{column: or_nothing(value) for column, value in figures.items()},
+            "weights": "" if math.isnan(row["weights"]) else f"{row['weights'] / 1e3:,.0f}k",
+        }
 
 
 @VIEW.table(
@@ -139,7 +136,8 @@ def stage_rows(upsampling: pd.DataFrame) -> Rows:
     title="Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training",
     heading="Upsampling: checkerboards",
 )
-def checkerboard_rows(samples: pd.DataFrame) -> Rows:
+@tabulated
+def checkerboard_rows(samples: pd.DataFrame) -> Cells:
     """Of a small GAN before and after a fixed short training.
 
     Spread: standard deviation between the four phases of a 2x2 grid over the mean, for a constant map, in the worst
@@ -149,16 +147,14 @@ def checkerboard_rows(samples: pd.DataFrame) -> Rows:
     over that of real ones, the gradient's over its median; frequency zero is top left, the checkerboard's in the
     middle; the residue is what differs from the mean of each 2x2 pixels.
     """
-    header = ["kind", "steps", "spread", "share", "peak x real", "dD/dx: share", "peak x noise"]
     own = samples[
         (samples["benchmark"] == BENCHMARK)
         & samples["metric"].isin((*CHECKERBOARDS, "parameter_count"))
         & (samples["status"] == "ok")
     ]
     if own.empty or "image_size" not in own or own["image_size"].isna().all():
-        return header, []
+        return
     own = own[own["image_size"].notna()]
-    rows = []
     keys = ["run_id", "case", "dataset", "variant", "training_steps"]
     several = own[["run_id", "case", "dataset"]].drop_duplicates().shape[0] > 1
     for key, group in own.groupby(keys, dropna=False, sort=False, observed=True):
@@ -171,20 +167,16 @@ def checkerboard_rows(samples: pd.DataFrame) -> Rows:
             found = group[(group["metric"] == "spectral_peak") & (group["of"] == what)]
             return "" if found.empty else significant(found.groupby("peak")["value"].median().max(), 2)
 
-        name = f"{kind}\n{case} {run_id[-8:]}" if several else str(kind)
         spread = of("constant_spread", "layer")
-        rows.append(
-            [
-                name,
-                "" if steps == "nan" else f"{float(steps):.0f}",
-                "" if spread.empty else f"{spread.max():.3f}",
-                _share(of("phase_share", "images")),
-                peak("images"),
-                _share(of("phase_share", "gradient")),
-                peak("gradient"),
-            ]
-        )
-    return header, rows
+        yield {
+            "kind": f"{kind}\n{case} {run_id[-8:]}" if several else str(kind),
+            "steps": "" if steps == "nan" else f"{float(steps):.0f}",
+            "spread": "" if spread.empty else f"{spread.max():.3f}",
+            "share": _share(of("phase_share", "images")),
+            "peak x real": peak("images"),
+            "dD/dx: share": _share(of("phase_share", "gradient")),
+            "peak x noise": peak("gradient"),
+        }
 
 
 def _share(values: pd.Series) -> str:
