@@ -96,6 +96,13 @@ class StatefulTrainer:
         self.graphs = StepGraphs(device, self.tensors) if chosen.cuda_graph else None
 
     @property
+    def delivery(self) -> dict[str, Any]:
+        """How batches are to arrive, as arguments of `loaders.pipelines.shuffled` and `loaders.pipelines.unpaired`."""
+        chosen = self.recipe.implementations
+        same = {"channels_last": chosen.channels_last, "resident": chosen.resident}
+        return {"device": self.device, "seed": self.seed, **same}
+
+    @property
     def finished(self) -> bool:
         """Whether the recipe's budget is spent."""
         raise NotImplementedError

@@ -108,7 +108,7 @@ class CifarRun(TrainingRun):
                 try:
                     self._train(seed, clocks, observe)
                 except Diverged as error:
-                    self._record_divergence(seed, clocks, str(error))
+                    self._record_result(seed, clocks, error=str(error))
                     self.diverged = True
                     observe(SeedDiverged(seed, str(error)))
             except GivenUp as why:
@@ -169,7 +169,7 @@ class CifarRun(TrainingRun):
                         self.sample("train_loss", "nats", event.train_loss_nats, **at),
                     )
                 elif isinstance(event, Finished):
-                    self._record_result(seed, event, clocks)
+                    self._record_result(seed, clocks, event)
                     ended_j = telemetry.energy_j()
                     if begun_j is not None and ended_j is not None:
                         self.writer.add(self.sample("energy_j", "J", ended_j - begun_j, seed=seed))
@@ -177,27 +177,22 @@ class CifarRun(TrainingRun):
                 if self.deadline.expired() and not isinstance(event, Finished):
                     raise GivenUp("the budget is spent")
 
-    def _record_result(self, seed: int, result: Finished, clocks: RunClocks) -> None:
-        reached = result.accuracy >= self.request.target
+    def _record_result(
+        self, seed: int, clocks: RunClocks, result: Finished | None = None, error: str | None = None
+    ) -> None:
+        """Records the times and the accuracy of a seed that has finished, or else has diverged with an error."""
+        accuracy = math.nan if result is None else result.accuracy
+        reached = accuracy >= self.request.target
         score: dict[str, Any] = {"seed": seed, "target": self.request.target, "reached": reached}
-        score |= {"censored": not reached, "status": "ok" if reached else "missed"}
+        score |= {"censored": not reached, "error": error}
+        score["status"] = "diverged" if error else "ok" if reached else "missed"
         times = {"train_eval_s": clocks.train_eval_s, "resident_s": clocks.resident_s}
-        if clocks.cold:
+        if result is not None and clocks.cold:
             times["process_s"] = clocks.process_s
-        self.writer.add(
-            *(self.sample(metric, "s", value, **score) for metric, value in times.items()),
-            self.sample("images_per_s", "images/s", result.images_per_s, seed=seed),
-            self.sample("final_accuracy", "fraction", result.accuracy, **score),
-        )
-
-    def _record_divergence(self, seed: int, clocks: RunClocks, error: str) -> None:
-        lost: dict[str, Any] = {"seed": seed, "target": self.request.target, "reached": False, "censored": True}
-        lost |= {"status": "diverged", "error": error}
-        self.writer.add(
-            self.sample("train_eval_s", "s", clocks.train_eval_s, **lost),
-            self.sample("resident_s", "s", clocks.resident_s, **lost),
-            self.sample("final_accuracy", "fraction", math.nan, **lost),
-        )
+        samples = [self.sample(metric, "s", value, **score) for metric, value in times.items()]
+        if result is not None:
+            samples.append(self.sample("images_per_s", "images/s", result.images_per_s, seed=seed))
+        self.writer.add(*samples, self.sample("final_accuracy", "fraction", accuracy, **score))
 
     def _measure_phases(self) -> None:
         """Times the phases of steps at full resolution in a separate pass, where timed and plain steps alternate."""

@@ -7,9 +7,9 @@ work on one; a trial whose process was killed is queued again, and its run resum
 import itertools
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,10 +208,11 @@ def unseen(seen: SeedEvent | SeedDiverged) -> None:
     """Ignores an event."""
 
 
+@dataclass
 class Watch:
     """An observer of a trial's events, which gives up the trial when it can no longer win.
 
-    Args:
+    Attributes:
         trial: the Optuna trial; it is told the error rate at each tenth of its first seed's schedule.
         seeds: number of seeds in the trial.
         epochs: number of epochs for each seed.
@@ -219,27 +220,19 @@ class Watch:
         best_s: seconds of the fastest trial so far that reaches it; inf if none.
         finished: accuracies of the seeds that the records of a resumed trial already hold.
         then: called with every event, before the decision.
-
-    Attributes:
         accuracy: the last accuracy seen, as a fraction.
+        looks: epoch, as a share of all, and accuracy of each look at the first seed that was seen, by seed.
     """
 
-    def __init__(
-        self,
-        trial: "Trial",
-        *,
-        seeds: int,
-        epochs: float,
-        needed: float,
-        best_s: float,
-        finished: Sequence[float] = (),
-        then: Observer = unseen,
-    ) -> None:
-        self._trial, self._seeds, self._epochs, self._then = trial, seeds, epochs, then
-        self._needed, self._best_s = needed, best_s
-        self.accuracy = 0.0
-        self._looks: dict[int, list[tuple[float, float]]] = {}
-        self._finished = list(finished)
+    trial: "Trial"
+    seeds: int
+    epochs: float
+    needed: float
+    best_s: float
+    finished: list[float] = field(default_factory=list)
+    then: Observer = unseen
+    accuracy: float = 0.0
+    looks: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
 
     def __call__(self, seen: SeedEvent | SeedDiverged) -> None:
         """Notes an event, and decides whether the trial goes on.
@@ -247,42 +240,37 @@ class Watch:
         Raises:
             GivenUp: if the trial can no longer win; gives the reason.
         """
-        self._then(seen)
+        self.then(seen)
         if isinstance(seen, SeedDiverged):
             self.accuracy = 0.0
             raise GivenUp("pruned: it diverged")
         event = seen.event
         if isinstance(event, Evaluated):
             self.accuracy = event.accuracy
-            if event.elapsed_train_eval_s > self._best_s:
-                raise GivenUp(f"pruned: slower than {self._best_s:.4g} s, which reached the target")
-            if seen.seed == min([seen.seed, *self._looks]):
+            if event.elapsed_train_eval_s > self.best_s:
+                raise GivenUp(f"pruned: slower than {self.best_s:.4g} s, which reached the target")
+            if seen.seed == min([seen.seed, *self.looks]):
                 self._report(seen.seed, event)
         elif isinstance(event, Finished):
             self.accuracy = event.accuracy
-            self._finished.append(event.accuracy)
-            self._check_hope()
+            self.finished.append(event.accuracy)
+            left = self.seeds - len(self.finished)
+            mean = statistics.fmean(self.finished)
+            rest = (self.seeds * self.needed - sum(self.finished)) / max(left, 1)
+            if left and rest > mean + 3 * ACCURACY_SD:
+                raise GivenUp(f"pruned: {100 * mean:.2f}% so far, and {100 * rest:.2f}% is needed of each seed left")
 
     def _report(self, seed: int, event: Evaluated) -> None:
-        looks = self._looks.setdefault(seed, [(0.0, 0.0)])
-        (before, accuracy_before), now = looks[-1], min(1.0, event.epoch / self._epochs)
+        looks = self.looks.setdefault(seed, [(0.0, 0.0)])
+        (before, accuracy_before), now = looks[-1], min(1.0, event.epoch / self.epochs)
         looks.append((now, event.accuracy))
         for tenth in range(1, TENTHS):
             if before < tenth / TENTHS <= now:
                 share = (tenth / TENTHS - before) / (now - before)
                 accuracy = accuracy_before + share * (event.accuracy - accuracy_before)
-                self._trial.report(1 - accuracy, tenth)
-                if self._trial.should_prune():
+                self.trial.report(1 - accuracy, tenth)
+                if self.trial.should_prune():
                     raise GivenUp(f"pruned: {100 - KEPT_PERCENT:g}% of trials are as inaccurate after {tenth}0%")
-
-    def _check_hope(self) -> None:
-        left = self._seeds - len(self._finished)
-        if not left:
-            return
-        mean = statistics.fmean(self._finished)
-        rest = (self._seeds * self._needed - sum(self._finished)) / left
-        if rest > mean + 3 * ACCURACY_SD:
-            raise GivenUp(f"pruned: {100 * mean:.2f}% so far, and {100 * rest:.2f}% is needed of each seed left")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +314,7 @@ class Objective:
                 epochs=recipe.epochs,
                 needed=needed,
                 best_s=best_s,
-                finished=_result(run.writer.path)[1] if run.done else (),
+                finished=_result(run.writer.path)[1] if run.done else [],
                 then=then,
             )
             status = run.execute(watch)
@@ -374,11 +362,11 @@ def _result(path: Path) -> tuple[list[float], list[float]]:
     return seconds.tolist(), accuracies.tolist()
 
 
-def ended(study: "Study") -> int:
-    """Returns the number of trials that were finished or pruned, which count towards the number asked for."""
+def ended(study: "Study") -> "list[FrozenTrial]":
+    """Returns the trials that were finished or pruned, which count towards the number asked for."""
     from optuna.trial import TrialState
 
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
 def work(study: "Study", objective: Objective, trials: int, observe: Callable[["FrozenTrial"], None]) -> None:
@@ -390,16 +378,14 @@ def work(study: "Study", objective: Objective, trials: int, observe: Callable[["
         trials: number of ended trials that the study is to have.
         observe: called with every trial that this process ends.
     """
-    while ended(study) < trials:
+    while len(ended(study)) < trials:
         study.optimize(objective, n_trials=1, callbacks=[lambda study, trial: observe(trial)])
 
 
 def trial_rows(study: "Study") -> list[dict[str, Any]]:
     """Returns the trials that ended, the best first: by time if they reach the target, then by accuracy."""
-    from optuna.trial import TrialState
-
     rows = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+    for trial in ended(study):
         accuracies = trial.user_attrs.get("accuracies")
         short = max(trial.constraints.values(), default=0.0)
         rows.append(

@@ -74,7 +74,7 @@ def work_on_ray(
     threading.Thread(
         target=run_grpc_proxy_server, args=(study._storage,), kwargs={"host": host, "port": port}, daemon=True
     ).start()
-    workers = [secrets.token_hex(8) for _ in range(max(0, trials - ended(study)))]
+    workers = [secrets.token_hex(8) for _ in range(max(0, trials - len(ended(study))))]
 
     def done(place: int, attempt: int, returned: Any) -> None:
         number, files = returned

@@ -1,10 +1,9 @@
 """Parts shared by the plain CycleGAN loop and the trainer with levers: networks, pool draws, names of losses."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from wallclock.models.networks.cyclegan import PatchDiscriminator, ResnetGenerator
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
@@ -12,8 +11,7 @@ from wallclock.models.recipes.cyclegan import CycleGanRecipe
 LOSSES = ("gan", "cycle", "identity", "discriminator_a", "discriminator_b")
 
 
-@dataclass(frozen=True)
-class Networks:
+class Networks(NamedTuple):
     """The four networks of a CycleGAN.
 
     Attributes:
@@ -27,10 +25,6 @@ class Networks:
     g_b: ResnetGenerator
     d_a: PatchDiscriminator
     d_b: PatchDiscriminator
-
-    def named(self) -> dict[str, nn.Module]:
-        """Returns the networks by name."""
-        return {"g_a": self.g_a, "g_b": self.g_b, "d_a": self.d_a, "d_b": self.d_b}
 
 
 def new_networks(recipe: CycleGanRecipe, device: torch.device) -> Networks:
@@ -46,8 +40,7 @@ def new_networks(recipe: CycleGanRecipe, device: torch.device) -> Networks:
     return Networks(g_a.to(device), g_b.to(device), d_a.to(device), d_b.to(device))
 
 
-@dataclass(frozen=True)
-class PoolDraw:
+class PoolDraw(NamedTuple):
     """What happens to one fake: it fills an empty slot, is swapped for an older one, or is shown and forgotten.
 
     Attributes:

@@ -14,7 +14,7 @@ from wallclock.bench.runs.iterations import Figure, IterationRun, Look, Window
 from wallclock.bench.runs.record import change_notes
 from wallclock.bench.runs.training import Training
 from wallclock.bench.tasks.cyclegan.ablation import CycleGanTurns
-from wallclock.bench.tasks.cyclegan.cycle_error import cycle_error, hidden_error
+from wallclock.bench.tasks.cyclegan.cycle_error import NOISE, cycle_error
 from wallclock.bench.tasks.cyclegan.judged import judged
 from wallclock.bench.tasks.cyclegan.networks import LOSSES
 from wallclock.bench.tasks.cyclegan.requests import CycleGanAblationRequest, CycleGanRequest
@@ -51,7 +51,7 @@ class CycleGanRun(IterationRun):
         figures, lines = list[Figure](), []
         for name, images, (there, back) in zip(DOMAINS, self.data.test, WAYS, strict=True):
             error = cycle_error(trainer, there, back, images[:LOOKED_AT])
-            hidden = hidden_error(trainer, there, back, images[:LOOKED_AT])
+            hidden = cycle_error(trainer, there, back, images[:LOOKED_AT], NOISE)
             figures.append(Figure("cycle_error", "fraction", error, {"domain": name}))
             figures.append(Figure("cycle_error_with_noise", "fraction", hidden, {"domain": name}))
             lines.append(

@@ -8,13 +8,11 @@ from torch.nn import functional as F
 
 from wallclock.bench.engine.cuda_graphs import Inputs
 from wallclock.bench.engine.trainer import StatefulTrainer, Step, check_device, set_lr
-from wallclock.bench.tasks.cyclegan.networks import PoolDraw, new_networks, pool_draws
+from wallclock.bench.tasks.cyclegan.networks import new_networks, pool_draws
 from wallclock.loaders.data.unpaired import Unpaired
 from wallclock.loaders.pipelines.shuffled import pixels, unit_range
 from wallclock.loaders.pipelines.unpaired import UnpairedBatches
 from wallclock.models.recipes.cyclegan import CycleGanRecipe
-
-DOMAIN_NAMES = ("a", "b")
 
 
 @dataclass
@@ -90,22 +88,14 @@ class CycleGanTrainer(StatefulTrainer):
     def __init__(self, recipe: CycleGanRecipe, data: Unpaired, *, device: torch.device, seed: int) -> None:
         check_runnable(recipe, data, device)
         nets = new_networks(recipe, device)
-        super().__init__(recipe, nets.named(), Position(), device=device, seed=seed)
-        self.nets, chosen = nets, recipe.implementations
-        self.batches = UnpairedBatches(
-            data.train,
-            recipe.batch_size,
-            image_size=recipe.image_size,
-            device=device,
-            seed=seed,
-            channels_last=chosen.channels_last,
-            resident=chosen.resident,
-        )
+        super().__init__(recipe, nets._asdict(), Position(), device=device, seed=seed)
+        self.nets = nets
+        self.batches = UnpairedBatches(data.train, recipe.batch_size, image_size=recipe.image_size, **self.delivery)
         image = torch.empty(1, 3, recipe.image_size, recipe.image_size, device=device)
         image = image.contiguous(memory_format=self.memory_format)
         self.pools = Pool(recipe.pool_size, image), Pool(recipe.pool_size, image)
-        self.buffers = {f"pool_{name}": pool.images for name, pool in zip(DOMAIN_NAMES, self.pools, strict=True)}
-        fused = chosen.fused_adam or None
+        self.buffers = {f"pool_{name}": pool.images for name, pool in zip("ab", self.pools, strict=True)}
+        fused = recipe.implementations.fused_adam or None
         self.generator_optimizer = self.adam([nets.g_a, nets.g_b], recipe.adam, recipe.lr, fused=fused)
         self.discriminator_optimizer = self.adam([nets.d_a, nets.d_b], recipe.adam, recipe.lr, fused=fused)
         self.optimizers = {"generators": self.generator_optimizer, "discriminators": self.discriminator_optimizer}
@@ -133,20 +123,11 @@ class CycleGanTrainer(StatefulTrainer):
 
     def _draws(self, iteration: int) -> Inputs:
         """Returns the draws of both pools, on the device: int64 slots [2, B], bool fills and swaps [2, B]."""
-        draws = [pool_draws(self.recipe, self.seed, iteration, pool) for pool in (0, 1)]
-
-        def gathered(part: str, dtype: torch.dtype) -> torch.Tensor:
-            values = torch.tensor([[getattr(draw, part) for draw in of_pool] for of_pool in draws], dtype=dtype)
-            if self.device.type == "cuda":
-                return values.pin_memory().to(self.device, non_blocking=True)
-            return values
-
-        assert {"slot", "fills", "swaps"} == set(PoolDraw.__dataclass_fields__)
-        return {
-            "slots": gathered("slot", torch.int64),
-            "fills": gathered("fills", torch.bool),
-            "swaps": gathered("swaps", torch.bool),
-        }
+        drawn = torch.tensor([pool_draws(self.recipe, self.seed, iteration, pool) for pool in (0, 1)])
+        if self.device.type == "cuda":
+            drawn = drawn.pin_memory().to(self.device, non_blocking=True)
+        slots, fills, swaps = drawn.unbind(2)
+        return {"slots": slots, "fills": fills.bool(), "swaps": swaps.bool()}
 
     def through(self, name: str, images: torch.Tensor) -> torch.Tensor:
         """Returns the output of a network, by its name in `Networks`, for a batch of images, in float32 or wider."""

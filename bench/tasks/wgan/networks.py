@@ -36,10 +36,5 @@ def noise_generator(device: torch.device, seed: int) -> torch.Generator:
 
 
 def stopped_at(stage: Stage, batches: int) -> int:
-    """Returns the number of critic steps in a stage.
-
-    Args:
-        stage: a stage of the recipe.
-        batches: number of batches in an epoch.
-    """
+    """Returns the number of critic steps in a stage; `batches` is the number of batches in an epoch."""
     return math.ceil(stage.epochs * batches)

@@ -80,21 +80,12 @@ class WganTrainer(StatefulTrainer):
         self.generator, self.critic = new_networks(recipe, device)
         nets = {"critic": self.critic, "generator": self.generator}
         super().__init__(recipe, nets, Position(), device=device, seed=seed)
-        chosen = recipe.implementations
-        for net in nets.values():
-            for layer in net.modules():
-                if isinstance(layer, NoiseToMap | MapToScore):
-                    layer.as_product = chosen.products
+        for layer in (layer for net in nets.values() for layer in net.modules()):
+            if isinstance(layer, NoiseToMap | MapToScore):
+                layer.as_product = recipe.implementations.products
         self.noise = noise_generator(device, seed)
         self.generators["noise"] = self.noise
-        self.batches = ShuffledBatches(
-            split.train,
-            recipe.batch_size,
-            device=device,
-            seed=seed,
-            channels_last=chosen.channels_last,
-            resident=chosen.resident,
-        )
+        self.batches = ShuffledBatches(split.train, recipe.batch_size, **self.delivery)
         self.critic_optimizer, self.generator_optimizer = self._optimizer(self.critic), self._optimizer(self.generator)
         self.optimizers = {"critic_optimizer": self.critic_optimizer, "generator_optimizer": self.generator_optimizer}
 
@@ -159,7 +150,13 @@ class WganTrainer(StatefulTrainer):
             set_lr(self.optimizers.values(), stage.lr)
             epoch_ends = min(steps, (at.critic_steps // epoch + 1) * epoch)
             count = min(self.pace, epoch_ends - at.critic_steps)
-            yield from self._critic_steps(count)
+            if isinstance(self.critic_optimizer, RMSpropClamp):
+                with torch.no_grad():
+                    self.critic_optimizer.clamp_()
+            for index in range(at.critic_steps, at.critic_steps + count):
+                real = self.batches.images(at.epochs_before + index // epoch, index % epoch)
+                last = index + 1 == at.critic_steps + count
+                yield Step("critic", self.critic_step(real, clamp=not last))
             at.critic_steps += count
             at.total_critic_steps += count
             loss = self.generator_step()
@@ -169,20 +166,6 @@ class WganTrainer(StatefulTrainer):
                 at.stage, at.generator_iterations, at.critic_steps = at.stage + 1, 0, 0
                 at.epochs_before += -(-steps // epoch)
             yield Step("generator", loss)
-
-    def _critic_steps(self, count: int) -> Iterator[Step]:
-        at = self.position
-        self._clamp()
-        for index in range(at.critic_steps, at.critic_steps + count):
-            epoch, batch = divmod(index, len(self.batches))
-            real = self.batches.images(at.epochs_before + epoch, batch)
-            last = index + 1 == at.critic_steps + count
-            yield Step("critic", self.critic_step(real, clamp=not last))
-
-    @torch.no_grad()
-    def _clamp(self) -> None:
-        if isinstance(self.critic_optimizer, RMSpropClamp):
-            self.critic_optimizer.clamp_()
 
     def drawn_noise(self, count: int) -> torch.Tensor:
         """Returns fresh noise [count, Z, 1, 1]."""

@@ -181,7 +181,7 @@ def test_a_value_that_the_recipe_refuses_is_a_trial_pruned_with_its_reason(tmp_p
 
 def run_one(study, objective):
     seen = []
-    work(study, objective, cifar_tuning.ended(study) + 1, seen.append)
+    work(study, objective, len(cifar_tuning.ended(study)) + 1, seen.append)
     return seen
 
 
