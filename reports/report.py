@@ -2,11 +2,11 @@
 
 import functools
 import html
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wallclock.reports.format.text import Rows, markdown, name_once
+from wallclock.reports.store.layout import Paths
 from wallclock.reports.store.pictures import load_pictures
 from wallclock.reports.store.read import load_both
 from wallclock.reports.views.registry import VIEWS
@@ -36,7 +36,7 @@ class Report:
         StoreError: if no run could be read.
     """
 
-    def __init__(self, paths: Path | str | Sequence[Path | str]) -> None:
+    def __init__(self, paths: Paths) -> None:
         self.paths = paths
         self.samples, self.runs = load_both(paths, on_damage="skip")
         self._records = Records(self.samples, self.runs, VIEWS)

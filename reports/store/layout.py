@@ -11,6 +11,7 @@ SAMPLE_TABLE = "samples.parquet"
 TRACEBACK = "traceback.txt"
 PICTURES = "pictures"
 OnDamage = Literal["raise", "skip"]
+Paths = Path | str | Sequence[Path | str]  # run directories, or folders that hold some at any depth
 
 
 class StoreError(ValueError):
@@ -29,7 +30,7 @@ def being_written(records: Path) -> bool:
     return False
 
 
-def run_directories(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+def run_directories(paths: Paths) -> list[Path]:
     """Returns the run directories at or below the paths, and the given JSON files (of pytest-benchmark), oldest first.
 
     Raises:

@@ -1,12 +1,11 @@
 """Pictures beside the records of a run: small PNG files in `pictures/` of its directory, with captions inside."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wallclock.reports.store.layout import PICTURES, OnDamage, StoreError, run_directories
+from wallclock.reports.store.layout import PICTURES, OnDamage, Paths, StoreError, run_directories
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,11 +62,11 @@ def write_picture(run: Path, name: str, pixels: "npt.NDArray[np.uint8]", *, titl
     return path
 
 
-def load_pictures(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> list[Picture]:
+def load_pictures(paths: Paths, *, on_damage: OnDamage = "raise") -> list[Picture]:
     """Returns the pictures of all runs, in the order of runs and names; those of a copied run once.
 
     Args:
-        paths: run directories, or folders that hold run directories at any depth.
+        paths: run directories, or folders that hold some at any depth.
         on_damage: "skip" returns a damaged picture without its bytes, with the damage in its caption.
 
     Raises:

@@ -2,10 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from wallclock.reports.store import pytest_benchmark
 from wallclock.reports.store.layout import (
@@ -13,11 +12,12 @@ from wallclock.reports.store.layout import (
     RUN_TABLE,
     SAMPLE_TABLE,
     OnDamage,
+    Paths,
     StoreError,
     being_written,
     run_directories,
 )
-from wallclock.reports.store.schema import PLACE, RESUMABLE, RUN_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Run
+from wallclock.reports.store.schema import PLACE, RESUMABLE, RUN_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Run, Sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 CARRIED = ("run_status", "started_utc", "recipe_hash", "git_sha", *PLACE)
 StoredRun = tuple[dict[str, Any], "pa.Table | None"]
 _JSON_COLUMNS = ("request", "recipe", "environment", "notes")
-_INTEGERS = ("round", "slot", "process", "seed", "index", "step")
-_FLOATS = ("value", "epoch", "target", "sm_clock_mhz", "temperature_c", "power_w")
-_BOOLEANS = ("reached", "censored")
 
 
 def read_lines(records: Path) -> tuple[list[dict[str, Any]], int]:
@@ -99,21 +96,7 @@ def _ending(lines: list[dict[str, Any]], records: Path) -> tuple[str, str | None
     return "unfinished", "its process was killed; " + ("run it again" if what == "static" else "go on with --resume")
 
 
-def _sample_schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    def of(name: str) -> "pa.DataType":
-        if name in _INTEGERS:
-            return pa.int64()
-        if name in _FLOATS:
-            return pa.float64()
-        return pa.bool_() if name in _BOOLEANS else pa.string()
-
-    return pa.schema([(name, of(name)) for name in (*SAMPLE_COLUMNS, "parameters")])
-
-
-def _run_from_lines(directory: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    records = directory / RECORDS
+def _run_from_lines(records: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
     return _run_row(run_from(lines, records), *_ending(lines, records))
 
 
@@ -131,7 +114,13 @@ def _samples_from_lines(lines: list[dict[str, Any]]) -> "pa.Table":
         for line in lines
         if line["kind"] == "sample"
     ]
-    return pa.Table.from_pylist(rows, schema=_sample_schema())
+    kinds = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    kind_of = {
+        name: next((kinds[part] for part in (hint, *get_args(hint)) if part in kinds), pa.string())
+        for name, hint in get_type_hints(Sample).items()
+    }
+    schema = pa.schema([(name, kind_of[name]) for name in (*SAMPLE_COLUMNS, "parameters")])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def write_tables(directory: Path) -> None:
@@ -144,7 +133,7 @@ def write_tables(directory: Path) -> None:
     import pyarrow.parquet as pq
 
     lines, _ = read_lines(directory / RECORDS)
-    run = pa.Table.from_pylist([_run_from_lines(directory, lines)])
+    run = pa.Table.from_pylist([_run_from_lines(directory / RECORDS, lines)])
     tables = {RUN_TABLE: run, SAMPLE_TABLE: _samples_from_lines(lines)}
     try:
         for name, table in tables.items():
@@ -182,7 +171,7 @@ def _read_run(directory: Path, *, with_samples: bool) -> StoredRun:
         return _run_row(run, "done", None), _samples_from_lines(found) if with_samples else None
     if (directory / RECORDS).exists():  # also when the process died between the tables and the lines' removal
         lines, _ = read_lines(directory / RECORDS)
-        return _run_from_lines(directory, lines), _samples_from_lines(lines) if with_samples else None
+        return _run_from_lines(directory / RECORDS, lines), _samples_from_lines(lines) if with_samples else None
     table = _read_table(directory / SAMPLE_TABLE) if with_samples else None
     return _read_table(directory / RUN_TABLE).to_pylist()[0], table
 
@@ -202,9 +191,7 @@ def _with_parameters(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
 
 
-def _read_all(
-    paths: Path | str | Sequence[Path | str], on_damage: OnDamage, *, with_samples: bool
-) -> tuple[list[StoredRun], list[str]]:
+def _read_all(paths: Paths, on_damage: OnDamage, *, with_samples: bool) -> tuple[list[StoredRun], list[str]]:
     """Returns the runs, each once even if its directory was copied, and messages about those left out."""
     whole: dict[str, StoredRun] = {}
     skipped = []
@@ -226,7 +213,7 @@ def _read_all(
     return list(whole.values()), skipped
 
 
-def load_runs(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
+def load_runs(paths: Paths, *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
     """Returns one row for each run, with the columns of `reports.store.schema.Run`, `run_status` and `error`.
 
     Args:
@@ -239,7 +226,7 @@ def load_runs(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage =
     return _run_frame(*_read_all(paths, on_damage, with_samples=False))
 
 
-def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
+def load(paths: Paths, *, on_damage: OnDamage = "raise") -> "pd.DataFrame":
     """Returns the samples of all runs, one row each, with parameters and settings of the environment as columns.
 
     A parameter with the name of another column becomes `parameter_<name>`, such a setting `environment_<name>`.
@@ -251,9 +238,7 @@ def load(paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "rai
     return _sample_frame(*_read_all(paths, on_damage, with_samples=True))
 
 
-def load_both(
-    paths: Path | str | Sequence[Path | str], *, on_damage: OnDamage = "raise"
-) -> "tuple[pd.DataFrame, pd.DataFrame]":
+def load_both(paths: Paths, *, on_damage: OnDamage) -> "tuple[pd.DataFrame, pd.DataFrame]":
     """Returns the frames of `load` and `load_runs` from one reading of the files, or two if some are skipped."""
     stored, skipped = _read_all(paths, on_damage, with_samples=True)
     # A run of which only the samples are damaged is still one of the runs.

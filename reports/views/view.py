@@ -6,7 +6,7 @@ name. `Records` passes these frames, and makes each summary once.
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,28 +41,26 @@ class Part:
     dense: bool = False
 
 
+@dataclass
 class View:
     """The summaries, tables and figures of one benchmark or subject; its methods are decorators that add to it.
 
-    Args:
+    Attributes:
         made_from: benchmarks and metrics of which the records must hold one for anything to be made; empty for always.
             A name may be a pattern such as "* ablation"; see `fnmatch`.
         curves: metrics whose samples are points of a curve, of which no median is taken.
         tabled: benchmarks and metrics, or patterns, that its tables show in full, which "Other metrics" leaves out.
-
-    Attributes:
         summaries: by key in the JSON document, the function that makes it and what a row of it is, for the docs.
         tables: tables in the order of their definition, for page or terminal.
         figures: figures in the order of their definition.
     """
 
-    def __init__(
-        self, made_from: Sequence[str] = (), *, curves: Sequence[str] = (), tabled: Sequence[str] = ()
-    ) -> None:
-        self.made_from, self.curves, self.tabled = tuple(made_from), tuple(curves), tuple(tabled)
-        self.summaries: dict[str, tuple[Callable[..., Any], str]] = {}
-        self.tables: list[Part] = []
-        self.figures: list[Part] = []
+    made_from: Sequence[str] = ()
+    curves: Sequence[str] = ()
+    tabled: Sequence[str] = ()
+    summaries: dict[str, tuple[Callable[..., Any], str]] = field(default_factory=dict)
+    tables: list[Part] = field(default_factory=list)
+    figures: list[Part] = field(default_factory=list)
 
     def summary(self, name: str, holds: str) -> Callable[[Make], Make]:
         """Adds a frame that `--json` prints and tables and figures can use; `holds` describes a row for the docs."""
@@ -75,25 +73,19 @@ class View:
 
     def table(self, name: str, *, heading: str = "", **shown: Any) -> Callable[[Make], Make]:
         """Adds a table whose caption is the docstring of the decorated function; one without rows is not shown."""
-
-        def add(make: Make) -> Make:
-            self.tables.append(Part(name, make, heading, _caption(make), **shown))
-            return make
-
-        return add
+        return self._adder(self.tables, name, heading, **shown)
 
     def figure(self, name: str, heading: str) -> Callable[[Make], Make]:
         """Adds a figure of the page; the decorated function may return None, or set "caption" in the figure."""
+        return self._adder(self.figures, name, heading)
 
+    @staticmethod
+    def _adder(parts: list[Part], name: str, heading: str, **shown: Any) -> Callable[[Make], Make]:
         def add(make: Make) -> Make:
-            self.figures.append(Part(name, make, heading, _caption(make)))
+            parts.append(Part(name, make, heading, " ".join((make.__doc__ or "").split()), **shown))
             return make
 
         return add
-
-
-def _caption(make: Callable[..., Any]) -> str:
-    return " ".join((make.__doc__ or "").split())
 
 
 class Records:
