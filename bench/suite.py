@@ -28,11 +28,8 @@ def make_plan(name: Literal["quick", "suite"]) -> Plan:
 def _case_job(name: str, summary: str, fields: Callable[[Context], dict[str, Any]], **more: Any) -> Job:
     """Returns a job that measures cases, and prints what could not be measured.
 
-    Args:
-        name: name of the job, whose first word is a folder of `bench.cases`.
-        summary: see `Job`.
-        fields: returns the fields of the request in a context, besides the device.
-        more: further attributes of `Job`.
+    The first word of `name` is a folder of `bench.cases`; `fields` returns the fields of the request in a context,
+    besides the device; `more` are further attributes of `Job`.
     """
 
     def run(context: Context) -> str:

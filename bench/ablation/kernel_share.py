@@ -39,12 +39,7 @@ PARTS = ("augment", "optimizer", "fused_adam")
 
 @dataclass(frozen=True)
 class Alone:
-    """The time of a kernel's part of an iteration.
-
-    Attributes:
-        seconds: seconds with the kernel.
-        plain_s: seconds without the kernel.
-    """
+    """The seconds of a kernel's part of an iteration, with the kernel and without it (`plain_s`)."""
 
     seconds: float
     plain_s: float
@@ -130,12 +125,7 @@ def kernels_alone(
 ) -> dict[str, Contender]:
     """Returns a contender for each lever that is a kernel, by the name of the variant that shows the kernel's gain.
 
-    Args:
-        recipe: the recipe with all levers.
-        variants: recipes of the variants of an ablation, by name.
-        stand: see `KernelAlone`.
-        device: "cpu" or "cuda".
-        seed: seed of weights and batches.
+    `recipe` has all levers, `variants` are the recipes of an ablation by name; for the others see `KernelAlone`.
     """
     found: dict[str, Contender] = {}
     for lever in recipe.levers():
@@ -214,7 +204,7 @@ def layers_alone(
     *,
     iterations: int = 1,
 ) -> Callable[[], Alone]:
-    """Returns a function that times layers forward and backward, with a kernel and without.
+    """Returns a function that times the layers of a step's calls forward and backward, with a kernel and without.
 
     Args:
         calls: the calls of one step, from `calls_in`.
@@ -239,12 +229,7 @@ def layers_alone(
 
 
 def in_turns(functions: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
-    """Returns the median seconds of each function, measured in turns.
-
-    Args:
-        functions: functions without arguments, which may be called repeatedly.
-        device: the device that they run on.
-    """
+    """Returns the median seconds of each function, measured in turns on a device; each may be called repeatedly."""
     samples: list[list[float]] = [[] for _ in functions]
     for turn in range(TURNS):
         for place in range(len(functions))[:: 1 if turn % 2 == 0 else -1]:

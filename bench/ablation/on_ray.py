@@ -37,11 +37,7 @@ class Cell:
 def take_round(contenders: Mapping[str, Contender], device: str, number: int, seed: int) -> Cell:
     """Takes one round, in fresh processes of the node that this runs on: a warm-up, and the turn that counts.
 
-    Args:
-        contenders: contenders of the ablation, by name.
-        device: "cpu" or "cuda".
-        number: number of the round.
-        seed: seed of the order of turns.
+    `number` is that of the round; with `seed` it decides the order of turns.
     """
     import ray
 
@@ -65,10 +61,7 @@ class ClusterRun:
         self.writers: dict[str, RunWriter] = {}
 
     def execute(self, observe: Callable[[str], None]) -> RunStatus:
-        """Runs all rounds and closes the records.
-
-        Args:
-            observe: called with a line for each round.
+        """Runs all rounds and closes the records; `observe` is called with a line for each round.
 
         Raises:
             KeyboardInterrupt: after the records have been closed as interrupted.

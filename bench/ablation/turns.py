@@ -113,13 +113,7 @@ class Turns:
         return self.request.turn_length
 
     def steps(self, recipe: Any, device: torch.device, *, plain: bool) -> Iterator[Step]:
-        """Sets up a training, and returns its endless steps.
-
-        Args:
-            recipe: the recipe to train.
-            device: device to train on.
-            plain: whether to train with the plain loop.
-        """
+        """Sets up a training of a recipe, with the plain loop if `plain`, and returns its endless steps."""
         if plain:
             return type(self).PLAIN_LOOP(recipe, self.data, device=device, seed=self.request.seed)
         return self.trainer(recipe, device).train()
@@ -149,9 +143,7 @@ class Turns:
     def contender(self, name: str, recipe: Any) -> Contender:
         """Returns the contender of a variant, whose turns return `TurnDone`; see `bench.measure.turns`.
 
-        Args:
-            name: name of the variant; the baseline trains with the plain loop.
-            recipe: the recipe of the variant.
+        The one called `BASELINE` trains with the plain loop.
         """
         return functools.partial(self._get_ready, self.request.steady(recipe), name == BASELINE)
 

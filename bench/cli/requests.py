@@ -64,12 +64,9 @@ def request_options(kind: type[Request]) -> list[inspect.Parameter]:
 
 
 def make_command(help: str, options: Sequence[inspect.Parameter], call: Callable[..., None]) -> Callable[..., None]:
-    """Returns a function that typer can turn into a command.
+    """Returns a function that typer can turn into a command, and that calls `call` with the value of each option.
 
-    Args:
-        help: help text of the command.
-        options: options of the command, in the order of the help.
-        call: function that runs the command, called with the value of each option by keyword.
+    The help is `help`, with the options in their order.
     """
 
     def command(**given: Any) -> None:
@@ -84,15 +81,10 @@ def make_command(help: str, options: Sequence[inspect.Parameter], call: Callable
 def make_request(
     task: Task, kind: type[Request], recipe: str, changes: Iterable[str], device: str, given: Mapping[str, Any]
 ) -> Request:
-    """Returns the request that the options of a command describe.
+    """Returns the request of a class that the options of a command describe.
 
-    Args:
-        task: the task to train.
-        kind: class of the request to make.
-        recipe: name of the recipe.
-        changes: new values of the recipe's fields as `--set` takes them, such as "epochs=2".
-        device: value of `--device`: "cpu", "cuda" or "auto".
-        given: values of the request's other fields, by name.
+    `changes` are new values of the recipe's fields as `--set` takes them, such as "epochs=2"; `given` are the request's
+    other fields; `device` is "cpu", "cuda" or "auto".
 
     Raises:
         ValueError: if there is no such recipe, field or device, or a value is out of range.
@@ -109,10 +101,7 @@ def make_request(
 def execute(run: "TrainingRun", command: str, *, as_json: bool) -> None:
     """Executes a run with progress on standard error, prints its tables, and exits with the code of its status.
 
-    Args:
-        run: the run, new or resumed.
-        command: command line that, with `--resume PATH` added, continues the run after Ctrl-C.
-        as_json: whether to print JSON in place of tables.
+    `command` is the command line that, with `--resume PATH` added, continues the run after Ctrl-C.
     """
     _, progress = consoles()
     path: Path = run.writer.path

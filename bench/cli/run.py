@@ -163,15 +163,8 @@ def _run_cases(
 ) -> None:
     """Executes a new run or a resumed one with a line for each case, and ends with its tables and its exit code.
 
-    Args:
-        benchmark: name of a folder of `bench.cases`.
-        resume: directory of the run to resume; None begins a new one, and only then the next three apply.
-        only: see `bench.runs.select.chosen_texts`.
-        device: "cpu", "cuda" or "auto".
-        fields: returns the other fields of the request.
-        out: folder that holds runs.
-        as_json: whether to print JSON in place of tables.
-        page: whether to write the HTML page into the run's directory.
+    `fields` returns the fields of a new run's request besides `device` and `only`; it, too, is left alone when a run is
+    resumed. `page` says whether the HTML page goes into the run's directory.
     """
     from wallclock.bench.cases import case_run
     from wallclock.bench.measure.environment import resolve_device

@@ -72,12 +72,9 @@ class Bisection:
     command: str
 
     def find(self, good: Subject, bad: Subject, observe: Callable[[str], None]) -> Found:
-        """Runs the bisection and returns its outcome.
+        """Runs the bisection between a revision that is fast and a later one that is slow, and returns its outcome.
 
-        Args:
-            good: a revision that is fast.
-            bad: a later revision that is slow.
-            observe: called with one line of text for each commit: its hash, its verdict and its mark.
+        `observe` is called with one line of text for each commit: its hash, its verdict and its mark.
 
         Raises:
             ValueError: if `bad` does not descend from `good`, or is not slower; the message gives the verdict.

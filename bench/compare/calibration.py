@@ -90,13 +90,7 @@ def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, s
 
 
 class CalibrationRun:
-    """One calibration, whose samples are recorded in a new run as they are taken.
-
-    Args:
-        request: the kinds of comparison and how many of each to make.
-        out: folder in which the run's own directory is created.
-        command: the command line as the user typed it, for the records.
-    """
+    """One calibration, whose samples are recorded in a new run under `out` as they are taken."""
 
     def __init__(self, request: CalibrationRequest, out: Path, command: str) -> None:
         run = Run(
@@ -109,10 +103,7 @@ class CalibrationRun:
         self.request, self.writer = request, RunWriter.create(out, run)
 
     def execute(self, observe: Callable[[str], None]) -> RunStatus:
-        """Makes all comparisons, simulated ones first, and closes the records.
-
-        Args:
-            observe: called with each line of progress.
+        """Makes all comparisons, simulated ones first, and closes the records; `observe` gets each line of progress.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once the records are closed as "interrupted".

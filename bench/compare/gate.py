@@ -13,15 +13,10 @@ Row = Mapping[str, Any]
 
 
 def exit_code(rows: Sequence[Row], *, strict: bool) -> tuple[int, str]:
-    """Returns the exit code of the gate, and one line that gives the reason.
+    """Returns the exit code of the gate for rows of `reports.views.comparison`, and one line that gives the reason.
 
-    Args:
-        rows: the verdicts, as rows of `reports.views.comparison`.
-        strict: whether an inconclusive verdict fails the gate.
-
-    Returns:
-        1 if anything regressed; 3 if anything is invalid, or if nothing was compared, since an empty gate must not
-        pass; 4 if anything is inconclusive and `strict` is set; else 0.
+    The code is 1 if anything regressed; 3 if anything is invalid, or if nothing was compared, since an empty gate must
+    not pass; 4 if anything is inconclusive and `strict` is set; else 0.
     """
     count = Counter(row["verdict"] for row in rows)
     summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(count.items()))
@@ -77,13 +72,7 @@ def verdict_line(row: Row) -> str:
 
 
 def step_summary(rows: Sequence[Row], table: str, message: str) -> str:
-    """Returns the Markdown summary that a CI step shows.
-
-    Args:
-        rows: the verdicts, as rows of `reports.views.comparison`.
-        table: table of the verdicts in Markdown.
-        message: the line that `exit_code` returned.
-    """
+    """Returns the Markdown summary that a CI step shows: the message of `exit_code`, a table, and what failed."""
     seen = [row for row in rows if row["verdict"] in ("regressed", "invalid")]
     lines = [f"### wallclock gate: {message}", "", table]
     lines += [f"- **{row['benchmark']} {row['metric']}** {verdict_line(row)}" for row in seen]

@@ -78,12 +78,9 @@ def _describe_side(side: Side) -> dict[str, Any]:
 
 
 def check_same_comparison(path: Path, request: dict[str, Any], place: dict[str, Any]) -> None:
-    """Checks that a stored run can be resumed: same request, committed sources, same machine.
+    """Checks that the stored run in `path` can be resumed: same request, committed sources, same machine and software.
 
-    Args:
-        path: directory of the stored run.
-        request: request of the comparison that resumes the run, from `new_request`.
-        place: machine and software of this process, from `bench.measure.environment.provenance`.
+    `request` is from `new_request`, `place` from `bench.measure.environment.provenance`.
 
     Raises:
         StoreError: if the requests differ, a tree has uncommitted changes, or the machine or its software differs.

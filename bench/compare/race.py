@@ -44,13 +44,9 @@ FOR_A_CPU = {
 
 
 def run_recipe(text: str, split: Split, device: str, seeds: range) -> Iterator[tuple[float, float]]:
-    """Yields the time in seconds and the accuracy, as a fraction, of each run of a recipe.
+    """Yields the time in seconds and the accuracy, as a fraction, of each run of a recipe, one for each seed.
 
-    Args:
-        text: the recipe's name, then the fields to set, such as `sprint epochs=8`.
-        split: the images that the recipe trains on and is scored on.
-        device: "cpu" or "cuda".
-        seeds: one seed for each run.
+    `text` is the recipe's name, then the fields to set, such as `sprint epochs=8`; `device` is "cpu" or "cuda".
 
     Raises:
         ValueError: if there is no such recipe or field, or the recipe cannot run on this device or data.

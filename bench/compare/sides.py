@@ -146,10 +146,7 @@ def declared_by(subject: Subject, directory: Path) -> frozenset[str]:
 def prepare_side(subject: Subject, benchmarks: Sequence[Benchmark], directory: Path) -> Iterator[Side]:
     """Yields a side that is ready to run; a revision is checked out and built in a temporary worktree.
 
-    Args:
-        subject: a git revision, a tree, a recipe or a command.
-        benchmarks: the benchmarks that both sides run.
-        directory: path of the repository; commands and recipes run in it.
+    Commands and recipes run in `directory`, the repository.
     """
     commands = {b.name: b.command for b in benchmarks}
     if subject.kind in ("cmd", "recipe"):

@@ -19,7 +19,7 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Map
         path: the file.
         state: tensors by name.
         position: progress of the training, as JSON types.
-        recipe: a `Levered`, stored whole so that the weights can be used without the run.
+        recipe: a `Resolvable`, stored whole so that the weights can be used without the run.
 
     Raises:
         StoreError: if the file cannot be written.
@@ -62,15 +62,10 @@ def weights_of(tensors: Mapping[str, torch.Tensor], network: str) -> dict[str, t
 
 
 def load_checkpoint(path: Path, state: Mapping[str, torch.Tensor], recipe: Any) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a checkpoint of a training.
-
-    Args:
-        path: the file.
-        state: the training's own tensors by name, whose shapes the checkpoint must have.
-        recipe: the training's recipe.
+    """Returns the tensors of a checkpoint of a training, whose recipe and own tensors by name are given.
 
     Raises:
-        StoreError: if the checkpoint is damaged, or belongs to another recipe.
+        StoreError: if the checkpoint is damaged, belongs to another recipe, or holds tensors of other names or shapes.
     """
     stored, metadata = read_checkpoint(path)
     if metadata.get("recipe_hash") != recipe.hash():

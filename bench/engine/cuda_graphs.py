@@ -15,10 +15,9 @@ Captive = tuple[Callable[[], object], torch.Tensor]
 
 @contextmanager
 def restoring(state: State) -> Iterator[None]:
-    """Restores tensors in place, at the end of the context, to their values at its start.
+    """Restores the tensors that a step changes in place, at the end of the context, to their values at its start.
 
-    Args:
-        state: returns the tensors that a step changes, by name, in their own memory.
+    `state` returns them by name, in their own memory.
     """
     before = {name: tensor.detach().clone() for name, tensor in state().items()}
     yield

@@ -135,14 +135,7 @@ class StatefulTrainer:
         return torch.tensor(lr, device=self.device) if self.graphs else lr
 
     def adam(self, nets: Iterable[nn.Module], rule: Any, lr: float, **more: Any) -> torch.optim.Adam:
-        """Returns Adam for all parameters of some networks.
-
-        Args:
-            nets: the networks.
-            rule: settings of Adam: `beta1`, `beta2` and `eps`.
-            lr: the initial learning rate.
-            more: further arguments of `torch.optim.Adam`.
-        """
+        """Returns Adam for all parameters of some networks, with the settings `beta1`, `beta2` and `eps` of a rule."""
         return torch.optim.Adam(
             [p for net in nets for p in net.parameters()],
             lr=self.lr(lr),
@@ -162,13 +155,7 @@ class StatefulTrainer:
         self.optimizers[name].zero_grad(set_to_none=self.graphs is None)
 
     def take(self, name: str, step: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> torch.Tensor:
-        """Takes a step on its inputs, as a replay of its CUDA graph where the recipe asks for graphs.
-
-        Args:
-            name: name of the step; see `StepGraphs.replay`.
-            step: computes on the tensors that it is given, without random draws.
-            inputs: the tensors of this step.
-        """
+        """Takes a step on its inputs, as a replay of its CUDA graph if there are graphs; see `StepGraphs.replay`."""
         return step(inputs) if self.graphs is None else self.graphs.replay(name, step, inputs)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -133,12 +133,9 @@ class CaseRun(abc.ABC, Generic[R]):
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Returns a run that was interrupted, stopped or killed, ready to be resumed.
+        """Returns the run in the directory `path`, which was interrupted, stopped or killed, ready to be resumed.
 
         Finished parts stay as they are; one that was begun is measured again, and all its samples count.
-
-        Args:
-            path: the run's directory.
 
         Raises:
             StoreError: if the run is finished, being written, or was begun with another version, on other data or on
@@ -167,14 +164,9 @@ class CaseRun(abc.ABC, Generic[R]):
         """Measures what is left, and returns why it stopped before the end; empty if it did not."""
 
     def execute(self, observe: Callable[[CaseDone], None], deadline: Deadline | None = None) -> RunStatus:
-        """Measures what is left and closes the records.
+        """Measures what is left and closes the records; `observe` is called with each outcome.
 
-        Args:
-            observe: called with each outcome.
-            deadline: time limit; a part that it has no time left for is not begun.
-
-        Returns:
-            How the run ended: "failed" if a variant is wrong or could not run.
+        A part that the deadline leaves no time for is not begun. The run has "failed" if a variant is wrong or fails.
 
         Raises:
             KeyboardInterrupt: after the records have been closed as interrupted.

@@ -36,13 +36,9 @@ def change_notes(recipe: Any) -> tuple[str, ...]:
 
 
 def begun(path: Path, kind: type[Request], recipe: type[Any], load: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """Returns the request of an unfinished run, and its data.
+    """Returns the request of an unfinished run in the directory `path`, and the data that `load` returns for it.
 
-    Args:
-        path: the run's directory.
-        kind: the class of the request.
-        recipe: the class of the recipe.
-        load: returns the data of a request.
+    `kind` is the class of the request, `recipe` that of its recipe.
 
     Raises:
         StoreError: if the run is finished, being written, or was begun with another recipe or version, on other data or
@@ -63,10 +59,7 @@ def begun(path: Path, kind: type[Request], recipe: type[Any], load: Callable[[An
 def measured_at(device: str, *, keep_heap: bool, seeded: bool = False) -> dict[str, Any]:
     """Returns the provenance of a run, with the numeric settings that it is measured under.
 
-    Args:
-        device: "cpu" or "cuda".
-        keep_heap: see `bench.measure.numerics`.
-        seeded: whether the seed of these settings decides a result; otherwise samples or cases name their own seeds.
+    `seeded` says whether the seed of these settings decides a result; otherwise samples or cases name their own seeds.
     """
     fields = provenance(device)
     with numerics(seed=0, keep_heap=keep_heap) as settings:

@@ -27,11 +27,7 @@ def begun_run(path: Path, benchmark: str) -> Run:
 def check_same_place(run: Run, here: dict[str, Any], path: Path, data: Any = None) -> None:
     """Refuses to resume a run where new samples would not be comparable with those before.
 
-    Args:
-        run: the run to resume.
-        here: the provenance of this process.
-        path: directory of the run.
-        data: the data, with their `content_hash`; None for a run without data.
+    `here` is the provenance of this process, `path` the run's directory; `data` have a `content_hash`.
 
     Raises:
         StoreError: if data, machine, versions, sources or settings differ; names the differences.

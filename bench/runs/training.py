@@ -104,13 +104,7 @@ class TrainingRun:
         """Raises ValueError if a request cannot be measured, beyond what `Training.check` refuses."""
 
     def execute(self, observe: Observer) -> str:
-        """Runs what is left and closes the records.
-
-        Args:
-            observe: called with every event.
-
-        Returns:
-            How the run ended, a `RunStatus`.
+        """Runs what is left and closes the records; `observe` is called with every event. Returns how the run ended.
 
         Raises:
             KeyboardInterrupt: after the records have been closed as interrupted.

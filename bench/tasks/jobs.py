@@ -18,12 +18,12 @@ def task_job(
     options: Callable[[Context, Any], Mapping[str, Any]] = lambda context, request: {},
     **more: Any,
 ) -> Callable[[Task], Job]:
-    """Returns a function that makes a task's job, which runs a request of the task and records it.
+    """Returns a function that makes a task's job, which runs a request of the task, or of its ablation, and records it.
 
     Args:
-        name: see `Job`.
-        summary: see `Job`.
-        request: returns the request to run in a context, for a run of the task or for its ablation.
+        name: name of the job.
+        summary: description in one line.
+        request: returns the request to run in a context.
         quiet: whether to hide progress.
         options: returns further keyword arguments for the run.
         more: further attributes of `Job`, such as `at_least_s`.

@@ -118,11 +118,7 @@ def holds_checks(errors: "pd.DataFrame", variants: Collection[str]) -> bool:
 def measure_case(run: CaseRun[Any], trial: Trial, variants: list[str], budget_s: float) -> None:
     """Checks variants, times them and checks them again; a failure is recorded, and the other variants go on.
 
-    Args:
-        run: the run that records the samples and reports the outcome of each variant.
-        trial: the operation at one case.
-        variants: names of the variants to measure.
-        budget_s: seconds for each measurement of a variant.
+    The run records the samples and reports the outcome of each variant; a measurement of one takes `budget_s` seconds.
     """
 
     def record(variant: str, error: float, why: str) -> None:

@@ -147,11 +147,7 @@ CAPTION = (
 
 
 def real_scores(images_NHWC: torch.Tensor) -> list[Score]:
-    """Returns the figures of the real images, with which those of generated images are compared.
-
-    Args:
-        images_NHWC: real images, uint8 [N, S, S, 3].
-    """
+    """Returns the figures of real images, uint8 [N, S, S, 3], with which those of generated images are compared."""
     return _scores_of("images", as_input(images_NHWC[:LOOKED_AT]))
 
 

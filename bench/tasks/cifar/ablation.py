@@ -84,9 +84,7 @@ class CifarTurns(Turns):
 def _endless_steps(trainer: Trainer, turn: list[tuple[Iterator[Any], int]]) -> Iterator[Step]:
     """Takes the steps of a turn, over and over; only the first yields its loss, since the host has to wait for it.
 
-    Args:
-        trainer: the trainer that takes the steps.
-        turn: for each step, the batches that it draws from and its number in a run.
+    `turn` has for each step the batches that it draws from, and its number in a run.
     """
     unmeasured = PhaseTimer(trainer.device, enabled=False)
     while True:
@@ -100,11 +98,8 @@ def _endless_steps(trainer: Trainer, turn: list[tuple[Iterator[Any], int]]) -> I
 def step_flop(recipe: Recipe, split: Split) -> float:
     """Returns the floating-point operations of a step's forward and backward at full resolution, without running it.
 
-    Matrix products and convolutions are counted by `torch.utils.flop_counter`, a multiply-add as two operations.
-
-    Args:
-        recipe: the recipe that gives network and batch size; its levers do not change the count.
-        split: the data set that gives the image size and the number of classes.
+    Matrix products and convolutions are counted by `torch.utils.flop_counter`, a multiply-add as two operations. The
+    recipe's levers do not change the count; the split gives the image size and the number of classes.
     """
     model = build_model(recipe.without(*recipe.levers()), len(split.train.classes), torch.device("meta"))
     size = split.train.images_NHWC.shape[1]

@@ -54,11 +54,7 @@ class Tried:
         return statistics.median(self.latencies_s or (math.inf,))
 
     def samples(self, parameters: Mapping[str, Any]) -> Iterator[Sample]:
-        """Yields the samples for the records: the error, and every latency.
-
-        Args:
-            parameters: parameters of the run, such as the device.
-        """
+        """Yields the samples for the records, with parameters such as the device: the error, and every latency."""
         status: SampleStatus = "failed" if self.why_not else "ok"
         told = {"units": " ".join(self.units), "shape": "x".join(map(str, self.shape)), "chosen": self.chosen}
         common: dict[str, Any] = {
@@ -73,11 +69,7 @@ class Tried:
 
 
 def recorded_choices(samples: pd.DataFrame) -> dict[str, Choices]:
-    """Returns the chosen implementations by unit, from the records of a run.
-
-    Args:
-        samples: the run's samples, from `reports.load`.
-    """
+    """Returns the chosen implementations by unit, from the samples of a run, as `reports.load` returns them."""
     if "chosen" not in samples:
         return {}
     chosen = samples[samples["chosen"].eq(True) & samples["metric"].eq("error")]

@@ -370,14 +370,7 @@ def ended(study: "Study") -> "list[FrozenTrial]":
 
 
 def work(study: "Study", objective: Objective, trials: int, observe: Callable[["FrozenTrial"], None]) -> None:
-    """Runs trials until `trials` have ended, in this process or in others.
-
-    Args:
-        study: the study, from `open_study`.
-        objective: the function that Optuna minimises.
-        trials: number of ended trials that the study is to have.
-        observe: called with every trial that this process ends.
-    """
+    """Runs trials until `trials` have ended, here or in other processes; `observe` gets every trial that ends here."""
     while len(ended(study)) < trials:
         study.optimize(objective, n_trials=1, callbacks=[lambda study, trial: observe(trial)])
 

@@ -17,14 +17,9 @@ if TYPE_CHECKING:
 
 
 def one_trial(request: TuningRequest, command: str, host: str, port: int, worker: str) -> tuple[int, dict[str, bytes]]:
-    """Runs one trial of a study whose storage is served from another machine.
+    """Runs one trial of a study whose storage is served from another machine, at a host and a port.
 
-    Args:
-        request: the request of the study; its data lie at the same path on every node.
-        command: the command line as typed, for the records.
-        host: address of the machine that serves the storage.
-        port: port on which the storage is served.
-        worker: random mark by which the trial is found if this process dies.
+    The data lie at the same path on every node; `worker` is a mark by which the trial is found if this process dies.
 
     Returns:
         The trial's number, and the contents of its run's files by relative path.
@@ -52,14 +47,8 @@ def work_on_ray(
 ) -> None:
     """Runs trials on a cluster until `trials` have ended; a trial whose node dies is queued again.
 
-    Args:
-        study: the study, from `open_study`.
-        request: the request of the study.
-        folder: folder that holds the study, and the runs of its trials.
-        command: the command line as typed, for the records.
-        trials: number of ended trials that the study is to have.
-        cpus: number of CPUs for each trial, where it needs no GPU.
-        observe: called with every trial that ends.
+    The trials' runs come into the study's folder. `cpus` is the number of CPUs for each trial, where it needs no GPU;
+    `observe` is called with every trial that ends.
 
     Raises:
         ValueError: see `bench.runs.ray_calls.connect`.

@@ -35,11 +35,8 @@ class ImagePool:
 def plain_loop(recipe: CycleGanRecipe, data: Unpaired, *, device: torch.device, seed: int) -> Iterator[Step]:
     """Trains through the recipe's epochs without its levers, and yields after each iteration.
 
-    Args:
-        recipe: the recipe to train; its `precision` and `implementations` have no effect.
-        data: the images; test images are left out of training.
-        device: device to train on.
-        seed: seed of batches and pools; the caller has set torch's global generators, which draw weights, to it.
+    The recipe's `precision` and `implementations` have no effect; test images are left out of training. The seed is
+    that of batches and pools; the caller has set torch's global generators, which draw weights, to it.
 
     Source: https://github.com/junyanz/pytorch-CycleGAN-and-pix2pix, `CycleGANModel.optimize_parameters`
     """

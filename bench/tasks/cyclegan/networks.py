@@ -30,9 +30,7 @@ class Networks(NamedTuple):
 def new_networks(recipe: CycleGanRecipe, device: torch.device) -> Networks:
     """Returns the recipe's networks with fresh float32 weights from torch's global generator.
 
-    Args:
-        recipe: the recipe that sets the sizes of the networks.
-        device: device of the weights; "meta" only checks that the networks can be built.
+    The device "meta" only checks that the networks can be built.
     """
     with torch.device("meta" if device.type == "meta" else "cpu"):
         g_a, g_b = (ResnetGenerator(blocks=recipe.blocks, channels=recipe.channels) for _ in range(2))
@@ -57,11 +55,7 @@ class PoolDraw(NamedTuple):
 def pool_draws(recipe: CycleGanRecipe, seed: int, iteration: int, pool: int) -> list[PoolDraw]:
     """Returns a draw for each fake of an iteration's batch: slots are filled first, then half of the fakes are swapped.
 
-    Args:
-        recipe: the recipe that sets the sizes of batch and pool.
-        seed: seed of the training.
-        iteration: number of the iteration, from 0; draws depend on no earlier one, so that a training can resume.
-        pool: number of the pool, 0 or 1.
+    Draws depend on the seed, the iteration's number from 0 and that of the pool, 0 or 1, so that a training can resume.
     """
     random = np.random.default_rng([seed, iteration, pool])
     draws = []

@@ -68,15 +68,9 @@ class Pool:
 
 
 class CycleGanTrainer(StatefulTrainer):
-    """A recipe's networks, optimisers, pools and images for one seed, on one device.
+    """A recipe's networks, optimisers, pools and images of both domains for one seed; see `StatefulTrainer`.
 
     The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
-
-    Args:
-        recipe: the recipe to train.
-        data: the images of both domains.
-        device: "cpu" or a CUDA device.
-        seed: seed of batches and pools.
 
     Raises:
         ValueError: if the recipe cannot run here.
@@ -195,23 +189,16 @@ class CycleGanTrainer(StatefulTrainer):
 
     @torch.no_grad()
     def through_generator(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """Returns a generator's translations of images, computed without compiled code and CUDA graphs.
+        """Returns translations of images [N, 3, S, S] in [-1, 1], on the device, without compiled code and CUDA graphs.
 
-        Args:
-            name: name of the generator, "g_a" or "g_b".
-            images: images [N, 3, S, S] in [-1, 1], on the device.
+        `name` is that of the generator, "g_a" or "g_b".
         """
         with self.autocast():
             images = images.contiguous(memory_format=self.memory_format)
             return self.networks[name](images).to(torch.get_default_dtype())
 
     def translated(self, name: str, images_NHWC: torch.Tensor) -> torch.Tensor:
-        """Returns translations of images, computed one by one, uint8 [N, S, S, 3] on the CPU.
-
-        Args:
-            name: see `through_generator`.
-            images_NHWC: images, uint8 [N, S, S, 3], on any device.
-        """
+        """Returns a generator's translations of images, uint8 [N, S, S, 3] on any device, one by one on the CPU."""
         made = [pixels(self.through_generator(name, unit_range(i[None].to(self.device)))) for i in images_NHWC]
         return torch.cat(made).cpu()
 

@@ -14,11 +14,8 @@ from wallclock.models.recipes.wgan import Adam, WganRecipe
 def plain_loop(recipe: WganRecipe, split: Split, *, device: torch.device, seed: int) -> Iterator[Step]:
     """Trains through the recipe's stages without its levers, and yields after each step.
 
-    Args:
-        recipe: the recipe to train; its `precision` and `implementations` have no effect.
-        split: the images; held-out images are left out of training.
-        device: device to train on.
-        seed: seed of batch order and noise; the caller has set torch's global generators, which draw weights, to it.
+    The recipe's `precision` and `implementations` have no effect; held-out images are left out of training. The seed is
+    that of batch order and noise; the caller has set torch's global generators, which draw weights, to it.
 
     Source: fast.ai 2018, part 2, lesson 12, `train`; the clamp and both batch sizes are those of the lesson
     """

@@ -11,9 +11,7 @@ from wallclock.models.recipes.wgan import Stage, WganRecipe
 def new_networks(recipe: WganRecipe, device: torch.device) -> tuple[Generator, Critic]:
     """Returns the recipe's generator and critic with fresh float32 weights from torch's global generator.
 
-    Args:
-        recipe: the recipe that sets the sizes of the networks.
-        device: device of the weights; "meta" only checks that the networks can be built.
+    The device "meta" only checks that the networks can be built.
 
     Raises:
         ValueError: if networks of these sizes cannot be built.

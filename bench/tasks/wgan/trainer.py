@@ -60,13 +60,8 @@ def check_runnable(recipe: WganRecipe, split: Split, device: torch.device) -> No
 class WganTrainer(StatefulTrainer):
     """A recipe's networks, optimisers and images; an iteration is a generator step with the critic steps before it.
 
-    The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
-
-    Args:
-        recipe: the recipe to train.
-        split: the images, at the recipe's size; held-out images are left out of training.
-        device: "cpu" or a CUDA device.
-        seed: seed of the batch order and of the noise.
+    The caller has put torch's generators into the seed's state (`bench.measure.numerics`). The images have the recipe's
+    size; held-out images are left out of training. See `StatefulTrainer`.
 
     Raises:
         ValueError: if the recipe cannot run here.
