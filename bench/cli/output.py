@@ -66,7 +66,7 @@ def print_report(
     if html is not None:
         made.page(html)
     if csv is not None:
-        _write(csv, tables.csv(made.summaries["summary"]))
+        _write(csv, made.summaries["summary"].to_csv(index=False))
     if markdown is not None:
         _write(markdown, made.markdown())
     if as_json:

@@ -1,7 +1,6 @@
 """Labels of cases: the shortest that tell the cases of one frame apart."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,10 +46,6 @@ def distinctions(cases: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
             if values.nunique(dropna=False) > 1:
                 for place, value in zip(places, values, strict=True):
                     if present(value):
-                        told[place].append(_distinction(column, value))
+                        short = column.removesuffix("_hash")
+                        told[place].append(f"{short}={plain(value) if short == column else str(value)[:8]}")
     return told
-
-
-def _distinction(column: str, value: Any) -> str:
-    short = column.removesuffix("_hash")
-    return f"{short}={plain(value) if short == column else str(value)[:8]}"

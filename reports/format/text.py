@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
 
 Parameters = ParamSpec("Parameters")
@@ -84,11 +83,6 @@ def markdown(rows: Rows) -> str:
 
     header, cells = rows[0], name_once(rows)
     return "\n".join([line(header), "|" + " --- |" * len(header), *map(line, cells)]) + "\n"
-
-
-def csv(summary: "pd.DataFrame") -> str:
-    """Returns a summary as CSV with all its columns and unrounded numbers."""
-    return summary.to_csv(index=False)
 
 
 def present(value: Any) -> bool:

@@ -54,7 +54,7 @@ class Rule:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Differences:
     """Statistics of one benchmark's differences. Shares are natural logarithms; positive is worse.
 
@@ -225,21 +225,11 @@ def _judge(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule
     t_level, t_power = -stdtrit(freedom, level), stdtrit(freedom, rule.power)
     with np.errstate(invalid="ignore"):
         of_ranks = np.nan_to_num((at_high - at_low) / 2 / -stdtrit(freedom, 0.1587), nan=np.inf)
-    value = _middle(ordered)
+    value = np.median(ordered, axis=-1)
     with np.errstate(over="ignore"):
         detectable = tau + (t_level + t_power) * np.maximum(error, of_ranks)
     columns = (value, low, high, inner_low, inner_high, p_worse, p_better, detectable)
-    names = ("value", "low", "high", "inner_low", "inner_high", "p_worse", "p_better", "detectable")
-    return [
-        Differences(n=n, tolerance=tau, **dict(zip(names, map(float, row), strict=True)))
-        for row in zip(*columns, strict=True)
-    ]
-
-
-def _middle(ordered: Array) -> Array:
-    count = ordered.shape[-1]
-    below, above = ordered[..., (count - 1) // 2], ordered[..., count // 2]
-    return np.where(below == above, below, (below + above) / 2)
+    return [Differences(n, tau, *map(float, row)) for row in zip(*columns, strict=True)]
 
 
 def _order_statistics(ordered: Array, tail: Array, level: float) -> tuple[Array, Array]:

@@ -79,7 +79,10 @@ def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Da
     for run_id, run in own.groupby("run_id", sort=False, observed=True):
         request = runs.loc[runs["run_id"] == run_id, "request"].iloc[0]
         rule = Rule(**request["rule"])
-        rows += _simulated(run[run["metric"] != "process_s"])
+        simulated = run[run["metric"] != "process_s"].groupby(["case", "planted"], sort=False, observed=True)
+        for (noise, planted), part in simulated:
+            figures = dict(zip(part["metric"], part["value"], strict=True))
+            rows.append({"noise": noise, "planted": float(str(planted)), **figures})
         for (noise, planted), part in run[run["metric"] == "process_s"].groupby(["case", "planted"], sort=False):
             planted = float(str(planted))
             sides = _measured(part[part["phase"] == "steady"])
@@ -88,13 +91,6 @@ def calibration_summary(samples: "pd.DataFrame", runs: "pd.DataFrame") -> "pd.Da
     made = pd.DataFrame(rows, columns=["noise", "planted", *FIGURES])
     order = {noise: place for place, noise in enumerate(dict.fromkeys(made["noise"]))}
     return made.sort_values(["noise", "planted"], key=lambda c: c.map(order) if c.name == "noise" else c)
-
-
-def _simulated(samples: "pd.DataFrame") -> list[dict[str, Any]]:
-    return [
-        {"noise": noise, "planted": float(str(planted)), **dict(zip(part["metric"], part["value"], strict=True))}
-        for (noise, planted), part in samples.groupby(["case", "planted"], sort=False, observed=True)
-    ]
 
 
 def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
     apart |= {name: ("removed", f"only the {BASE} declares it") for name in request.get("removed", ())}
     for name, (verdict, why) in apart.items():
         rows.append({"benchmark": name, "metric": "process_s", "verdict": verdict, "reason": why})
-    return _decided(rows, request)
+    return _decided(rows, rule_of(request, ""))
 
 
 def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) -> dict[str, Any]:
@@ -82,9 +83,9 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
     row: dict[str, Any] = {k: str(first[k]) for k in ("metric", "unit", "better")}
     row |= {"benchmark": name, "tolerance": rule.tolerance}
     steady = group[group["phase"] == "steady"]
-    units = {arm: _by_round(steady[steady["arm"] == arm]) for arm in (BASE, HEAD, AGAIN)}
-    base, head = units[BASE], units[HEAD]
-    row |= {"base": _median(base), "head": _median(head)}
+    # The median of what a process printed in a round is the unit of the statistics.
+    base, head, again = (steady[steady["arm"] == arm].groupby("round")["value"].median() for arm in (BASE, HEAD, AGAIN))
+    row |= {"base": float(base.median()), "head": float(head.median())}
     if (failed := group[group["status"] == "failed"]).size:
         one = failed.iloc[0]
         return row | {"verdict": "invalid", "reason": f"failed: {one['arm']}, {one['error']}"}
@@ -95,22 +96,14 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
             "reason": f"throttled: {slowed['throttled'].iloc[0]} in {len(slowed)} of {len(steady)} turns, at "
             f"{clocks.min():,.0f} to {clocks.max():,.0f} MHz",
         }
-    if base.empty or head.empty:
-        if group["phase"].eq("warm-up").all() and {BASE, HEAD} <= set(group["arm"]):
-            return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none"}
-        return row | {
-            "verdict": "removed" if head.empty else "added",
-            "reason": f"only the {BASE if head.empty else HEAD} has it",
-        }
-    if row["unit"] in COUNTED:
-        return row | _counted(np.asarray(base, np.float64), np.asarray(head, np.float64), row["better"], rule.tolerance)
+    if group["phase"].eq("warm-up").all() and {BASE, HEAD} <= set(group["arm"]):
+        return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none"}
+    if settled := _settled(np.asarray(base, np.float64), np.asarray(head, np.float64), row, rule):
+        return row | settled
     both = base.index.intersection(head.index)
-    if (base <= 0).any() or (head <= 0).any():
-        return row | {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
     sign = 1 if row["better"] == "lower" else -1
     (differences,) = judge_paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
     row["differences"] = differences
-    again = units[AGAIN]
     twice = again.index.intersection(base.index)
     if len(twice):
         (same,) = judge_paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
@@ -124,13 +117,16 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
     return row
 
 
-def _by_round(samples: "pd.DataFrame") -> "pd.Series[float]":
-    """Returns the median in each round of what its process printed, which is the unit of the statistics."""
-    return samples.groupby("round")["value"].median()
-
-
-def _median(values: "pd.Series[float]") -> float:
-    return float(values.median()) if len(values) else math.nan
+def _settled(base: Array, head: Array, row: dict[str, Any], rule: Rule) -> dict[str, Any]:
+    """Returns the verdict on two sides that need no statistics; empty if they need some."""
+    if not len(base) or not len(head):
+        verdict, side = ("removed", BASE) if len(base) else ("added", HEAD)
+        return {"verdict": verdict, "reason": f"only the {side} has it"}
+    if row["unit"] in COUNTED:
+        return _counted(base, head, row["better"], rule.tolerance)
+    if (base <= 0).any() or (head <= 0).any():
+        return {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
+    return {}
 
 
 def _counted(base: Array, head: Array, better: str, tolerance: float) -> dict[str, Any]:
@@ -149,10 +145,10 @@ def _counted(base: Array, head: Array, better: str, tolerance: float) -> dict[st
     return made | {"verdict": "inconclusive", "reason": "counts_overlap: they vary from round to round"}
 
 
-def _decided(rows: list[dict[str, Any]], request: dict[str, Any]) -> list[dict[str, Any]]:
+def _decided(rows: list[dict[str, Any]], rule: Rule) -> list[dict[str, Any]]:
     """Decides all rows that can be judged at once, so that false discoveries stay rare among them."""
     open_rows = [row for row in rows if "differences" in row and "verdict" not in row]
-    verdicts = decide([row["differences"] for row in open_rows], rule_of(request, "")) if open_rows else []
+    verdicts = decide([row["differences"] for row in open_rows], rule) if open_rows else []
     for row, (verdict, reason) in zip(open_rows, verdicts, strict=True):
         row |= {"verdict": verdict, "reason": reason}
     for row in rows:
@@ -195,27 +191,22 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
     import pandas as pd
 
     refuse_other_places(base, head)
-    request = {"rule": {"tolerance": rule.tolerance, "error_rate": rule.error_rate, "power": rule.power}}
     sides = [dict(_stored_units(frame)) for frame in (base, head)]
     rows: list[dict[str, Any]] = []
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         name, metric, unit, better = key
         row: dict[str, Any] = {"benchmark": name, "metric": metric, "unit": unit, "better": better}
         row["tolerance"] = rule.tolerance
-        own = [side.get(key) for side in sides]
-        row |= {side: _finite_median(values) for side, values in zip((BASE, HEAD), own, strict=True)}
-        if own[0] is None or own[1] is None:
-            row |= {"verdict": "added" if own[0] is None else "removed"}
-            row["reason"] = f"only the {HEAD if own[0] is None else BASE} has it"
-        elif unit in COUNTED:
-            row |= _counted(own[0], own[1], better, rule.tolerance)
-        elif min(own[0].min(), own[1].min()) <= 0:
-            row |= {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
+        own = [side.get(key, np.empty(0)) for side in sides]
+        for side, values in zip((BASE, HEAD), own, strict=True):
+            row[side] = float(np.median(values)) if len(values) else math.nan
+        if settled := _settled(own[0], own[1], row, rule):
+            row |= settled
         else:
             sign = 1 if better == "lower" else -1
             row["differences"] = judge_unpaired(sign * np.log(own[0]), sign * np.log(own[1]), rule)
         rows.append(row)
-    return pd.DataFrame(_decided(rows, request), columns=list(COLUMNS))
+    return pd.DataFrame(_decided(rows, replace(rule, spend=False)), columns=list(COLUMNS))
 
 
 def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, str], Array]]:
@@ -230,10 +221,6 @@ def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, 
         units = values.groupby(["run_id", "seed"], dropna=False, observed=True)["value"].median()
         name = " ".join(plain(part) for part in key[:-3] if present(part))
         yield (name, *map(str, key[-3:])), units.to_numpy(dtype=np.float64)  # type: ignore[misc]
-
-
-def _finite_median(values: Array | None) -> float:
-    return math.nan if values is None else float(np.median(values))
 
 
 def refuse_other_places(base: "pd.DataFrame", head: "pd.DataFrame") -> None:
