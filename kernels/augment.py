@@ -253,17 +253,8 @@ def augment_fused(
 ) -> Tensor:
     """Draws and augments a batch in one Triton kernel; equal to `augment` with the numbers of `draw`.
 
-    Args:
-        images_MHWC: the whole data set, uint8 [M, H, W, 3].
-        indices: indices of the batch in the data set, int64 [N]; one outside of it gives an image of NaN, because
-            raising would make the host wait.
-        augmentation: ranges of the random numbers.
-        seed: seed, in [0, 2**63).
-        epoch: number of the epoch, from 0.
-        dtype: dtype of the result; normalised in float32, then rounded once.
-
-    Returns:
-        [N, 3, H, W] of `dtype` in channels-last memory, on the device of the images.
+    Images and dtype are those of `augment`, and so is the result; augmentation, seed and epoch are those of `draw`. An
+    index outside of the data set gives an image of NaN, because raising would make the host wait.
 
     Raises:
         ValueError: if shapes, types or devices do not fit, or an image is too small for the padding.

@@ -139,12 +139,7 @@ def convolved(
 ) -> tuple[Tensor, Tensor]:
     """Returns a convolution with gradients, and the table of a norm of its output.
 
-    Args:
-        x: map [N, C, H, W], floating; or a deferred map.
-        filters: filters [K, C, R, S]; converted to x's dtype.
-        stride: stride of the convolution.
-        padding: zeros around the activated x.
-        stats_for: the norm whose table is wanted; or None.
+    The arguments are those of `conv_bn_act`; `stats_for` is the norm whose table is wanted, or None.
 
     Returns:
         The map [N, K, P, Q], and the table [5, K], empty if none is wanted.

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from wallclock.kernels import batch_norm_act as base
 from wallclock.kernels.checks import check_act, check_residual, check_vectors
 from wallclock.kernels.instance_norm import instance_norm
+from wallclock.kernels.jit import batch_norm_act as of_map
 from wallclock.kernels.jit import instance_norm_act as jit
 from wallclock.kernels.operator import Gradients, operator
 
@@ -166,12 +167,10 @@ def _forward(
             **options, num_warps=_warps(cut), **cut.merge_options(),
         )  # fmt: skip
         return y, mean, var
-    jit.image_stats_kernel[(columns, cut.splits, n)](
-        x, partial[0], partial[1], m, c, cut.splits, cut.split_rows, **tile
-    )
+    of_map.stats_kernel[(columns, cut.splits, n)](x, partial[0], partial[1], m, c, cut.split_rows, **tile, IMAGES=True)
     (programs,), blocks = base.merge_grid(c, cut)
-    jit.image_merge_stats_kernel[(programs, 1, n)](
-        partial[0], partial[1], mean, var, m, c, cut.splits, cut.split_rows, **blocks, ACC=tile["ACC"]
+    of_map.merge_stats_kernel[(programs, 1, n)](
+        partial[0], partial[1], mean, var, m, c, cut.splits, cut.split_rows, **blocks, ACC=tile["ACC"], IMAGES=True
     )
     jit.image_apply_kernel[(triton.cdiv(m, cut.block_m), columns, n)](
         x, y, inner, mean, var, weight, bias, h, w, c, *strides, eps, negative_slope, **options
@@ -227,8 +226,8 @@ def _backward(
         h, w, c, cut.splits, cut.split_rows, *_map_strides(dy), eps, negative_slope, **options,
     )  # fmt: skip
     (programs,), blocks = base.merge_grid(c, cut)
-    jit.image_merge_sums_kernel[(programs, 1, n)](
-        partial[0], partial[1], dbias, dweight, c, cut.splits, **blocks, ACC=tile["ACC"]
+    of_map.merge_sums_kernel[(programs, 1, n)](
+        partial[0], partial[1], dbias, dweight, c, cut.splits, **blocks, ACC=tile["ACC"], IMAGES=True
     )
     jit.image_backward_apply_kernel[(triton.cdiv(m, cut.block_m), columns, n)](
         x, dy, dx, dresidual, mean, var, weight, bias, dbias, dweight,

@@ -62,16 +62,17 @@ def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4)
     sizes = tuple(n for t in first for n in (t.numel(), t.shape[0] if t.ndim else 1))
     key = (device, block, element_bytes, addresses, sizes)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    found = _captured.get(key)
-    if found is None:
-        found = _tables.get(key)
+    found = _captured.get(key, _tables.get(key))
     if found is None:
         if capturing:
             raise ValueError(
                 "a tensor has moved since the last step, and a CUDA graph is being captured; take a step before the "
                 "capture, and keep gradients where they are with zero_grad(set_to_none=False)"
             )
-        found = _tables[key] = _new_table(addresses, sizes, block, element_bytes, device)
+        found = torch.tensor(table_rows(addresses, sizes, block, element_bytes), dtype=torch.int64)
+        if device.type == "cuda":  # from pinned memory, so that the host does not wait
+            found = found.pin_memory().to(device, non_blocking=True)
+        _tables[key] = found
         while len(_tables) > KEPT:
             _tables.popitem(last=False)
     elif key in _tables:
@@ -79,15 +80,6 @@ def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4)
     if capturing:
         _captured[key] = found
     return found
-
-
-def _new_table(
-    addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int, device: torch.device
-) -> Tensor:
-    filled = torch.tensor(table_rows(addresses, sizes, block, element_bytes), dtype=torch.int64)
-    if device.type == "cuda":  # from pinned memory, so that the host does not wait
-        return filled.pin_memory().to(device, non_blocking=True)
-    return filled
 
 
 def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int) -> list[tuple[int, ...]]:

@@ -16,14 +16,7 @@ MAX_PIXELS = 64
 
 
 def worth_it(x: Tensor, filters: Tensor, stride: int, padding: int) -> bool:
-    """Returns whether `product_conv` pays: the output map is small enough, and the filters are trained.
-
-    Args:
-        x: map [N, C, H, W].
-        filters: filters [K, C, R, S].
-        stride: stride in both directions.
-        padding: zeros around x.
-    """
+    """Returns whether `product_conv` of these arguments pays: a small output map, and filters that are trained."""
     edges = zip(x.shape[2:], filters.shape[2:], strict=True)
     p, q = ((size + 2 * padding - edge) // stride + 1 for size, edge in edges)
     return torch.is_grad_enabled() and filters.requires_grad and p * q <= MAX_PIXELS
@@ -35,13 +28,9 @@ def product_conv_ref(x: Tensor, filters: Tensor, *, stride: int, padding: int) -
 
 
 def unfolded(x: Tensor, filter_size: tuple[int, int], *, stride: int, padding: int) -> Tensor:
-    """Returns the pixels under each place of a filter, [N*P*Q, R*S*C]; a view if this is the map itself.
+    """Returns the pixels of x [N, C, H, W] under each place of a filter of R, S pixels, [N*P*Q, R*S*C].
 
-    Args:
-        x: map [N, C, H, W].
-        filter_size: R and S, in pixels.
-        stride: stride in both directions.
-        padding: zeros around x.
+    Stride and padding are those of `product_conv`. It is a view if this is the map itself.
     """
     x_NHWC = x.permute(0, 2, 3, 1)
     if padding:

@@ -133,11 +133,7 @@ def _accumulator(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def _dbranch(dy: Tensor) -> Tensor:
-    return torch.empty_like(dy)
-
-
-@operator("residual_backward", outputs=_dbranch)
+@operator("residual_backward", outputs=lambda dy: torch.empty_like(dy))
 def _backward(dy: Tensor, bits: Tensor, alpha: float, slope: float) -> Tensor:
     """Returns the gradient of the branch; dy has the branch's memory order."""
     from wallclock.kernels.jit.residual import residual_backward_kernel

@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import BatchNorm, Plan, Save, batch_norm_act, batch_norm_act_ref, plan
-from wallclock.kernels.cases.inputs import SLOPE, activate, by_direction, compiled_variant, normal, resident_programs
+from wallclock.kernels.cases.inputs import (
+    SLOPE,
+    activate,
+    by_direction,
+    compiled_variant,
+    in_both_layouts,
+    normal,
+    resident_programs,
+)
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 
@@ -116,8 +124,7 @@ BATCH_NORM_ACT = KernelSpec(
     name="batch_norm_act",
     reference=_norm_reference,
     variants={
-        "eager_nchw": _norm_eager,
-        "eager": _norm_eager,
+        **in_both_layouts(_norm_eager),
         "compile": compiled_variant(functools.partial(_norm_eager, in_place=False)),
         "triton": _norm_triton,
         "triton_byte": functools.partial(_norm_triton, save="byte"),

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import BatchNorm
 from wallclock.kernels.cases.batch_norm_act import norm_plan
-from wallclock.kernels.cases.inputs import SLOPE, activate, by_direction, compiled_variant, convolution_form, normal
+from wallclock.kernels.cases.inputs import (
+    SLOPE,
+    activate,
+    by_direction,
+    compiled_variant,
+    convolution_form,
+    in_both_layouts,
+    normal,
+)
 from wallclock.kernels.conv import output_size
 from wallclock.kernels.conv_bn_act import Deferred, conv_bn_act, conv_bn_act_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
@@ -157,7 +165,7 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
     return int(total * element_bytes)
 
 
-def _operations(case: Case, direction: Direction) -> int:
+def convolution_operations(case: Case, direction: Direction) -> int:
     """Counts multiplications and additions of the convolutions: one product forward, two backward."""
     return sum(2 * products for *_, products in maps_of(case)) * by_direction(direction, 1, 2)
 
@@ -166,8 +174,7 @@ CONV_BN_ACT = KernelSpec(
     name="conv_bn_act",
     reference=_variant(_reference),
     variants={
-        "eager_nchw": _variant(_eager),
-        "eager": _variant(_eager),
+        **in_both_layouts(_variant(_eager)),
         "compile": compiled_variant(_variant(functools.partial(_eager, in_place=False))),
         "triton": _variant(conv_bn_act),
     },
@@ -176,5 +183,5 @@ CONV_BN_ACT = KernelSpec(
     inputs=_inputs,
     differentiated=("x", *(f"{name}{place}" for place in (1, 2) for name in ("filters", "weight", "bias"))),
     bytes_moved=_bytes,
-    operations=_operations,
+    operations=convolution_operations,
 )

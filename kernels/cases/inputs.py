@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import activate_ref
-from wallclock.kernels.spec import Direction, Inputs
+from wallclock.kernels.spec import Direction, Inputs, KernelSpec
 
 Number = TypeVar("Number", int, float)
 
@@ -61,6 +61,11 @@ def compiled_variant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+def in_both_layouts(function: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
+    """Returns the variants of ordinary PyTorch code, which gets its maps in contiguous or in channels-last memory."""
+    return {"eager_nchw": function, "eager": function}
+
+
 def with_lists(function: Callable[..., None], *names: str) -> Callable[..., Tensor]:
     """Returns a function of single tensors, named "param_0", "param_1" and so on, that calls `function` with lists.
 
@@ -75,6 +80,16 @@ def with_lists(function: Callable[..., None], *names: str) -> Callable[..., Tens
         return lists[0][0]
 
     return call
+
+
+def optimizer_spec(
+    state: str, reference: Callable[..., None], eager: Callable[..., None], triton: Callable[..., None], **fields: Any
+) -> KernelSpec:
+    """Returns the spec of an optimiser's step over lists of parameters, gradients and a state, see `with_lists`."""
+    listed_ref, listed, fused = (with_lists(f, "param", "grad", state) for f in (reference, eager, triton))
+    variants = {"eager": listed, "compile": compiled_variant(listed), "triton": fused}
+    overwritten = ("param_", f"{state}_")
+    return KernelSpec(reference=listed_ref, variants=variants, differentiated=(), overwritten=overwritten, **fields)
 
 
 def float32_lists(names: tuple[str, ...], shapes: Sequence[tuple[int, ...]], device: torch.device) -> Inputs:

@@ -7,9 +7,9 @@ import itertools
 
 import torch
 
-from wallclock.kernels.cases.inputs import compiled_variant, float32_lists, with_lists
+from wallclock.kernels.cases.inputs import float32_lists, optimizer_spec
 from wallclock.kernels.muon import BLOCK, gram_is_less, muon_eager_, muon_ref, muon_triton_
-from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.spec import Case, Direction, Inputs
 
 STEPS = 3
 LISTS = ("param", "grad", "momentum_buffer")
@@ -60,16 +60,12 @@ def _operations(case: Case, direction: Direction) -> int:
     return products + 14 * sum(b * m * n for b, m, n in _stacks(case))
 
 
-_eager = with_lists(muon_eager_, *LISTS)
-
-MUON = KernelSpec(
+MUON = optimizer_spec(
+    "momentum_buffer",
+    *(muon_ref, muon_eager_, muon_triton_),
     name="muon",
-    reference=with_lists(muon_ref, *LISTS),
-    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": with_lists(muon_triton_, *LISTS)},
     cases=MUON_CASES,
     inputs=_inputs,
-    differentiated=(),
     bytes_moved=_bytes,
     operations=_operations,
-    overwritten=("param_", "momentum_buffer_"),
 )

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wallclock.kernels.cases.inputs import by_direction, convolution_form, normal
-from wallclock.kernels.conv import output_size
+from wallclock.kernels.cases.conv_bn_act import convolution_operations, maps_of
+from wallclock.kernels.cases.inputs import by_direction, convolution_form, in_both_layouts, normal
 from wallclock.kernels.product_conv import product_conv, product_conv_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -41,33 +41,20 @@ def _variant(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
     """Counts maps and filters of each product once; unfolding reads and writes R*R times the map."""
-    n, c, h, w = case.shape
-    k, r, stride = convolution_form(case.options["form"])
-    p, q = output_size(h, r, stride, r // 2), output_size(w, r, stride, r // 2)
-    before, after, filters = n * c * h * w, n * k * p * q, k * c * r * r
-    unfolding = 2 * n * p * q * c * r * r if variant == "product" and r > 1 else 0
-    forward = before + after + filters
+    ((before, after, products),) = maps_of(case)
+    k, r, _ = convolution_form(case.options["form"])
+    unfolding = 2 * products // k if variant == "product" and r > 1 else 0
+    forward = before + after + k * case.shape[1] * r * r
     return element_bytes * by_direction(direction, forward, 2 * forward + unfolding)
-
-
-def _operations(case: Case, direction: Direction) -> int:
-    n, c, h, w = case.shape
-    k, r, stride = convolution_form(case.options["form"])
-    products = n * k * output_size(h, r, stride, r // 2) * output_size(w, r, stride, r // 2) * c * r * r
-    return 2 * products * by_direction(direction, 1, 2)
 
 
 PRODUCT_CONV = KernelSpec(
     name="product_conv",
     reference=_variant(product_conv_ref),
-    variants={
-        "eager_nchw": _variant(product_conv_ref),
-        "eager": _variant(product_conv_ref),
-        "product": _variant(product_conv),
-    },
+    variants=in_both_layouts(_variant(product_conv_ref)) | {"product": _variant(product_conv)},
     cases=CASES,
     inputs=_inputs,
     differentiated=("x", "filters"),
     bytes_moved=_bytes,
-    operations=_operations,
+    operations=convolution_operations,
 )

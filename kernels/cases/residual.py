@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.cases.batch_norm_act import DARKNET_SUMS
-from wallclock.kernels.cases.inputs import SLOPE, by_direction, compiled_variant, normal
+from wallclock.kernels.cases.inputs import SLOPE, by_direction, compiled_variant, in_both_layouts, normal
 from wallclock.kernels.residual import residual_, residual_ref
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
@@ -74,8 +74,7 @@ RESIDUAL = KernelSpec(
     name="residual",
     reference=functools.partial(residual_ref, negative_slope=SLOPE),
     variants={
-        "eager_nchw": _residual_eager,
-        "eager": _residual_eager,
+        **in_both_layouts(_residual_eager),
         "compile": compiled_variant(_residual_eager),
         "triton": _residual_triton,
         "triton_inplace": _residual_in_place,

@@ -7,9 +7,9 @@ import functools
 
 import torch
 
-from wallclock.kernels.cases.inputs import compiled_variant, float32_lists, with_lists
+from wallclock.kernels.cases.inputs import float32_lists, optimizer_spec
 from wallclock.kernels.rmsprop_clamp import BLOCK, rmsprop_clamp_, rmsprop_clamp_foreach_, rmsprop_clamp_ref
-from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
+from wallclock.kernels.spec import Case, Direction, Inputs
 
 OPTIONS = {"lr": 5e-5, "alpha": 0.99, "eps": 1e-8, "clamp": 0.01}  # the paper's, and PyTorch's alpha and eps
 ROW_BYTES = 32  # bytes that a program reads of its row of the table: three addresses and a count
@@ -52,16 +52,12 @@ def _operations(case: Case, direction: Direction) -> int:
     return 10 * sum(torch.Size(shape).numel() for shape in dcgan_shapes(case.shape))
 
 
-_eager = with_lists(rmsprop_clamp_foreach_, *LISTS)
-
-RMSPROP_CLAMP = KernelSpec(
+RMSPROP_CLAMP = optimizer_spec(
+    "square_avg",
+    *(rmsprop_clamp_ref, rmsprop_clamp_foreach_, rmsprop_clamp_),
     name="rmsprop_clamp",
-    reference=with_lists(rmsprop_clamp_ref, *LISTS),
-    variants={"eager": _eager, "compile": compiled_variant(_eager), "triton": with_lists(rmsprop_clamp_, *LISTS)},
     cases=RMSPROP_CLAMP_CASES,
     inputs=_inputs,
-    differentiated=(),
     bytes_moved=_bytes,
     operations=_operations,
-    overwritten=("param_", "square_avg_"),
 )

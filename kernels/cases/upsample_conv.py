@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wallclock.kernels.cases.inputs import by_direction, compiled_variant, normal
+from wallclock.kernels.cases.inputs import by_direction, compiled_variant, in_both_layouts, normal
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 from wallclock.kernels.upsample_conv import upsample_conv, upsample_conv_ref
 
@@ -65,8 +65,7 @@ UPSAMPLE_CONV = KernelSpec(
     name="upsample_conv",
     reference=upsample_conv_ref,
     variants={
-        "eager_nchw": _upsample_conv_eager,
-        "eager": _upsample_conv_eager,
+        **in_both_layouts(_upsample_conv_eager),
         "compile": compiled_variant(_upsample_conv_eager),
         "collapsed": upsample_conv,
         "triton": functools.partial(upsample_conv, implementation="triton"),

@@ -11,7 +11,8 @@ from wallclock.kernels.jit.tile import (
     affine,
     grid_barrier,
     merged_splits,
-    moments,
+    norm_vectors,
+    of_image,
     summed_splits,
     through_activation,
     tile,
@@ -47,9 +48,12 @@ def _welford(x, valid, count, mean, m2):
 @triton.jit
 def stats_kernel(
     x_ptr, mean_ptr, m2_ptr, M, C, split_rows,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, IMAGES: tl.constexpr = None,
 ):  # fmt: skip
-    """Stores mean and sum of squared deviations of one row split, [S, C] each."""
+    """Stores mean and sum of squared deviations of one row split, [S, C] each; IMAGES takes each image by itself."""
+    x_ptr = of_image(x_ptr, M, C, IMAGES)
+    mean_ptr = of_image(mean_ptr, tl.num_programs(1), C, IMAGES)
+    m2_ptr = of_image(m2_ptr, tl.num_programs(1), C, IMAGES)
     channel0, split = tl.program_id(0) * BLOCK_C, tl.program_id(1)
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, M)
@@ -71,9 +75,11 @@ def stats_kernel(
 @triton.jit
 def merge_stats_kernel(
     mean_ptr, m2_ptr, out_mean_ptr, out_var_ptr, M, C, S, split_rows,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, IMAGES: tl.constexpr = None,
 ):  # fmt: skip
-    """Stores the batch's mean and biased variance [C], given the splits' [S, C]."""
+    """Stores mean and biased variance [C] of the batch, or of each image, given the splits' [S, C]."""
+    mean_ptr, m2_ptr = of_image(mean_ptr, S, C, IMAGES), of_image(m2_ptr, S, C, IMAGES)
+    out_mean_ptr, out_var_ptr = of_image(out_mean_ptr, 1, C, IMAGES), of_image(out_var_ptr, 1, C, IMAGES)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mean, var = merged_splits(mean_ptr, m2_ptr, channels, M, C, S, split_rows, BLOCK_S, ACC)
     tl.store(out_mean_ptr + channels, mean, channels < C)
@@ -114,8 +120,7 @@ def apply_kernel(
     """Computes the output, given the statistics."""
     channel0 = tl.program_id(1) * BLOCK_C
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr, var_ptr, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC)
     offsets, inside = tile(tl.program_id(0) * BLOCK_M, channel0, M, C, BLOCK_M, BLOCK_C)
     x = tl.load(x_ptr + offsets, inside, 0.0).to(ACC)
     _write_output(
@@ -159,8 +164,7 @@ def backward_sums_kernel(
     """Stores the sums of dz, and of dz times the normalised input, over one row split, [S, C] each."""
     channel0, split = tl.program_id(0) * BLOCK_C, tl.program_id(1)
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr, var_ptr, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC)
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, M)
     dz_sum = tl.zeros([BLOCK_M, BLOCK_C], ACC)
@@ -179,9 +183,11 @@ def backward_sums_kernel(
 @triton.jit
 def merge_sums_kernel(
     dz_sum_ptr, dzx_sum_ptr, dbias_ptr, dweight_ptr, C, S, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
+    ACC: tl.constexpr, IMAGES: tl.constexpr = None,
 ):  # fmt: skip
-    """Stores the gradients of beta and gamma [C], given the splits' sums."""
+    """Stores the gradients of beta and gamma [C], or each image's share of them, given the splits' sums [S, C]."""
+    dz_sum_ptr, dzx_sum_ptr = of_image(dz_sum_ptr, S, C, IMAGES), of_image(dzx_sum_ptr, S, C, IMAGES)
+    dbias_ptr, dweight_ptr = of_image(dbias_ptr, 1, C, IMAGES), of_image(dweight_ptr, 1, C, IMAGES)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     tl.store(dbias_ptr + channels, summed_splits(dz_sum_ptr, channels, C, S, BLOCK_S, ACC), channels < C)
     tl.store(dweight_ptr + channels, summed_splits(dzx_sum_ptr, channels, C, S, BLOCK_S, ACC), channels < C)
@@ -212,8 +218,7 @@ def backward_apply_kernel(
     """Stores the gradient of the input, given those of gamma and beta."""
     channel0 = tl.program_id(1) * BLOCK_C
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr, var_ptr, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC)
     dbias = tl.load(dbias_ptr + channels, channels < C, 0.0)
     dweight = tl.load(dweight_ptr + channels, channels < C, 0.0)
     offsets, inside = tile(tl.program_id(0) * BLOCK_M, channel0, M, C, BLOCK_M, BLOCK_C)
@@ -263,8 +268,7 @@ def persistent_backward_kernel(
     """Computes a row split's backward; its values stay in registers from sums to dx: saved and dy are read once."""
     channel0, split = tl.program_id(0) * BLOCK_C, tl.program_id(1)
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr, var_ptr, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC)
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, M)
     offsets, inside = tile(begin, channel0, end, C, BLOCK_M, BLOCK_C)

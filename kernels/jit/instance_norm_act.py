@@ -8,13 +8,13 @@ Image n is index n along grid axis 2.
 import triton
 import triton.language as tl
 
-from wallclock.kernels.jit.batch_norm_act import merge_stats_kernel, merge_sums_kernel, stats_kernel, write_dx
+from wallclock.kernels.jit.batch_norm_act import write_dx
 from wallclock.kernels.jit.tile import (
     activate,
     affine,
     grid_barrier,
     merged_splits,
-    moments,
+    norm_vectors,
     summed_splits,
     through_activation,
     tile,
@@ -155,45 +155,6 @@ def _write_output(
 
 
 @triton.jit
-def image_stats_kernel(
-    x_ptr, mean_ptr, m2_ptr, M, C, S, split_rows,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Stores mean and sum of squared deviations of one row split of an image, [N, S, C] each."""
-    n = tl.program_id(2).to(tl.int64)
-    partial = n * S * C
-    stats_kernel(x_ptr + n * M * C, mean_ptr + partial, m2_ptr + partial, M, C, split_rows, BLOCK_M, BLOCK_C, ACC)
-
-
-@triton.jit
-def image_merge_stats_kernel(
-    mean_ptr, m2_ptr, out_mean_ptr, out_var_ptr, M, C, S, split_rows,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Stores mean and biased variance [N, C], given the splits' [N, S, C]."""
-    n = tl.program_id(2).to(tl.int64)
-    partial = n * S * C
-    merge_stats_kernel(
-        mean_ptr + partial, m2_ptr + partial, out_mean_ptr + n * C, out_var_ptr + n * C, M, C, S, split_rows,
-        BLOCK_S, BLOCK_C, ACC,
-    )  # fmt: skip
-
-
-@triton.jit
-def image_merge_sums_kernel(
-    dz_sum_ptr, dzx_sum_ptr, dbias_ptr, dweight_ptr, C, S,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Stores an image's share of the gradients of beta and gamma, [N, C], given the splits' [N, S, C]."""
-    n = tl.program_id(2).to(tl.int64)
-    partial = n * S * C
-    merge_sums_kernel(
-        dz_sum_ptr + partial, dzx_sum_ptr + partial, dbias_ptr + n * C, dweight_ptr + n * C, C, S,
-        BLOCK_S, BLOCK_C, ACC,
-    )  # fmt: skip
-
-
-@triton.jit
 def image_apply_kernel(
     x_ptr, y_ptr, residual_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, H, W, C,
     residual_image_stride, residual_row_stride, residual_pixel_stride, eps: tl.constexpr, slope: tl.constexpr,
@@ -204,8 +165,9 @@ def image_apply_kernel(
     n = tl.program_id(2).to(tl.int64)
     row0, channel0 = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_C
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(
+        mean_ptr + n * C, var_ptr + n * C, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC
+    )
     offsets, inside = tile(row0, channel0, H * W, C, BLOCK_M, BLOCK_C)
     x = tl.load(x_ptr + n * H * W * C + offsets, inside, 0.0).to(ACC)
     _write_output(
@@ -278,8 +240,9 @@ def image_backward_sums_kernel(
     n = tl.program_id(2).to(tl.int64)
     channel0, split = tl.program_id(0) * BLOCK_C, tl.program_id(1)
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(
+        mean_ptr + n * C, var_ptr + n * C, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC
+    )
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, H * W)
     x_ptr += n * H * W * C
@@ -325,8 +288,9 @@ def image_backward_apply_kernel(
     n = tl.program_id(2).to(tl.int64)
     row0, channel0 = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_C
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(
+        mean_ptr + n * C, var_ptr + n * C, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC
+    )
     dbias = tl.load(dbias_ptr + n * C + channels, channels < C, 0.0)
     dweight = tl.load(dweight_ptr + n * C + channels, channels < C, 0.0)
     offsets, inside = tile(row0, channel0, H * W, C, BLOCK_M, BLOCK_C)
@@ -353,8 +317,9 @@ def image_backward_kernel(
     n = tl.program_id(2).to(tl.int64)
     channel0, split, M = tl.program_id(0) * BLOCK_C, tl.program_id(1), H * W
     channels = channel0 + tl.arange(0, BLOCK_C)
-    mean, rstd = moments(mean_ptr + n * C, var_ptr + n * C, channels, C, eps, ACC)
-    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    mean, rstd, weight, bias = norm_vectors(
+        mean_ptr + n * C, var_ptr + n * C, weight_ptr, bias_ptr, channels, C, eps, AFFINE, ACC
+    )
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, M)
     offsets, inside = tile(begin, channel0, end, C, BLOCK_M, BLOCK_C)

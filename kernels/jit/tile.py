@@ -76,13 +76,6 @@ def tile(row0, channel0, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def moments(mean_ptr, var_ptr, channels, C, eps: tl.constexpr, ACC: tl.constexpr):
-    """Returns mean and reciprocal deviation of a block of channels."""
-    mean = tl.load(mean_ptr + channels, channels < C, 0.0).to(ACC)
-    return mean, tl.rsqrt(tl.load(var_ptr + channels, channels < C, 1.0).to(ACC) + eps)
-
-
-@triton.jit
 def affine(weight_ptr, bias_ptr, channels, C, AFFINE: tl.constexpr, ACC: tl.constexpr):
     """Returns gamma and beta of a block of channels."""
     weight = tl.full(channels.shape, 1.0, ACC)
@@ -91,6 +84,23 @@ def affine(weight_ptr, bias_ptr, channels, C, AFFINE: tl.constexpr, ACC: tl.cons
         weight = tl.load(weight_ptr + channels, channels < C, 1.0).to(ACC)
         bias = tl.load(bias_ptr + channels, channels < C, 0.0).to(ACC)
     return weight, bias
+
+
+@triton.jit
+def norm_vectors(
+    mean_ptr, var_ptr, weight_ptr, bias_ptr, channels, C, eps: tl.constexpr, AFFINE: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Returns mean, reciprocal deviation, gamma and beta of a block of channels."""
+    mean = tl.load(mean_ptr + channels, channels < C, 0.0).to(ACC)
+    rstd = tl.rsqrt(tl.load(var_ptr + channels, channels < C, 1.0).to(ACC) + eps)
+    weight, bias = affine(weight_ptr, bias_ptr, channels, C, AFFINE, ACC)
+    return mean, rstd, weight, bias
+
+
+@triton.jit
+def of_image(ptr, rows, C, IMAGES: tl.constexpr):
+    """Returns a pointer to the [rows, C] matrix of this program's image (grid axis 2), or of the map without IMAGES."""
+    return ptr + tl.program_id(2).to(tl.int64) * rows * C if IMAGES else ptr
 
 
 @triton.jit
