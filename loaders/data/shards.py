@@ -165,7 +165,8 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
                     writer.write({"__key__": f"{place:08d}", suffix: content, "cls": label})
             listed.append({"file": name, "samples": len(places)})
         height, width = data.shape
-        manifest: dict[str, Any] = {"name": data.name, "classes": list(data.classes), "content_hash": _hash_of(data)}
+        whole = data.content_hash if isinstance(data, Dataset) else ""
+        manifest: dict[str, Any] = {"name": data.name, "classes": list(data.classes), "content_hash": whole}
         manifest |= {"height": height, "width": width, "shards": listed}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         draft.rename(folder)
@@ -175,10 +176,6 @@ def write_shards(data: Dataset | StoredImages, folder: Path, shards: int = SHARD
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Shards.open(folder)
-
-
-def _hash_of(data: Dataset | StoredImages) -> str:
-    return data.content_hash if isinstance(data, Dataset) else ""
 
 
 def _encoded(data: Dataset | StoredImages, place: int) -> tuple[str, bytes]:

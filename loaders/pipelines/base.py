@@ -96,7 +96,6 @@ class IndexedBatches(Batches):
         self.data = data
 
     def __len__(self) -> int:
-        """Returns the number of batches in an epoch."""
         return len(self.epochs.sizes())
 
     def order(self, epoch: int) -> list[torch.Tensor]:

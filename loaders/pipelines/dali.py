@@ -89,7 +89,6 @@ class DaliBatches(IndexedBatches):
         self._pipeline: Pipeline | None = None
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         ticket = object()
         self._coming = self._batches_of_epoch(ticket)
         for _ in range(self._step, len(self)):
@@ -100,7 +99,10 @@ class DaliBatches(IndexedBatches):
                     break
             if len(outputs) > 1:
                 self._check_shapes(outputs[1].as_array(), batch)
-            yield self._images(outputs[0]), self._on_device(self.data.labels[batch.places])
+            # A tensor over DALI's memory, without a copy where the dtypes agree.
+            images_NHWC = torch.from_dlpack(outputs[0].as_tensor())
+            images = images_NHWC.permute(0, 3, 1, 2).to(self.options.dtype)
+            yield images, self._on_device(self.data.labels[batch.places])
 
     def _batches_of_epoch(self, ticket: object) -> Iterator[_Batch]:
         """Yields the batches of the chosen epoch, prepared for DALI."""
@@ -236,7 +238,3 @@ class DaliBatches(IndexedBatches):
         if len(wrong):
             name, found = self.data.names(int(batch.places[wrong[0]])), "{1}x{0}".format(*shapes[wrong[0]])
             raise DataError(f"{name}, is {found}; expected {width}x{height} pixels, scale it first")
-
-    def _images(self, images: Any) -> torch.Tensor:
-        """Returns a tensor [N, 3, H, W] over DALI's memory, without a copy where the dtypes agree."""
-        return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(self.options.dtype)

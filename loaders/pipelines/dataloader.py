@@ -88,7 +88,6 @@ class DataLoaderBatches(IndexedBatches):
         self._loader = WorkerLoader(_Samples(self.data, self.augmentation), options, options.workers, self._requests)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         order = self.epochs.order(self._epoch)
         drawn = draw(self.augmentation, self.options.seed, self._epoch, order, *self.data.shape)
         batches = list(self.epochs.cut(torch.arange(len(order)), self._step))

@@ -43,7 +43,6 @@ class DeviceBatches(IndexedBatches):
         return list(self.epochs.cut(within * self.options.world + self.options.rank))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         order = self.epochs.order_within(self._epoch, self.options.device)
         for images, labels, _ in self.of(self.epochs.cut(order, self._step)):
             yield images, labels

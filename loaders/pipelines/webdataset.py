@@ -163,11 +163,9 @@ class ShardBatches(Batches):
         self._loader = WorkerLoader(self._stream, options, self.workers)
 
     def __len__(self) -> int:
-        """Returns the number of batches in an epoch, the same on every rank."""
         return self._steps * max(1, self.workers)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
         epoch = self._epoch
         self._stream.begin_at[:] = torch.tensor([epoch, self._step])
         for images, labels, places in self._loader.whole("webdataset"):

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ Array = npt.NDArray[np.float64]
 # Columns that identify a measurement, besides the parameters and the settings of the environment.
 KEYS = ("benchmark", "case", "variant", "arm", *PLACE, "recipe_hash")
 TIMES = ("train_eval_s", "resident_s")
+CONFIDENCE = 0.95  # of all intervals
 STATISTICS = ("n", "failed", "censored", "median", "ci_low", "ci_high", "min", "max")
 
 
@@ -32,7 +34,7 @@ class Interval:
     high: float
 
 
-def median_interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Interval:
+def median_interval(samples: npt.ArrayLike) -> Interval:
     """Returns the median and its distribution-free interval, from order statistics (exact binomial ranks).
 
     With too few samples for the confidence, the interval is the whole range.
@@ -40,12 +42,10 @@ def median_interval(samples: npt.ArrayLike, confidence: float = 0.95) -> Interva
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     n = len(ordered)
     if n > 1000:  # the binomial is normal enough, and its exact sum is no longer cheap
-        from statistics import NormalDist
-
-        rank = math.floor((n + 1) / 2 - NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(n) / 2)
+        rank = math.floor((n + 1) / 2 - NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(n) / 2)
     else:
         rank, term, cumulative = 0, 1, 1
-        while cumulative / 2**n <= (1 - confidence) / 2:
+        while cumulative / 2**n <= (1 - CONFIDENCE) / 2:
             rank += 1
             term = term * (n - rank + 1) // rank
             cumulative += term
@@ -57,9 +57,7 @@ def bootstrap_interval(
     samples: npt.ArrayLike,
     statistic: Callable[[Array], Array] = lambda resamples: resamples.mean(axis=-1),
     *,
-    confidence: float = 0.95,
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> Interval:
     """Returns a statistic of the samples and its bias-corrected and accelerated (BCa) bootstrap interval.
 
@@ -67,20 +65,16 @@ def bootstrap_interval(
 
     Source: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987).
     """
-    return _bootstrapped(tuple(np.asarray(samples, dtype=np.float64).tolist()), statistic, confidence, resamples, seed)
+    return _bootstrapped(tuple(np.asarray(samples, dtype=np.float64).tolist()), statistic, resamples)
 
 
 @functools.lru_cache(maxsize=256)  # tables and page ask for the same intervals
-def _bootstrapped(
-    samples: tuple[float, ...], statistic: Callable[[Array], Array], confidence: float, resamples: int, seed: int
-) -> Interval:
-    from statistics import NormalDist
-
+def _bootstrapped(samples: tuple[float, ...], statistic: Callable[[Array], Array], resamples: int) -> Interval:
     x = np.array(samples)
     value = float(statistic(x))
     if len(np.unique(x)) < 2:
         return Interval(value, -math.inf, math.inf)
-    draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
+    draws = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
     drawn = np.sort(statistic(x[draws]))
     normal, below = NormalDist(), float(np.sum(drawn < value) + np.sum(drawn <= value)) / 2 / resamples
     bias = normal.inv_cdf(min(max(below, 1 / resamples), 1 - 1 / resamples))
@@ -88,7 +82,7 @@ def _bootstrapped(
     deviation = left_out.mean() - left_out
     spread = 6 * np.sum(deviation**2) ** 1.5
     acceleration = np.sum(deviation**3) / spread if spread > 0 else 0.0
-    ends = (bias + normal.inv_cdf((1 + side * confidence) / 2) for side in (-1, 1))
+    ends = (bias + normal.inv_cdf((1 + side * CONFIDENCE) / 2) for side in (-1, 1))
     low, high = np.quantile(drawn, [normal.cdf(bias + z / (1 - acceleration * z)) for z in ends])
     return Interval(value, float(low), float(high))
 
@@ -129,22 +123,18 @@ def _student_tail(t: float, freedom: int) -> float:
     return outside / 2 if t > 0 else 1 - outside / 2
 
 
-def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(hits: int, n: int) -> Interval:
     """Returns the share `hits` / `n`, with n at least 1, and its Wilson score interval.
 
     Source: Wilson, Probable Inference, JASA 22 (1927).
     """
-    from statistics import NormalDist
-
-    z, share = NormalDist().inv_cdf((1 + confidence) / 2), hits / n
+    z, share = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def expected_time_to_target(
-    times: npt.ArrayLike, reached: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def expected_time_to_target(times: npt.ArrayLike, reached: npt.ArrayLike, *, resamples: int = 10_000) -> Interval:
     """Returns the expected time until a run reaches the target, if each run that misses is followed by another.
 
     That is the time of all runs over the number of hits: a miss spends its budget and adds no hit, so it is censored
@@ -158,10 +148,10 @@ def expected_time_to_target(
     value = float(time.sum() / hit.sum())
     if len(time) < 2:
         return Interval(value, -math.inf, math.inf)
-    draws = np.random.default_rng(seed).integers(0, len(time), (resamples, len(time)))
+    draws = np.random.default_rng(0).integers(0, len(time), (resamples, len(time)))
     with np.errstate(divide="ignore"):
         drawn = np.sort(time[draws].sum(axis=1) / hit[draws].sum(axis=1))
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = drawn[math.floor(tail * (resamples - 1))], drawn[math.ceil((1 - tail) * (resamples - 1))]
     return Interval(value, float(low), float(high))
 

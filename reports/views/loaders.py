@@ -23,16 +23,13 @@ from wallclock.reports.views.view import View
 HELD = "held batch"
 DEVICE = "device"
 GROUP = ("regime", "form", "batch_size", "dataset", "set_images", "device", *PLACE)
-# Metric that is compared within a regime, and its factor to the unit shown.
-KEY = {"one image": ("image_time", 1e6), "alone": ("images_per_s", 1.0), "training": ("step_time", 1e3)}
-KEY |= {"first batch": ("first_batch", 1e3)}
-TITLES = {
-    "one image": "Loaders, one image at a time in one process",
-    "alone": "Loaders alone",
-    "first batch": "Loaders, latency of the first batch",
-    "training": "Loaders while the device trains",
+# By regime: the metric that is compared within it, its factor to the unit shown, that unit, and the table's title.
+REGIMES = {
+    "one image": ("image_time", 1e6, "us", "Loaders, one image at a time in one process"),
+    "alone": ("images_per_s", 1.0, "images/s", "Loaders alone"),
+    "first batch": ("first_batch", 1e3, "ms", "Loaders, latency of the first batch"),
+    "training": ("step_time", 1e3, "step ms", "Loaders while the device trains"),
 }
-UNITS = {"one image": "us", "alone": "images/s", "first batch": "ms", "training": "step ms"}
 
 VIEW = View(("loaders",), tabled=("loaders",))
 
@@ -53,9 +50,9 @@ def loader_summary(samples: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for key, group in measured.groupby(list(GROUP), dropna=False, sort=False, observed=True):
         place = dict(zip(GROUP, key, strict=True))
-        if place["regime"] not in KEY:
+        if place["regime"] not in REGIMES:
             continue
-        metric, factor = KEY[place["regime"]]
+        metric, factor, *_ = REGIMES[place["regime"]]
         medians = group[group["metric"] == metric].groupby("variant", observed=True)["value"].median()
         for pipeline, own in group.groupby("variant", sort=False, observed=True):
             values = own[own["metric"] == metric]["value"]
@@ -87,7 +84,7 @@ def loader_rows(loaders: pd.DataFrame, regime: str) -> Cells:
     """
     for row in loaders[loaders["regime"] == regime].to_dict("records") if len(loaders) else ():
         cells = {"form": row["form"]} | ({} if regime == "one image" else {"batch": f"{row['batch_size']:.0f}"})
-        cells |= {"pipeline": row["pipeline"], UNITS[regime]: significant(row["value"], 4)}
+        cells |= {"pipeline": row["pipeline"], REGIMES[regime][2]: significant(row["value"], 4)}
         cells |= {"95% interval": interval_text(row["low"], row["high"]) if row["n"] > 1 else ""}
         if regime == "alone":
             cells |= {"CPU us": or_nothing(row["cpu_us"]), "MB": or_nothing(row["added_mb"], 2)}
@@ -99,7 +96,7 @@ def loader_rows(loaders: pd.DataFrame, regime: str) -> Cells:
         yield cells
 
 
-for _number, (_regime, _title) in enumerate(TITLES.items(), start=1):
+for _number, (_regime, (*_, _title)) in enumerate(REGIMES.items(), start=1):
     _rows = functools.update_wrapper(functools.partial(loader_rows, regime=_regime), loader_rows)
     VIEW.table(f"loaders-{_number}", title=_title, heading=_title, words=2)(_rows)
 
@@ -113,11 +110,6 @@ def loader_failures(samples: pd.DataFrame) -> Cells:
     failed = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "failed")]
     for row in failed[["case", "variant", "error"]].drop_duplicates().to_dict("records"):
         yield {str(column): str(cell) for column, cell in row.items()}
-
-
-def loader_labels(summary: pd.DataFrame) -> list[str]:
-    """Returns a label of form, batch size and pipeline for each row."""
-    return [f"{r['form']} · {r['batch_size']:.0f} · {r['pipeline']}" for _, r in summary.iterrows()]
 
 
 @VIEW.figure("loaders", "Loaders alone")
@@ -148,7 +140,7 @@ def loader_stalls(loaders: pd.DataFrame) -> Figure | None:
 
 
 def _bars(summary: pd.DataFrame, parts: list[tuple[str, pd.Series, str]], title: str, **more: Figure) -> Figure:
-    labels = [escape(label) for label in loader_labels(summary)]
+    labels = [escape(f"{r['form']} · {r['batch_size']:.0f} · {r['pipeline']}") for _, r in summary.iterrows()]
     traces = [
         bar(name, json_numbers(values), labels, colour, f"%{{y}}: %{{x:.4g}} {title}<extra>{name}</extra>", **more)
         for name, values, colour in parts

@@ -25,7 +25,7 @@ from wallclock.models.recipes import get_recipe
 from wallclock.reports.format import text as tables
 from wallclock.reports.store.layout import StoreError
 from wallclock.reports.views.loaders import (
-    TITLES,
+    REGIMES,
     loader_failures,
     loader_rates,
     loader_rows,
@@ -80,8 +80,8 @@ def test_every_regime_has_its_samples_and_its_table(tmp_path):
     assert order["slot"].tolist() == [0, 1, 2, 0, 1, 2]
 
     summary = loader_summary(frame)
-    assert len(TITLES) == 4
-    for regime in TITLES:
+    assert len(REGIMES) == 4
+    for regime in REGIMES:
         header, rows = loader_rows(summary, regime)
         assert len(rows) == (8 if regime == "training" else 6) and all(len(row) == len(header) for row in rows)
         console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
