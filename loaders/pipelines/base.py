@@ -32,7 +32,7 @@ class Batches(ABC):
     def __init__(self, options: BatchOptions) -> None:
         self.options = options
         self.augmentation = options.augmentation or NO_AUGMENTATION
-        self._epoch = self._step = 0
+        self._epoch = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -46,9 +46,9 @@ class Batches(ABC):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images [N, 3, H, W] in channels-last memory, and labels int64 [N], both on the device."""
 
-    def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Chooses the epoch that the next iteration yields, and the batch that it begins with."""
-        self._epoch, self._step = epoch, step
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration yields."""
+        self._epoch = epoch
 
     def _on_device(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.options.device, non_blocking=True)

@@ -91,7 +91,7 @@ class DaliBatches(IndexedBatches):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ticket = object()
         self._coming = self._batches_of_epoch(ticket)
-        for _ in range(self._step, len(self)):
+        for _ in range(len(self)):
             while True:
                 outputs = self._next()
                 batch = self._under_way.popleft()
@@ -109,7 +109,7 @@ class DaliBatches(IndexedBatches):
         epoch = self._epoch
         order = self.epochs.order(epoch)
         drawn = self._draw(epoch, order)
-        for at in self.epochs.cut(torch.arange(len(order)), self._step):
+        for at in self.epochs.cut(torch.arange(len(order))):
             yield self._prepare(ticket, order[at], {name: values[at] for name, values in drawn.items()})
 
     def _draw(self, epoch: int, places: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ is handed over once; batches travel as uint8 (a quarter of float32), are pinned 
 there in one operation. Crop and flip are drawn for each sample: a batched transform draws once for the whole batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class _Requests:
 
 
 def _requests(
-    order: torch.Tensor, drawn: dict[str, torch.Tensor], batches: list[torch.Tensor]
+    order: torch.Tensor, drawn: dict[str, torch.Tensor], batches: Sequence[torch.Tensor]
 ) -> Iterator[list[Drawn]]:
     offsets = drawn.get("offsets", torch.zeros(len(order), 2, dtype=torch.int64))
     flips = drawn.get("flips", torch.zeros(len(order), dtype=torch.bool))
@@ -90,7 +90,7 @@ class DataLoaderBatches(IndexedBatches):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = self.epochs.order(self._epoch)
         drawn = draw(self.augmentation, self.options.seed, self._epoch, order, *self.data.shape)
-        batches = list(self.epochs.cut(torch.arange(len(order)), self._step))
+        batches = self.epochs.cut(torch.arange(len(order)))
         self._requests.coming = _requests(order, drawn, batches)
         # Crop and flip are done; jitter, normalisation and cutout remain.
         rest = {name: values for name, values in drawn.items() if name not in ("offsets", "flips")}

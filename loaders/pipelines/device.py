@@ -44,7 +44,7 @@ class DeviceBatches(IndexedBatches):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = self.epochs.order_within(self._epoch, self.options.device)
-        for images, labels, _ in self.of(self.epochs.cut(order, self._step)):
+        for images, labels, _ in self.of(self.epochs.cut(order)):
             yield images, labels
 
     def of(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

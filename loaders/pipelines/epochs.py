@@ -1,6 +1,6 @@
 """The order of samples in epochs, batches and ranks, the same for all pipelines."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,13 +80,10 @@ class Epochs:
         """The seed of this rank: rank 0 uses the common one, each other rank its own."""
         return (self.options.seed + self.options.rank * 0xD1342543DE82EF95) % 2**63
 
-    def cut(self, order: torch.Tensor, step: int = 0) -> Iterator[torch.Tensor]:
-        """Yields the parts of an order that are the batches from number `step` on."""
+    def cut(self, order: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Returns the parts of an order that are its batches."""
         sizes = self.sizes()
-        start = sum(sizes[:step])
-        for size in sizes[step:]:
-            yield order[start : start + size]
-            start += size
+        return order[: sum(sizes)].split(sizes)
 
 
 def _shuffled(count: int, seed: int, epoch: int, device: torch.device | str) -> torch.Tensor:

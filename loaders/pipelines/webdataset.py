@@ -26,7 +26,7 @@ class _Stream(IterableDataset[Any]):
     Attributes:
         workers: number of processes that share this rank's shards; 0 if this process reads them.
         steps: number of batches of each worker.
-        begin_at: epoch and step to begin at, int64 [2] in memory shared with the workers, which persist between epochs.
+        epoch: number of the epoch, int64 [1] in memory shared with the workers, which persist between epochs.
     """
 
     shards: Shards
@@ -34,15 +34,12 @@ class _Stream(IterableDataset[Any]):
     workers: int
     steps: int
     shuffle_buffer: int
-    begin_at: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64).share_memory_())
+    epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        number, count = (info.id, info.num_workers) if info else (0, 1)
-        epoch, step = self.begin_at.tolist()
-        worker = (number + step) % count  # the loader asks worker 0 first, whichever batch comes first
         try:
-            yield from self.read(epoch, worker, skipped_batches=step // count + (worker < step % count))
+            yield from self.read(int(self.epoch), info.id if info else 0)
         except DataError as error:
             yield str(error)
 
@@ -53,13 +50,12 @@ class _Stream(IterableDataset[Any]):
             np.random.Generator(np.random.PCG64([self.options.seed, epoch])).shuffle(order)
         return order[self.options.rank :: self.options.world][worker :: max(1, self.workers)].tolist()
 
-    def read(self, epoch: int, worker: int, skipped_batches: int = 0) -> Iterator[Any]:
+    def read(self, epoch: int, worker: int) -> Iterator[Any]:
         """Yields a worker's batches: images uint8 [n, H, W, 3], labels int64 [n], and indices int64 [n].
 
         Args:
             epoch: number of the epoch, from 0.
             worker: number of the worker among those of this rank.
-            skipped_batches: number of batches at the beginning that are read but not decoded or yielded.
 
         Raises:
             DataError: if a shard, an image or a label is damaged.
@@ -71,10 +67,7 @@ class _Stream(IterableDataset[Any]):
             batch.append(sample)
             if sizes and len(batch) == sizes[0]:
                 del sizes[0]
-                if skipped_batches:
-                    skipped_batches -= 1
-                else:
-                    yield self._decoded(batch)
+                yield self._decoded(batch)
                 batch = []
         if sizes:
             raise DataError(
@@ -167,7 +160,7 @@ class ShardBatches(Batches):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         epoch = self._epoch
-        self._stream.begin_at[:] = torch.tensor([epoch, self._step])
+        self._stream.epoch.fill_(epoch)
         for images, labels, places in self._loader.whole("webdataset"):
             drawn = draw(self.augmentation, self.options.seed, epoch, places, *images.shape[1:3])
             yield self._augment(images, drawn), self._on_device(labels)
