@@ -43,20 +43,13 @@ NO_NORM = Norm()
 
 
 class Tiles(NamedTuple):
-    """The tiles of a product: BLOCK_M rows by BLOCK_N columns, with BLOCK_K of the inner dimension at a time."""
+    """The tiles of a product as launch options: BLOCK_M rows by BLOCK_N columns, BLOCK_K of the inner dimension."""
 
-    block_m: int
-    block_n: int
-    block_k: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
     num_warps: int
     num_stages: int
-
-    def options(self) -> dict[str, int]:
-        """Returns the tiles as options of a launch."""
-        return {
-            "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k,
-            "num_warps": self.num_warps, "num_stages": self.num_stages,
-        }  # fmt: skip
 
 
 def tiles(rows: int, columns: int, inner: int, element_bytes: int) -> Tiles:
@@ -145,17 +138,17 @@ def conv(
     wide, acc = accumulator(x.dtype)
     rows = n * p * q
     cut = tiles(rows, k, c, x.element_size())
-    tiles_m = triton.cdiv(rows, cut.block_m)
+    tiles_m = triton.cdiv(rows, cut.BLOCK_M)
     partial = torch.empty((2, tiles_m if stats else 0, k), dtype=wide, device=x.device)
     scale, shift = (None, None) if after.table is None else after.table[:2]
-    jit.conv_kernel[(tiles_m * triton.cdiv(k, cut.block_n),)](
+    jit.conv_kernel[(tiles_m * triton.cdiv(k, cut.BLOCK_N),)](
         x, filters, y, norm.table, *((partial[0], partial[1]) if stats else (None, None)),
         scale, shift, residual, None, rows, h, w, p, q, p, q,
         A_C=c, OUT_C=k, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=False, PROLOGUE=norm.table is not None,
         EPILOGUE="stats" if stats else "affine" if scale is not None else "",
-        **_norm_options(norm if scale is None else after), **cut.options(), ACC=acc, PRECISION=_precision(x.dtype),
+        **_norm_options(norm if scale is None else after), **cut._asdict(), ACC=acc, PRECISION=_precision(x.dtype),
     )  # fmt: skip
-    return y, partial, cut.block_m
+    return y, partial, cut.BLOCK_M
 
 
 def conv_transposed(
@@ -193,16 +186,16 @@ def conv_transposed(
     grid_height, grid_width = triton.cdiv(height, stride), triton.cdiv(width, stride)
     rows = n * grid_height * grid_width
     cut = tiles(rows * stride**2, c, k, dy.element_size())
-    tiles_m = triton.cdiv(rows, cut.block_m)
+    tiles_m = triton.cdiv(rows, cut.BLOCK_M)
     partial = torch.empty((2, tiles_m * stride**2 if of else 0, c), dtype=wide, device=dy.device)
     sums = (partial[0], partial[1]) if of else (None, None)
     read, norm = of or (None, NO_NORM)
     epilogue = "sums" if of else "affine" if shift is not None else ""
-    jit.conv_kernel[(tiles_m * triton.cdiv(c, cut.block_n), stride**2)](
+    jit.conv_kernel[(tiles_m * triton.cdiv(c, cut.BLOCK_N), stride**2)](
         dy, filters, out, None, *sums, None, shift, read, norm.table,
         rows, p, q, height, width, grid_height, grid_width,
         A_C=k, OUT_C=c, R=r, S=s, STRIDE=stride, PAD=padding, TRANSPOSED=True, PROLOGUE=False, EPILOGUE=epilogue,
-        **_norm_options(norm), **cut.options(), ACC=acc, PRECISION=_precision(dy.dtype),
+        **_norm_options(norm), **cut._asdict(), ACC=acc, PRECISION=_precision(dy.dtype),
     )  # fmt: skip
     return out, partial
 

@@ -169,15 +169,11 @@ def _backward(
     return dx, dfilters, dweight, dbias
 
 
-def _folded_output(x: Tensor, filters: Tensor, stride: int, padding: int) -> Tensor:
-    return _forward_outputs(x, filters, stride, padding, stats=False)[0]
-
-
-@operator("conv_bn_act_folded", outputs=_folded_output)
+@operator("conv_bn_act_folded", outputs=convolution_output)
 def _folded(x: Tensor, filters: Tensor, norm: BatchNorm, residual: Tensor | None, stride: int, padding: int) -> Tensor:
     """Returns the whole operation with the running statistics, without gradients."""
     if x.numel() == 0:
-        return _folded_output(x, filters, stride, padding)
+        return convolution_output(x, filters, stride, padding)
     assert norm.running_mean is not None and norm.running_var is not None
     moments = torch.stack([norm.running_mean, norm.running_var])[:, None].to(accumulator(x.dtype)[0])
     table = _table(moments, 1, 1, norm.weight, norm.bias, norm.eps)

@@ -71,13 +71,23 @@ def _memory_format(branch: Tensor) -> torch.memory_format:
 
 def _launch(branch: Tensor, x: Tensor, out: Tensor, alpha: float, slope: float) -> Tensor:
     """Writes the sum to `out`; returns a bit for each element above zero, in the branch's memory order, or no bits."""
+    from wallclock.kernels.batch_norm_act import accumulator
     from wallclock.kernels.jit.residual import residual_kernel
 
     bits = _bits(branch, slope)
     if branch.numel():
         programs = -(-branch.numel() // BLOCK)
         residual_kernel[(programs,)](
-            branch, x, out, bits, branch.numel(), alpha, slope, ACT=slope != 1.0, BLOCK=BLOCK, ACC=_accumulator(branch)
+            branch,
+            x,
+            out,
+            bits,
+            branch.numel(),
+            alpha,
+            slope,
+            ACT=slope != 1.0,
+            BLOCK=BLOCK,
+            ACC=accumulator(branch.dtype)[1],
         )
     return bits
 
@@ -127,21 +137,16 @@ class _Residual(torch.autograd.Function):
         return found["branch"], found["x"], None, None
 
 
-def _accumulator(x: Tensor) -> Any:
-    import triton.language as tl
-
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
 @operator("residual_backward", outputs=lambda dy: torch.empty_like(dy))
 def _backward(dy: Tensor, bits: Tensor, alpha: float, slope: float) -> Tensor:
     """Returns the gradient of the branch; dy has the branch's memory order."""
+    from wallclock.kernels.batch_norm_act import accumulator
     from wallclock.kernels.jit.residual import residual_backward_kernel
 
     dbranch = torch.empty_like(dy)
     if dy.numel():
         programs = -(-dy.numel() // BLOCK)
         residual_backward_kernel[(programs,)](
-            dy, bits, dbranch, dy.numel(), alpha, slope, BLOCK=BLOCK, ACC=_accumulator(dy)
+            dy, bits, dbranch, dy.numel(), alpha, slope, BLOCK=BLOCK, ACC=accumulator(dy.dtype)[1]
         )
     return dbranch

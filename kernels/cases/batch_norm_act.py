@@ -115,11 +115,6 @@ def norm_plan(shape: tuple[int, ...]) -> Plan:
     return plan(n * height * width, c, resident_programs=resident_programs())
 
 
-def _norm_operations(case: Case, direction: Direction) -> int:
-    """Counts operations of statistics, scale and shift, activation, sum: about 9 forward, 15 backward an element."""
-    return case.elements * by_direction(direction, 9, 15)
-
-
 BATCH_NORM_ACT = KernelSpec(
     name="batch_norm_act",
     reference=_norm_reference,
@@ -141,5 +136,6 @@ BATCH_NORM_ACT = KernelSpec(
     loose={"triton_byte": 0.05},
     only_at={"triton_output": _invertible},
     bytes_moved=_norm_bytes,
-    operations=_norm_operations,
+    # An element takes statistics, scale and shift, activation, sum.
+    operations=lambda case, direction: case.elements * by_direction(direction, 9, 15),
 )

@@ -136,13 +136,6 @@ def maps_of(case: Case) -> list[tuple[int, int, int]]:
     return found
 
 
-def _output_shape(case: Case) -> tuple[int, ...]:
-    n, c, h, w = case.shape
-    for k, r, stride in _form(case.options["form"], c):
-        c, h, w = k, output_size(h, r, stride, r // 2), output_size(w, r, stride, r // 2)
-    return n, c, h, w
-
-
 def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
     """Returns passes over each convolution's output, forward and backward, besides the convolutions' own traffic.
 
@@ -151,7 +144,8 @@ def norm_passes(case: Case, variant: str) -> list[tuple[float, float]]:
     """
     block = case.options["form"] == "block"
     forward, backward = {"eager": (5, 8), "compile": (3, 5)}.get(variant.removesuffix("_nchw"), (2, 5))
-    if variant.startswith("triton") and norm_plan(_output_shape(case)).persistent:
+    (_, elements, _), (k, _, _) = maps_of(case)[-1], _form(case.options["form"], case.shape[1])[-1]
+    if variant.startswith("triton") and norm_plan((elements // k, k, 1, 1)).persistent:
         backward = 3
     last = (forward + block * (3 if variant.startswith("eager") else 1), backward)
     inner = (0, 4) if variant.startswith("triton") else (forward, backward)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wallclock.kernels.batch_norm_act import Plan
 from wallclock.kernels.cases.inputs import activate, by_direction, compiled_variant, normal, resident_programs
 from wallclock.kernels.instance_norm import instance_norm
 from wallclock.kernels.instance_norm_act import (
@@ -107,20 +106,11 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
             forward += 2 + 2 * padded  # to contiguous memory for the norm, and back for the convolution
             backward += 2 * padded  # the gradient to contiguous memory
     else:
-        reads = 1 if variant.startswith("triton") and instance_plan(case.shape).persistent else 2
+        n, c, height, width = case.shape
+        persistent = plan(n, height * width, c, resident_programs=resident_programs()).persistent
+        reads = 1 if variant.startswith("triton") and persistent else 2
         forward, backward = reads + residual + padded, reads * (1 + padded) + 1 + dresidual
     return round(case.elements * by_direction(direction, forward, backward) * element_bytes)
-
-
-def instance_plan(shape: tuple[int, ...]) -> Plan:
-    """Returns the plan of the Triton kernels for a map [N, C, H, W] on `resident_programs` multiprocessors."""
-    n, c, height, width = shape
-    return plan(n, height * width, c, resident_programs=resident_programs())
-
-
-def _operations(case: Case, direction: Direction) -> int:
-    """Counts operations of statistics, normalising, activation, sum: about 7 forward, 13 backward an element."""
-    return case.elements * by_direction(direction, 7, 13)
 
 
 INSTANCE_NORM_ACT = KernelSpec(
@@ -137,5 +127,6 @@ INSTANCE_NORM_ACT = KernelSpec(
     inputs=_inputs,
     differentiated=("x", "residual"),
     bytes_moved=_bytes,
-    operations=_operations,
+    # An element takes statistics, normalising, activation, sum.
+    operations=lambda case, direction: case.elements * by_direction(direction, 7, 13),
 )

@@ -4,6 +4,7 @@ A case's shape is the channels along the network: the generator's begin with the
 """
 
 import functools
+import math
 
 import torch
 
@@ -41,15 +42,14 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     return {name: t.square() if name.startswith("square_avg") else t for name, t in scaled.items()}
 
 
+def _sizes(case: Case) -> list[int]:
+    return [math.prod(shape) for shape in dcgan_shapes(case.shape)]
+
+
 def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -> int:
-    sizes = [torch.Size(shape).numel() for shape in dcgan_shapes(case.shape)]
     if variant == "triton":
-        return 20 * sum(sizes) + ROW_BYTES * sum(-(-n // BLOCK) for n in sizes)
-    return (20 if variant == "compile" else 68) * sum(sizes)
-
-
-def _operations(case: Case, direction: Direction) -> int:
-    return 10 * sum(torch.Size(shape).numel() for shape in dcgan_shapes(case.shape))
+        return sum(20 * n + ROW_BYTES * -(-n // BLOCK) for n in _sizes(case))
+    return (20 if variant == "compile" else 68) * sum(_sizes(case))
 
 
 RMSPROP_CLAMP = optimizer_spec(
@@ -59,5 +59,5 @@ RMSPROP_CLAMP = optimizer_spec(
     cases=RMSPROP_CLAMP_CASES,
     inputs=_inputs,
     bytes_moved=_bytes,
-    operations=_operations,
+    operations=lambda case, direction: 10 * sum(_sizes(case)),
 )

@@ -87,7 +87,7 @@ def test_tiles_fill_the_machine_and_suit_tensor_cores():
     for rows, columns, inner in [(262144, 64, 32), (1024, 1024, 512), (4, 5, 3), (65536, 128, 64)]:
         for element_bytes in (2, 4):
             cut = conv.tiles(rows, columns, inner, element_bytes)
-            assert min(cut.block_m, cut.block_n, cut.block_k) >= 16
-            assert cut.block_m % 64 == 0  # the least that a warp group of sm_90 multiplies
-    assert conv.tiles(262144, 128, 64, 2).block_m == 128
+            assert min(cut.BLOCK_M, cut.BLOCK_N, cut.BLOCK_K) >= 16
+            assert cut.BLOCK_M % 64 == 0  # the least that a warp group of sm_90 multiplies
+    assert conv.tiles(262144, 128, 64, 2).BLOCK_M == 128
     assert conv.tiles(1024, 1024, 512, 2)[:2] == (64, 64)
