@@ -25,8 +25,9 @@ def bisect(
 ) -> None:
     """Find the commit that made a benchmark slower. Exit code 0 found, 4 where commits had to be skipped."""
     from wallclock.bench.compare.benchmarks import Benchmark, read_benchmarks, read_settings
-    from wallclock.bench.compare.bisect import Bisection, describe_commits
+    from wallclock.bench.compare.bisect import Bisection
     from wallclock.bench.compare.gate import INCONCLUSIVE
+    from wallclock.bench.compare.git import git
     from wallclock.bench.compare.sides import parse_subject
     from wallclock.reports.stats.verdicts import Rule
     from wallclock.reports.store.write import new_run_id
@@ -47,7 +48,7 @@ def bisect(
     )
     with interruptible(folder):
         found = search.find(sides[0], sides[1], print_progress)
-    lines = describe_commits(repository, found.candidates)
+    lines = [git(repository, "show", "-s", "--format=%h %an %as: %s", revision) for revision in found.candidates]
     if json_:
         print_json({**asdict(found), "described": lines})
     else:

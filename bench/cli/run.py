@@ -188,7 +188,7 @@ def _run_cases(
 def _run_static(only: tuple[str, ...], out: Path, *, update_baseline: bool, as_json: bool) -> None:
     from wallclock.bench.cases.kernels import static
 
-    run = static.new_run(out, typed_command(), only=only, update_baseline=update_baseline)
+    run = static.StaticRun(out, typed_command(), only=only, update_baseline=update_baseline)
     path = run.writer.path
     with interruptible(path):
         status, _, remarks = run.execute()

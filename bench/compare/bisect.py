@@ -6,7 +6,7 @@ does not build, fails, or stays inconclusive is skipped; git may then name sever
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,8 +146,3 @@ def _verdict_line(row: dict[str, Any]) -> str:
     ratio = f", ratio {row['ratio']:.3f}" if isinstance(row.get("ratio"), float) and math.isfinite(row["ratio"]) else ""
     why = "" if row["verdict"] in ("regressed", "improved", "equivalent") else f" ({row['reason']})"
     return f"{row['verdict']}{ratio}{why}"
-
-
-def describe_commits(repository: Path, revisions: Sequence[str]) -> list[str]:
-    """Returns one line for each commit: its hash, author, date and subject."""
-    return [git(repository, "show", "-s", "--format=%h %an %as: %s", revision) for revision in revisions]

@@ -10,6 +10,7 @@ import torch
 from wallclock.reports.store.layout import StoreError
 
 CHECKPOINT = "checkpoint.safetensors"
+Tensors = dict[str, torch.Tensor]  # by name
 
 
 def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Mapping[str, Any], recipe: Any) -> None:
@@ -38,7 +39,7 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Map
         raise StoreError(f"cannot write {path}: {error}; make room, then go on with --resume") from None
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Returns the tensors of a checkpoint, on the CPU, and its metadata: position, recipe and the recipe's hash.
 
     Raises:
@@ -61,8 +62,8 @@ def weights_of(tensors: Mapping[str, torch.Tensor], network: str) -> dict[str, t
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def load_checkpoint(path: Path, state: Mapping[str, torch.Tensor], recipe: Any) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a checkpoint of a training, whose recipe and own tensors by name are given.
+def load_checkpoint(path: Path, state: Tensors, recipe: Any) -> tuple[Tensors, dict[str, Any]]:
+    """Returns tensors and position of a training's checkpoint; its recipe and its own tensors by name are given.
 
     Raises:
         StoreError: if the checkpoint is damaged, belongs to another recipe, or holds tensors of other names or shapes.
@@ -72,13 +73,4 @@ def load_checkpoint(path: Path, state: Mapping[str, torch.Tensor], recipe: Any) 
         raise StoreError(f"{path} is of another recipe; start a new run")
     if set(state) != set(stored) or any(state[name].shape != stored[name].shape for name in state):
         raise StoreError(f"{path} holds other tensors than this version's; start a new run")
-    return stored
-
-
-def read_position(path: Path) -> dict[str, Any]:
-    """Returns the position that `save_checkpoint` was given.
-
-    Raises:
-        StoreError: if the file is damaged.
-    """
-    return dict(json.loads(read_checkpoint(path)[1]["position"]))
+    return stored, json.loads(metadata["position"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wallclock.bench.engine.checkpoint import load_checkpoint, read_position, save_checkpoint
+from wallclock.bench.engine.checkpoint import load_checkpoint, save_checkpoint
 from wallclock.bench.engine.compile import compile_network
 from wallclock.bench.engine.cuda_graphs import Inputs, StepGraphs
 from wallclock.kernels.spec import available
@@ -187,9 +187,9 @@ class StatefulTrainer:
             StoreError: if the checkpoint is damaged, or of another recipe.
         """
         state = self.state()
-        stored = load_checkpoint(path, state, self.recipe)
+        stored, numbers = load_checkpoint(path, state, self.recipe)
         try:
-            position = type(self.position)(**read_position(path))
+            position = type(self.position)(**numbers)
         except TypeError as error:
             raise StoreError(f"{path} is damaged ({error}); start a new run") from None
         with torch.no_grad():

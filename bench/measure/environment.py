@@ -202,11 +202,18 @@ EXTRAS = (
 
 def capabilities() -> list[Capability]:
     """Returns every capability, with the reason and the next step for those that this machine lacks."""
+    from wallclock.kernels.spec import cpp_compiler
+
     bf16 = cpu_bf16()
     without = "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
     found = [_gpu(), Capability("bf16 on the CPU", bool(bf16), ", ".join(bf16) or without)]
     gpu = found[0].available
-    found += [_compiler(), _triton(on_gpu=gpu)]
+    compiler, triton = cpp_compiler(), package_version("triton")
+    hint = "" if compiler else "install g++ (Debian: apt install g++)"
+    found.append(Capability("torch.compile on the CPU", compiler is not None, compiler or "no C++ compiler", hint))
+    slow = "" if gpu else " without a GPU runs in its interpreter only (TRITON_INTERPRET=1): right, but slow"
+    told = ("triton is not installed", "uv add triton") if triton is None else (f"triton {triton}{slow}", "")
+    found.append(Capability("Triton kernels", triton is not None and gpu, *told))
     dali = package_version("nvidia-dali-cuda130") or package_version("nvidia-dali-cuda120")
     found.append(_package("DALI", "dali", dali and dali + ("" if gpu else ", on the CPU only")))
     for extra, package, name in EXTRAS:
@@ -235,22 +242,6 @@ def _gpu() -> Capability:
     if any(Path("/dev").glob("nvidia[0-9]*")):
         return answer(False, "a GPU is there, but its driver does not answer", "install or update the NVIDIA driver")
     return answer(False, "no NVIDIA GPU in this machine")
-
-
-def _compiler() -> Capability:
-    from wallclock.kernels.spec import cpp_compiler
-
-    compiler = cpp_compiler()
-    hint = "" if compiler else "install g++ (Debian: apt install g++)"
-    return Capability("torch.compile on the CPU", compiler is not None, compiler or "no C++ compiler", hint)
-
-
-def _triton(*, on_gpu: bool) -> Capability:
-    version = package_version("triton")
-    if version is None:
-        return Capability("Triton kernels", False, "triton is not installed", "uv add triton")
-    slow = " without a GPU runs in its interpreter only (TRITON_INTERPRET=1): right, but slow"
-    return Capability("Triton kernels", on_gpu, f"triton {version}{'' if on_gpu else slow}")
 
 
 def _package(name: str, extra: str, found: str | None) -> Capability:

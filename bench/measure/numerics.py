@@ -36,7 +36,12 @@ def numerics(*, seed: int, keep_heap: bool = False) -> Iterator[dict[str, str]]:
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; expected 0 <= seed < 2**32")
     with ExitStack() as stack:
-        _seed_generators(stack, seed)
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - for libraries that use numpy's global generator
+        torch.manual_seed(seed)
         # "highest" first: if "medium" is in force, `allow_tf32` makes torch's two APIs disagree, and its getters raise.
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
@@ -62,13 +67,3 @@ def numerics(*, seed: int, keep_heap: bool = False) -> Iterator[dict[str, str]]:
             "threads": str(torch.get_num_threads()),
             "heap": heap,
         }
-
-
-def _seed_generators(stack: ExitStack, seed: int) -> None:
-    """Seeds all generators, and restores their previous states when the stack closes."""
-    stack.callback(random.setstate, random.getstate())
-    stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
-    stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - for libraries that use numpy's global generator
-    torch.manual_seed(seed)

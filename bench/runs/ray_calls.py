@@ -34,17 +34,14 @@ def connect(device: str, cpus: int) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="auto" if _cluster_runs() else None, log_to_driver=False, include_dashboard=False)
+        # A cluster that this machine belongs to; without one, Ray starts a node of its own.
+        runs = "RAY_ADDRESS" in os.environ or Path("/tmp/ray/ray_current_cluster").exists()
+        ray.init(address="auto" if runs else None, log_to_driver=False, include_dashboard=False)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = {"GPU": 1} if device == "cuda" else {"CPU": cpus}
     if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
         told = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
         raise ValueError(f"no node of the cluster has {told} for a cell; see `ray status`, or give --cpus")
-
-
-def _cluster_runs() -> bool:
-    """Says whether this machine belongs to a cluster that was started; without one, Ray starts a node of its own."""
-    return "RAY_ADDRESS" in os.environ or Path("/tmp/ray/ray_current_cluster").exists()
 
 
 def call_everywhere(

@@ -296,10 +296,31 @@ def write_baseline(compiled: list[Compiled]) -> Path:
 
 
 class StaticRun:
-    """One run of the static gate, which compiles every kernel and records its figures at once; see `new_run`."""
+    """One run of the static gate under `out`, which compiles every kernel and records its figures at once.
 
-    def __init__(self, writer: RunWriter, only: tuple[str, ...], *, update_baseline: bool) -> None:
-        self.writer, self.only, self.update_baseline = writer, only, update_baseline
+    Args:
+        out: folder in which the run's own directory is created.
+        command: the command line as the user typed it, for the records.
+        only: texts that choose cases by words of operation and case; empty for all.
+        update_baseline: whether the compiled kernels become the baseline; requires an empty `only`.
+
+    Raises:
+        ValueError: if Triton is missing or interprets kernels, no case is chosen, or only a part would be the baseline.
+        StoreError: if `out` cannot be written.
+    """
+
+    def __init__(self, out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False) -> None:
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("triton is not installed (Linux on x86-64 only)")
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            raise ValueError("TRITON_INTERPRET=1 compiles nothing; unset it")
+        if update_baseline and only:
+            raise ValueError("--update-baseline needs all kernels; leave out --only")
+        if not any(chosen(only)):
+            raise ValueError(f"no case matches '{' | '.join(only)}'; operations: {', '.join(SPECS)}")
+        asked: dict[str, Any] = {"request": {"benchmark": "static", "only": list(only)}, **provenance("cpu")}
+        run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, **asked)
+        self.writer, self.only, self.update_baseline = RunWriter.create(out, run), only, update_baseline
 
     def execute(self) -> tuple[RunStatus, list[str], list[str]]:
         """Compiles the kernels, checks them and closes the records.
@@ -326,40 +347,11 @@ class StaticRun:
         return status, wrong, remarks
 
 
-def new_run(out: Path, command: str, *, only: tuple[str, ...] = (), update_baseline: bool = False) -> StaticRun:
-    """Returns a new run of the static gate under `out`, ready to be executed.
-
-    Args:
-        out: folder in which the run's own directory is created.
-        command: the command line as the user typed it, for the records.
-        only: texts that choose cases by words of operation and case; empty for all.
-        update_baseline: whether the compiled kernels become the baseline; requires an empty `only`.
-
-    Raises:
-        ValueError: if Triton is missing or interprets kernels, no case is chosen, or only a part would be the baseline.
-        StoreError: if `out` cannot be written.
-    """
-    if importlib.util.find_spec("triton") is None:
-        raise ValueError("triton is not installed (Linux on x86-64 only)")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise ValueError("TRITON_INTERPRET=1 compiles nothing; unset it")
-    if update_baseline and only:
-        raise ValueError("--update-baseline needs all kernels; leave out --only")
-    if not any(chosen(only)):
-        raise ValueError(f"no case matches '{' | '.join(only)}'; operations: {', '.join(SPECS)}")
-    asked = {"benchmark": "static", "only": list(only)}
-    run = Run(run_id=new_run_id("static"), started_utc=utc_now(), command=command, request=asked, **provenance("cpu"))
-    return StaticRun(RunWriter.create(out, run), only, update_baseline=update_baseline)
-
-
 def _sample(c: Compiled, metric: str) -> Sample:
     unit, better = FIGURES[metric]
-    parameters: dict[str, Any] = {
-        "architecture": f"sm_{c.target}",
-        "constants": c.kernel.partition(" ")[2],
-        "launched_by": c.case,
-    }
+    name, _, constants = c.kernel.partition(" ")
+    parameters: dict[str, Any] = {"architecture": f"sm_{c.target}", "constants": constants, "launched_by": c.case}
     return Sample(
-        benchmark="static", case=c.kernel.partition(" ")[0], metric=metric, unit=unit, better=better,
+        benchmark="static", case=name, metric=metric, unit=unit, better=better,
         value=c.figures[metric], parameters=parameters,
     )  # fmt: skip

@@ -117,7 +117,8 @@ class UpsamplingRun(CaseRun[UpsamplingRequest]):
         speeds = [unit for unit in self.request.speeds() if (unit[0].name, unit[1]) not in self.done]
         if speeds:
             self.show_skipped("every stage")
-            yield "the copy", self._measure_copy
+            copy = partial(copy_bandwidth, self.device, self.request.sample_budget_s, "upsampling")
+            yield "the copy", lambda: self.writer.add(copy())
         for case, dtype, variants in speeds:
             yield f"{case.name} {dtype}", partial(self._measure_stage, case, dtype, self.timed(variants))
         trainings = [unit for unit in self.request.trainings() if unit not in self.done]
@@ -125,9 +126,6 @@ class UpsamplingRun(CaseRun[UpsamplingRequest]):
             yield "the real images' scores", self._score_real
         for seed, kind in trainings:
             yield f"training {kind}, seed {seed}", partial(self._train, seed, kind)
-
-    def _measure_copy(self) -> None:
-        self.writer.add(copy_bandwidth(self.device, self.request.sample_budget_s, "upsampling"))
 
     def _measure_stage(self, case: Case, dtype: str, variants: list[str]) -> None:
         trial = UpsamplingTrial(UPSAMPLING, case, dtype, self.device)

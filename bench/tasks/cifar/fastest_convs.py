@@ -185,13 +185,8 @@ def _tried(alike: _Alike, dtype: torch.dtype, implementations: Implementations) 
         )
         for choices in every
     ]
-    return _with_the_chosen(tried)
-
-
-def _with_the_chosen(tried: list[Tried]) -> tuple[Tried, ...]:
-    """Marks the fastest choice, or PyTorch's, which is the first, where none is faster by more than the noise."""
     best = min(tried, key=lambda one: one.median_s)
-    chosen = best if best.median_s < WORTH * tried[0].median_s else tried[0]
+    chosen = best if best.median_s < WORTH * tried[0].median_s else tried[0]  # the first is PyTorch's
     return tuple(replace(one, chosen=one is chosen) for one in tried)
 
 

@@ -237,13 +237,8 @@ class CifarRun(TrainingRun):
         self.writer.add(*samples, self.sample("phase_overhead", "fraction", overhead))
 
 
-def load_data(request: CifarRequest | CifarAblationRequest) -> Split:
-    """Returns the images that a request names; see `load_split`."""
-    return load_split(request.data, request.split if isinstance(request, CifarRequest) else "test")
-
-
 TRAINING = Training(
-    load=load_data,
+    load=lambda request: load_split(request.data, getattr(request, "split", "test")),  # an ablation has no split
     check=check_runnable,
     runs={CifarRequest: CifarRun, CifarAblationRequest: AblationRun},
     turns=CifarTurns,

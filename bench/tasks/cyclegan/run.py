@@ -30,10 +30,7 @@ DIRECTIONS = {"a-to-b": "g_a", "b-to-a": "g_b"}
 WAYS = (("g_a", "g_b"), ("g_b", "g_a"))  # from each domain to the other, and back
 
 
-@functools.lru_cache(maxsize=1)  # a suite runs job after job on the same data
-def load_data(data: str, load_size: int, image_size: int) -> Unpaired:
-    """Returns the domains that a request names; see `loaders.data.unpaired.load_unpaired`."""
-    return load_unpaired(data, load_size, image_size)
+load_data = functools.lru_cache(maxsize=1)(load_unpaired)  # a suite runs job after job on the same data
 
 
 class CycleGanRun(IterationRun):
@@ -87,16 +84,6 @@ class CycleGanRun(IterationRun):
         return [Figure("projected_training_h", "h, a projection", FULL_ITERATIONS / rate / 3600, of)]
 
 
-def load(request: CycleGanRequest | CycleGanAblationRequest) -> Unpaired:
-    """Returns the domains that a request names; see `load_data`."""
-    return load_data(request.data, request.recipe.load_size, request.recipe.image_size)
-
-
-def notes(recipe: CycleGanRecipe, data: Unpaired) -> tuple[str, ...]:
-    """Returns notes on what the recipe computes differently from the plain loop, and on files that cannot be read."""
-    return (*change_notes(recipe), *(f"skipped: {why}" for why in data.skipped))
-
-
 def translator(recipe: CycleGanRecipe, tensors: Mapping[str, torch.Tensor], direction: str) -> ResnetGenerator:
     """Returns the generator of a direction; see `bench.runs.training.Training`."""
     if direction not in DIRECTIONS:
@@ -107,11 +94,11 @@ def translator(recipe: CycleGanRecipe, tensors: Mapping[str, torch.Tensor], dire
 
 
 TRAINING = Training(
-    load=load,
+    load=lambda request: load_data(request.data, request.recipe.load_size, request.recipe.image_size),
     check=check_runnable,
     runs={CycleGanRequest: CycleGanRun, CycleGanAblationRequest: AblationRun},
     turns=CycleGanTurns,
-    notes=notes,
+    notes=lambda recipe, data: (*change_notes(recipe), *(f"skipped: {why}" for why in data.skipped)),
     judged=judged,
     translator=translator,
 )

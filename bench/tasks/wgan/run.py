@@ -16,10 +16,7 @@ from wallclock.loaders.data.images import load_images
 GALLERY_EDGE = 8  # images along each side
 
 
-@functools.lru_cache(maxsize=1)  # a suite runs job after job on the same data
-def load_split(data: str, image_size: int, only_class: str) -> Split:
-    """Returns the images that a request names; see `loaders.data.images.load_images`."""
-    return load_images(data, image_size, only_class=only_class)
+load_split = functools.lru_cache(maxsize=1)(load_images)  # a suite runs job after job on the same data
 
 
 class WganRun(IterationRun):
@@ -76,13 +73,8 @@ class WganRun(IterationRun):
         return [Figure(*self.RESULT, figure.value) for figure in look.figures[1:]]
 
 
-def load(request: WganRequest | WganAblationRequest) -> Split:
-    """Returns the images that a request names; see `load_split`."""
-    return load_split(request.data, request.recipe.image_size, request.only_class)
-
-
 TRAINING = Training(
-    load=load,
+    load=lambda request: load_split(request.data, request.recipe.image_size, only_class=request.only_class),
     check=check_runnable,
     runs={WganRequest: WganRun, WganAblationRequest: AblationRun},
     turns=WganTurns,

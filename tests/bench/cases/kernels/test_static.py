@@ -149,7 +149,7 @@ def as_disassembled(cubin):
 
 static._instructions = as_disassembled
 for name in planted:
-    status, wrong, _ = static.new_run(Path(sys.argv[1]), "test", only=(name,)).execute()
+    status, wrong, _ = static.StaticRun(Path(sys.argv[1]), "test", only=(name,)).execute()
     found = [text.split(": ")[1] for text in wrong if "not in the baseline" not in text]
     print(name, status, *found)
 """
