@@ -24,12 +24,7 @@ FIT = 0.8  # share of the cores that a turn on a CPU should keep busy; single th
 
 
 class Ablation:
-    """The contenders of one ablation, and the samples of their figures.
-
-    Args:
-        task: the task that they train.
-        request: the request of the ablation.
-        data: the data that the task's `load` returned for it.
+    """The contenders of one ablation, and the samples of their figures; `data` are what the task's `load` returned.
 
     Attributes:
         variants: the recipe of each contender by name; see `bench.ablation.variants`.

@@ -59,11 +59,7 @@ class Taken:
 
 
 class Turns:
-    """The turns of a task's variants; an instance can be pickled.
-
-    Args:
-        request: the request of the ablation.
-        data: the data that the task's `load` returned for it.
+    """The turns of a task's variants, on the data that the task's `load` returned; an instance can be pickled.
 
     Attributes:
         TRAINER: the class of the task's trainers.

@@ -234,11 +234,8 @@ class Comparison:
 def _count_rounds(samples: pd.DataFrame, names: Iterable[str], turns: int, fixed: bool) -> int:
     """Returns how many rounds of a stored comparison are complete.
 
-    Args:
-        samples: the samples that the comparison has recorded.
-        names: names of the benchmarks in the comparison.
-        turns: number of turns that each benchmark has in a round.
-        fixed: whether the number of rounds is fixed; a round is then complete only if it holds every benchmark.
+    Each of the named benchmarks has `turns` turns in a round. Where the number of rounds is fixed, a complete round
+    holds every benchmark.
     """
     done = []
     for name in names:

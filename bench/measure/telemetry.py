@@ -56,12 +56,7 @@ class Telemetry(AbstractContextManager["Telemetry"]):
 
     @classmethod
     def of(cls, device: "torch.device", remark: Callable[[str], None]) -> "Telemetry":
-        """Returns the telemetry of the device that a run is measured on.
-
-        Args:
-            device: "cpu" or a CUDA device.
-            remark: called with each note for the record; usually `RunWriter.note`.
-        """
+        """Returns the telemetry of the device that a run is measured on; `remark` is usually `RunWriter.note`."""
         return cls(device.index or 0 if device.type == "cuda" else None, remark=remark)
 
     def _query(self, function: str, *arguments: int) -> Any:

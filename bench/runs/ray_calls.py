@@ -22,9 +22,7 @@ def unavailable() -> str:
 def connect(device: str, cpus: int) -> None:
     """Joins the cluster of this machine or starts a new one, and refuses one whose nodes cannot hold a call.
 
-    Args:
-        device: "cpu" or "cuda".
-        cpus: number of CPUs for each call, where it needs no GPU.
+    A call on the device "cpu" has a number of CPUs, one on "cuda" a GPU.
 
     Raises:
         ValueError: if Ray is not installed, or no node could hold a call.

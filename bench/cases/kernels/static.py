@@ -119,11 +119,7 @@ def chosen(only: tuple[str, ...] = ()) -> Iterator[tuple[KernelSpec, Case, list[
 
 
 def compile_all(only: tuple[str, ...] = ()) -> Iterator[Compiled]:
-    """Compiles the Triton kernels of every chosen case, and yields each distinct kernel once.
-
-    Args:
-        only: texts that choose cases by words of operation and case, see `bench.runs.select`; empty for all.
-    """
+    """Compiles the Triton kernels of each case that `only` chooses (see `bench.runs.select`); each kernel once."""
     made: set[str] = set()
     for spec, case, variants in chosen(only):
         with _recorded() as found:
@@ -254,9 +250,7 @@ def _occupancy(registers: int, shared: int, warps: int, target: int) -> float:
 def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str], list[str]]:
     """Checks kernels against the rules for every kernel (`GATED`, narrow accesses) and against the committed baseline.
 
-    Args:
-        compiled: kernels from `compile_all`.
-        whole: whether `compiled` holds all kernels; a kernel that only the baseline has is then an error.
+    If `whole`, these are all kernels, and one that only the baseline has is an error.
 
     Returns:
         A line for each error, and lines of remarks that do not fail the gate.

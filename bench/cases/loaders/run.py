@@ -85,11 +85,9 @@ class LoadersRequest(CaseRequest):
             )
 
     def units(self, forms: Collection[str], skipped: Collection[str]) -> dict[tuple[str, int, Regime], list[str]]:
-        """Returns the pipelines to measure, in order, for each form, batch size and regime.
+        """Returns the pipelines to measure, in order, for each form of the data, batch size and regime.
 
-        Args:
-            forms: the forms in which the data are available.
-            skipped: names of the pipelines that this machine lacks.
+        `skipped` are the pipelines that this machine lacks.
 
         Raises:
             ValueError: if nothing is left to measure.

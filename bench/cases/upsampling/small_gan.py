@@ -7,6 +7,7 @@ Shape legend: N images, S edge of an image in pixels.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class Score:
     of: dict[str, str | int] = field(default_factory=dict)
 
 
-def doublings(generator: nn.Module) -> list[nn.Module]:
+def doublings(generator: nn.Module) -> list[Any]:
     """Returns the generator's layers that double a map, from the smallest map to the largest."""
     own = (ResizeConv, CollapsedConv, ShuffleConv)
     return [
@@ -118,7 +119,7 @@ class SmallGan:
         """Returns the current figures of layers, images and gradient, and a picture of images and gradient."""
         images, gradient = self.generated(), self.gradient()
         found = [
-            Score("constant_spread", "ratio", phase_spread(layer, _channels_in(layer)), {"of": "layer", "stage": stage})
+            Score("constant_spread", "ratio", phase_spread(layer, layer.in_channels), {"of": "layer", "stage": stage})
             for layer, stage in zip(doublings(self.generator), (4 * 2**i for i in range(16)), strict=False)
         ]
         real = spectral_peaks(self.images[:LOOKED_AT])
@@ -149,11 +150,6 @@ CAPTION = (
 def real_scores(images_NHWC: torch.Tensor) -> list[Score]:
     """Returns the figures of real images, uint8 [N, S, S, 3], with which those of generated images are compared."""
     return _scores_of("images", as_input(images_NHWC[:LOOKED_AT]))
-
-
-def _channels_in(layer: nn.Module) -> int:
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    return layer.in_channels
 
 
 def _scores_of(what: str, x: torch.Tensor, relative_to: dict[str, float] | None = None) -> list[Score]:
