@@ -43,8 +43,6 @@ class CycleGanRecipe(Levered):
     """Everything that decides how one CycleGAN training computes.
 
     Attributes:
-        name: name of the recipe, in records and on the command line.
-        summary: description in one line, for `wallclock list`.
         load_size: edge in pixels to which images are scaled before they are cropped.
         image_size: edge of a crop in pixels; a multiple of 4.
         batch_size: number of images of each domain in an iteration.
@@ -67,8 +65,6 @@ class CycleGanRecipe(Levered):
         "precision": "convolutions round to bfloat16; weights, norms' statistics and updates stay float32"
     }
 
-    name: str
-    summary: str
     load_size: int = 286
     image_size: int = 256
     batch_size: int = 1

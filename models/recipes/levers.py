@@ -26,10 +26,13 @@ def plain_loop(**implementations: bool | str) -> dict[str, bool | str]:
     return {**values, "precision": "fp32"}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Levered:
     """Base class of the recipes, which are frozen dataclasses with levers: fields that make them faster.
 
     Attributes:
+        name: name of the recipe, in records and on the command line.
+        summary: description in one line, for `wallclock list`.
         PARTS: dataclasses that the recipe's fields may hold.
         LEVERS: value of each lever in the plain loop, by the field's dotted name.
         CHANGES: what a lever changes in the computation, for levers that move the losses by more than float32 rounding.
@@ -38,6 +41,9 @@ class Levered:
     PARTS: ClassVar[tuple[type[Any], ...]]
     LEVERS: ClassVar[Mapping[str, bool | str]]
     CHANGES: ClassVar[Mapping[str, str]]
+
+    name: str
+    summary: str
 
     def resolved(self) -> dict[str, Any]:
         """Returns the recipe as JSON types for the records; each part bears the name of its class under "type"."""

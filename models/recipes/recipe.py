@@ -193,8 +193,6 @@ class Recipe(Levered):
     """Everything that decides how one training run computes.
 
     Attributes:
-        name: name of the recipe, in records and on the command line.
-        summary: description in one line, for `wallclock list`.
         target: accuracy to reach, as a fraction, unless the caller names another.
         model: name of the network in `models.build.MODELS`.
         model_arguments: keyword arguments of that network.
@@ -223,8 +221,6 @@ class Recipe(Levered):
         "precision": "convolutions round to 16 bits; weights, norms' statistics and updates stay float32"
     }
 
-    name: str
-    summary: str
     target: float
     model: str
     model_arguments: dict[str, Any] = field(default_factory=dict)

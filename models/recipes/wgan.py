@@ -117,8 +117,6 @@ class WganRecipe(Levered):
     """Everything that decides how one WGAN training computes.
 
     Attributes:
-        name: name of the recipe, in records and on the command line.
-        summary: description in one line, for `wallclock list`.
         image_size: edge of an image in pixels.
         noise_channels: number of channels of the generator's input.
         generator_channels: number of channels of the generator's map before its extra layers.
@@ -151,8 +149,6 @@ class WganRecipe(Levered):
         "precision": "convolutions and products round to bfloat16; weights, norms' statistics and updates stay float32"
     }
 
-    name: str
-    summary: str
     image_size: int = 64
     noise_channels: int = 100
     generator_channels: int = 64

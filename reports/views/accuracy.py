@@ -15,7 +15,6 @@ from wallclock.reports.format.text import (
     present,
     significant,
     stack_lines,
-    tabulated,
 )
 from wallclock.reports.stats.intervals import by_seed, expected_time_to_target, time_to_target
 from wallclock.reports.views.points import costs_by_seed
@@ -52,7 +51,6 @@ def leaderboard(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 @VIEW.table("leaders", heading="Leaderboard")
-@tabulated
 def leaderboard_rows(time_to_target: pd.DataFrame) -> Cells:
     """Each target's fastest first.
 
@@ -92,7 +90,6 @@ def _known(value: float) -> str:
 
 
 @VIEW.table("accuracy", title="Time to accuracy")
-@tabulated
 def accuracy_rows(time_to_target: pd.DataFrame) -> Cells:
     """Yields the rows of the time-to-accuracy table; a cell may have several lines."""
     distinguished = distinctions(time_to_target.loc[:, :"target"], [*NAMES, "target"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import Cells, tabulated
+from wallclock.reports.format.text import Cells
 from wallclock.reports.stats.intervals import wilson_interval
 from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, judge_paired, stated_power
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
@@ -107,7 +107,6 @@ def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
     title="Verdicts whose truth is known, alone and of 20 at once; power stated",
     heading="Do the verdicts hold?",
 )
-@tabulated
 def calibration_rows(calibration: "pd.DataFrame") -> Cells:
     """Comparisons whose truth is known: of a program with itself, and with one that was slowed by a known share.
 

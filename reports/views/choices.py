@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from wallclock.reports.format.text import Cells, significant, tabulated
+from wallclock.reports.format.text import Cells, significant
 from wallclock.reports.views.view import View
 
 VIEW = View(("choices",), tabled=("choices",))
@@ -13,7 +13,6 @@ VIEW = View(("choices",), tabled=("choices",))
     title="Convolutions, forward and backward, measured to choose what carries them out",
     heading="Convolutions that were chosen",
 )
-@tabulated
 def choice_rows(samples: pd.DataFrame) -> Cells:
     """Forward and backward of layers that are alike, measured before the first seed.
 

@@ -17,7 +17,7 @@ from wallclock.reports.format.plotly import (
     nth_colour,
     scatter,
 )
-from wallclock.reports.format.text import Cells, Rows, or_nothing, rounded_percent, significant, tabulated
+from wallclock.reports.format.text import Cells, Rows, or_nothing, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
@@ -111,7 +111,6 @@ def _failed(measured: pd.DataFrame) -> pd.Series:
 @FAILED.table(
     "failed-kernels", title="Kernels that failed, and are left out above", heading="Kernels that failed", words=3
 )
-@tabulated
 def failed_rows(samples: pd.DataFrame) -> Cells:
     """Variants that are wrong or could not run: they are in no table of times."""
     failed = samples[samples["benchmark"].isin(("kernels", "upsampling")) & _failed(samples)]
@@ -124,7 +123,6 @@ def failed_rows(samples: pd.DataFrame) -> Cells:
 
 
 @VIEW.table("latencies", title="Kernels: us, hot cache; MB kept for backward")
-@tabulated
 def kernel_rows(kernels: pd.DataFrame) -> Cells:
     """Yields the rows of the terminal's table, with a hot cache; page and JSON have all columns."""
 
@@ -143,7 +141,6 @@ def kernel_rows(kernels: pd.DataFrame) -> Cells:
 
 
 @VIEW.table("details", title="Kernels, whole: us hot (95% interval) and cold; MB kept besides the output")
-@tabulated
 def kernel_detail_rows(kernels: pd.DataFrame) -> Cells:
     """Yields the rows of what the kernel table leaves out, of both directions or the only one.
 

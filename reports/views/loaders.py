@@ -104,7 +104,6 @@ for _number, (_regime, (*_, _title)) in enumerate(REGIMES.items(), start=1):
 @VIEW.table(
     "failed-loaders", title="Loaders that failed, and are left out above", heading="Loaders that failed", words=3
 )
-@tabulated
 def loader_failures(samples: pd.DataFrame) -> Cells:
     """Pipelines that are wrong or could not run: they are in no table."""
     failed = samples[(samples["benchmark"] == "loaders") & (samples["status"] == "failed")]

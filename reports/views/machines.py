@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from wallclock.reports.format.text import Cells, present, stack_lines, tabulated
+from wallclock.reports.format.text import Cells, present, stack_lines
 from wallclock.reports.store.schema import SLOWED
 from wallclock.reports.views.view import View
 
@@ -16,7 +16,6 @@ VIEW = View()
 
 
 @VIEW.table("places", title="Where and with what", heading="Where and with what", words=4)
-@tabulated
 def place_rows(samples: pd.DataFrame, runs: pd.DataFrame) -> Cells:
     """A row for each machine with each set of versions.
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wallclock.reports.format.text import Cells, interval_text, significant, tabulated
+from wallclock.reports.format.text import Cells, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval
 from wallclock.reports.views.ablation import AS_IS
 from wallclock.reports.views.view import View
@@ -53,7 +53,6 @@ def scaling_summary(frame: pd.DataFrame) -> pd.DataFrame:
 @VIEW.table(
     "scaling", title="More devices: a projection from one, with its link's speed", heading="More devices, a projection"
 )
-@tabulated
 def scaling_rows(samples: pd.DataFrame) -> Cells:
     """From one device: a step on the part of the batch that each of n devices would have, in turns with the whole step.
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from wallclock.reports.format.text import Cells, tabulated
+from wallclock.reports.format.text import Cells
 from wallclock.reports.views.view import View
 
 FIGURES = {  # metrics by column
@@ -18,7 +18,6 @@ VIEW = View(("static",), tabled=("static",))
     heading="Compiled kernels",
     words=2,
 )
-@tabulated
 def static_rows(samples: pd.DataFrame) -> Cells:
     """The worst of the n forms of a kernel for a GPU of compute capability sm.
 

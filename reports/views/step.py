@@ -4,7 +4,7 @@ import pandas as pd
 
 from wallclock.reports.format.labels import by_label
 from wallclock.reports.format.plotly import COLOURS, Figure, bar, escape, json_number, stacked_bars
-from wallclock.reports.format.text import Cells, rounded_percent, significant, tabulated
+from wallclock.reports.format.text import Cells, rounded_percent, significant
 from wallclock.reports.views.view import View
 
 PHASES = ("data", "forward", "backward", "optimiser", "evaluation")
@@ -34,7 +34,6 @@ def phase_parts(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 @VIEW.table("phases", title="Phases of a step, and evaluation, in ms for 1,000 images")
-@tabulated
 def phase_rows(samples: pd.DataFrame) -> Cells:
     """Yields the rows of the phase table: milliseconds for 1,000 images, and the timers' overhead."""
     for label, means in phase_parts(samples).items():
@@ -45,7 +44,6 @@ def phase_rows(samples: pd.DataFrame) -> Cells:
 @VIEW.table(
     "operators", title="Where a step's time goes, by operator", heading="Where a step's time goes, by operator", words=2
 )
-@tabulated
 def operator_rows(samples: pd.DataFrame) -> Cells:
     """A profiler's pass of its own over steps at full resolution: time within each operator, without those it calls.
 

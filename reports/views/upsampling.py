@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from wallclock.reports.format.text import Cells, or_nothing, percent, significant, tabulated
+from wallclock.reports.format.text import Cells, or_nothing, percent, significant
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.kernels import kernel_summary
 from wallclock.reports.views.view import View
@@ -84,7 +84,6 @@ def _spread(own: pd.DataFrame, this: pd.DataFrame, kind: str, edge: int) -> floa
     heading="Upsampling: the fastest and the cleanest",
     words=3,
 )
-@tabulated
 def winner_rows(upsampling: pd.DataFrame) -> Cells:
     """Forward and backward of each stage of DCGAN's generator, batch 64, in ms.
 
@@ -115,7 +114,6 @@ def _name(row: dict[Any, Any]) -> str:
 @VIEW.table(
     "stages", title="Upsampling: ms; MB kept for backward", heading="Upsampling: five ways at each stage", words=2
 )
-@tabulated
 def stage_rows(upsampling: pd.DataFrame) -> Cells:
     """Medians in ms; x nearest is how many times as long resize and convolution takes in the same layout.
 
@@ -136,7 +134,6 @@ def stage_rows(upsampling: pd.DataFrame) -> Cells:
     title="Checkerboards at (0, pi), (pi, 0), (pi, pi), before and after training",
     heading="Upsampling: checkerboards",
 )
-@tabulated
 def checkerboard_rows(samples: pd.DataFrame) -> Cells:
     """Of a small GAN before and after a fixed short training.
 

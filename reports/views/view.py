@@ -11,10 +11,13 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from wallclock.reports.format.text import tabulated
+
 if TYPE_CHECKING:
     import pandas as pd
 
-Make = TypeVar("Make", bound=Callable[..., Any])
+Maker = Callable[..., Any]
+Make = TypeVar("Make", bound=Maker)
 Named = TypeVar("Named", bound=Any)
 
 
@@ -33,7 +36,7 @@ class Part:
     """
 
     name: str
-    make: Callable[..., Any]
+    make: Maker
     heading: str
     caption: str
     title: str = ""
@@ -58,7 +61,7 @@ class View:
     made_from: Sequence[str] = ()
     curves: Sequence[str] = ()
     tabled: Sequence[str] = ()
-    summaries: dict[str, tuple[Callable[..., Any], str]] = field(default_factory=dict)
+    summaries: dict[str, tuple[Maker, str]] = field(default_factory=dict)
     tables: list[Part] = field(default_factory=list)
     figures: list[Part] = field(default_factory=list)
 
@@ -71,9 +74,13 @@ class View:
 
         return add
 
-    def table(self, name: str, *, heading: str = "", **shown: Any) -> Callable[[Make], Make]:
-        """Adds a table whose caption is the docstring of the decorated function; one without rows is not shown."""
-        return self._adder(self.tables, name, heading, **shown)
+    def table(self, name: str, *, heading: str = "", **shown: Any) -> Callable[[Maker], Maker]:
+        """Adds a table whose caption is the docstring of the decorated function; one without rows is not shown.
+
+        The function returns `Rows`, or is a generator of `Cells`, from which they are made: see `tabulated`.
+        """
+        add = self._adder(self.tables, name, heading, **shown)
+        return lambda make: add(tabulated(make) if inspect.isgeneratorfunction(make) else make)
 
     def figure(self, name: str, heading: str) -> Callable[[Make], Make]:
         """Adds a figure of the page; the decorated function may return None, or set "caption" in the figure."""
@@ -104,7 +111,7 @@ class Records:
         self._known["tabled"] = self._named([name for view in views for name in (*view.curves, *view.tabled)])
         self._makers = {name: make for view in views for name, (make, _) in view.summaries.items()}
 
-    def make(self, make: Callable[..., Any]) -> Any:
+    def make(self, make: Maker) -> Any:
         """Calls a function with the records that its parameters name, and returns its result.
 
         Parameters may also be `curves` and `tabled`, those of all views together.
