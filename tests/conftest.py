@@ -30,7 +30,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A timeout is a guard against hanging, no bound on speed: a slow test takes ten times as long on a slow machine."""
+    """A timeout is a guard against hanging, not a bound on speed: machines differ by ten times."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(HANGING_S))

@@ -32,7 +32,8 @@ from wallclock.models.recipes.search import dimension
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 SMALL = (
-    *("--set=batch_size=100", "--set=epochs=0.2", "--set=tta=null", "--set=resolutions=[]"),
+    *("--set=batch_size=100", "--set=epochs=0.2", "--set=tta=null", "--set=resolutions=[]", "--set=precision=fp32"),
+    '--set=model_arguments={"widths":[8,16,16]}',
     "--set=implementations.keep_heap=false", "--set=implementations.product_conv=false", "--device=cpu",
 )  # fmt: skip
 
@@ -278,12 +279,12 @@ def test_the_command_leaves_a_study_with_its_plots_and_goes_on(wallclock, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_trial_is_done_again_and_two_processes_share_a_study(tmp_path, precision):
+def test_a_killed_trial_is_done_again_and_two_processes_share_a_study(tmp_path):
     """Killed in the middle of a trial, which is queued again once its heartbeat has stopped, and goes on in its run."""
     folder, log = tmp_path / "s", tmp_path / "log"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "wallclock", "tune", "cifar", "--study", str(folder), "--search", "epochs=0.2:0.5"]
-    command += ["--target", "0.05", "--seeds", "3", *SMALL, f"--set=precision={precision}"]
+    command += ["--target", "0.05", "--seeds", "3", *SMALL]
     with log.open("w") as file:
         first = subprocess.Popen([*command, "--trials", "3"], stdout=file, stderr=file, env=environment)
         while first.poll() is None:
@@ -293,6 +294,7 @@ def test_a_killed_trial_is_done_again_and_two_processes_share_a_study(tmp_path, 
             time.sleep(0.1)
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
+    time.sleep(3 * cifar_tuning.HEARTBEAT_S + 5)  # until its heartbeat is found to have stopped
     begun = runs[0].parent.name
     pair = [subprocess.Popen([*command, "--trials", "5"], env=environment, stdout=subprocess.DEVNULL) for _ in "ab"]
     assert [process.wait() for process in pair] == [0, 0]
@@ -301,8 +303,9 @@ def test_a_killed_trial_is_done_again_and_two_processes_share_a_study(tmp_path, 
     assert states.count("FAIL") == 1 and states.count("COMPLETE") + states.count("PRUNED") in (5, 6)
     again = [trial for trial in study.trials if trial.user_attrs.get("run") == begun and trial.state.name != "FAIL"]
     assert len(again) == 1 and "failed_trial" in again[0].system_attrs
-    finals = reports.load(folder / begun).query("metric == 'final_accuracy'")
-    assert sorted(finals["seed"]) == [0, 1, 2]
+    seeds = sorted(reports.load(folder / begun).query("metric == 'final_accuracy'")["seed"])
+    given_up = again[0].state.name == "PRUNED"  # where another trial was faster, which is chance
+    assert seeds == [0, 1, 2] or (given_up and seeds == list(range(len(seeds))))
 
 
 @pytest.mark.slow

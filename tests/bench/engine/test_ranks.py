@@ -34,7 +34,8 @@ with join_ranks("cpu") as ranks:
     ranks.add([net.weight.grad], mean=True)
     torch.testing.assert_close(net.weight.grad, whole)
 """
-RECIPE = "--recipe sprint --set batch_size=250 --set epochs=3 --set resolutions=[] --seeds 1 --device cpu".split()
+SETTINGS = "batch_size=250", "epochs=3", "resolutions=[]"
+RECIPE = ["--recipe", "sprint", "--seeds", "1", "--device", "cpu", *(f"--set={setting}" for setting in SETTINGS)]
 
 
 def torchrun(*arguments):
@@ -61,7 +62,7 @@ def test_sums_means_and_gradients_over_two_processes(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_to_the_accuracy_of_one(tmp_path, wallclock, precision):
-    command = ["run", "cifar", *RECIPE, "--set", f"precision={precision}"]
+    command = ["run", "cifar", *RECIPE, f"--set=precision={precision}"]
     done = torchrun("-m", "wallclock", *command, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("records:") == 1
