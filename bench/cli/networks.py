@@ -18,7 +18,7 @@ def translate(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Translate images with a trained generator, such as a CycleGAN's."""
+    """Translate images with a trained generator."""
     import torch
 
     from wallclock.bench.measure.environment import resolve_device
