@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from io import TextIOWrapper
 from typing import NoReturn
@@ -43,8 +44,8 @@ for command in (env, translate, judge):
 def main() -> None:
     """Runs the command line.
 
-    Exit codes: 0 for a result, also one that misses its target; 2 for a request that cannot be met; 3 for a run that
-    diverged or failed; 130 for Ctrl-C.
+    Exit codes: 0 for a result, also one that misses its target; 1 for a regression that `gate` found, and nothing else;
+    2 for a request that cannot be met; 3 for a run that diverged or failed, and for a fault of our own; 130 for Ctrl-C.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # keeps PyTorch's profiler from printing its stages
     for stream in (sys.stdout, sys.stderr):
@@ -61,6 +62,9 @@ def main() -> None:
         if _is_out_of_memory(error):
             _fail(f"out of memory; use a smaller batch (--set batch_size=...) or a device with more{kept}")
         _fail(f"{type(error).__name__}: {error}{kept}", INVALID_RESULT)
+    except Exception as error:  # noqa: BLE001 - Python's own exit code would be 1, which means "regressed"
+        traceback.print_exc()
+        _fail(f"a fault of wallclock's own: {type(error).__name__}: {error}; please report it", INVALID_RESULT)
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

@@ -24,7 +24,7 @@ def bisect(
     json_: Json = False,
 ) -> None:
     """Find the commit that made a benchmark slower. Exit code 0 found, 4 where commits had to be skipped."""
-    from wallclock.bench.compare.benchmarks import Benchmark, read_benchmarks, read_settings
+    from wallclock.bench.compare.benchmarks import Benchmark, read_settings
     from wallclock.bench.compare.bisect import Bisection
     from wallclock.bench.compare.gate import INCONCLUSIVE
     from wallclock.bench.compare.git import git
@@ -38,9 +38,9 @@ def bisect(
     if command is not None:
         chosen = Benchmark(name="command", command=command, timeout_s=timeout)
     else:
-        (chosen,) = read_benchmarks(repository, [str(benchmark)])
+        chosen = read_settings(repository).named(str(benchmark))
     chosen = replace(chosen, metrics=(metric or "process_s",))
-    usual = read_settings(repository).get("tolerance", 0.02) if chosen.tolerance is None else chosen.tolerance
+    usual = read_settings(repository).tolerance if chosen.tolerance is None else chosen.tolerance
     rule = Rule(tolerance=usual if tolerance is None else tolerance)
     folder = out / new_run_id("bisect")
     search = Bisection(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,15 +25,26 @@ if TYPE_CHECKING:
 
 # Python's own instructions vary by less than 0.1% from run to run; two rounds show whether other counts vary more.
 COUNTING_ROUNDS, COUNTING_TOLERANCE = 2, 0.005
+GATE_STYLES = ("green", "bold red", "", "bold red", "bold yellow")  # of the last line, by exit code
 
 Only = Annotated[list[str] | None, typer.Option("--benchmark", help="Declared benchmark to run; repeat it for more.")]
 Command = Annotated[
     list[str] | None,
     typer.Option(help="Run this on both sides instead of what pyproject.toml declares; NAME=COMMAND names it."),
 ]
+Counts = Annotated[
+    bool,
+    typer.Option("--counts", help="Compare what is counted instead of times: for runners whose clocks say nothing."),
+]
 Rounds = Annotated[int | None, typer.Option(help="Rounds in which each side has a turn; 12 or more by default.")]
 Budget = Annotated[
     str | None, typer.Option(help="Spend up to this long, such as 10m, on what is not yet clear; no fixed rounds then.")
+]
+AcceptChanged = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-benchmarks", help="Measure what the head declares otherwise too, each by its own command."
+    ),
 ]
 
 
@@ -43,8 +54,10 @@ def compare(
     only: Only = None,
     command: Command = None,
     tolerance: Tolerance = None,
+    accept_changed: AcceptChanged = False,
     rounds: Rounds = None,
     budget: Budget = None,
+    counts: Counts = False,
     again: Annotated[bool, typer.Option(help="Measure the base twice in each round, to judge the machine.")] = True,
     warm_up: Annotated[bool, typer.Option(help="Run both sides before the first round.")] = True,
     timeout: Timeout = 600.0,
@@ -61,7 +74,8 @@ def compare(
     """
     rows = _compare_sides(
         base, head, only=only or (), commands=command or (), tolerance=tolerance, rounds=rounds, budget=budget,
-        again=again, timeout=timeout, repository=repository, out=out, warm_up=warm_up, resume=resume,
+        again=again and not counts, timeout=timeout, repository=repository, out=out, warm_up=warm_up, resume=resume,
+        accept_changed=accept_changed, counts=counts,
     )  # fmt: skip
     _print_verdicts(rows, as_json=json_)
     if len(rows) and (rows["verdict"] == "invalid").all():
@@ -75,12 +89,8 @@ def gate(
     command: Command = None,
     tolerance: Tolerance = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail, with 4, where a verdict is inconclusive.")] = False,
-    counts: Annotated[
-        bool,
-        typer.Option(
-            "--counts", help="Compare what is counted instead of times: for runners whose clocks say nothing."
-        ),
-    ] = False,
+    counts: Counts = False,
+    accept_changed: AcceptChanged = False,
     rounds: Rounds = None,
     budget: Budget = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
@@ -99,21 +109,29 @@ def gate(
     from wallclock.reports.format import text as tables
     from wallclock.reports.views.comparison import comparison_rows
 
-    rows = _compare_sides(
-        base, head, only=only or (), commands=command or (), tolerance=tolerance, rounds=rounds, budget=budget,
-        again=not counts, timeout=timeout, repository=repository, out=out, counts=counts,
-    )  # fmt: skip
+    def leave(records: list[dict[str, Any]], table: str, message: str, trouble: str = "") -> None:
+        if junit is not None:
+            junit.parent.mkdir(parents=True, exist_ok=True)
+            junit.write_text(junit_xml(records, strict=strict, trouble=trouble), encoding="utf-8")
+        if where := summary or os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(where, "a", encoding="utf-8") as file:
+                file.write(step_summary(records, table, message))
+
+    try:
+        rows = _compare_sides(
+            base, head, only=only or (), commands=command or (), tolerance=tolerance, rounds=rounds, budget=budget,
+            again=not counts, timeout=timeout, repository=repository, out=out, counts=counts,
+            accept_changed=accept_changed,
+        )  # fmt: skip
+    except BaseException as error:  # also Ctrl-C: whoever reads the files learns why there is no verdict
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}"
+        leave([], "", f"no verdict: {why}", trouble=why)
+        raise
     records = [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
     code, message = exit_code(records, strict=strict)
     _print_verdicts(rows, as_json=json_)
-    if junit is not None:
-        junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_text(junit_xml(records, strict=strict), encoding="utf-8")
-    where = summary or os.environ.get("GITHUB_STEP_SUMMARY")
-    if where:
-        with open(where, "a", encoding="utf-8") as file:
-            file.write(step_summary(records, tables.markdown(comparison_rows(rows)), message))
-    typer.echo(f"wallclock gate: {message}", err=True)
+    leave(records, tables.markdown(comparison_rows(rows)), message)
+    consoles()[1].print(f"wallclock gate: {message}", style=GATE_STYLES[code], markup=False, soft_wrap=True)
     if code:
         raise typer.Exit(code)
 
@@ -132,22 +150,21 @@ def _compare_sides(
     repository: Path,
     out: Path,
     counts: bool = False,
+    accept_changed: bool = False,
     warm_up: bool = True,
     resume: Path | None = None,
 ) -> "pd.DataFrame":
     """Checks the options, compares the two sides, measured now or stored, and returns the verdicts."""
     from wallclock import reports
-    from wallclock.bench.compare.benchmarks import read_settings
     from wallclock.bench.compare.plan import Plan
     from wallclock.bench.compare.rounds import Comparison
-    from wallclock.bench.compare.sides import choose_benchmarks, parse_subject, prepare_side
+    from wallclock.bench.compare.sides import choose_benchmarks, parse_subject, prepare_side, settings_of
     from wallclock.bench.measure.timing import Deadline
     from wallclock.reports.stats.verdicts import Rule
     from wallclock.reports.views.comparison import stored_summary
 
     sides = [parse_subject(text, repository) for text in (base, head)]
-    declared = read_settings(repository)
-    rule = Rule(tolerance=declared.get("tolerance", 0.02) if tolerance is None else tolerance)
+    rule = Rule(tolerance=settings_of(sides[0], repository).tolerance if tolerance is None else tolerance)
     stored = [side.kind == "run" for side in sides]
     if any(stored):
         if not all(stored):
@@ -168,9 +185,9 @@ def _compare_sides(
         if budget is not None:
             raise ValueError("counts need no time budget: they hardly vary; leave out --budget")
         rounds = rounds or COUNTING_ROUNDS
-        if tolerance is None:
+        if tolerance is None:  # that of times allows for a clock
             rule = replace(rule, tolerance=COUNTING_TOLERANCE)
-    if counts or tolerance is not None:  # this tolerance replaces those that benchmarks declare
+    if tolerance is not None:  # this tolerance replaces those that benchmarks declare
         benchmarks = [replace(b, tolerance=None) for b in benchmarks]
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds is {rounds}; expected at least 1")
@@ -178,10 +195,14 @@ def _compare_sides(
         raise ValueError("rounds are fixed, or as many as a budget holds; give --rounds or --budget")
     if budget is not None:
         rule = replace(rule, spend=True)
-    plan = Plan(rule=rule, rounds=rounds or 0, again=again, counts=counts, warm_up=warm_up)
+    plan = Plan(
+        rule=rule, rounds=rounds or 0, again=again, counts=counts, warm_up=warm_up, accept_changed=accept_changed
+    )
     deadline = Deadline(None if budget is None else seconds(budget))
     with ExitStack() as stack:
-        first, second = (stack.enter_context(prepare_side(side, benchmarks, repository)) for side in sides)
+        of_head = [b.of_head or b for b in benchmarks]
+        first = stack.enter_context(prepare_side(sides[0], benchmarks, repository))
+        second = stack.enter_context(prepare_side(sides[1], of_head, repository))
         run = Comparison(benchmarks, first, second, plan, out, typed_command(), deadline=deadline, resume=resume)
         path = run.writer.path
         try:

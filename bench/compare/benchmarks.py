@@ -1,15 +1,17 @@
 """Benchmarks: commands that both sides of a comparison run, as a project declares them in its pyproject.toml."""
 
 import difflib
+import math
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from wallclock.models.recipes.levers import unknown
+
 Counted = Literal["callgrind", "printed", "never"]
 PROJECT = "pyproject.toml"
-KEYS = ("command", "timeout_s", "tolerance", "metrics", "build", "sources", "counted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,9 @@ class Benchmark:
         sources: glob patterns of the benchmark's own files; where they differ between the sides, the result is invalid.
         counted: what `--counts` compares: "callgrind" for the instructions that Callgrind counts, "printed" for the
             counts that the command prints (such a benchmark is never timed), "never" to time the benchmark alone.
-        declared: whether a project's pyproject.toml declares the benchmark; False if the command line gives it.
+        only_on: the side, base or head, that alone declares the benchmark; empty if both do or the command line gives
+            it.
+        of_head: the head's own declaration where it differs from the base's, which this one is; None if it does not.
     """
 
     name: str
@@ -37,34 +41,63 @@ class Benchmark:
     build: str = ""
     sources: tuple[str, ...] = ()
     counted: Counted = "callgrind"
-    declared: bool = False
+    only_on: str = ""
+    of_head: "Benchmark | None" = None
 
-    def __post_init__(self) -> None:
-        if self.counted not in get_args(Counted):
-            raise ValueError(f"benchmark '{self.name}': counted is '{self.counted}'; it is one of {get_args(Counted)}")
+    def changes(self) -> str:
+        """Returns what the head declares otherwise, in words; empty if nothing."""
+        told = []
+        for key in KEYS if self.of_head else ():
+            before, after = getattr(self, key), getattr(self.of_head, key)
+            told += [f"{key} was {before!r} and is {after!r}"] if before != after else []
+        return ", ".join(told)
 
 
-def read_benchmarks(directory: Path, only: Sequence[str] = ()) -> list[Benchmark]:
-    """Returns the benchmarks that a project declares in `[tool.wallclock.benchmarks]` of its pyproject.toml.
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
-    Args:
-        directory: folder that holds the project's pyproject.toml.
-        only: names of the benchmarks to return; empty for all.
 
-    Raises:
-        ValueError: if the project declares no benchmark, `only` names an unknown one, or a declaration is malformed.
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is expected
+KEYS: dict[str, Check] = {
+    "command": (_is_text, "a shell command"),
+    "timeout_s": (lambda value: _is_number(value) and 0 < value < math.inf, "a number of seconds, such as 60"),
+    "tolerance": (lambda value: _is_number(value) and 0 <= value < 1, "a share below 1, such as 0.05 for 5%"),
+    "metrics": (_is_list, 'a list of names, such as ["step_s"]'),
+    "build": (_is_text, "a shell command"),
+    "sources": (_is_list, 'a list of patterns, such as ["benchmarks/*.py"]'),
+    "counted": (lambda value: value in get_args(Counted), f"one of {', '.join(get_args(Counted))}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a project declares in the table `[tool.wallclock]` of its pyproject.toml.
+
+    Attributes:
+        tolerance: tolerance of comparisons, as a share.
+        benchmarks: the declared benchmarks by name.
     """
-    declared = read_settings(directory).get("benchmarks", {})
-    if not declared:
-        raise ValueError(
-            f'{directory / PROJECT} declares no benchmark; add [tool.wallclock.benchmarks.NAME] with command = "...", '
-            "or give --command"
-        )
-    for name in only:
-        if name not in declared:
-            hint = did_you_mean(name, declared)
-            raise ValueError(f"no benchmark '{name}'; {hint and hint + ' '}there are {', '.join(declared)}")
-    return [_benchmark(name, table) for name, table in declared.items() if not only or name in only]
+
+    tolerance: float = 0.02
+    benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+
+    def named(self, name: str) -> Benchmark:
+        """Returns the benchmark with that name; raises ValueError if none has it."""
+        if name not in self.benchmarks:
+            raise ValueError(unknown("benchmark", name, self.benchmarks))
+        return self.benchmarks[name]
 
 
 def did_you_mean(text: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -73,31 +106,53 @@ def did_you_mean(text: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f"did you mean {near[0]}?" if near else ""
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
-    """Returns the table `[tool.wallclock]` of a project's pyproject.toml; empty if the file or the table is missing.
+def read_settings(directory: Path) -> Settings:
+    """Returns what a folder's pyproject.toml declares; nothing if there is no such file.
 
     Raises:
-        ValueError: if the file is not valid TOML.
+        ValueError: if the file is not valid TOML, or the table is malformed.
     """
     try:
         text = (directory / PROJECT).read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{directory / PROJECT} cannot be read: {error}") from None
     return parse_settings(text, str(directory / PROJECT))
 
 
-def parse_settings(text: str, where: str) -> dict[str, Any]:
-    """Returns the table `[tool.wallclock]` from the text of a pyproject.toml; `where` names the file in errors."""
+def parse_settings(text: str, where: str) -> Settings:
+    """Returns what the text of a pyproject.toml declares; `where` names the file in errors."""
     try:
-        return tomllib.loads(text).get("tool", {}).get("wallclock", {})
+        table: Any = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{where}: {error}") from None
+    for name in ("tool", "wallclock"):
+        table = table.get(name, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"{where}: {name} is {table!r}; expected a table")
+    checks = {"tolerance": KEYS["tolerance"], "benchmarks": (_is_table, "tables [tool.wallclock.benchmarks.NAME]")}
+    _check(table, checks, f"{where}: [tool.wallclock]")
+    made = {name: _benchmark(name, fields, where) for name, fields in table.get("benchmarks", {}).items()}
+    return Settings(**table | {"benchmarks": made})
 
 
-def _benchmark(name: str, table: dict[str, Any]) -> Benchmark:
-    if unknown := [key for key in table if key not in KEYS]:
-        raise ValueError(f"benchmark '{name}' has an unknown key '{unknown[0]}'; there are {', '.join(KEYS)}")
-    if not table.get("command"):
-        raise ValueError(f"benchmark '{name}' has no command; add command = \"...\"")
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    return Benchmark(name=name, declared=True, **fields)
+def _check(table: dict[str, Any], checks: Mapping[str, Check], where: str) -> None:
+    """Raises ValueError if a table has a key that is not in `checks`, or a value that does not pass its check."""
+    for key, value in table.items():
+        if key not in checks:
+            raise ValueError(f"{where}: {unknown('key', key, checks)}")
+        fits, expected = checks[key]
+        if not fits(value):
+            raise ValueError(f"{where}: {key} is {value!r}; expected {expected}")
+
+
+def _benchmark(name: str, fields: Any, where: str) -> Benchmark:
+    of = f"{where}: benchmark '{name}'"
+    if not isinstance(fields, dict):
+        raise ValueError(f"{of} is {fields!r}; expected a table [tool.wallclock.benchmarks.{name}]")
+    _check(fields, KEYS, of)
+    if "command" not in fields:
+        raise ValueError(f'{of} has no command; add command = "..."')
+    whole: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Benchmark(name=name, **whole)

@@ -9,6 +9,8 @@ from typing import Any
 from wallclock.bench.compare.git import last_line
 from wallclock.bench.measure.processes import ProcessDone
 
+OWN = ("process_s", "process_cpu_s", "process_peak_bytes", "instructions")  # metrics of the whole process
+
 
 def read_figures(output: str) -> Iterator[dict[str, Any]]:
     """Yields the figures that a program printed, as fields of `Sample`.
@@ -18,7 +20,7 @@ def read_figures(output: str) -> Iterator[dict[str, Any]]:
             Its `better` is "lower" or "higher", by default "higher" for units ending in "/s". Other lines are skipped.
 
     Raises:
-        ValueError: if a figure lacks a finite value or a unit, or its `better` is another text.
+        ValueError: if a figure lacks a finite value or a unit, has a name in `OWN`, or its `better` is another text.
     """
     for line in output.splitlines():
         if not line.lstrip().startswith("{"):
@@ -31,8 +33,10 @@ def read_figures(output: str) -> Iterator[dict[str, Any]]:
             continue
         value: Any = record.get("value")
         unit, why = record.get("unit"), ""
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not _is_finite(value):
             why = "a value is a finite number"
+        elif record["metric"] in OWN:
+            why = "wallclock measures a figure of that name itself; give yours another"
         elif not unit or not isinstance(unit, str):
             why = 'a figure needs a unit, such as "s"'
         elif (better := record.get("better", "higher" if unit.endswith("/s") else "lower")) not in ("lower", "higher"):
@@ -40,6 +44,14 @@ def read_figures(output: str) -> Iterator[dict[str, Any]]:
         if why:
             raise ValueError(f"it printed {line.strip()[:120]}: {why}")
         yield {"metric": str(record["metric"]), "value": float(value), "unit": unit, "better": better}
+
+
+def _is_finite(value: Any) -> bool:
+    """Returns whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers have any number of digits
+        return False
 
 
 def count_instructions(errors: str) -> float:

@@ -1,6 +1,7 @@
 """The gate for CI: turns verdicts into an exit code, JUnit XML and Markdown."""
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from wallclock.reports.format.text import interval_text, present, significant
 
 FINE, REGRESSION, USAGE, INVALID, INCONCLUSIVE = range(5)
 Row = Mapping[str, Any]
+NOTHING = "nothing was compared"
 
 
 def exit_code(rows: Sequence[Row], *, strict: bool) -> tuple[int, str]:
@@ -25,39 +27,59 @@ def exit_code(rows: Sequence[Row], *, strict: bool) -> tuple[int, str]:
     if count.get("invalid"):
         return INVALID, f"invalid: {summary}"
     if not set(count) - {"added", "removed"}:
-        return INVALID, f"nothing was compared: {summary or 'no figure on either side'}"
-    if count.get("inconclusive") and strict:
-        return INCONCLUSIVE, f"inconclusive: {summary}"
+        return INVALID, f"{NOTHING}: {summary or 'no figure on either side'}"
     if any(row["reason"] == "counted_beyond_tolerance" for row in rows):  # counts do not fall by chance
         summary += "; if the fall was not meant, find out why: the work may not be done any more"
-    return FINE, f"no regression: {summary}"
+    if not count.get("inconclusive"):
+        return FINE, f"no regression: {summary}"
+    found = max(_detectable(row) for row in rows if row["verdict"] == "inconclusive")
+    unseen = "no slow-down would have been seen in so few rounds"
+    if math.isfinite(found):
+        unseen = f"a slow-down below {100 * found:.0f}% would not have been seen"
+    return INCONCLUSIVE if strict else FINE, f"NOT SHOWN: {unseen}; {summary}"
 
 
-def junit(rows: Sequence[Row], *, strict: bool) -> str:
-    """Returns the verdicts as JUnit XML, with one test case for each metric of each benchmark."""
+def _detectable(row: Row) -> float:
+    return float(row["detectable"]) if present(row.get("detectable")) else math.inf
+
+
+def junit(rows: Sequence[Row], *, strict: bool, trouble: str = "") -> str:
+    """Returns the verdicts as JUnit XML, with one test case for each metric of each benchmark.
+
+    Args:
+        rows: rows of `reports.views.comparison`.
+        strict: whether what is inconclusive counts as a failure.
+        trouble: the error that ended the gate before there were verdicts, which becomes an error of its own.
+    """
     kinds = dict.fromkeys(("inconclusive", "added", "removed"), "skipped") | {
         "regressed": "failure",
         "invalid": "error",
     }
     if strict:
         kinds["inconclusive"] = "failure"
-    suite = ET.Element("testsuite", name="wallclock gate", tests=str(len(rows)))
-    count = Counter[str]()
-    for row in rows:
-        case = ET.SubElement(suite, "testcase", classname=str(row["benchmark"]), name=str(row["metric"]))
-        line = verdict_line(row)
-        if kind := kinds.get(row["verdict"]):
+    cases = [(row["benchmark"], row["metric"], row["verdict"], verdict_line(row)) for row in rows]
+    if not trouble and not {row["verdict"] for row in rows} - {"added", "removed"}:
+        trouble = NOTHING
+    if trouble:
+        cases.append(("wallclock", "gate", "invalid", trouble))
+    suite, count = ET.Element("testsuite", name="wallclock gate", tests=str(len(cases))), Counter[str]()
+    for benchmark, metric, verdict, told in cases:
+        line = _xml_text(told)
+        case = ET.SubElement(suite, "testcase", classname=_xml_text(benchmark), name=_xml_text(metric))
+        if kind := kinds.get(verdict):
             count[kind] += 1
-            ET.SubElement(case, kind, {} if kind == "skipped" else {"type": row["verdict"]}, message=line)
+            ET.SubElement(case, kind, {} if kind == "skipped" else {"type": verdict}, message=line)
         ET.SubElement(case, "system-out").text = line
-    if not rows:
-        count["error"] += 1
-        case = ET.SubElement(suite, "testcase", classname="wallclock", name="gate")
-        ET.SubElement(case, "error", type="invalid", message="nothing was compared")
     for name, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(name, str(count[kind]))
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _xml_text(text: str) -> str:
+    """Returns a text without a terminal's colours and without the characters that XML cannot hold."""
+    plain = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", str(text))
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", plain)
 
 
 def verdict_line(row: Row) -> str:

@@ -12,13 +12,13 @@ def git(directory: Path, *arguments: str) -> str:
     """Runs git in a directory and returns its standard output without surrounding white space.
 
     Raises:
-        ValueError: if git is not installed or fails; the message holds the last line that git printed.
+        ValueError: if git is not installed or fails; the message holds what git said.
     """
     if shutil.which("git") is None:
         raise ValueError("git is not installed; install it, or compare commands and stored runs")
     done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"git {arguments[0]}: {last_line(done.stderr) or f'exit {done.returncode}'}")
+        raise ValueError(f"git {arguments[0]}: {' '.join(done.stderr.split()) or f'exit {done.returncode}'}")
     return done.stdout.strip()
 
 
@@ -33,6 +33,15 @@ def find_commit(directory: Path, revision: str) -> str:
     with contextlib.suppress(ValueError):
         return git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return ""
+
+
+def why_no_commit(directory: Path) -> str:
+    """Returns why a repository may lack a commit: what git says of it, or that it is shallow; empty if neither."""
+    try:
+        shallow = git(directory, "rev-parse", "--is-shallow-repository") == "true"
+    except ValueError as error:
+        return "" if "not a git repository" in str(error) else str(error)
+    return "the clone is shallow: fetch more of it (fetch-depth: 0 of actions/checkout)" if shallow else ""
 
 
 def list_branches(directory: Path) -> list[str]:

@@ -26,6 +26,7 @@ class Plan:
         again: whether the base has a second turn in each round, which shows how far two equal sides differ here.
         seed: seed of the order of turns.
         counts: whether counts, among them Callgrind's instructions, are recorded in place of times.
+        accept_changed: whether a benchmark that the head declares otherwise is measured, by each side's own command.
         warm_up: whether each side runs before the first round, until two processes in a row take equally long.
     """
 
@@ -35,19 +36,19 @@ class Plan:
     seed: int = 0
     counts: bool = False
     warm_up: bool = True
+    accept_changed: bool = False
 
 
 def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: Plan) -> dict[str, Any]:
     """Returns a comparison's request as its record stores it: what was compared, and by which rule to judge it."""
-    added, removed, invalid = list[str](), list[str](), dict[str, str]()
-    if base.declared is not None and head.declared is not None:
-        names = [b.name for b in benchmarks]
-        added = [name for name in names if name in head.declared - base.declared]
-        removed = [name for name in names if name in base.declared - head.declared]
+    added, removed = ([b.name for b in benchmarks if b.only_on == arm] for arm in (HEAD, BASE))
+    invalid: dict[str, str] = {}
     for benchmark in benchmarks:
         for arm, side in ((BASE, base), (HEAD, head)):
             if benchmark.name in side.broken:
                 invalid[benchmark.name] = f"{side.broken[benchmark.name]} ({arm})"
+        if (changes := benchmark.changes()) and not plan.accept_changed:
+            invalid[benchmark.name] = f"declared_otherwise: {changes}; --accept-changed-benchmarks measures it"
         if benchmark.sources and hash_sources(base, benchmark) != hash_sources(head, benchmark):
             invalid[benchmark.name] = f"benchmark_differs: {', '.join(benchmark.sources)} is not the same on both sides"
     return {

@@ -9,6 +9,7 @@ import math
 import random
 import shutil
 import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pandas as pd
 
 from wallclock.bench.compare.benchmarks import Benchmark
 from wallclock.bench.compare.figures import count_instructions, failure_of, read_figures
+from wallclock.bench.compare.imports import foreign_import
 from wallclock.bench.compare.plan import Plan, check_same_comparison, new_request
 from wallclock.bench.compare.sides import SHELL, Side
 from wallclock.bench.measure.environment import provenance, resolve_device
@@ -81,6 +83,9 @@ class Comparison:
         if plan.counts and shutil.which("valgrind") is None and any(b.counted == "callgrind" for b in benchmarks):
             raise ValueError("counting instructions needs valgrind; install it (Debian: apt install valgrind)")
         request, place = new_request(benchmarks, base, head, plan), provenance(device_type)
+        self.same_code, dirty = "", any(request[arm].get("dirty") for arm in (BASE, HEAD))
+        if (revision := base.subject.revision) and revision == head.subject.revision and not dirty:
+            self.same_code = f"base and head are the same commit, {revision[:12]}"
         apart = {*request["invalid"], *request["added"], *request["removed"]}
         self.benchmarks = {b.name: b for b in benchmarks if b.name not in apart}
         self.sides = {BASE: base, HEAD: head} | ({AGAIN: base} if plan.again else {})
@@ -117,6 +122,9 @@ class Comparison:
             open_ = [name for name in self.benchmarks if not self.plan.warm_up or self._warm_up(name, observe)]
             if not self.rounds and not self.plan.rule.spend:
                 self.rounds = max(ROUNDS, rounds_needed(max(1, len(self.judged)), self.plan.rule))
+            if self.same_code:
+                observe(self.same_code)
+                self.writer.note(self.same_code)
             if open_:
                 observe(self._describe_plan(open_))
             status: RunStatus = "done"
@@ -166,27 +174,28 @@ class Comparison:
         # A warm-up only writes bytecode, which would take fifty times as long under Callgrind.
         counted = self.plan.counts and benchmark.counted == "callgrind" and where.get("phase") != "warm-up"
         done = None
-        try:
-            environment = side.environment() | {ROUND: str(where.get("round", 0))}
-            if counted:
-                environment["PYTHONHASHSEED"] = "0"
-            command = side.commands[name]
-            if shutil.which(command.split()[0], path=environment["PATH"]) and not set(command) & set(";&|\n"):
-                command = f"exec {command}"  # a single program replaces the shell, so that no shell is measured
-            with ClockWatch(self._telemetry) as watch:
-                done = time_process(
-                    [*(CALLGRIND if counted else ()), SHELL, "-c", command],
-                    directory=side.directory,
-                    environment=environment,
-                    timeout_s=benchmark.timeout_s,
-                )
-            common |= watch.fields()
-            if self.attempt:  # readers then leave out the turns of the interrupted round
-                common["parameters"] = {**common.get("parameters", {}), "attempt": self.attempt}
-            figures = list(read_figures(done.output))
-            why = failure_of(done, benchmark.timeout_s)
-        except (ValueError, OSError) as error:
-            done, why = None, str(error)
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as imports:
+            try:
+                environment = side.environment(imports.name) | {ROUND: str(where.get("round", 0))}
+                if counted:
+                    environment["PYTHONHASHSEED"] = "0"
+                command = side.commands[name]
+                if shutil.which(command.split()[0], path=environment["PATH"]) and not set(command) & set(";&|\n"):
+                    command = f"exec {command}"  # a single program replaces the shell, so that no shell is measured
+                with ClockWatch(self._telemetry) as watch:
+                    done = time_process(
+                        [*(CALLGRIND if counted else ()), SHELL, "-c", command],
+                        directory=side.directory,
+                        environment=environment,
+                        timeout_s=benchmark.timeout_s,
+                    )
+                common |= watch.fields()
+                if self.attempt:  # readers then leave out the turns of the interrupted round
+                    common["parameters"] = {**common.get("parameters", {}), "attempt": self.attempt}
+                figures = list(read_figures(done.output))
+                why = failure_of(done, benchmark.timeout_s) or foreign_import(imports.read(), list(side.folders))
+            except (ValueError, OSError) as error:
+                done, why = None, str(error)
         if done is None or why:
             taken = math.nan if done is None else done.seconds
             self.writer.add(
@@ -221,8 +230,10 @@ class Comparison:
         if not self.rounds:
             left = format_s(self.deadline.remaining_s())
             return f"{', '.join(names)}: rounds until the verdicts are clear, at most {left}"
-        left = format_s(self._round_s(*names) * self.rounds)
-        return f"{', '.join(names)}: {self.rounds} rounds of {len(self.sides)} processes each, about {left}"
+        rounds = f"{', '.join(names)}: {self.rounds} rounds of {len(self.sides)} processes each"
+        if self.plan.counts:
+            return f"{rounds}, which under Callgrind take about fifty times as long as alone"
+        return f"{rounds}, about {format_s(self._round_s(*names) * self.rounds)}"
 
     def _describe_progress(self, number: int, names: list[str]) -> str:
         if not self.rounds:

@@ -9,19 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 from wallclock.bench.compare.benchmarks import (
     PROJECT,
     Benchmark,
+    Settings,
     did_you_mean,
     parse_settings,
-    read_benchmarks,
     read_settings,
 )
-from wallclock.bench.compare.git import find_commit, git, last_line, list_branches, worktree
+from wallclock.bench.compare.git import find_commit, git, last_line, list_branches, why_no_commit, worktree
+from wallclock.bench.compare.imports import REPORT, own_packages, package_folders
 from wallclock.reports.store.layout import RECORDS, SAMPLE_TABLE
+from wallclock.reports.views.comparison import BASE, HEAD
 
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
 SHELL = "/bin/sh"
@@ -50,25 +53,37 @@ class Side:
         subject: kind, name and commit of the side.
         directory: working directory of the side's processes.
         commands: shell command of each benchmark, by the benchmark's name.
-        tree: whether `directory` holds the sources that are compared; it then comes first on Python's path.
+        folders: folders of the sources that are compared, which come first on Python's path; none for commands.
         broken: reason why a benchmark cannot run on this side, by the benchmark's name.
-        declared: names of the benchmarks in this side's own pyproject.toml; None if the command line gives commands.
     """
 
     subject: Subject
     directory: Path
     commands: Mapping[str, str]
-    tree: bool = False
+    folders: tuple[Path, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
-    declared: frozenset[str] | None = None
 
-    def environment(self) -> dict[str, str]:
-        """Returns the environment of the side's processes, in which `python` is the interpreter of this process."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        own = {"PYTHONPATH": str(self.directory)} if self.tree else {}
+    def environment(self, imports: str = "") -> dict[str, str]:
+        """Returns the environment of the side's processes, in which `python` is the interpreter of this process.
+
+        Args:
+            imports: file to which each Python process writes from where it imported the side's packages; "" for none.
+        """
+        kept = dict(os.environ)
         # Bytecode may be written: else each round would compile a fresh worktree, but not a tree that has bytecode.
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        return {**kept, "PATH": path, **own}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)
+        kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
+        if self.folders:
+            first = [REPORT] if imports else []
+            path = [*map(str, [*first, *self.folders]), *filter(None, [kept.get("PYTHONPATH")])]
+            kept |= {"PYTHONPATH": os.pathsep.join(path)}
+            kept |= {"WALLCLOCK_IMPORTS": imports, "WALLCLOCK_PACKAGES": ",".join(self.packages)} if imports else {}
+        return kept
+
+    @cached_property
+    def packages(self) -> list[str]:
+        """Names of the side's own packages."""
+        return own_packages(list(self.folders))
 
 
 def parse_subject(text: str, directory: Path) -> Subject:
@@ -83,14 +98,14 @@ def parse_subject(text: str, directory: Path) -> Subject:
         ValueError: if the text names no side.
     """
     prefix, colon, rest = text.partition(":")
+    if not (rest if colon and prefix in get_args(Kind) else text).strip():
+        raise ValueError("a subject is empty; name a stored run, a git revision, a recipe or a command")
     if colon and prefix in get_args(Kind):
         return _subject(prefix, rest.strip(), directory)  # type: ignore[arg-type]
     from wallclock.bench.tasks.registry import TASKS
     from wallclock.models.recipes import RECIPES
 
     words = text.split()
-    if not words:
-        raise ValueError("a subject is empty; name a stored run, a git revision, a recipe or a command")
     path = directory / text
     if (path.suffix == ".json" and path.is_file()) or _holds_runs(path):
         return _subject("run", text, directory)
@@ -105,13 +120,13 @@ def parse_subject(text: str, directory: Path) -> Subject:
     hint = did_you_mean(text, [*RECIPES, *list_branches(directory)], cutoff=0.6)
     raise ValueError(
         f"'{text}' is no stored run, git revision, recipe or command here; "
-        + (hint or "say which with run:, git:, tree:, recipe: or cmd: before it")
+        + (hint or why_no_commit(directory) or "say which with run:, git:, tree:, recipe: or cmd: before it")
     )
 
 
 def _holds_runs(path: Path) -> bool:
-    if not path.is_dir() or (path / PROJECT).exists():  # a project's folder is a tree even if it holds runs
-        return False
+    if not path.is_dir() or any((path / name).exists() for name in (PROJECT, ".git")):
+        return False  # a project's folder is a tree even if it holds runs
     return any(next(path.rglob(name), None) is not None for name in (RECORDS, SAMPLE_TABLE))
 
 
@@ -120,26 +135,26 @@ def _subject(kind: Kind, text: str, directory: Path) -> Subject:
     if kind == "git":
         revision = find_commit(directory, text)
         if not revision:
-            hint = did_you_mean(text, list_branches(directory))
-            raise ValueError(f"no git revision '{text}' in {directory}" + (hint and f"; {hint}"))
+            hints = did_you_mean(text, list_branches(directory)), why_no_commit(directory)
+            raise ValueError("; ".join([f"no git revision '{text}' in {directory}", *filter(None, hints)]))
     elif kind == "tree":
         revision = find_commit(directory / text, "HEAD")
     return Subject(kind=kind, text=text, revision=revision)
 
 
-def declared_by(subject: Subject, directory: Path) -> frozenset[str]:
-    """Returns the names of the benchmarks that the pyproject.toml of a git revision or a tree declares.
+def settings_of(subject: Subject, directory: Path) -> Settings:
+    """Returns what the pyproject.toml of a git revision or a tree declares; of another side, that of `directory`.
 
     Raises:
-        ValueError: if the file is not valid TOML.
+        ValueError: if the file is malformed.
     """
-    if subject.kind == "tree":
-        return frozenset(read_settings(directory / subject.text).get("benchmarks", {}))
+    if subject.kind != "git":
+        return read_settings(directory / subject.text if subject.kind == "tree" else directory)
     try:
         text = git(directory, "show", f"{subject.revision}:./{PROJECT}")
     except ValueError:  # the revision has no such file
-        return frozenset()
-    return frozenset(parse_settings(text, f"{subject.text}:{PROJECT}").get("benchmarks", {}))
+        return Settings()
+    return parse_settings(text, f"{subject.text}:{PROJECT}")
 
 
 @contextlib.contextmanager
@@ -153,12 +168,10 @@ def prepare_side(subject: Subject, benchmarks: Sequence[Benchmark], directory: P
         command = subject.text if subject.kind == "cmd" else recipe_command(subject.text)
         yield Side(subject=subject, directory=directory, commands=dict.fromkeys(commands, command))
         return
-    declared = declared_by(subject, directory) if all(b.declared for b in benchmarks) else None
     tree = contextlib.nullcontext((directory / subject.text).resolve())
     with tree if subject.kind == "tree" else worktree(directory, subject.revision) as place:
-        yield _build(
-            Side(subject=subject, directory=place, commands=commands, tree=True, declared=declared), benchmarks
-        )
+        folders = tuple(package_folders(place))
+        yield _build(Side(subject=subject, directory=place, commands=commands, folders=folders), benchmarks)
 
 
 def _build(side: Side, benchmarks: Sequence[Benchmark]) -> Side:
@@ -201,12 +214,14 @@ def choose_benchmarks(
 ) -> list[Benchmark]:
     """Returns the benchmarks that both sides run: given commands, declared benchmarks, or the two sides themselves.
 
+    The base's declarations rule, so that no change can make its own test easier.
+
     Args:
         sides: the two sides, neither of them stored runs.
         only: names of the declared benchmarks to run; empty for all.
         commands: shell commands to run in place of the declared benchmarks, as `COMMAND` or `NAME=COMMAND`.
         timeout_s: seconds after which a command is killed and counts as failed.
-        repository: folder of the project whose pyproject.toml declares the benchmarks.
+        repository: folder in which paths and revisions are looked up.
 
     Raises:
         ValueError: if the two kinds of side cannot be compared, recipes are of two tasks, or a benchmark is unknown.
@@ -218,7 +233,7 @@ def choose_benchmarks(
             Benchmark(name=name or f"command {number}", command=command, timeout_s=timeout_s)
             for name, command, number in named
         ]
-        return given or read_benchmarks(repository, only)
+        return given or _declared_benchmarks(sides, only, repository)
     if not kinds <= {"cmd", "recipe"}:
         raise ValueError("a revision runs benchmarks, a command or a recipe is one; name two of one sort")
     if only or commands:
@@ -232,6 +247,19 @@ def choose_benchmarks(
         raise ValueError(f"{' and '.join(sorted(rates))} have no figure in common; compare recipes of one task")
     ((task, rate),) = rates.items()
     return [Benchmark(name=task, command="", timeout_s=timeout_s, metrics=(rate,))]
+
+
+def _declared_benchmarks(sides: Sequence[Subject], only: Sequence[str], repository: Path) -> list[Benchmark]:
+    base, head = (settings_of(side, repository).benchmarks for side in sides)
+    if not base and not head:
+        raise ValueError(
+            f'{repository / PROJECT} declares no benchmark; add [tool.wallclock.benchmarks.NAME] with command = "...", '
+            "or give --command"
+        )
+    whole = {name: replace(b, of_head=head[name]) if head.get(name, b) != b else b for name, b in base.items()}
+    whole |= {name: replace(b, only_on=BASE) for name, b in base.items() if name not in head}
+    whole |= {name: replace(b, only_on=HEAD) for name, b in head.items() if name not in base}
+    return [Settings(benchmarks=whole).named(name) for name in (only or whole)]
 
 
 def _split_name(text: str) -> tuple[str, str]:

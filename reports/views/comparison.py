@@ -79,8 +79,7 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
 
 def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) -> dict[str, Any]:
     """Returns a row for one metric of one benchmark: `differences` where it can be judged, else a verdict."""
-    first = group.iloc[0]
-    row: dict[str, Any] = {k: str(first[k]) for k in ("metric", "unit", "better")}
+    row: dict[str, Any] = {k: str(group[k].iloc[0]) for k in ("metric", "unit", "better")}
     row |= {"benchmark": name, "tolerance": rule.tolerance}
     steady = group[group["phase"] == "steady"]
     # The median of what a process printed in a round is the unit of the statistics.
@@ -98,22 +97,21 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
         }
     if group["phase"].eq("warm-up").all() and {BASE, HEAD} <= set(group["arm"]):
         return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none"}
+    for column in ("unit", "better") if len(base) and len(head) else ():
+        of = {arm: sorted(set(steady.loc[steady["arm"] == arm, column])) for arm in (BASE, HEAD)}
+        if of[BASE] != of[HEAD] or len(of[BASE]) > 1:
+            told = " and ".join(f"{', '.join(values)} on the {arm}'s side" for arm, values in of.items())
+            return row | {"verdict": "invalid", "reason": f"other_figures: {column} is {told}"}
     if settled := _settled(np.asarray(base, np.float64), np.asarray(head, np.float64), row, rule):
         return row | settled
-    both = base.index.intersection(head.index)
     sign = 1 if row["better"] == "lower" else -1
-    (differences,) = judge_paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
-    row["differences"] = differences
-    twice = again.index.intersection(base.index)
+    both, twice = (base.index.intersection(other.index) for other in (head, again))
+    if not len(both):
+        return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none in which both sides printed it"}
+    (row["differences"],) = judge_paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
     if len(twice):
-        (same,) = judge_paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
-        row["again_ratio"] = math.exp(sign * same.value)
-        # Fitness: base against base, by the same rule as head against base.
-        if decide([same], rule)[0][0] in ("regressed", "improved"):
-            return row | {
-                "verdict": "invalid",
-                "reason": f"runner_unfit: the base differs from itself, ratio {row['again_ratio']:.3f}",
-            }
+        (row["same"],) = judge_paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
+        row["again_ratio"] = math.exp(sign * row["same"].value)
     return row
 
 
@@ -124,6 +122,8 @@ def _settled(base: Array, head: Array, row: dict[str, Any], rule: Rule) -> dict[
         return {"verdict": verdict, "reason": f"only the {side} has it"}
     if row["unit"] in COUNTED:
         return _counted(base, head, row["better"], rule.tolerance)
+    if not base.any() and not head.any():
+        return {"rounds": min(len(base), len(head)), "verdict": "equivalent", "reason": "zero_on_both_sides"}
     if (base <= 0).any() or (head <= 0).any():
         return {"verdict": "invalid", "reason": "not_positive: a ratio needs figures above zero"}
     return {}
@@ -146,9 +146,17 @@ def _counted(base: Array, head: Array, better: str, tolerance: float) -> dict[st
 
 
 def _decided(rows: list[dict[str, Any]], rule: Rule) -> list[dict[str, Any]]:
-    """Decides all rows that can be judged at once, so that false discoveries stay rare among them."""
+    """Decides all rows that can be judged at once, so that false discoveries stay rare among them.
+
+    First the fitness of the machine: the base against itself, by the same rule as the head against the base.
+    """
+    twice = [row for row in rows if "same" in row]
+    for row, (verdict, _) in zip(twice, decide([row.pop("same") for row in twice], rule), strict=True):
+        if verdict in ("regressed", "improved"):
+            unfit = f"runner_unfit: the base differs from itself, ratio {row['again_ratio']:.3f}"
+            row |= {"verdict": "invalid", "reason": unfit}
     open_rows = [row for row in rows if "differences" in row and "verdict" not in row]
-    verdicts = decide([row["differences"] for row in open_rows], rule) if open_rows else []
+    verdicts = decide([row["differences"] for row in open_rows], rule)
     for row, (verdict, reason) in zip(open_rows, verdicts, strict=True):
         row |= {"verdict": verdict, "reason": reason}
     for row in rows:

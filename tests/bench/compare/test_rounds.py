@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from wallclock import reports
-from wallclock.bench.compare.benchmarks import read_benchmarks
+from wallclock.bench.compare.benchmarks import Benchmark, Settings, parse_settings
 from wallclock.bench.compare.counts import count_turn
 from wallclock.bench.compare.figures import read_figures
 from wallclock.bench.compare.git import worktree
@@ -96,6 +97,8 @@ def test_printed_figures_are_judged_beside_the_time(tmp_path, wallclock):
     ("line", "why"),
     [('{"metric": "m", "value": NaN, "unit": "s"}', "finite"), ('{"metric": "m", "value": 1}', "needs a unit"),
      ('{"metric": "m", "value": "1", "unit": "s"}', "finite"),
+     ('{"metric": "m", "value": 1' + "0" * 400 + ', "unit": "s"}', "finite"),
+     ('{"metric": "process_s", "value": 1, "unit": "s"}', "of that name itself"),
      ('{"metric": "m", "value": 1, "unit": "s", "better": "b"}', "better is")],
 )  # fmt: skip
 def test_a_figure_that_is_not_whole_is_refused(line, why):
@@ -119,22 +122,54 @@ def test_a_command_that_fails_or_hangs_is_recorded_and_invalid(command, why, tmp
     assert row["verdict"] == "invalid" and "head" in row["reason"] and why in row["reason"]
 
 
-def test_what_does_not_build_is_invalid_and_the_others_are_measured(repository, commit, tmp_path, wallclock):
+@pytest.fixture
+def declared(repository, commit):
+    """Returns `commits`, which tags commits `base` and `head` of projects with other declarations."""
+
+    def commits(base, head, **files):
+        commit(repository, "base", pyproject_toml=base, **files)
+        commit(repository, "head", pyproject_toml=head, new_txt="x")
+        return repository
+
+    return commits
+
+
+def test_what_does_not_build_is_invalid_and_the_others_are_measured(declared, tmp_path, wallclock):
     built = (
         PROJECT + '[tool.wallclock.benchmarks.built]\ncommand = "true"\nbuild = "echo no compiler here >&2; exit 1"\n'
     )
-    commit(repository, "declared", pyproject_toml=built)
     code, out, err = wallclock(
-        "gate", "before", "docs", "--repository", repository, "--rounds", "6", "--tolerance", "0.2", "--out", tmp_path
-    )
+        "gate", "base", "head", "--repository", declared(built, built), "--rounds", "6", "--tolerance", "0.2",
+        "--out", tmp_path,
+    )  # fmt: skip
     assert code == 3 and "1 equivalent, 1 invalid" in err
     assert "no compiler here" in " ".join(out.split())
 
 
-def test_a_benchmark_that_is_another_on_either_side_is_invalid(repository, commit, tmp_path, wallclock):
-    commit(repository, "declared", pyproject_toml=PROJECT + 'sources = ["work.sh"]\n')
-    code, out, _ = wallclock("gate", "before", "slow", "--repository", repository, "--rounds", "6", "--out", tmp_path)
+def test_a_benchmark_whose_sources_differ_is_invalid(repository, commit, tmp_path, wallclock):
+    commit(repository, "base", pyproject_toml=PROJECT + 'sources = ["work.sh"]\n')
+    commit(repository, "head", work_sh=work(60))
+    code, out, _ = wallclock("gate", "base", "head", "--repository", repository, "--rounds", "6", "--out", tmp_path)
     assert code == 3 and "is not the same on" in " ".join(out.split())
+
+
+def test_the_base_says_what_is_run_and_a_head_that_says_otherwise_is_invalid(declared, tmp_path, wallclock):
+    """Else a change could pass by declaring a command that does nothing."""
+    easy = PROJECT.replace("sh work.sh", "sh easy.sh").replace('["work_ms"]', '["work_ms", "process_s"]')
+    place = declared(PROJECT, easy, easy_sh=work(1))
+    command = ("gate", "base", "head", "--repository", place, "--rounds", "6", "--tolerance", "0.2")
+    code, out, _ = wallclock(*command, "--out", tmp_path / "a")
+    told = " ".join(out.split())
+    assert code == 3 and "command was 'sh work.sh' and is 'sh easy.sh', metrics was" in told
+    code, _, _ = wallclock(*command, "--accept-changed-benchmarks", "--out", tmp_path / "b")
+    (row,) = stored(tmp_path / "b").to_dict("records")  # the metrics are the base's
+    assert code == 0 and row["verdict"] == "improved" and row["ratio"] == pytest.approx(1 / 90)
+
+
+def test_the_same_commit_on_both_sides_is_said(repository, tmp_path, wallclock):
+    _, _, err = wallclock("gate", "slow", "HEAD", "--repository", repository, "--rounds", "1", "--out", tmp_path)
+    assert "base and head are the same commit" in err
+    assert any("the same commit" in note for note in reports.load_runs(tmp_path)["notes"].iloc[0])
 
 
 def test_a_budget_is_spent_until_the_verdict_is_clear(repository, commit, tmp_path, wallclock):
@@ -157,7 +192,7 @@ def test_a_budget_is_spent_until_the_verdict_is_clear(repository, commit, tmp_pa
         (["git:mian", "main"], "did you mean main?"),
         (["mian", "main"], "did you mean main?"),
         (["before", "true"], "name two of one sort"),
-        (["before", "slow", "--benchmark", "wrok"], "did you mean work?"),
+        (["before", "slow", "--benchmark", "wrok"], "did you mean 'work'?"),
         (["before", "slow", "--tolerance", "2"], "expected a share"),
         (["before", "slow", "--rounds", "3", "--budget", "1m"], "--rounds or --budget"),
         (["before", "slow", "--budget", "soon"], "such as 90s"),
@@ -170,15 +205,57 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(arguments, why, repository, 
     assert code == 2 and out == "" and why in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_project_without_benchmarks_is_told_how_to_declare_one(tmp_path):
-    with pytest.raises(ValueError, match=r"tool\.wallclock\.benchmarks\.NAME"):
-        read_benchmarks(tmp_path)
-    (tmp_path / "pyproject.toml").write_text("[tool.wallclock.benchmarks.a]\ncomand = 'x'\n")
-    with pytest.raises(ValueError, match="unknown key 'comand'"):
-        read_benchmarks(tmp_path)
-    (tmp_path / "pyproject.toml").write_text("[tool")
-    with pytest.raises(ValueError, match=r"pyproject\.toml"):
-        read_benchmarks(tmp_path)
+def test_a_project_without_benchmarks_is_told_how_to_declare_one(tmp_path, commit, wallclock):
+    commit(tmp_path / "project", "one", README_md="x")
+    code, _, err = wallclock("gate", "one", ".", "--repository", tmp_path / "project")
+    assert code == 2 and "add [tool.wallclock.benchmarks.NAME]" in err
+
+
+DECLARED = "[tool.wallclock.benchmarks.a]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[tool", "here: "),
+        ("tool = 3", "tool is 3; expected a table"),
+        ("[tool.wallclock]\ntolerance = '2%'", "tolerance is '2%'; expected a share below 1, such as 0.05 for 5%"),
+        ("[tool.wallclock.benchmark.a]\ncommand = 'x'", "no key 'benchmark'; did you mean 'benchmarks'?"),
+        ("[[tool.wallclock.benchmarks]]\nname = 'a'", "expected tables [tool.wallclock.benchmarks.NAME]"),
+        ("[tool.wallclock]\nbenchmarks.a = 'x'", "benchmark 'a' is 'x'; expected a table"),
+        (DECLARED + "comand = 'x'", "no key 'comand'; did you mean 'command'?"),
+        (DECLARED + "command = 'x'\ntolerence = 0.05", "did you mean 'tolerance'?"),
+        (DECLARED + "build = 'x'", "benchmark 'a' has no command"),
+        (DECLARED + "command = ['python', 'train.py']", "expected a shell command"),
+        (DECLARED + "command = ' '", "expected a shell command"),
+        (DECLARED + "command = 'x'\nbuild = ['make', 'all']", "expected a shell command"),
+        (DECLARED + "command = 'x'\ntolerance = '5%'", "tolerance is '5%'; expected a share"),
+        (DECLARED + "command = 'x'\ntolerance = '0.05'", "tolerance is '0.05'; expected a share"),
+        (DECLARED + "command = 'x'\ntolerance = true", "tolerance is True"),
+        (DECLARED + "command = 'x'\ntolerance = nan", "tolerance is nan"),
+        (DECLARED + "command = 'x'\nsources = 'a.py'", "sources is 'a.py'; expected a list of patterns"),
+        (DECLARED + "command = 'x'\nsources = [3]", "expected a list of patterns"),
+        (DECLARED + "command = 'x'\nmetrics = 'step_s'", "expected a list of names"),
+        (DECLARED + "command = 'x'\ntimeout_s = '2'", "expected a number of seconds"),
+        (DECLARED + "command = 'x'\ntimeout_s = 0", "expected a number of seconds"),
+        (DECLARED + "command = 'x'\ncounted = 'often'", "one of callgrind, printed, never"),
+        (DECLARED + "command = 'x'\ncounted = ['never']", "one of callgrind, printed, never"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused_in_one_line(text, why):
+    with pytest.raises(ValueError, match=re.escape(why)) as refused:
+        parse_settings(text, "here")
+    assert str(refused.value).startswith("here") and "\n" not in str(refused.value)
+
+
+def test_a_declaration_is_read_whole():
+    found = parse_settings(
+        "[tool.wallclock]\ntolerance = 0\n" + DECLARED + "command = 'x'\nmetrics = ['m']\ntimeout_s = 5", "here"
+    )
+    assert found.tolerance == 0 and found.named("a") == Benchmark(
+        name="a", command="x", metrics=("m",), timeout_s=5, tolerance=None
+    )
+    assert parse_settings("[tool.other]\nx = 1", "here") == Settings()
 
 
 def test_subjects_are_known_by_what_they_are(repository):
@@ -195,6 +272,23 @@ def test_subjects_are_known_by_what_they_are(repository):
         "sleep 1": "cmd",
     }
     assert parse_subject("cmd:sprint", repository).kind == "cmd"
+
+
+def test_a_project_without_pyproject_is_a_tree_though_it_holds_runs(tmp_path, commit, wallclock):
+    place = tmp_path / "project"
+    commit(place, "one", work_sh=work(60))
+    command = ("compare", "one", ".", "--command", "sh work.sh", "--rounds", "1", "--repository", place)
+    for _ in range(2):
+        code, _, err = wallclock(*command, "--out", place / "runs")
+        assert code == 0, err
+    assert len(reports.load_runs(place / "runs")) == 2
+
+
+def test_a_shallow_clone_is_told_how_to_have_more(repository, tmp_path, wallclock):
+    shallow = tmp_path / "shallow"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{repository}", shallow], check=True)
+    code, _, err = wallclock("gate", "git:main~1", ".", "--repository", shallow)
+    assert code == 2 and "fetch-depth: 0" in err
 
 
 def test_one_stored_side_and_one_that_is_not_are_refused(repository, tmp_path, wallclock):

@@ -6,8 +6,8 @@ import pytest
 
 from wallclock import reports
 from wallclock.reports.format import text as tables
-from wallclock.reports.stats.verdicts import Rule
-from wallclock.reports.views.comparison import comparison_rows, comparison_summary, stored_summary
+from wallclock.reports.stats.verdicts import Rule, judge_paired
+from wallclock.reports.views.comparison import _decided, comparison_rows, comparison_summary, stored_summary
 
 PLACE = {"host": "here", "cpu": "c", "cpu_cores": 2, "torch": "2"}
 
@@ -55,6 +55,46 @@ def test_the_unit_is_the_round_and_not_what_a_process_printed_in_it(tmp_path):
 def test_a_machine_on_which_the_base_differs_from_itself_gives_no_verdict(tmp_path):
     (row,) = judged(tmp_path, rounds(1.1, again=1.1)).to_dict("records")
     assert row["verdict"] == "invalid" and row["reason"].startswith("runner_unfit") and "1.1" in row["reason"]
+
+
+def test_the_base_against_itself_errs_no_more_often_among_many_benchmarks():
+    """At tolerance 0, twenty equal benchmarks in each of 400 gates: by itself each would be unfit in one of twenty."""
+    draw, rule, unfit = np.random.default_rng(0), Rule(tolerance=0.0), 0
+    for _ in range(400):
+        rows = []
+        for _ in range(20):
+            differences, same = judge_paired(draw.normal(0, 0.03, (2, 12)), rule)
+            rows.append({"better": "lower", "differences": differences, "same": same, "again_ratio": 1.0})
+        unfit += any(row["verdict"] == "invalid" for row in _decided(rows, rule))
+    assert unfit / 400 < 0.08
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"unit": "ms"}, "unit is s on the base's side and ms on the head's side"),
+        ({"better": "higher"}, "better is lower on the base's side and higher on the head's side"),
+    ],
+)
+def test_figures_of_another_unit_or_direction_are_not_compared(changes, why, tmp_path):
+    rows = [row | (changes if row["arm"] == "head" else {}) for row in rounds(metric="wait")]
+    (row,) = judged(tmp_path, rows).to_dict("records")
+    assert row["verdict"] == "invalid" and row["reason"] == f"other_figures: {why}"
+
+
+def test_a_metric_that_the_sides_print_in_other_rounds_is_not_judged(tmp_path):
+    rows = [row for row in rounds() if (row["arm"] == "head") == (row["round"] % 2 == 0)]
+    (row,) = judged(tmp_path, rows).to_dict("records")
+    assert row["verdict"] == "inconclusive" and "none in which both sides printed it" in row["reason"]
+
+
+def test_nothing_on_both_sides_is_equal_and_on_one_side_no_ratio(tmp_path):
+    waits = [{**row, "metric": "wait_s", "value": 0.0} for row in rounds()]
+    (row,) = judged(tmp_path, waits).to_dict("records")
+    assert row["verdict"] == "equivalent" and row["reason"] == "zero_on_both_sides"
+    one = [row | ({"value": 1.0} if row["arm"] == "head" else {}) for row in waits]
+    (row,) = judged(tmp_path / "one", one).to_dict("records")
+    assert row["verdict"] == "invalid" and row["reason"].startswith("not_positive")
 
 
 def test_a_gpu_that_was_throttled_gives_no_verdict(tmp_path):
