@@ -36,9 +36,14 @@ Counts = Annotated[
     bool,
     typer.Option("--counts", help="Compare what is counted instead of times: for runners whose clocks say nothing."),
 ]
-Rounds = Annotated[int | None, typer.Option(help="Rounds in which each side has a turn; 12 or more by default.")]
+Rounds = Annotated[int | None, typer.Option(help="Exactly so many rounds, in each of which every side has a turn.")]
 Budget = Annotated[
-    str | None, typer.Option(help="Spend up to this long, such as 10m, on what is not yet clear; no fixed rounds then.")
+    str | None,
+    typer.Option(help="Measure until it is clear, at most this long, such as 10m; 45s a benchmark by default."),
+]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(help="Judge this figure alone: process_s, process_cpu_s, or what is printed; repeat it for more."),
 ]
 AcceptChanged = Annotated[
     bool,
@@ -54,6 +59,7 @@ def compare(
     only: Only = None,
     command: Command = None,
     tolerance: Tolerance = None,
+    metric: Metric = None,
     accept_changed: AcceptChanged = False,
     rounds: Rounds = None,
     budget: Budget = None,
@@ -75,7 +81,7 @@ def compare(
     rows = _compare_sides(
         base, head, only=only or (), commands=command or (), tolerance=tolerance, rounds=rounds, budget=budget,
         again=again and not counts, timeout=timeout, repository=repository, out=out, warm_up=warm_up, resume=resume,
-        accept_changed=accept_changed, counts=counts,
+        accept_changed=accept_changed, counts=counts, metrics=metric or (),
     )  # fmt: skip
     _print_verdicts(rows, as_json=json_)
     if len(rows) and (rows["verdict"] == "invalid").all():
@@ -90,6 +96,7 @@ def gate(
     tolerance: Tolerance = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail, with 4, where a verdict is inconclusive.")] = False,
     counts: Counts = False,
+    metric: Metric = None,
     accept_changed: AcceptChanged = False,
     rounds: Rounds = None,
     budget: Budget = None,
@@ -121,7 +128,7 @@ def gate(
         rows = _compare_sides(
             base, head, only=only or (), commands=command or (), tolerance=tolerance, rounds=rounds, budget=budget,
             again=not counts, timeout=timeout, repository=repository, out=out, counts=counts,
-            accept_changed=accept_changed,
+            accept_changed=accept_changed, metrics=metric or (),
         )  # fmt: skip
     except BaseException as error:  # also Ctrl-C: whoever reads the files learns why there is no verdict
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}"
@@ -149,6 +156,7 @@ def _compare_sides(
     timeout: float,
     repository: Path,
     out: Path,
+    metrics: Sequence[str] = (),
     counts: bool = False,
     accept_changed: bool = False,
     warm_up: bool = True,
@@ -187,18 +195,23 @@ def _compare_sides(
         rounds = rounds or COUNTING_ROUNDS
         if tolerance is None:  # that of times allows for a clock
             rule = replace(rule, tolerance=COUNTING_TOLERANCE)
+    if metrics:
+        benchmarks = [replace(b, metrics=tuple(metrics)) for b in benchmarks]
     if tolerance is not None:  # this tolerance replaces those that benchmarks declare
         benchmarks = [replace(b, tolerance=None) for b in benchmarks]
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds is {rounds}; expected at least 1")
     if rounds is not None and budget is not None:
         raise ValueError("rounds are fixed, or as many as a budget holds; give --rounds or --budget")
-    if budget is not None:
-        rule = replace(rule, spend=True)
     plan = Plan(
-        rule=rule, rounds=rounds or 0, again=again, counts=counts, warm_up=warm_up, accept_changed=accept_changed
+        rule=replace(rule, spend=rounds is None),
+        rounds=rounds or 0,
+        again=again,
+        counts=counts,
+        warm_up=warm_up,
+        accept_changed=accept_changed,
     )
-    deadline = Deadline(None if budget is None else seconds(budget))
+    deadline = None if budget is None else Deadline(seconds(budget))
     with ExitStack() as stack:
         of_head = [b.of_head or b for b in benchmarks]
         first = stack.enter_context(prepare_side(sides[0], benchmarks, repository))

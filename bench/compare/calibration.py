@@ -21,7 +21,7 @@ from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 from wallclock.reports.views.calibration import BENCHMARK, tally_verdicts
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
 
-NOISES = ("normal", "drift", "two clock speeds", "heavy tails", "autocorrelated")
+NOISES = ("normal", "drift", "two clock speeds", "heavy tails", "autocorrelated", "bursts")
 SPREAD = 0.03  # standard deviation of the simulated noise as a share of the time, as on a busy machine
 WORKLOAD = "for _ in range({}): pass"  # imports nothing, so that the loop makes up most of the process
 TARGET_S = 0.06
@@ -65,7 +65,8 @@ def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, s
     Args:
         noise: one of `NOISES`: "normal"; "drift", where the machine also slows by a fifth from the first slot to the
             last; "two clock speeds", where one turn in four runs 8% slower; "heavy tails", Student's t with 2 degrees
-            of freedom; "autocorrelated", with a correlation of 0.8 between neighbouring slots.
+            of freedom; "autocorrelated", with a correlation of 0.8 between neighbouring slots; "bursts", where one slot
+            in forty begins five that run 30% slower.
         comparisons: number of comparisons.
         rounds: number of rounds in each comparison.
         planted: share by which the head takes longer than the base.
@@ -84,6 +85,10 @@ def simulated_times(noise: str, comparisons: int, rounds: int, planted: float, s
         fresh = slots.reshape(comparisons, -1)
         for at in range(1, fresh.shape[1]):
             fresh[:, at] = 0.8 * fresh[:, at - 1] + math.sqrt(1 - 0.8**2) * fresh[:, at]
+    elif noise == "bursts":
+        begun = draw.random((comparisons, 3 * rounds)) < 1 / 40
+        struck = [np.pad(begun, ((0, 0), (later, 0)))[:, : 3 * rounds] for later in range(5)]
+        slots += 0.3 * np.any(struck, axis=0).reshape(shape)
     order = draw.permuted(np.broadcast_to(np.arange(3), shape), axis=-1)
     base, head, again = (np.take_along_axis(slots, order, axis=-1)[..., arm] for arm in range(3))
     return np.exp(base), (1 + planted) * np.exp(head), np.exp(again)

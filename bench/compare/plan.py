@@ -12,7 +12,7 @@ from wallclock.bench.compare.sides import Side, hash_sources
 from wallclock.bench.runs.resume import begun_run, check_same_place
 from wallclock.reports.stats.verdicts import Rule
 from wallclock.reports.store.layout import StoreError
-from wallclock.reports.views.comparison import BASE, BENCHMARK, HEAD
+from wallclock.reports.views.comparison import BASE, BENCHMARK, CONTEXT, HEAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class Plan:
 
     Attributes:
         rule: turns rounds into verdicts (tolerance, error rate, looks).
-        rounds: number of rounds, in each of which every side has a turn; 0 takes as many as the rule needs or, if
-            `rule.spend` is set, as many as make the verdicts clear.
+        rounds: number of rounds, in each of which every side has a turn; 0, which needs `rule.spend`, takes as many as
+            make the verdicts clear, or as the time holds.
         again: whether the base has a second turn in each round, which shows how far two equal sides differ here.
         seed: seed of the order of turns.
         counts: whether counts, among them Callgrind's instructions, are recorded in place of times.
@@ -61,6 +61,7 @@ def new_request(benchmarks: Sequence[Benchmark], base: Side, head: Side, plan: P
         "again": plan.again,
         "counts": plan.counts,
         "tolerances": {b.name: b.tolerance for b in benchmarks if b.tolerance is not None},
+        "context": list(CONTEXT),
         "metrics": {b.name: list(b.metrics) for b in benchmarks if b.metrics},
         "invalid": {name: why for name, why in invalid.items() if name not in (*added, *removed)},
         "added": added,

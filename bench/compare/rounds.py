@@ -25,7 +25,7 @@ from wallclock.bench.measure.environment import provenance, resolve_device
 from wallclock.bench.measure.processes import ProcessDone, time_process
 from wallclock.bench.measure.telemetry import ClockWatch, Telemetry
 from wallclock.bench.measure.timing import Deadline
-from wallclock.reports.stats.verdicts import next_look, rounds_needed
+from wallclock.reports.stats.verdicts import LOOKS, early_share, rounds_needed, spent_share
 from wallclock.reports.store.read import load, load_runs
 from wallclock.reports.store.schema import Run, RunStatus, Sample
 from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
@@ -36,11 +36,13 @@ from wallclock.reports.views.comparison import (
     CONTEXT,
     COUNTED,
     HEAD,
+    SPENT,
     comparison_summary,
     judge_rounds,
 )
 
-ROUNDS = 12
+BUDGET_S = 45.0  # for each benchmark, where neither rounds nor a budget are given
+AGAIN_EVERY = 3  # rounds, in the first of which the base has a second turn
 WARM_UPS = 3  # processes at most; fewer once two in a row take equally long
 CALLGRIND = ("valgrind", "--tool=callgrind", "--trace-children=yes", "--callgrind-out-file=/dev/null")
 ROUND = "WALLCLOCK_ROUND"  # variable with the number of the round, from 0; a training may use it as its seed
@@ -54,10 +56,11 @@ class Comparison:
         benchmarks: the commands that both sides run.
         base: the side to compare with, such as the main branch.
         head: the side with the proposed change.
-        plan: rounds, warm-up and order of turns; if it lets the rule add rounds, a deadline is needed.
+        plan: rounds, warm-up and order of turns.
         out: folder in which a new run's own directory is created.
         command: the command line as the user typed it, for the records.
-        deadline: time by which the comparison ends; a round that would end later is not begun. None sets no limit.
+        deadline: time by which the comparison ends; a round that would end later is not begun. Without one, and without
+            rounds in the plan, it is `BUDGET_S` for each benchmark after the warm-up, and enough for a verdict.
         resume: directory of an interrupted, stopped or killed run of the same comparison; its complete rounds are kept,
             and an incomplete round is taken again. None begins a new run.
 
@@ -88,8 +91,9 @@ class Comparison:
             self.same_code = f"base and head are the same commit, {revision[:12]}"
         apart = {*request["invalid"], *request["added"], *request["removed"]}
         self.benchmarks = {b.name: b for b in benchmarks if b.name not in apart}
-        self.sides = {BASE: base, HEAD: head} | ({AGAIN: base} if plan.again else {})
-        self.plan, self.deadline = plan, deadline or Deadline(None)
+        self.sides = {BASE: base, HEAD: head, AGAIN: base}
+        self.plan, self.deadline = plan, deadline
+        self.shares = dict.fromkeys(self.benchmarks, 0.0)  # of the error rate, used by looks so far
         self.times_s: dict[str, list[float]] = {name: [] for name in self.benchmarks}  # seconds of each process
         self.rounds, self.judged = plan.rounds, set[tuple[str, str]]()
         self.rounds_done = self.attempt = 0
@@ -99,7 +103,9 @@ class Comparison:
             return
         check_same_comparison(resume, request, place)
         self.writer, samples = RunWriter.resume(resume), load(resume)
-        self.rounds_done = _count_rounds(samples, self.benchmarks, len(self.sides), bool(plan.rounds))
+        self.rounds_done = _count_rounds(samples, self.benchmarks, lambda n: len(self._arms(n)), bool(plan.rounds))
+        for name, share in samples.loc[samples["metric"] == SPENT, ["case", "value"]].itertuples(index=False):
+            self.shares[str(name)] += share
         self.attempt = 1 + int(samples["attempt"].max() if "attempt" in samples else 0)
 
     def verdicts(self) -> pd.DataFrame:
@@ -113,37 +119,47 @@ class Comparison:
             observe: called with one line that describes the plan, and one line of progress after each round.
 
         Returns:
-            "done", or "stopped" if the deadline came before the rounds were complete or every verdict was clear.
+            "done", or "stopped" if the deadline came before a whole round was complete.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once the records are closed as "interrupted".
         """
         with self.writer, Telemetry() as self._telemetry:
             open_ = [name for name in self.benchmarks if not self.plan.warm_up or self._warm_up(name, observe)]
-            if not self.rounds and not self.plan.rule.spend:
-                self.rounds = max(ROUNDS, rounds_needed(max(1, len(self.judged)), self.plan.rule))
+            if not self.rounds and not self.deadline:
+                least = rounds_needed(max(1, len(self.judged)), self.plan.rule) + 2
+                self.deadline = Deadline(max(BUDGET_S * len(open_), least * self._round_s(*open_)))
             if self.same_code:
                 observe(self.same_code)
                 self.writer.note(self.same_code)
             if open_:
                 observe(self._describe_plan(open_))
             status: RunStatus = "done"
-            number = self.rounds_done
-            look = next_look(number)
-            while open_ and (number < self.rounds or not self.rounds):
-                order = random.Random(f"{self.plan.seed} {number}").sample(open_, len(open_))
-                for name in order:
-                    if self._round_s(name) > self.deadline.remaining_s():
-                        status = "stopped"
-                    elif not self._take_round(name, number):
-                        open_.remove(name)
-                number += 1
-                if status == "stopped":
-                    self.writer.note(f"stopped after {number - 1} whole rounds: the budget is spent")
-                    break
-                if not self.rounds and number == look:
-                    open_, look = self._undecided(open_), next_look(number)
-                observe(self._describe_progress(number, open_))
+            number, looks = self.rounds_done, list(LOOKS)
+            try:
+                while open_ and (number < self.rounds or not self.rounds):
+                    for name in random.Random(f"{self.plan.seed} {number}").sample(open_, len(open_)):
+                        if self.deadline and self._round_s(name) > self.deadline.remaining_s():
+                            status = "stopped"
+                        elif not self._take_round(name, number):
+                            open_.remove(name)
+                    if status == "stopped":
+                        self.writer.note(f"ended after {number} whole rounds: the budget is spent")
+                        break
+                    number += 1
+                    if self.deadline and looks and self.deadline.spent() >= looks[0]:
+                        open_ = self._look(open_, number, self.deadline.spent())
+                        looks = [at for at in looks if at > self.deadline.spent()]
+                    elif self.deadline and early_share(number):
+                        open_ = self._look(open_, number, None)
+                    observe(self._describe_progress(number, open_))
+            except KeyboardInterrupt:
+                if self.deadline:
+                    self._look(open_, number, self.deadline.spent())
+                raise
+            if self.deadline and open_:
+                self._look(open_, number, 1.0)
+            status = "stopped" if status == "stopped" and not number else "done"
             self.writer.finish(status)
         return status
 
@@ -161,9 +177,13 @@ class Comparison:
                 previous = done.seconds
         return True
 
+    def _arms(self, number: int) -> list[str]:
+        """Returns the sides that have a turn in a round; the base's second turn is in every third round."""
+        return [BASE, HEAD] if number % AGAIN_EVERY or not self.plan.again else [BASE, HEAD, AGAIN]
+
     def _take_round(self, name: str, number: int) -> bool:
         """Takes one turn of each arm (base, head, base again); returns whether all worked."""
-        arms = list(self.sides)
+        arms = self._arms(number)
         random.Random(f"{self.plan.seed} {number} {name}").shuffle(arms)
         return all(self._take_turn(name, arm, round=number, slot=slot) for slot, arm in enumerate(arms))
 
@@ -215,8 +235,22 @@ class Comparison:
         self.times_s[name].append(done.seconds)
         return done
 
-    def _undecided(self, names: list[str]) -> list[str]:
-        """Returns the benchmarks with a metric that is still inconclusive; only these get further rounds."""
+    def _look(self, names: list[str], number: int, elapsed: float | None) -> list[str]:
+        """Looks at the verdicts, and returns the benchmarks that are inconclusive, which alone get further rounds.
+
+        Args:
+            names: the benchmarks to look at.
+            number: number of whole rounds so far.
+            elapsed: share of the budget that is spent; what it frees of the error rate, this look may use. None for an
+                early look.
+        """
+        for name in names:
+            share = early_share(number)
+            if elapsed is not None:
+                share = max(0.0, spent_share(elapsed, self.plan.rule) - self.shares[name])
+                self.shares[name] += share
+            same: dict[str, Any] = {"benchmark": BENCHMARK, "metric": SPENT, "unit": "fraction", "better": "lower"}
+            self.writer.add(Sample(case=name, value=share, round=number, **same))
         rows = judge_rounds(load(self.writer.path), self.writer.run.request)
         unclear = {row["benchmark"] for row in rows if row["verdict"] == "inconclusive"}
         return [name for name in names if name in unclear]
@@ -224,35 +258,36 @@ class Comparison:
     def _round_s(self, *names: str) -> float:
         """Returns the seconds that one round of the named benchmarks takes, from the medians so far."""
         times = [self.times_s[name] for name in names if self.times_s[name]]
-        return sum(map(statistics.median, times)) * len(self.sides)
+        turns = 2 + self.plan.again / AGAIN_EVERY
+        return sum(map(statistics.median, times)) * turns
 
     def _describe_plan(self, names: list[str]) -> str:
-        if not self.rounds:
+        if self.deadline:
             left = format_s(self.deadline.remaining_s())
             return f"{', '.join(names)}: rounds until the verdicts are clear, at most {left}"
-        rounds = f"{', '.join(names)}: {self.rounds} rounds of {len(self.sides)} processes each"
+        rounds = f"{', '.join(names)}: {self.rounds} rounds of base and head"
         if self.plan.counts:
             return f"{rounds}, which under Callgrind take about fifty times as long as alone"
         return f"{rounds}, about {format_s(self._round_s(*names) * self.rounds)}"
 
     def _describe_progress(self, number: int, names: list[str]) -> str:
-        if not self.rounds:
+        if self.deadline:
             return f"round {number}, {len(names)} open, at most {format_s(self.deadline.remaining_s())} left"
         left = format_s(self._round_s(*names) * (self.rounds - number))
         return f"round {number} of {self.rounds}, about {left} left"
 
 
-def _count_rounds(samples: pd.DataFrame, names: Iterable[str], turns: int, fixed: bool) -> int:
+def _count_rounds(samples: pd.DataFrame, names: Iterable[str], turns: Callable[[int], int], fixed: bool) -> int:
     """Returns how many rounds of a stored comparison are complete.
 
-    Each of the named benchmarks has `turns` turns in a round. Where the number of rounds is fixed, a complete round
-    holds every benchmark.
+    Each of the named benchmarks has `turns(n)` turns in the n-th round. Where the number of rounds is fixed, a complete
+    round holds every benchmark.
     """
     done = []
     for name in names:
         own = samples[(samples["case"] == name) & (samples["phase"] == "steady")] if len(samples) else samples
         arms: Mapping[Any, int] = dict(own.groupby("round")["arm"].nunique()) if len(own) else {}
-        whole = {int(number) for number, count in arms.items() if count == turns}
+        whole = {int(number) for number, count in arms.items() if count == turns(int(number))}
         done.append(next(number for number in itertools.count() if number not in whole))
     return (min if fixed else max)(done, default=0)
 

@@ -71,11 +71,16 @@ class Deadline:
     """
 
     def __init__(self, budget_s: float | None) -> None:
-        self._end_s = math.inf if budget_s is None else now_s() + budget_s
+        self._budget_s = math.inf if budget_s is None else budget_s
+        self._end_s = now_s() + self._budget_s
 
     def remaining_s(self) -> float:
         """Returns the seconds left: infinite without a budget, negative after the deadline."""
         return self._end_s - now_s()
+
+    def spent(self) -> float:
+        """Returns the share of the budget that has gone by, from 0 to 1; 0 without a budget."""
+        return 0.0 if math.isinf(self._budget_s) else min(1.0, 1 - self.remaining_s() / self._budget_s)
 
     def expired(self) -> bool:
         """Returns whether the budget is spent."""

@@ -8,8 +8,11 @@ reached it, without an invented number.
 Paired rounds use Wilcoxon's signed-rank distribution over the averages of every two differences (Walsh averages); runs
 stored apart use the Mann-Whitney distribution over all differences between a head's and a base's run. Both are exact.
 
+The detectable worsening comes from the rounds themselves: the very test is run on resamples of them.
+
 Sources: Hodges and Lehmann, Estimates of Location Based on Rank Tests (1963); Benjamini and Hochberg, Controlling the
-False Discovery Rate (1995); Schuirmann's two one-sided tests for equivalence (1987).
+False Discovery Rate (1995); Schuirmann's two one-sided tests for equivalence (1987); Lan and DeMets, Discrete
+Sequential Boundaries for Clinical Trials (1983).
 """
 
 import functools
@@ -24,7 +27,9 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Verdict = Literal["regressed", "improved", "equivalent", "inconclusive", "invalid", "added", "removed"]
 EXACT_UP_TO = 60  # runs up to which the tail is exact; above, the normal approximation is good to three digits
-FIRST_LOOK, LOOKS_APART = 6, 1.5
+LOOKS = (0.1, 0.2, 0.3, 0.45, 0.67)  # shares of a budget after which verdicts are looked at, before its end
+EARLY_ROUNDS, EARLY_SHARE = 10, 0.1  # of the first early look; what all early looks may use of the error rate
+RESAMPLES = 400  # of the rounds, by which the detectable worsening is found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class Rule:
         error_rate: chance of a false `regressed` or `improved` for one benchmark; the false discovery rate for many.
         power: chance of finding a worsening of the detectable size.
         spend: whether rounds may be added until the verdict is clear; each look may then use only its share of the
-            error rate, see `share_of_look`.
+            error rate, see `spent_share`.
     """
 
     tolerance: float = 0.02
@@ -68,7 +73,6 @@ class Differences:
         inner_high: upper end of that inner interval.
         p_worse: one-sided p-value of "it is not worse by more than the tolerance".
         p_better: one-sided p-value of "it is not better by more than the tolerance".
-        detectable: smallest worsening that as many rounds, as noisy as these, find with the rule's power.
     """
 
     n: int
@@ -80,7 +84,6 @@ class Differences:
     inner_high: float
     p_worse: float
     p_better: float
-    detectable: float
 
     @property
     def p(self) -> float:
@@ -88,40 +91,41 @@ class Differences:
         return min(1.0, 2 * min(self.p_worse, self.p_better))
 
 
-def share_of_look(rounds: int, rule: Rule) -> float:
-    """Returns the share of the error rate that a look after `rounds` rounds may use.
+def spent_share(elapsed: float, rule: Rule) -> float:
+    """Returns the share of the error rate that all looks up to now may use together, from 0 to 1, but for early ones.
 
-    With `rule.spend` looks are taken after 6, 9, 14, 21, ... rounds, each time half as many again. The k-th may use
-    1 / (k (k + 1)) of the error rate: 1/2, 1/6, 1/12, ... Any number of shares adds up to less than one, so repeated
-    looks err no more often than a single look (a union bound, which assumes nothing about how the looks depend on each
-    other).
+    Lan and DeMets' spending function of the kind of O'Brien and Fleming: next to nothing early, so that most is left
+    for the last look. A look may use what has become free since the one before; by the union bound repeated looks then
+    err no more often than a single one, whatever the noise and however the looks depend on each other.
+
+    Args:
+        elapsed: share of the budget that is spent, from 0 to 1.
+        rule: gives the error rate.
     """
-    if not rule.spend:
-        return 1.0
-    look, at = 1, FIRST_LOOK
-    while at < rounds:  # a stop between two looks counts as the next one
-        look, at = look + 1, next_look(at)
-    return 1 / (look * (look + 1))
+    from scipy.special import ndtr, ndtri
+
+    if elapsed <= 0:
+        return 0.0
+    tail = float(ndtr(ndtri(rule.error_rate / 2) / math.sqrt(min(1.0, elapsed))))
+    return (1 - EARLY_SHARE) * 2 * tail / rule.error_rate
 
 
-def next_look(rounds: int) -> int:
-    """Returns the number of rounds after which to look again."""
-    return FIRST_LOOK if rounds < FIRST_LOOK else math.ceil(LOOKS_APART * rounds)
+def early_share(rounds: int) -> float:
+    """Returns the share of the error rate that an early look after so many rounds may use; 0 where there is no look.
 
-
-def stated_power(row: Differences, worsening: float, rule: Rule) -> float:
-    """Returns the chance that rounds as noisy as these find a worsening (a share), as implied by `row.detectable`."""
-    from scipy.special import stdtr, stdtrit
-
-    freedom = max(1, row.n - 1)
-    t_level = -stdtrit(freedom, rule.error_rate * share_of_look(row.n, rule) / 2)
-    error = (row.detectable - row.tolerance) / (t_level + stdtrit(freedom, rule.power))
-    return float(stdtr(freedom, (math.log1p(worsening) - row.tolerance) / error - t_level)) if error > 0 else 1.0
+    What is plain at first sight should not take a part of a long budget: looks after 10, 15, 23, 35, ... rounds use
+    1/2, 1/4, 1/8, ... of `EARLY_SHARE`.
+    """
+    at, share = EARLY_ROUNDS, EARLY_SHARE / 2
+    while at < rounds:
+        at, share = math.ceil(1.5 * at), share / 2
+    return share if at == rounds else 0.0
 
 
 def rounds_needed(benchmarks: int, rule: Rule) -> int:
     """Returns the number of rounds below which even the clearest result may be chance among so many benchmarks."""
-    return max(FIRST_LOOK, math.ceil(math.log2(2 * benchmarks / rule.error_rate)))
+    share = spent_share(1.0, rule) - spent_share(LOOKS[-1], rule) if rule.spend else 1.0
+    return math.ceil(math.log2(2 * benchmarks / (rule.error_rate * share)))
 
 
 @functools.cache
@@ -176,14 +180,16 @@ def walsh_averages(differences: npt.ArrayLike) -> Array:
     return np.sort(np.nan_to_num(averages, nan=0.0, posinf=np.inf, neginf=-np.inf), axis=-1)
 
 
-def judge_paired(differences: npt.ArrayLike, rule: Rule) -> list[Differences]:
+def judge_paired(differences: npt.ArrayLike, rule: Rule, share: float = 1.0) -> list[Differences]:
     """Judges each comparison by its rounds, in which base and head were measured together.
 
-    The differences are ln(head / base) of each round, positive where worse, [n] or [comparisons, n].
+    Args:
+        differences: ln(head / base) of each round, positive where worse, [n] or [comparisons, n].
+        rule: gives tolerance and error rate.
+        share: share of the error rate that this look may use.
     """
     d = np.atleast_2d(np.asarray(differences, dtype=np.float64))
-    n = d.shape[-1]
-    return _judge(walsh_averages(d), _signed_rank_tail(n), n, n - 1, np.sqrt(_variance(d) / n), rule)
+    return _judge(walsh_averages(d), _signed_rank_tail(d.shape[-1]), d.shape[-1], rule, share)
 
 
 def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
@@ -192,44 +198,85 @@ def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Diff
     Each side is the logarithms of its runs, with signs reversed where higher is better; infinity for a miss.
     """
     b, h = np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)
+    ordered = _between(b[None], h[None])
+    return _judge(ordered, _rank_sum_tail(len(b), len(h)), min(len(b), len(h)), rule, 1.0)[0]
+
+
+def _between(base: Array, head: Array) -> Array:
+    """Returns the sorted differences between every head's and every base's run, [comparisons, M]."""
     with np.errstate(invalid="ignore"):
-        between = (h[:, None] - b[None, :]).ravel()
-    ordered = np.sort(np.nan_to_num(between, nan=0.0, posinf=np.inf, neginf=-np.inf))
-    n, freedom = min(len(b), len(h)), len(b) + len(h) - 2
-    error = np.sqrt(_variance(b[None]) / len(b) + _variance(h[None]) / len(h))
-    return _judge(ordered[None], _rank_sum_tail(len(b), len(h)), n, freedom, error, rule)[0]
+        between = (head[:, :, None] - base[:, None, :]).reshape(len(base), -1)
+    return np.sort(np.nan_to_num(between, nan=0.0, posinf=np.inf, neginf=-np.inf), axis=-1)
 
 
-def _variance(values: Array) -> Array:
-    """Returns the unbiased variance along the last axis; infinite for a single value and for infinities."""
-    if values.shape[-1] < 2:
-        return np.full(values.shape[:-1], np.inf)
-    with np.errstate(invalid="ignore"):
-        return np.nan_to_num(values.var(axis=-1, ddof=1), nan=np.inf)
-
-
-def _judge(ordered: Array, tail: Array, n: int, freedom: int, error: Array, rule: Rule) -> list[Differences]:
+def _judge(ordered: Array, tail: Array, n: int, rule: Rule, share: float) -> list[Differences]:
     """Judges sorted pairwise differences, [comparisons, M], by the chance of as many of them on one side."""
-    from scipy.special import stdtrit
-
-    share, tau = share_of_look(n, rule), math.log1p(rule.tolerance)
-    level = rule.error_rate * share / 2  # half for worse, half for better
-    low, high = _order_statistics(ordered, tail, level)
+    tau = math.log1p(rule.tolerance)
+    low, high = _order_statistics(ordered, tail, rule.error_rate * share / 2)  # half for worse, half for better
     inner_low, inner_high = _order_statistics(ordered, tail, rule.error_rate * share)
     p_worse = tail[np.sum(ordered > tau, axis=-1)]
     p_better = tail[np.sum(ordered < -tau, axis=-1)]
-    # Half of a 68% interval is a standard error too, by ranks. The larger of the two is honest: with heavy tails
-    # the ranks see less noise than there is, and with clocks of two speeds they may happen to see one speed alone.
-    at_low, at_high = _order_statistics(ordered, tail, 0.1587)
-    freedom = max(1, freedom)
-    t_level, t_power = -stdtrit(freedom, level), stdtrit(freedom, rule.power)
-    with np.errstate(invalid="ignore"):
-        of_ranks = np.nan_to_num((at_high - at_low) / 2 / -stdtrit(freedom, 0.1587), nan=np.inf)
-    value = np.median(ordered, axis=-1)
-    with np.errstate(over="ignore"):
-        detectable = tau + (t_level + t_power) * np.maximum(error, of_ranks)
-    columns = (value, low, high, inner_low, inner_high, p_worse, p_better, detectable)
+    columns = (np.median(ordered, axis=-1), low, high, inner_low, inner_high, p_worse, p_better)
     return [Differences(n, tau, *map(float, row)) for row in zip(*columns, strict=True)]
+
+
+def found_paired(differences: npt.ArrayLike, rule: Rule, share: float = 1.0) -> Array:
+    """Returns from which worsening on the test of `judge_paired` finds one, in each of some resamples of the rounds.
+
+    Args:
+        differences: differences of one comparison, [n].
+        rule: gives tolerance and error rate.
+        share: share of the error rate that the look may use.
+
+    Returns:
+        Worsenings as shares, [resamples]; infinite where no result of so many rounds can be a verdict.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    n = len(d)
+    spread = (d - np.median(walsh_averages(d))) * _widening(n)
+    drawn, draw = _draws(n)
+    signs = draw.choice((-1.0, 1.0), drawn.shape)  # the order of turns is drawn, so that noise has no direction
+    return _found(walsh_averages(signs * spread[drawn]), _signed_rank_tail(n), rule, share)
+
+
+def found_unpaired(base: Array, head: Array, rule: Rule) -> Array:
+    """Returns from which worsening on the test of `judge_unpaired` finds one; see `found_paired`."""
+    sides = []
+    if not np.isfinite([*base, *head]).all():  # a run that missed its target
+        return np.full(1, np.inf)
+    for side in (np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)):
+        drawn, _ = _draws(len(side))
+        sides.append(((side - np.median(side)) * _widening(len(side)))[drawn])
+    return _found(_between(*sides), _rank_sum_tail(len(sides[0][0]), len(sides[1][0])), rule, 1.0)
+
+
+def detectable(found: Array, rule: Rule) -> float:
+    """Returns the smallest worsening that is found with the rule's power; see `found_paired`."""
+    return float(np.quantile(found, rule.power, method="higher"))  # between infinities nothing can be interpolated
+
+
+def _widening(n: int) -> float:
+    """Returns the factor by which n values are spread before they are resampled, which else would understate the noise.
+
+    Chosen so that the detectable worsening is within a fifth of the true one from 6 rounds on, in each of the noises of
+    `bench.compare.calibration`; `tests/bench/compare/test_calibration.py` holds it to that.
+    """
+    return math.sqrt((n + 1.5) / (n - 1)) if n > 1 else math.inf
+
+
+def _draws(n: int) -> "tuple[npt.NDArray[np.int64], np.random.Generator]":
+    """Returns indices of resamples, [resamples, n], fewer where n is large, and the generator that drew them."""
+    draw = np.random.default_rng(n)
+    return draw.integers(0, n, (max(100, min(RESAMPLES, 5_000_000 // n**2)), n)), draw
+
+
+def _found(ordered: Array, tail: Array, rule: Rule, share: float) -> Array:
+    """Returns the worsenings that the test on sorted pairwise differences of equal sides, [resamples, M], finds."""
+    if not np.isfinite(ordered).all():  # a single round
+        return np.full(len(ordered), np.inf)
+    low, _ = _order_statistics(ordered, tail, rule.error_rate * share / 2)
+    with np.errstate(over="ignore"):
+        return np.expm1(math.log1p(rule.tolerance) - low)
 
 
 def _order_statistics(ordered: Array, tail: Array, level: float) -> tuple[Array, Array]:
@@ -254,12 +301,15 @@ def discoveries(p_values: Sequence[float], error_rate: float) -> list[bool]:
     return [place in standing for place in range(m)]
 
 
-def decide(rows: Sequence[Differences], rule: Rule) -> list[tuple[Verdict, str]]:
+def decide(rows: Sequence[Differences], rule: Rule, shares: Sequence[float] = ()) -> list[tuple[Verdict, str]]:
     """Returns verdict and reason of each benchmark of one comparison, judged together.
 
-    The rows are the benchmarks that could be judged, each with its own tolerance; the rule gives the error rate.
+    Args:
+        rows: the benchmarks that could be judged, each with its own tolerance.
+        rule: gives the error rate.
+        shares: share of the error rate that each row's look may use; 1 for each by default.
     """
-    spent = [min(1.0, row.p / share_of_look(row.n, rule)) for row in rows]
+    spent = [min(1.0, row.p / max(share, 1e-300)) for row, share in zip(rows, shares or [1.0] * len(rows), strict=True)]
     stands = discoveries(spent, rule.error_rate)
     return [_verdict(row, stood, len(rows), rule) for row, stood in zip(rows, stands, strict=True)]
 

@@ -6,9 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.text import Cells
+from wallclock.reports.format.text import Cells, present
 from wallclock.reports.stats.intervals import wilson_interval
-from wallclock.reports.stats.verdicts import Array, Rule, decide, discoveries, judge_paired, stated_power
+from wallclock.reports.stats.verdicts import (
+    LOOKS,
+    Array,
+    Rule,
+    decide,
+    detectable,
+    discoveries,
+    early_share,
+    found_paired,
+    judge_paired,
+    spent_share,
+)
 from wallclock.reports.views.comparison import AGAIN, BASE, HEAD
 from wallclock.reports.views.view import View
 
@@ -16,10 +27,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BENCHMARK = "calibration"
+RESAMPLED = 100  # comparisons whose rounds are resampled, for the power that is stated
 TOGETHER = 20  # simulated or measured comparisons that count as the benchmarks of one gate
 FIGURES = (
     *("comparisons", "regressed", "improved", "unfit", "regressed_of_many", "improved_of_many"),
-    *("stated_power", "printed_detectable", "true_detectable"),
+    *("regressed_in_looks", "improved_in_looks", "stated_power", "printed_detectable", "true_detectable"),
 )
 
 VIEW = View((BENCHMARK,), tabled=(BENCHMARK,))
@@ -33,9 +45,10 @@ def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule:
 
     Returns:
         `FIGURES`: `comparisons`; how many are `regressed` and `improved`, each judged alone, and `unfit`: the base
-        differs from itself, which excludes both verdicts; these three `_of_many`, judged in groups of `TOGETHER`, as
-        the benchmarks of one gate; `stated_power` to find what was planted; the worsening that the rows print as
-        detectable, and the one that is truly found with the rule's power in such noise.
+        differs from itself, which excludes both verdicts; `_of_many`, judged in groups of `TOGETHER` as the benchmarks
+        of one gate; `_in_looks`, looked at during the rounds until one is clear; `stated_power` to find what was
+        planted; the worsening that the rows print as detectable, and the one that is truly found with the rule's power
+        in such noise.
     """
     d, same = np.log(head / base), np.log(again / base)
     rows = judge_paired(d, rule)
@@ -44,19 +57,36 @@ def tally_verdicts(base: Array, head: Array, again: Array, planted: float, rule:
     many: list[str] = []
     for start in range(0, len(rows), TOGETHER):
         part = rows[start : start + TOGETHER]
-        found = discoveries([row.p for row in part], rule.error_rate)
+        standing = discoveries([row.p for row in part], rule.error_rate)
         many += [
             "unfit" if not ok else "" if not stands else "regressed" if row.p_worse < row.p_better else "improved"
-            for row, stands, ok in zip(part, found, fit[start : start + TOGETHER], strict=True)
+            for row, stands, ok in zip(part, standing, fit[start : start + TOGETHER], strict=True)
         ]
+    looked = _judged_in_looks(d, rule)
+    found = [found_paired(row, rule) for row in d[:RESAMPLED]]
     return {
         "comparisons": len(rows),
         **{name: alone.count(name) for name in ("regressed", "improved", "unfit")},
         **{f"{name}_of_many": many.count(name) for name in ("regressed", "improved")},
-        "stated_power": float(np.mean([stated_power(row, planted, rule) for row in rows])),
-        "printed_detectable": math.expm1(float(np.median([row.detectable for row in rows]))),
+        **{f"{name}_in_looks": looked.count(name) for name in ("regressed", "improved")},
+        "stated_power": float(np.mean([np.mean(worsenings <= planted) for worsenings in found])),
+        "printed_detectable": float(np.median([detectable(worsenings, rule) for worsenings in found])),
         "true_detectable": _found_with_power(d - math.log1p(planted), rule),
     }
+
+
+def _judged_in_looks(d: Array, rule: Rule) -> list[str]:
+    """Returns the first verdict on each comparison's rounds, or "inconclusive", looked at as time goes by."""
+    verdicts, spent, rounds = ["inconclusive"] * len(d), 0.0, d.shape[1]
+    looks = [(n, early_share(n)) for n in range(1, rounds) if early_share(n)]
+    for elapsed in (*LOOKS, 1.0):
+        looks.append((math.ceil(elapsed * rounds), spent_share(elapsed, rule) - spent))
+        spent = spent_share(elapsed, rule)
+    for n, share in sorted(looks):
+        for number, row in enumerate(judge_paired(d[:, :n], rule, share)):
+            if verdicts[number] == "inconclusive":
+                verdicts[number] = decide([row], rule, [share])[0][0]
+    return verdicts
 
 
 def _found_with_power(d: Array, rule: Rule) -> float:
@@ -104,14 +134,15 @@ def _measured(samples: "pd.DataFrame") -> tuple[Array, Array, Array] | None:
 
 @VIEW.table(
     "calibration",
-    title="Verdicts whose truth is known, alone and of 20 at once; power stated",
+    title="Verdicts whose truth is known: alone, of 20 at once, in looks; power stated",
     heading="Do the verdicts hold?",
 )
 def calibration_rows(calibration: "pd.DataFrame") -> Cells:
     """Comparisons whose truth is known: of a program with itself, and with one that was slowed by a known share.
 
-    Shares of n with 95% intervals; the same when 20 are judged at once; the chance of finding what was planted, as
-    stated; the smallest worsening that the rows say they find, above the one that is found in truth.
+    Shares of n with 95% intervals; those regressed, and improved, when 20 are judged at once, and when each is looked
+    at five times until it is clear; the chance of finding what was planted, as stated; the smallest worsening that the
+    rows say they find, above the one that is found in truth.
     """
     for row in calibration.to_dict("records"):
         n = int(row["comparisons"])
@@ -122,6 +153,9 @@ def calibration_rows(calibration: "pd.DataFrame") -> Cells:
             "regressed": f"{100 * found.value:.1f}%\n[{100 * found.low:.1f}, {100 * found.high:.1f}]",
             "improved": f"{100 * row['improved'] / n:.1f}%",
             "of 20": f"{100 * row['regressed_of_many'] / n:.1f}%\n{100 * row['improved_of_many'] / n:.1f}%",
+            "looks": f"{100 * row['regressed_in_looks'] / n:.1f}%\n{100 * row['improved_in_looks'] / n:.1f}%"
+            if present(row["regressed_in_looks"])  # older simulations have none
+            else "",
             "stated": f"{100 * row['stated_power']:.0f}%",
             "finds": f"{100 * row['printed_detectable']:.1f}%\n{100 * row['true_detectable']:.1f}% true",
         }
@@ -138,6 +172,7 @@ def false_verdicts(summary: "pd.DataFrame", rule: Rule) -> Sequence[str]:
         for words, count in (
             ("each alone", row["regressed"] + row["improved"]),
             ("many at once", row["regressed_of_many"] + row["improved_of_many"]),
+            ("looked at often", row["regressed_in_looks"] + row["improved_in_looks"]),
         ):
             if wilson_interval(int(count), n).low > allowed:
                 found.append(f"{row['noise']}, {words}: {count:g} of {n} are false")

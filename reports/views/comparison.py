@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,17 @@ import numpy as np
 from wallclock.reports.format.plotly import Figure, nth_colour, ratio_dots
 from wallclock.reports.format.text import Rows, arrow, interval_text, plain, present, significant
 from wallclock.reports.stats.intervals import parameter_columns
-from wallclock.reports.stats.verdicts import Array, Differences, Rule, decide, judge_paired, judge_unpaired
+from wallclock.reports.stats.verdicts import (
+    Array,
+    Differences,
+    Rule,
+    decide,
+    detectable,
+    found_paired,
+    found_unpaired,
+    judge_paired,
+    judge_unpaired,
+)
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
 
@@ -19,8 +28,10 @@ if TYPE_CHECKING:
 
 BENCHMARK = "comparison"
 BASE, HEAD, AGAIN = "base", "head", "base again"
-# Metrics of a whole process, kept beside its time; judged only where a benchmark names them.
-CONTEXT = ("process_cpu_s", "process_peak_bytes")
+# Metrics of a whole process that are judged only where a benchmark names them; once, its CPU time was one of them.
+CONTEXT = ("process_peak_bytes",)
+CONTEXT_BEFORE = ("process_cpu_s", *CONTEXT)
+SPENT = "error_spent"  # metric of a look: the share of the error rate that it may use, after so many rounds
 # Units of counts: the same code gives the same count, so one figure is enough.
 COUNTED = ("count", "instructions", "allocated bytes")
 COLUMNS = (
@@ -63,12 +74,21 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
         attempts = samples["attempt"].fillna(0)
         last = attempts.groupby([samples["case"], samples["phase"], samples["round"]], observed=True).transform("max")
         samples = samples[(attempts == last) | samples["round"].isna()]
-    for (name, metric), group in samples.groupby(["case", "metric"], sort=False, observed=True):
+    failed = {*samples.loc[samples["status"] == "failed", "case"]}
+    looks = samples[samples["metric"] == SPENT].groupby("case", observed=True).last()
+    for (name, metric), group in samples[samples["metric"] != SPENT].groupby(
+        ["case", "metric"], sort=False, observed=True
+    ):
+        if name in failed and not (group["status"] == "failed").any():  # one row says so
+            continue
         asked = request.get("metrics", {}).get(name) or ()
-        unasked = metric not in asked if asked else metric in CONTEXT
+        unasked = metric not in asked if asked else metric in request.get("context", CONTEXT_BEFORE)
         if unasked and not (group["status"] == "failed").any():  # a failure is reported in any case
             continue
-        rows.append(_row(group, str(name), rule_of(request, str(name)), request))
+        rule, share = rule_of(request, str(name)), 1.0
+        if rule.spend:
+            share = float(looks["value"].get(name, 0.0))
+        rows.append(_row(group, str(name), rule, share, looks["round"].get(name, math.inf)))
     apart = {name: ("invalid", why) for name, why in request.get("invalid", {}).items()}
     apart |= {name: ("added", f"only the {HEAD} declares it") for name in request.get("added", ())}
     apart |= {name: ("removed", f"only the {BASE} declares it") for name in request.get("removed", ())}
@@ -77,11 +97,14 @@ def judge_rounds(samples: "pd.DataFrame", request: dict[str, Any]) -> list[dict[
     return _decided(rows, rule_of(request, ""))
 
 
-def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) -> dict[str, Any]:
-    """Returns a row for one metric of one benchmark: `differences` where it can be judged, else a verdict."""
+def _row(group: "pd.DataFrame", name: str, rule: Rule, share: float, end: float) -> dict[str, Any]:
+    """Returns a row for one metric of one benchmark: `differences` where it can be judged, else a verdict.
+
+    A look may use `share` of the error rate, and has seen the rounds before `end`.
+    """
     row: dict[str, Any] = {k: str(group[k].iloc[0]) for k in ("metric", "unit", "better")}
     row |= {"benchmark": name, "tolerance": rule.tolerance}
-    steady = group[group["phase"] == "steady"]
+    steady = group[(group["phase"] == "steady") & (group["round"].fillna(0) < end)]
     # The median of what a process printed in a round is the unit of the statistics.
     base, head, again = (steady[steady["arm"] == arm].groupby("round")["value"].median() for arm in (BASE, HEAD, AGAIN))
     row |= {"base": float(base.median()), "head": float(head.median())}
@@ -108,9 +131,12 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, request: dict[str, Any]) 
     both, twice = (base.index.intersection(other.index) for other in (head, again))
     if not len(both):
         return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none in which both sides printed it"}
-    (row["differences"],) = judge_paired(sign * np.log(head[both].to_numpy() / base[both].to_numpy()), rule)
+    differences = sign * np.log(head[both].to_numpy() / base[both].to_numpy())
+    row["share"] = share
+    (row["differences"],) = judge_paired(differences, rule, share)
+    row["detectable"] = detectable(found_paired(differences, rule, share), rule)
     if len(twice):
-        (row["same"],) = judge_paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule)
+        (row["same"],) = judge_paired(sign * np.log(again[twice].to_numpy() / base[twice].to_numpy()), rule, share)
         row["again_ratio"] = math.exp(sign * row["same"].value)
     return row
 
@@ -151,12 +177,13 @@ def _decided(rows: list[dict[str, Any]], rule: Rule) -> list[dict[str, Any]]:
     First the fitness of the machine: the base against itself, by the same rule as the head against the base.
     """
     twice = [row for row in rows if "same" in row]
-    for row, (verdict, _) in zip(twice, decide([row.pop("same") for row in twice], rule), strict=True):
+    fitness = decide([row.pop("same") for row in twice], rule, [row["share"] for row in twice])
+    for row, (verdict, _) in zip(twice, fitness, strict=True):
         if verdict in ("regressed", "improved"):
             unfit = f"runner_unfit: the base differs from itself, ratio {row['again_ratio']:.3f}"
             row |= {"verdict": "invalid", "reason": unfit}
     open_rows = [row for row in rows if "differences" in row and "verdict" not in row]
-    verdicts = decide([row["differences"] for row in open_rows], rule)
+    verdicts = decide([row["differences"] for row in open_rows], rule, [row["share"] for row in open_rows])
     for row, (verdict, reason) in zip(open_rows, verdicts, strict=True):
         row |= {"verdict": verdict, "reason": reason}
     for row in rows:
@@ -176,7 +203,6 @@ def _ratios(differences: Differences, better: str) -> dict[str, Any]:
         "ratio_high": _exp(high),
         "p_worse": d.p_worse,
         "p_better": d.p_better,
-        "detectable": math.expm1(d.detectable) if d.detectable < 700 else math.inf,
     }
 
 
@@ -212,14 +238,16 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
             row |= settled
         else:
             sign = 1 if better == "lower" else -1
-            row["differences"] = judge_unpaired(sign * np.log(own[0]), sign * np.log(own[1]), rule)
+            before, after = (sign * np.log(values) for values in own)
+            row |= {"differences": judge_unpaired(before, after, rule), "share": 1.0}
+            row["detectable"] = detectable(found_unpaired(before, after, rule), rule)
         rows.append(row)
-    return pd.DataFrame(_decided(rows, replace(rule, spend=False)), columns=list(COLUMNS))
+    return pd.DataFrame(_decided(rows, rule), columns=list(COLUMNS))
 
 
 def _stored_units(frame: "pd.DataFrame") -> Iterator[tuple[tuple[str, str, str, str], Array]]:
     """Yields each metric of each case with one figure for every run, or for every seed; a miss is infinitely slow."""
-    steady = frame[(frame["phase"] == "steady") & ~frame["metric"].isin(CONTEXT)]
+    steady = frame[(frame["phase"] == "steady") & ~frame["metric"].isin(CONTEXT_BEFORE)]
     steady = steady[np.isfinite(steady["value"].to_numpy()) | steady["censored"].fillna(False).to_numpy(dtype=bool)]
     names = ["benchmark", "case", "variant", *parameter_columns(frame)]
     names = [name for name in names if steady[name].nunique(dropna=False) > 1 or name == "benchmark"]
@@ -260,7 +288,7 @@ def comparison_rows(comparisons: "pd.DataFrame") -> Rows:
         unit = row["unit"] if present(row["unit"]) else ""
         figures = [f"{significant(row[side])}" if present(row[side]) else "" for side in (BASE, HEAD)]
         ratio = f"{row['ratio']:.3f}" if present(row["ratio"]) else ""
-        detectable = row["detectable"]
+        finds = row["detectable"]
         rounds = f"\n{row['rounds']:g} rounds" if present(row["rounds"]) else ""
         which = f"\nrun {row['run_id'][-8:]}" if of_several else ""
         reason, _, detail = str(row["reason"]).partition(": ")
@@ -269,7 +297,7 @@ def comparison_rows(comparisons: "pd.DataFrame") -> Rows:
                 f"{row['benchmark']}\n{row['metric']} {arrow(row['better'])}, {unit}{which}",
                 *figures,
                 "\n".join(part for part in (ratio, interval_text(row["ratio_low"], row["ratio_high"])) if part),
-                (f"{100 * detectable:.1f}%" if present(detectable) and math.isfinite(detectable) else "") + rounds,
+                (f"{100 * finds:.1f}%" if present(finds) and math.isfinite(finds) else "") + rounds,
                 "\n".join(part for part in (row["verdict"], detail or reason.replace("_", " ")) if part),
             ]
         )

@@ -16,7 +16,7 @@ from wallclock.bench.compare.counts import count_turn
 from wallclock.bench.compare.figures import read_figures
 from wallclock.bench.compare.git import worktree
 from wallclock.bench.compare.sides import parse_subject
-from wallclock.reports.views.comparison import comparison_summary
+from wallclock.reports.views.comparison import SPENT, comparison_summary
 
 PROJECT = '[tool.wallclock.benchmarks.work]\ncommand = "sh work.sh"\nmetrics = ["work_ms"]\n'
 
@@ -90,7 +90,7 @@ def test_printed_figures_are_judged_beside_the_time(tmp_path, wallclock):
     assert code == 0
     rows = {row["metric"]: row for row in json.loads(out)}
     assert rows["rate"]["verdict"] == "regressed" and rows["rate"]["ratio"] == 0.5
-    assert set(rows) == {"rate", "process_s"} and 0 < rows["process_s"]["base"] < 60
+    assert set(rows) == {"rate", "process_s", "process_cpu_s"} and 0 < rows["process_s"]["base"] < 60
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,30 @@ def test_a_budget_is_spent_until_the_verdict_is_clear(repository, commit, tmp_pa
     spend = ("--budget", "1.2s", "--strict", "--out", tmp_path / "b")  # three rounds at most, and six are needed
     code, _, err = wallclock("gate", "long", "long", "--repository", repository, *spend)
     assert code == 4 and "inconclusive" in err
-    assert not stored(tmp_path / "b")["rounds"].iloc[0] >= 6  # none where the warm-up took it all
-    assert reports.load_runs(tmp_path / "b")["run_status"].iloc[0] == "stopped"
+    rounds = stored(tmp_path / "b")["rounds"].iloc[0]
+    assert not rounds >= 6  # none where the warm-up took it all
+    assert reports.load_runs(tmp_path / "b")["run_status"].iloc[0] == ("done" if rounds > 0 else "stopped")
+
+
+def test_by_default_a_time_is_spent_and_looks_pay_for_it(repository, tmp_path, wallclock, monkeypatch):
+    monkeypatch.setattr("wallclock.bench.compare.rounds.BUDGET_S", 0.5)
+    code, _, _ = wallclock("gate", "before", "docs", "--repository", repository, "--out", tmp_path)
+    assert code == 0 and reports.load_runs(tmp_path)["request"].iloc[0]["rule"]["spend"] is True
+    frame = reports.load(tmp_path)
+    looks = frame[frame["metric"] == SPENT]
+    assert 0 < looks["value"].sum() <= 1 and looks["round"].is_monotonic_increasing
+    turns = frame[(frame["metric"] == "work_ms") & (frame["phase"] == "steady")].groupby("round")["arm"].agg(set)
+    assert all((("base again" in arms) == (number % 3 == 0)) for number, arms in turns.items())
+    (row,) = stored(tmp_path).to_dict("records")
+    assert row["rounds"] == looks["round"].iloc[-1] == len(turns) >= 8
+
+
+def test_cpu_time_has_a_row_of_its_own_and_metrics_can_be_chosen(tmp_path, wallclock):
+    command = ("compare", "cmd:true", "cmd:true", "--rounds", "2", "--json", "--out", tmp_path)
+    assert [row["metric"] for row in json.loads(wallclock(*command)[1])] == ["process_s", "process_cpu_s"]
+    chosen = ("--metric", "process_cpu_s", "--metric", "process_peak_bytes")
+    metrics = [row["metric"] for row in json.loads(wallclock(*command, *chosen)[1])]
+    assert metrics == ["process_cpu_s", "process_peak_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -359,7 +381,7 @@ def test_a_comparison_goes_on_where_it_was_killed_and_another_does_not(tmp_path,
     assert stored(tmp_path).set_index("metric").loc["work_ms", "rounds"] == 12
     taken = reports.load(path).query("metric == 'work_ms'")
     last = taken.drop_duplicates(["arm", "round"], keep="last")
-    assert len(last) == 36 and len(taken) - len(last) <= 2  # turns of the round that was begun
+    assert len(last) == 28 and len(taken) - len(last) <= 2  # turns of the round that was begun
     code, _, err = wallclock("compare", *sides, *rest, "--resume", path)
     assert code == 2 and "finished" in err
 

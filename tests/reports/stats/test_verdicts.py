@@ -5,16 +5,19 @@ import pytest
 from scipy import stats
 
 from wallclock.reports.stats.verdicts import (
-    FIRST_LOOK,
+    LOOKS,
     Differences,
     Rule,
     decide,
+    detectable,
     discoveries,
+    early_share,
+    found_paired,
+    found_unpaired,
     judge_paired,
     judge_unpaired,
-    next_look,
     rounds_needed,
-    share_of_look,
+    spent_share,
     walsh_averages,
 )
 
@@ -72,27 +75,53 @@ def test_of_the_same_code_at_most_5_percent_are_called_changed(n, noise, toleran
 
 def test_the_detectable_change_is_found_four_times_in_five():
     d = normal(12, comparisons=4000)
-    printed = np.median([row.detectable for row in judge_paired(d, Rule())])
-    found = [row.p <= 0.05 and row.p_worse < row.p_better for row in judge_paired(d + printed, Rule())]
-    assert 0.7 <= np.mean(found) <= 0.9
+    printed = np.median([detectable(found_paired(row, Rule()), Rule()) for row in d[:200]])
+    rows = judge_paired(d + math.log1p(printed), Rule())
+    assert 0.7 <= np.mean([row.p <= 0.05 and row.p_worse < row.p_better for row in rows]) <= 0.9
+
+
+def test_the_detectable_change_between_stored_runs_is_found_four_times_in_five():
+    base, head = normal(8, comparisons=1000), normal(10, comparisons=1000, seed=1)
+    sides = list(zip(base, head, strict=True))
+    printed = np.median([detectable(found_unpaired(*pair, Rule()), Rule()) for pair in sides[:200]])
+    rows = [judge_unpaired(b, h + math.log1p(printed), Rule()) for b, h in sides]
+    assert 0.7 <= np.mean([row.p <= 0.05 and row.p_worse < row.p_better for row in rows]) <= 0.9
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_rounds_too_few_for_a_verdict_detect_nothing(n):
+    assert detectable(found_paired(normal(n + 2)[0], Rule()), Rule()) == math.inf
+    assert detectable(found_unpaired(normal(n)[0], normal(3)[0], Rule()), Rule()) == math.inf
 
 
 def test_looks_share_the_error_rate_and_looking_often_errs_no_more():
+    rule, n = Rule(tolerance=0.0, spend=True), 60
+    early = {rounds: share for rounds in range(1, 10_000) if (share := early_share(rounds))}
+    assert list(early)[:4] == [10, 15, 23, 35] and spent_share(0, rule) == 0
+    assert spent_share(1, rule) == spent_share(1.2, rule) and spent_share(1, rule) + sum(early.values()) <= 1
+    # Lan and DeMets' table for a rate of 0.05: 0.00557 of it is spent at half of the time.
+    assert rule.error_rate * spent_share(0.5, rule) / spent_share(1, rule) == pytest.approx(0.00557, abs=0.00001)
+    looks = [(rounds, share) for rounds, share in early.items() if rounds < n]
+    spent = 0.0
+    for elapsed in (*LOOKS, 1.0):
+        looks.append((math.ceil(elapsed * n), spent_share(elapsed, rule) - spent))
+        spent = spent_share(elapsed, rule)
+    d = normal(n, comparisons=3000)
+    called, once = np.zeros(len(d), dtype=bool), np.zeros(len(d), dtype=bool)
+    for rounds, share in looks:
+        rows = judge_paired(d[:, :rounds], rule, share)
+        called |= np.array([row.p <= rule.error_rate * share for row in rows])
+        once |= np.array([row.p <= rule.error_rate for row in rows])
+    assert 0.03 <= np.mean(called) <= 0.05 < 0.1 < np.mean(once)  # looking without paying errs over twice as often
+
+
+def test_what_is_left_for_the_last_look_finds_nearly_as_much_as_one_look():
+    """A worsening that one look at the end finds in about half of cases."""
     rule = Rule(tolerance=0.0, spend=True)
-    assert [share_of_look(n, Rule()) for n in (6, 100)] == [1, 1]
-    assert [share_of_look(n, rule) for n in (3, 6, 7, 9, 14)] == pytest.approx([1 / 2, 1 / 2, 1 / 6, 1 / 6, 1 / 12])
-    looks = [6]
-    while looks[-1] < 70:
-        looks.append(next_look(looks[-1]))
-    assert sum(share_of_look(n, rule) for n in looks) < 1
-    d = normal(looks[-1], comparisons=3000)
-    called = np.zeros(len(d), dtype=bool)
-    once = np.zeros(len(d), dtype=bool)
-    for n in looks:
-        rows = judge_paired(d[:, :n], rule)
-        called |= np.array([row.p / share_of_look(n, rule) <= 0.05 for row in rows])
-        once |= np.array([row.p <= 0.05 for row in rows])
-    assert np.mean(called) <= 0.05 < 0.1 < np.mean(once)  # looking without paying for it errs over twice as often
+    rows = judge_paired(normal(60, shift=0.0076, comparisons=2000), rule)
+    last = spent_share(1, rule) - spent_share(LOOKS[-1], rule)
+    once, left = (np.mean([row.p <= rule.error_rate * share for row in rows]) for share in (1, last))
+    assert 0.4 < once < 0.6 and 0.8 * once < left < once
 
 
 def test_discoveries_are_benjamini_and_hochbergs():
@@ -121,7 +150,7 @@ def test_among_many_benchmarks_one_has_to_be_clearer():
     assert decide(clear, rule)[0][0] == "regressed"  # six of six the same way: p = 2 / 64
     rest = judge_paired(normal(6, 0.001, 0.0, comparisons=9), rule)
     assert decide([*clear, *rest], rule)[0][0] == "inconclusive"
-    assert rounds_needed(1, rule) == FIRST_LOOK and rounds_needed(10, rule) == 9
+    assert rounds_needed(1, rule) == 6 and rounds_needed(10, rule) == 9
     clear, rest = judge_paired(normal(9, 0.001, 0.1), rule), judge_paired(normal(9, 0.001, 0.0, comparisons=9), rule)
     assert decide([*clear, *rest], rule)[0][0] == "regressed"
 
@@ -137,7 +166,8 @@ def test_too_few_rounds_are_no_verdict():
 def test_a_run_that_missed_its_target_is_worse_than_any_that_did_not():
     base, missed = np.log(np.arange(10.0, 16.0)), np.full(6, np.inf)
     found = judge_unpaired(base, missed, Rule())
-    assert decide([found], Rule())[0][0] == "regressed" and found.value == math.inf == found.detectable
+    assert decide([found], Rule())[0][0] == "regressed" and found.value == math.inf
+    assert detectable(found_unpaired(base, missed, Rule()), Rule()) == math.inf
     assert decide([judge_unpaired(missed, base, Rule())], Rule())[0][0] == "improved"
     both = judge_unpaired(missed, missed, Rule())
     assert both.p == 1 and both.value == 0

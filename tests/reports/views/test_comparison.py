@@ -64,7 +64,7 @@ def test_the_base_against_itself_errs_no_more_often_among_many_benchmarks():
         rows = []
         for _ in range(20):
             differences, same = judge_paired(draw.normal(0, 0.03, (2, 12)), rule)
-            rows.append({"better": "lower", "differences": differences, "same": same, "again_ratio": 1.0})
+            rows.append({"better": "lower", "differences": differences, "same": same, "share": 1.0, "again_ratio": 1.0})
         unfit += any(row["verdict"] == "invalid" for row in _decided(rows, rule))
     assert unfit / 400 < 0.08
 
