@@ -35,16 +35,23 @@ def bisect(
     sides = [parse_subject(f"git:{text}", repository) for text in (good, bad)]
     if (benchmark is None) == (command is None):
         raise ValueError("give one of --benchmark NAME and --command COMMAND")
+    settings = read_settings(repository)
     if command is not None:
         chosen = Benchmark(name="command", command=command, timeout_s=timeout)
     else:
-        chosen = read_settings(repository).named(str(benchmark))
+        chosen = settings.named(str(benchmark))
     chosen = replace(chosen, metrics=(metric or "process_s",))
-    usual = read_settings(repository).tolerance if chosen.tolerance is None else chosen.tolerance
+    usual = settings.tolerance if chosen.tolerance is None else chosen.tolerance
     rule = Rule(tolerance=usual if tolerance is None else tolerance)
     folder = out / new_run_id("bisect")
     search = Bisection(
-        repository=repository, benchmark=chosen, rule=rule, step_s=seconds(budget), out=folder, command=typed_command()
+        repository=repository,
+        data=settings.data,
+        benchmark=chosen,
+        rule=rule,
+        step_s=seconds(budget),
+        out=folder,
+        command=typed_command(),
     )
     with interruptible(folder):
         found = search.find(sides[0], sides[1], print_progress)

@@ -172,7 +172,8 @@ def _compare_sides(
     from wallclock.reports.views.comparison import stored_summary
 
     sides = [parse_subject(text, repository) for text in (base, head)]
-    rule = Rule(tolerance=settings_of(sides[0], repository).tolerance if tolerance is None else tolerance)
+    settings = settings_of(sides[0], repository)
+    rule = Rule(tolerance=settings.tolerance if tolerance is None else tolerance)
     stored = [side.kind == "run" for side in sides]
     if any(stored):
         if not all(stored):
@@ -214,8 +215,8 @@ def _compare_sides(
     deadline = None if budget is None else Deadline(seconds(budget))
     with ExitStack() as stack:
         of_head = [b.of_head or b for b in benchmarks]
-        first = stack.enter_context(prepare_side(sides[0], benchmarks, repository))
-        second = stack.enter_context(prepare_side(sides[1], of_head, repository))
+        first = stack.enter_context(prepare_side(sides[0], benchmarks, repository, settings.data))
+        second = stack.enter_context(prepare_side(sides[1], of_head, repository, settings.data))
         run = Comparison(benchmarks, first, second, plan, out, typed_command(), deadline=deadline, resume=resume)
         path = run.writer.path
         try:

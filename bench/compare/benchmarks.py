@@ -87,10 +87,12 @@ class Settings:
 
     Attributes:
         tolerance: tolerance of comparisons, as a share.
+        data: paths that git ignores and each side's worktree needs, to which it gets links.
         benchmarks: the declared benchmarks by name.
     """
 
     tolerance: float = 0.02
+    data: tuple[str, ...] = ()
     benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
 
     def named(self, name: str) -> Benchmark:
@@ -131,10 +133,14 @@ def parse_settings(text: str, where: str) -> Settings:
         table = table.get(name, {})
         if not isinstance(table, dict):
             raise ValueError(f"{where}: {name} is {table!r}; expected a table")
-    checks = {"tolerance": KEYS["tolerance"], "benchmarks": (_is_table, "tables [tool.wallclock.benchmarks.NAME]")}
+    checks = {
+        "tolerance": KEYS["tolerance"],
+        "data": (_is_list, 'a list of paths, such as ["data/"]'),
+        "benchmarks": (_is_table, "tables [tool.wallclock.benchmarks.NAME]"),
+    }
     _check(table, checks, f"{where}: [tool.wallclock]")
     made = {name: _benchmark(name, fields, where) for name, fields in table.get("benchmarks", {}).items()}
-    return Settings(**table | {"benchmarks": made})
+    return Settings(**table | {"benchmarks": made, "data": tuple(table.get("data", ()))})
 
 
 def _check(table: dict[str, Any], checks: Mapping[str, Check], where: str) -> None:

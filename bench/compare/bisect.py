@@ -57,6 +57,7 @@ class Bisection:
 
     Attributes:
         repository: path of the git repository that holds the commits.
+        data: paths in it that each worktree gets links to.
         benchmark: the benchmark that became slower; the first metric that it judges decides.
         rule: turns the rounds of the good and the bad commit into a verdict (tolerance, error rate).
         step_s: time budget for each commit, in seconds.
@@ -65,6 +66,7 @@ class Bisection:
     """
 
     repository: Path
+    data: tuple[str, ...]
     benchmark: Benchmark
     rule: Rule
     step_s: float
@@ -107,7 +109,9 @@ class Bisection:
         head = Subject(kind="git", text=revision[:12], revision=revision)
         benchmarks = [replace(self.benchmark, tolerance=None)]
         with ExitStack() as stack:
-            fast, slow = (stack.enter_context(prepare_side(one, benchmarks, self.repository)) for one in (good, head))
+            fast, slow = (
+                stack.enter_context(prepare_side(one, benchmarks, self.repository, self.data)) for one in (good, head)
+            )
             plan, deadline = Plan(rule=replace(rule, spend=True)), Deadline(self.step_s)
             run = Comparison(benchmarks, fast, slow, plan, self.out, self.command, deadline=deadline)
             run.execute(lambda text: None)

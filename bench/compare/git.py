@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -52,18 +52,32 @@ def list_branches(directory: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def worktree(repository: Path, revision: str) -> Iterator[Path]:
+def worktree(repository: Path, revision: str, data: Sequence[str] = ()) -> Iterator[Path]:
     """Checks a revision out in a temporary worktree, yields its path, and removes it afterwards.
 
+    Args:
+        repository: a folder of the repository.
+        revision: the revision, whose submodules are checked out too.
+        data: paths in `repository` that the worktree gets links to, such as data that git ignores.
+
     Raises:
-        ValueError: if git cannot create the worktree.
+        ValueError: if git cannot create the worktree or its submodules, or there is nothing at a path of `data`.
     """
     git(repository, "worktree", "prune")  # worktrees of processes that were killed before they could clear up
     with tempfile.TemporaryDirectory(prefix="wallclock-", ignore_cleanup_errors=True) as folder:
         place = Path(folder) / revision[:12]
         git(repository, "worktree", "add", "--detach", "--quiet", str(place), revision)
         try:
+            if (place / ".gitmodules").exists():
+                git(place, "submodule", "update", "--init", "--recursive", "--quiet")
+            for name in data:
+                source, link = (repository / name).resolve(), place / name
+                if not source.exists():
+                    raise ValueError(f"nothing at {source}, which pyproject.toml declares as data; put it there")
+                if not link.exists():
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(source)
             yield place
         finally:
             with contextlib.suppress(ValueError):
-                git(repository, "worktree", "remove", "--force", str(place))
+                git(repository, "worktree", "remove", "--force", "--force", str(place))

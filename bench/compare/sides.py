@@ -158,7 +158,9 @@ def settings_of(subject: Subject, directory: Path) -> Settings:
 
 
 @contextlib.contextmanager
-def prepare_side(subject: Subject, benchmarks: Sequence[Benchmark], directory: Path) -> Iterator[Side]:
+def prepare_side(
+    subject: Subject, benchmarks: Sequence[Benchmark], directory: Path, data: Sequence[str] = ()
+) -> Iterator[Side]:
     """Yields a side that is ready to run; a revision is checked out and built in a temporary worktree.
 
     Commands and recipes run in `directory`, the repository.
@@ -169,7 +171,7 @@ def prepare_side(subject: Subject, benchmarks: Sequence[Benchmark], directory: P
         yield Side(subject=subject, directory=directory, commands=dict.fromkeys(commands, command))
         return
     tree = contextlib.nullcontext((directory / subject.text).resolve())
-    with tree if subject.kind == "tree" else worktree(directory, subject.revision) as place:
+    with tree if subject.kind == "tree" else worktree(directory, subject.revision, data) as place:
         folders = tuple(package_folders(place))
         yield _build(Side(subject=subject, directory=place, commands=commands, folders=folders), benchmarks)
 
