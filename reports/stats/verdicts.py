@@ -233,6 +233,8 @@ def found_paired(differences: npt.ArrayLike, rule: Rule, share: float = 1.0) -> 
     """
     d = np.asarray(differences, dtype=np.float64)
     n = len(d)
+    if n < 2 or not np.isfinite(d).all():  # a single round, or a run that missed its target
+        return np.full(1, np.inf)
     spread = (d - np.median(walsh_averages(d))) * _widening(n)
     drawn, draw = _draws(n)
     signs = draw.choice((-1.0, 1.0), drawn.shape)  # the order of turns is drawn, so that noise has no direction
@@ -241,9 +243,9 @@ def found_paired(differences: npt.ArrayLike, rule: Rule, share: float = 1.0) -> 
 
 def found_unpaired(base: Array, head: Array, rule: Rule) -> Array:
     """Returns from which worsening on the test of `judge_unpaired` finds one; see `found_paired`."""
-    sides = []
-    if not np.isfinite([*base, *head]).all():  # a run that missed its target
+    if min(len(base), len(head)) < 2 or not np.isfinite([*base, *head]).all():
         return np.full(1, np.inf)
+    sides = []
     for side in (np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)):
         drawn, _ = _draws(len(side))
         sides.append(((side - np.median(side)) * _widening(len(side)))[drawn])
@@ -261,7 +263,7 @@ def _widening(n: int) -> float:
     Chosen so that the detectable worsening is within a fifth of the true one from 6 rounds on, in each of the noises of
     `bench.compare.calibration`; `tests/bench/compare/test_calibration.py` holds it to that.
     """
-    return math.sqrt((n + 1.5) / (n - 1)) if n > 1 else math.inf
+    return math.sqrt((n + 1.5) / (n - 1))
 
 
 def _draws(n: int) -> "tuple[npt.NDArray[np.int64], np.random.Generator]":
@@ -272,8 +274,6 @@ def _draws(n: int) -> "tuple[npt.NDArray[np.int64], np.random.Generator]":
 
 def _found(ordered: Array, tail: Array, rule: Rule, share: float) -> Array:
     """Returns the worsenings that the test on sorted pairwise differences of equal sides, [resamples, M], finds."""
-    if not np.isfinite(ordered).all():  # a single round
-        return np.full(len(ordered), np.inf)
     low, _ = _order_statistics(ordered, tail, rule.error_rate * share / 2)
     with np.errstate(over="ignore"):
         return np.expm1(math.log1p(rule.tolerance) - low)
