@@ -18,6 +18,8 @@ from wallclock.reports.views.comparison import HEAD
 from wallclock.reports.views.view import View
 
 SHORTEST = 3  # fewest runs between two changes: a level of fewer runs was a bad day
+SMALLEST = 0.02  # smallest change of level that counts, as a share
+ORDERS = 400  # in which a series is shuffled, to see what chance makes of it
 POINT = ("run_id", "started_utc", "git_sha")
 # Columns that may differ along one line, because they are under test: the hashes of the sources and the recipe.
 _CHANGING = ("source_hash", "recipe_hash")
@@ -74,32 +76,67 @@ def _subject(request: "dict[str, Any]") -> str:
     return variants["grid"][0] if isinstance(variants, dict) and variants.get("how") == "study" else ""
 
 
-def changes(values: Array) -> list[int]:
-    """Returns the positions at which a new level of the series begins.
+def changes(values: Array, start: int = 0) -> list[int]:
+    """Returns the positions, counted from `start`, at which a new level of the series begins.
 
-    Logarithms are cut into levels by PELT (squared errors) at a penalty of 3 ln(n), in units of the noise between
-    neighbours; a level has to explain at least that much.
+    The series is cut where the means of both sides differ most, by the t statistic of logarithms whose outliers are
+    clipped to 3 robust standard deviations; then each side likewise. A cut stands if the levels differ by at least
+    `SMALLEST`, if it keeps `SHORTEST` runs on either side once runs that lie nearer to the other level have changed
+    sides, and if at most one in twenty of the series in another order has as large a statistic. Since runs in a row are
+    often alike, as on a machine that warms up, the statistic is first made smaller by the correlation of neighbours
+    around their levels, which short series understate.
 
-    Source: Killick, Fearnhead and Eckley, Optimal Detection of Changepoints (2012), as `ruptures` carries it out.
+    At most one in twenty quiet series of 8 runs or more shows a change: with normal or heavy-tailed noise, one outlier,
+    a clock of two speeds, and noise whose neighbours correlate by 0.7 (`tests/reports/views/test_history.py`).
     """
-    import ruptures
-
     n = len(values)
     if n < 2 * SHORTEST or (values <= 0).any():
         return []
     logs = np.log(values)
-    noise = 1.4826 * float(np.median(np.abs(np.diff(logs)))) / math.sqrt(2)
-    signal = (logs - logs[0]) / max(noise, 1e-4)  # a floor for series whose figures repeat exactly
-    found = ruptures.Pelt(model="l2", min_size=SHORTEST, jump=1).fit(signal.reshape(-1, 1)).predict(pen=3 * math.log(n))
-    return [place for place in found if place < n]
+    spread = 3 * max(1.4826 * float(np.median(np.abs(logs - np.median(logs)))), 1e-4)  # 1e-4: figures that repeat
+    clipped = np.clip(logs, np.median(logs) - spread, np.median(logs) + spread)
+    statistics = _cut_statistics(clipped)
+    cut = SHORTEST + int(np.argmax(statistics))
+    before, after = float(np.median(logs[:cut])), float(np.median(logs[cut:]))
+    nearer = np.abs(logs - after) < np.abs(logs - before)
+    while cut < n and not nearer[cut]:
+        cut += 1
+    while cut and nearer[cut - 1]:
+        cut -= 1
+    if min(cut, n - cut) < SHORTEST:
+        return []
+    if abs(float(np.median(logs[cut:]) - np.median(logs[:cut]))) < math.log1p(SMALLEST):
+        return []
+    rest = np.concatenate([part - part.mean() for part in (clipped[:cut], clipped[cut:])])
+    alike = float(rest[1:] @ rest[:-1] / max(rest @ rest, 1e-12)) + 0.2 + 7 / n
+    alike = min(max(alike, 0.0), 0.95)
+    largest = statistics.max() * math.sqrt((1 - alike) / (1 + alike))
+    if largest < 2:  # no order has a largest statistic as small as that
+        return []
+    orders = np.random.default_rng(n).permuted(np.broadcast_to(clipped, (ORDERS, n)), axis=-1)
+    if np.mean(_cut_statistics(orders).max(axis=-1) >= largest) > 0.05:
+        return []
+    return [*changes(values[:cut], start), start + cut, *changes(values[cut:], start + cut)]
+
+
+def _cut_statistics(x: Array) -> Array:
+    """Returns the t statistic of the means before and after each cut, [..., n - 2 * SHORTEST + 1] of [..., n]."""
+    n = x.shape[-1]
+    left = np.arange(SHORTEST, n - SHORTEST + 1)
+    sums, squares = np.cumsum(x, axis=-1), np.cumsum(x * x, axis=-1)
+    before, after = sums[..., left - 1], sums[..., -1:] - sums[..., left - 1]
+    within = np.maximum(squares[..., -1:] - before**2 / left - after**2 / (n - left), 0)
+    error = np.sqrt(within / (n - 2) * (1 / left + 1 / (n - left)))
+    return np.asarray(np.abs(after / (n - left) - before / left) / np.maximum(error, 1e-12))
 
 
 def history_summary(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[str] = ()) -> pd.DataFrame:
     """Returns one row for each series with at least two runs.
 
     Returns:
-        The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (latest level over
-        first), and `changes`: a list of `git_sha`, `started_utc`, `ratio` (new level over the previous) and `worse`.
+        The columns that make the series, then `runs`, `first` and `latest` figures, `since_first` (median of the latest
+        `SHORTEST` runs over that of the first), and `changes`: a list of `git_sha`, `started_utc`, `ratio` (new level
+        over the previous) and `worse`.
     """
     rows = []
     for key, points in series(samples, runs, curves):
@@ -117,7 +154,8 @@ def history_summary(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[
                     "worse": (after > before) == (key["better"] == "lower"),
                 }
             )
-        since = levels[-1] / levels[0] if levels[0] else math.nan
+        first, latest = float(np.median(values[:SHORTEST])), float(np.median(values[-SHORTEST:]))
+        since = latest / first if first else math.nan
         ends = {"first": values[0], "latest": values[-1], "since_first": since}
         rows.append({**key, "runs": len(values), **ends, "changes": found})
     return pd.DataFrame(rows)
@@ -174,6 +212,6 @@ def trends(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[str] = ()
 def history_table(samples: pd.DataFrame, runs: pd.DataFrame, curves: Sequence[str]) -> Rows:
     """One row a series: one machine, one setting.
 
-    x is the latest level over the first; changed at names the commit at which a new level begins.
+    x is the latest three runs over the first three; changed at names the commit at which a new level begins.
     """
     return history_rows(history_summary(samples, runs, curves))

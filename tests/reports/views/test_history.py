@@ -38,11 +38,46 @@ def test_a_change_is_found_at_its_commit(tmp_path):
     assert told == f"0000000000 x{change['ratio']:.3f}, worse"
 
 
-def test_noise_alone_is_no_change():
-    draw, found = np.random.default_rng(0), 0
+def quiet(noise, n, draw):
+    """A series without a change, as logarithms."""
+    logs = 0.03 * draw.standard_normal(n)
+    if noise == "an outlier":
+        logs[draw.integers(n)] += np.log(1.3)
+    elif noise == "two clock speeds":
+        logs = 0.2 * logs + 0.08 * (draw.random(n) < 0.25)
+    elif noise == "heavy tails":
+        logs = 0.03 * draw.standard_t(2, n)
+    elif noise == "neighbours alike":
+        for at in range(1, n):
+            logs[at] = 0.7 * logs[at - 1] + (1 - 0.7**2) ** 0.5 * logs[at]
+    return logs
+
+
+@pytest.mark.parametrize("n", [8, 12, 20, 30, 60])
+@pytest.mark.parametrize("noise", ["normal", "an outlier", "two clock speeds", "heavy tails", "neighbours alike"])
+def test_at_most_one_in_twenty_quiet_series_shows_a_change(noise, n):
+    draw = np.random.default_rng(n)
+    found = sum(bool(changes(np.exp(quiet(noise, n, draw)))) for _ in range(300))
+    assert found <= 0.05 * 300 + 3 * (0.05 * 0.95 * 300) ** 0.5
+
+
+@pytest.mark.parametrize(("slower", "spread", "often"), [(1.2, 0.03, 0.95), (1.05, 0.01, 0.9), (1.1, 0.03, 0.7)])
+def test_the_named_commit_is_the_first_of_the_new_level(slower, spread, often):
+    draw, named = np.random.default_rng(0), 0
     for _ in range(200):
-        found += bool(changes(np.exp(draw.normal(0, 0.03, 30))))
-    assert found <= 20  # of 200 quiet histories of 30 runs
+        logs = spread * draw.standard_normal(30)
+        logs[20:] += np.log(slower)
+        named += changes(np.exp(logs)) == [20]
+    assert named / 200 >= often
+
+
+def test_two_slow_runs_at_the_end_are_no_level_yet_and_name_no_innocent_commit():
+    draw, found = np.random.default_rng(0), []
+    for _ in range(200):
+        logs = 0.03 * draw.standard_normal(30)
+        logs[-2:] += np.log(1.2)
+        found.append(changes(np.exp(logs)))
+    assert sum(map(bool, found)) <= 10 and sum(27 in cuts for cuts in found) <= 4
 
 
 def test_creeping_worse_is_seen_since_the_first(tmp_path):
@@ -57,6 +92,10 @@ def test_another_machine_or_setting_is_another_series(tmp_path):
     store(tmp_path, [3.0] * 4, start=8, environment={"OMP_NUM_THREADS": "1"})
     rows = summary(tmp_path)
     assert sorted(rows["runs"]) == [4, 4, 4] and not any(rows["changes"])
+
+
+def test_less_than_counts_is_no_change():
+    assert changes(np.array([1.0] * 10 + [1.015] * 10)) == [] and changes(np.array([1.0] * 10 + [1.03] * 10)) == [10]
 
 
 def test_short_or_constant_series_have_no_changes():
