@@ -157,7 +157,7 @@ def calibration_rows(calibration: "pd.DataFrame") -> Cells:
             if present(row["regressed_in_looks"])  # older simulations have none
             else "",
             "stated": f"{100 * row['stated_power']:.0f}%",
-            "finds": f"{100 * row['printed_detectable']:.1f}%\n{100 * row['true_detectable']:.1f}% true",
+            "finds": f"{100 * row['printed_detectable']:.1f}%\n{100 * row['true_detectable']:.1f}%",
         }
 
 
