@@ -23,7 +23,7 @@ from wallclock.bench.compare.benchmarks import (
 )
 from wallclock.bench.compare.git import find_commit, git, last_line, list_branches, why_no_commit, worktree
 from wallclock.bench.compare.imports import REPORT, own_packages, package_folders
-from wallclock.reports.store.layout import RECORDS, SAMPLE_TABLE
+from wallclock.reports.store.layout import RECORDS, SAMPLE_TABLE, files_of_tools
 from wallclock.reports.views.comparison import BASE, HEAD
 
 Kind = Literal["run", "git", "tree", "recipe", "cmd"]
@@ -127,7 +127,7 @@ def parse_subject(text: str, directory: Path) -> Subject:
 def _holds_runs(path: Path) -> bool:
     if not path.is_dir() or any((path / name).exists() for name in (PROJECT, ".git")):
         return False  # a project's folder is a tree even if it holds runs
-    return any(next(path.rglob(name), None) is not None for name in (RECORDS, SAMPLE_TABLE))
+    return any(next(path.rglob(name), None) for name in (RECORDS, SAMPLE_TABLE)) or bool(files_of_tools(path))
 
 
 def _subject(kind: Kind, text: str, directory: Path) -> Subject:

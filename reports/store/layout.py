@@ -1,6 +1,7 @@
 """Layout of a run's records on the disk: file names, run directories, and the error of an unusable record."""
 
 import fcntl
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,13 @@ SAMPLE_TABLE = "samples.parquet"
 TRACEBACK = "traceback.txt"
 PICTURES = "pictures"
 OnDamage = Literal["raise", "skip"]
+# Keys by which the JSON files of other tools are known; `reports.store.other_tools` reads them.
+TOOLS = {
+    "pytest-benchmark": {"machine_info", "benchmarks"},
+    "google-benchmark": {"context", "benchmarks"},
+    "asv": {"commit_hash", "result_columns", "results"},
+    "hyperfine": {"results"},
+}
 Paths = Path | str | Sequence[Path | str]  # run directories, or folders that hold some at any depth
 
 
@@ -30,8 +38,26 @@ def being_written(records: Path) -> bool:
     return False
 
 
+def written_by(document: object) -> str:
+    """Returns the name of the tool in `TOOLS` that wrote a JSON document; empty if none of them did."""
+    keys = document.keys() if isinstance(document, dict) else set[str]()
+    return next((tool for tool, own in TOOLS.items() if own <= keys), "")
+
+
+def files_of_tools(folder: Path) -> list[Path]:
+    """Returns the JSON files at any depth of a folder that one of `TOOLS` wrote."""
+    found = []
+    for path in folder.rglob("*.json"):
+        try:
+            if written_by(json.loads(path.read_bytes())):
+                found.append(path.resolve())
+        except (OSError, ValueError):  # another file, which nobody asked for
+            continue
+    return found
+
+
 def run_directories(paths: Paths) -> list[Path]:
-    """Returns the run directories at or below the paths, and the given JSON files (of pytest-benchmark), oldest first.
+    """Returns the run directories at or below the paths, or the JSON files of other tools, oldest first.
 
     Raises:
         StoreError: if a path does not exist or no run is found.
@@ -45,8 +71,8 @@ def run_directories(paths: Paths) -> list[Path]:
             found.add(path.resolve())
             continue
         start = path.parent if path.is_file() else path
-        for name in (RECORDS, SAMPLE_TABLE):
-            found.update(match.parent.resolve() for match in start.rglob(name))
+        own = {match.parent.resolve() for name in (RECORDS, SAMPLE_TABLE) for match in start.rglob(name)}
+        found |= own or {*files_of_tools(start)}
     if not found:
         raise StoreError(f"no runs in {', '.join(map(str, given))}; make one with `wallclock run` or `wallclock quick`")
     return sorted(found, key=lambda p: (p.name, str(p)))

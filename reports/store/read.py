@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from wallclock.reports.store import pytest_benchmark
+from wallclock.reports.store import other_tools
 from wallclock.reports.store.layout import (
     RECORDS,
     RUN_TABLE,
@@ -166,7 +166,7 @@ def _read_table(path: Path) -> "pa.Table":
 
 def _read_run(directory: Path, *, with_samples: bool) -> StoredRun:
     if directory.suffix == ".json" and directory.is_file():
-        run, samples = pytest_benchmark.read(directory)
+        run, samples = other_tools.read(directory)
         found = [{"kind": "sample", **{k: v for k, v in asdict(s).items() if v is not None}} for s in samples]
         return _run_row(run, "done", None), _samples_from_lines(found) if with_samples else None
     if (directory / RECORDS).exists():  # also when the process died between the tables and the lines' removal

@@ -65,6 +65,7 @@ def series(
     several = by_run[by_run.groupby("series")["run_id"].transform("size") > 1]
     for which, points in several.groupby("series", sort=False):
         key = {str(name): value for name, value in firsts[which].items()}
+        points = points.astype({"started_utc": "str"})  # a category's order is that of the files
         yield key, points.drop(columns="series").sort_values("started_utc", ignore_index=True)
 
 

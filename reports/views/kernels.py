@@ -31,13 +31,11 @@ ARITHMETIC_FLOP_PER_BYTE = 10
 # Rows of the summary for one variant at one case, by direction or by state of the cache.
 ByKind = dict[str, dict[Hashable, Any]]
 
-VIEW = View(
-    ("kernels",),
-    tabled=(
-        *("latency", "issue", "predicted_bytes", "operations", "operand_bytes"),
-        *("saved_bytes", "saved_beyond_output_bytes", "peak_bytes", "error"),
-    ),
+TABLED = (
+    *("latency", "issue", "predicted_bytes", "operations", "operand_bytes"),
+    *("saved_bytes", "saved_beyond_output_bytes", "peak_bytes", "error"),
 )
+VIEW = View(("kernels",), tabled=[f"{of}/{metric}" for of in ("kernels", "upsampling") for metric in TABLED])
 FAILED = View(("kernels", "upsampling"))
 
 

@@ -33,7 +33,8 @@ def every_metric(samples: pd.DataFrame, curves: Sequence[str]) -> pd.DataFrame:
 
 def other_metrics(summary: pd.DataFrame, tabled: Sequence[str]) -> pd.DataFrame:
     """Returns the rows of `every_metric` that have no table of their own."""
-    return summary[~summary["metric"].isin(tabled) & ~summary["benchmark"].isin(tabled)]
+    benchmark, metric = summary["benchmark"].astype("str"), summary["metric"].astype("str")
+    return summary[~(metric.isin(tabled) | benchmark.isin(tabled) | (benchmark + "/" + metric).isin(tabled))]
 
 
 @VIEW.table("other", title="Other metrics")

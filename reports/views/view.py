@@ -52,7 +52,8 @@ class View:
         made_from: benchmarks and metrics of which the records must hold one for anything to be made; empty for always.
             A name may be a pattern such as "* ablation"; see `fnmatch`.
         curves: metrics whose samples are points of a curve, of which no median is taken.
-        tabled: benchmarks and metrics, or patterns, that its tables show in full, which "Other metrics" leaves out.
+        tabled: benchmarks, metrics, or both as "benchmark/metric", or patterns of such names, that its tables show in
+            full, which "Other metrics" leaves out.
         summaries: by key in the JSON document, the function that makes it and what a row of it is, for the docs.
         tables: tables in the order of their definition, for page or terminal.
         figures: figures in the order of their definition.
@@ -140,9 +141,10 @@ class Records:
 
     @cached_property
     def _names(self) -> set[str]:
-        """Benchmarks and metrics of the samples, and benchmarks of runs without samples."""
+        """Benchmarks and metrics of the samples, both together, and benchmarks of runs without samples."""
         requested = {str(request.get("benchmark")) for request in self.runs["request"]}
-        return {*self.samples["benchmark"].unique(), *self.samples["metric"].unique()} | requested
+        pairs = self.samples[["benchmark", "metric"]].drop_duplicates().astype("str").to_numpy()
+        return {name for pair in pairs for name in (*pair, "/".join(pair))} | requested
 
 
 def in_order(things: Iterable[Named], names: Sequence[str]) -> list[Named]:

@@ -306,6 +306,20 @@ def test_a_project_without_pyproject_is_a_tree_though_it_holds_runs(tmp_path, co
     assert len(reports.load_runs(place / "runs")) == 2
 
 
+def test_folders_of_other_tools_files_are_stored_runs(tmp_path, wallclock, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for side, factor in (("before", 1.0), ("after", 2.0)):
+        (tmp_path / side).mkdir()
+        for number in range(6):
+            results = [{"command": "sleep 1", "times": [factor * (1 + number / 1000 + t / 1e4) for t in range(3)]}]
+            (tmp_path / side / f"{number}.json").write_text(json.dumps({"results": results}))
+    code, out, _ = wallclock("compare", "before", "after", "--json")
+    (row,) = json.loads(out)
+    assert code == 0 and row["verdict"] == "regressed" and row["ratio"] == pytest.approx(2, rel=0.01)
+    code, out, _ = wallclock("report", "before")
+    assert code == 0 and "sleep 1" in " ".join(out.split()) and "process_s" in out
+
+
 def test_a_shallow_clone_is_told_how_to_have_more(repository, tmp_path, wallclock):
     shallow = tmp_path / "shallow"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{repository}", shallow], check=True)

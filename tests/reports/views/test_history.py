@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,17 @@ def test_short_or_constant_series_have_no_changes():
     assert changes(np.ones(5)) == [] and changes(np.ones(20)) == []
     assert changes(np.array([1.0] * 10 + [2.0] * 10)) == [10]
     assert changes(np.array([0.0] * 20)) == []
+
+
+def test_runs_stand_in_the_order_of_their_times_and_not_of_their_names(tmp_path):
+    for number in range(6):
+        stats = {"data": [1.0 + number]}
+        document = {"machine_info": {"node": "here"}, "datetime": f"2026-01-0{number + 1}T00:00:00"}
+        document["benchmarks"] = [{"name": "test_it", "stats": stats}]
+        (tmp_path / f"week-{7 + number}").mkdir()
+        (tmp_path / f"week-{7 + number}" / "b.json").write_text(json.dumps(document))
+    (row,) = summary(sorted(tmp_path.glob("*/b.json"), key=str)).to_dict("records")
+    assert (row["first"], row["latest"]) == (1, 6)
 
 
 def test_a_comparisons_points_are_its_heads(tmp_path):
