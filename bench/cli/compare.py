@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Python's own instructions vary by less than 0.1% from run to run; two rounds show whether other counts vary more.
 COUNTING_ROUNDS, COUNTING_TOLERANCE = 2, 0.005
-GATE_STYLES = ("green", "bold red", "", "bold red", "bold yellow")  # of the last line, by exit code
+GATE_STYLES = {0: "green", 1: "bold red", 3: "bold red", 4: "bold yellow"}  # of the last line, by exit code
 
 Only = Annotated[list[str] | None, typer.Option("--benchmark", help="Declared benchmark to run; repeat it for more.")]
 Command = Annotated[
@@ -138,7 +138,8 @@ def gate(
     code, message = exit_code(records, strict=strict)
     _print_verdicts(rows, as_json=json_)
     leave(records, tables.markdown(comparison_rows(rows)), message)
-    consoles()[1].print(f"wallclock gate: {message}", style=GATE_STYLES[code], markup=False, soft_wrap=True)
+    style = "bold yellow" if "inconclusive" in message else GATE_STYLES[code]
+    consoles()[1].print(f"wallclock gate: {message}", style=style, markup=False, soft_wrap=True)
     if code:
         raise typer.Exit(code)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from wallclock.models.recipes.levers import unknown
 
 Counted = Literal["callgrind", "printed", "never"]
 PROJECT = "pyproject.toml"
+PYTEST = 'python -m pytest {} -q --benchmark-only --benchmark-json="$WALLCLOCK_JSON"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,9 @@ class Benchmark:
 
     Attributes:
         name: name of the benchmark in the records.
-        command: shell command; lines that it prints as `{"metric": ..., "value": ..., "unit": ...}` are recorded.
+        command: shell command; lines that it prints as `{"metric": ..., "value": ..., "unit": ...}` are recorded, and
+            what it writes to $WALLCLOCK_JSON as pytest-benchmark or another known tool does.
+        pytest: path of tests that use pytest-benchmark, for which the command is made; empty for none.
         timeout_s: seconds after which the command is killed and counts as failed.
         tolerance: change that still counts as equal, as a share; None uses the tolerance of the comparison.
         metrics: names of the metrics that are judged; empty judges the command's time and everything that it prints.
@@ -35,6 +39,7 @@ class Benchmark:
 
     name: str
     command: str
+    pytest: str = ""
     timeout_s: float = 600.0
     tolerance: float | None = None
     metrics: tuple[str, ...] = ()
@@ -72,6 +77,7 @@ def _is_table(value: Any) -> bool:
 Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is expected
 KEYS: dict[str, Check] = {
     "command": (_is_text, "a shell command"),
+    "pytest": (_is_text, "a path of tests that use pytest-benchmark"),
     "timeout_s": (lambda value: _is_number(value) and 0 < value < math.inf, "a number of seconds, such as 60"),
     "tolerance": (lambda value: _is_number(value) and 0 <= value < 1, "a share below 1, such as 0.05 for 5%"),
     "metrics": (_is_list, 'a list of names, such as ["step_s"]'),
@@ -158,7 +164,9 @@ def _benchmark(name: str, fields: Any, where: str) -> Benchmark:
     if not isinstance(fields, dict):
         raise ValueError(f"{of} is {fields!r}; expected a table [tool.wallclock.benchmarks.{name}]")
     _check(fields, KEYS, of)
-    if "command" not in fields:
-        raise ValueError(f'{of} has no command; add command = "..."')
+    if ("command" in fields) == ("pytest" in fields):
+        raise ValueError(f'{of} has no command; add command = "...", or pytest = "tests/perf", and not both')
+    if "pytest" in fields:
+        fields = {**fields, "command": PYTEST.format(shlex.quote(fields["pytest"]))}
     whole: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Benchmark(name=name, **whole)

@@ -3,11 +3,14 @@
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from wallclock.bench.compare.git import last_line
 from wallclock.bench.measure.processes import ProcessDone
+from wallclock.reports.store.other_tools import read
 
 OWN = ("process_s", "process_cpu_s", "process_peak_bytes", "instructions")  # metrics of the whole process
 
@@ -44,6 +47,27 @@ def read_figures(output: str) -> Iterator[dict[str, Any]]:
         if why:
             raise ValueError(f"it printed {line.strip()[:120]}: {why}")
         yield {"metric": str(record["metric"]), "value": float(value), "unit": unit, "better": better}
+
+
+def read_tool_figures(path: Path) -> list[dict[str, Any]]:
+    """Returns the figures in the JSON that a benchmarking tool wrote, as fields of `Sample`; none of an empty file.
+
+    Each of its benchmarks is a metric of its own, by its name and parameters; its value is the median of its samples.
+
+    Raises:
+        StoreError: if no known tool wrote the file; see `reports.store.other_tools`.
+    """
+    if not path.stat().st_size:
+        return []
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for sample in read(path)[1]:
+        words = sample.case, sample.variant, *(f"{k}={v}" for k, v in sample.parameters.items())
+        name = " ".join(filter(None, (*words, "" if sample.metric == "latency" else sample.metric)))
+        values.setdefault((name, sample.unit, sample.better), []).append(sample.value)
+    return [
+        {"metric": name, "value": statistics.median(found), "unit": unit, "better": better}
+        for (name, unit, better), found in values.items()
+    ]
 
 
 def _is_finite(value: Any) -> bool:

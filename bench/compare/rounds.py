@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from wallclock.bench.compare.benchmarks import Benchmark
-from wallclock.bench.compare.figures import count_instructions, failure_of, read_figures
+from wallclock.bench.compare.figures import count_instructions, failure_of, read_figures, read_tool_figures
 from wallclock.bench.compare.imports import foreign_import
 from wallclock.bench.compare.plan import Plan, check_same_comparison, new_request
 from wallclock.bench.compare.sides import SHELL, Side
@@ -45,6 +45,7 @@ BUDGET_S = 45.0  # for each benchmark, where neither rounds nor a budget are giv
 AGAIN_EVERY = 3  # rounds, in the first of which the base has a second turn
 WARM_UPS = 3  # processes at most; fewer once two in a row take equally long
 CALLGRIND = ("valgrind", "--tool=callgrind", "--trace-children=yes", "--callgrind-out-file=/dev/null")
+JSON = "WALLCLOCK_JSON"  # variable with the file that a benchmarking tool may write to
 ROUND = "WALLCLOCK_ROUND"  # variable with the number of the round, from 0; a training may use it as its seed
 STEADY = 0.1  # share by which two warm-ups in a row may differ
 
@@ -194,9 +195,12 @@ class Comparison:
         # A warm-up only writes bytecode, which would take fifty times as long under Callgrind.
         counted = self.plan.counts and benchmark.counted == "callgrind" and where.get("phase") != "warm-up"
         done = None
-        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as imports:
+        with (
+            tempfile.NamedTemporaryFile("r", encoding="utf-8") as imports,
+            tempfile.NamedTemporaryFile(suffix=".json") as written,
+        ):
             try:
-                environment = side.environment(imports.name) | {ROUND: str(where.get("round", 0))}
+                environment = side.environment(imports.name) | {ROUND: str(where.get("round", 0)), JSON: written.name}
                 if counted:
                     environment["PYTHONHASHSEED"] = "0"
                 command = side.commands[name]
@@ -212,7 +216,7 @@ class Comparison:
                 common |= watch.fields()
                 if self.attempt:  # readers then leave out the turns of the interrupted round
                     common["parameters"] = {**common.get("parameters", {}), "attempt": self.attempt}
-                figures = list(read_figures(done.output))
+                figures, of_tool = list(read_figures(done.output)), read_tool_figures(Path(written.name))
                 why = failure_of(done, benchmark.timeout_s) or foreign_import(imports.read(), list(side.folders))
             except (ValueError, OSError) as error:
                 done, why = None, str(error)
@@ -223,8 +227,10 @@ class Comparison:
             )
             return None
         if self.plan.counts:
-            figures = [figure for figure in figures if figure["unit"] in COUNTED]
+            figures = [figure for figure in figures + of_tool if figure["unit"] in COUNTED]
             whole = {"instructions": (count_instructions(done.errors), "instructions")} if counted else {}
+        elif of_tool:  # the process is the tool's
+            figures, whole = figures + of_tool, {}
         else:
             whole = {"process_s": (done.seconds, "s"), "process_cpu_s": (done.cpu_s, "s")}
             whole["process_peak_bytes"] = (float(done.peak_bytes), "bytes")

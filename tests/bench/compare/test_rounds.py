@@ -248,6 +248,8 @@ DECLARED = "[tool.wallclock.benchmarks.a]\n"
         (DECLARED + "comand = 'x'", "no key 'comand'; did you mean 'command'?"),
         (DECLARED + "command = 'x'\ntolerence = 0.05", "did you mean 'tolerance'?"),
         (DECLARED + "build = 'x'", "benchmark 'a' has no command"),
+        (DECLARED + "command = 'x'\npytest = 'tests'", "and not both"),
+        (DECLARED + "pytest = ['tests']", "expected a path of tests"),
         (DECLARED + "command = ['python', 'train.py']", "expected a shell command"),
         (DECLARED + "command = ' '", "expected a shell command"),
         (DECLARED + "command = 'x'\nbuild = ['make', 'all']", "expected a shell command"),
@@ -304,6 +306,33 @@ def test_a_project_without_pyproject_is_a_tree_though_it_holds_runs(tmp_path, co
         code, _, err = wallclock(*command, "--out", place / "runs")
         assert code == 0, err
     assert len(reports.load_runs(place / "runs")) == 2
+
+
+SUITE = """
+import time
+
+def test_same(benchmark):
+    benchmark.pedantic(time.sleep, (0.002,), rounds=3)
+
+def test_slower(benchmark):
+    benchmark.pedantic(time.sleep, ({},), rounds=3)
+"""
+
+
+@pytest.mark.slow
+def test_a_suite_of_pytest_benchmark_has_a_verdict_on_each_test(tmp_path, commit, wallclock):
+    place = tmp_path / "project"
+    declared = '[tool.wallclock]\ntolerance = 0.5\n[tool.wallclock.benchmarks.suite]\npytest = "test_perf.py"\n'
+    commit(place, "base", pyproject_toml=declared)
+    for tag, seconds in (("fast", 0.02), ("slow", 0.06)):
+        (place / "test_perf.py").write_text(SUITE.format(seconds))
+        commit(place, tag)
+    command = ("gate", "fast", "slow", "--repository", place, "--rounds", "7", "--json", "--out", tmp_path / "runs")
+    code, out, err = wallclock(*command)
+    rows = {row["metric"]: row for row in json.loads(out)}
+    assert code == 1 and set(rows) == {"test_perf.py::test_same", "test_perf.py::test_slower"}, err
+    slower = rows["test_perf.py::test_slower"]
+    assert slower["verdict"] == "regressed" and slower["benchmark"] == "suite" and slower["unit"] == "s"
 
 
 def test_folders_of_other_tools_files_are_stored_runs(tmp_path, wallclock, monkeypatch):
