@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 # All that says what a sample is a value of; the value, and when it was taken, differ from run to run.
 NAMES = ("benchmark", "case", "variant", "arm", "metric", "unit", "better", "phase", "status", "target")
-BY_MACHINE = ("precision", "workers")  # float32 where the CPU emulates bfloat16; as many workers as cores allow
+# float32 where the CPU emulates bfloat16; as many workers as cores allow; the operators that took longest.
+BY_MACHINE = ("precision", "workers", "operator", "calls")
 
 
 def record_shape(folder: Path) -> list[dict[str, Any]]:
