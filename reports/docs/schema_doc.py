@@ -1,7 +1,6 @@
 """Makes docs/schema.md from the schema: `python -m wallclock.reports.docs.schema_doc > docs/schema.md`."""
 
 import dataclasses
-import re
 import string
 import typing
 from collections.abc import Iterable
@@ -95,26 +94,11 @@ ROWS = {  # commands whose document is a list of rows
 }
 
 
-def attributes(kind: type) -> dict[str, str]:
-    """Returns the descriptions of a dataclass's attributes in its docstring, by the attribute's name."""
-    told: dict[str, str] = {}
-    _, _, section = (kind.__doc__ or "").partition("Attributes:\n")
-    name = ""
-    for line in section.splitlines():
-        if begun := re.match(r"^ {8}(\w+): (.*)", line):
-            name, told[begun[1]] = begun[1], begun[2]
-        elif name and line.startswith(" " * 12):
-            told[name] += " " + line.strip()
-        elif line.strip():
-            break
-    return told
-
-
 def fields(kind: type[Any]) -> str:
     """Returns a Markdown table of a dataclass's fields: name, type, and description."""
-    told, hints = attributes(kind), typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     rows = (
-        f"| `{each.name}` | {_type(hints[each.name])} | {told.get(each.name, '').rstrip('.')} |"
+        f"| `{each.name}` | {_type(hints[each.name].__origin__)} | {hints[each.name].__metadata__[0]} |"
         for each in dataclasses.fields(kind)
     )
     return "\n".join(["| field | type | what it holds |", "|---|---|---|", *rows])

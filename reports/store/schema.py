@@ -1,10 +1,13 @@
-"""What a record holds: one `Run`, and the `Sample`s measured in it. Standard library only."""
+"""What a record holds: one `Run`, and the `Sample`s measured in it. Standard library only.
+
+Beside its type each field has its description, from which `reports.docs.schema_doc` makes docs/schema.md.
+"""
 
 import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 SCHEMA_VERSION = 1
 
@@ -21,59 +24,32 @@ ParameterValue = str | int | float | bool
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One row of `runs`: where, when and with what the samples of a run were measured.
+    """One row of `runs`: where, when and with what the samples of a run were measured."""
 
-    Attributes:
-        run_id: also the name of its directory.
-        started_utc: ISO 8601 with a trailing Z.
-        command: the command line as typed.
-        request: what was asked for, enough to resume it.
-        git_sha: commit of the checkout; None for an installed package.
-        git_dirty: whether the checkout had changes.
-        source_hash: hash of the five packages' Python sources.
-        recipe: the resolved recipe, as JSON types.
-        recipe_hash: equal only for recipes that compute the same.
-        host: name of the machine.
-        cpu: model of the processor.
-        cpu_cores: number of cores that this process may use.
-        memory_bytes: memory of the machine.
-        gpu_name: model of the GPU; None without one, like the next three.
-        gpu_driver: version of the driver.
-        gpu_power_limit_w: power limit in force.
-        gpu_clocks_locked: whether its clocks are locked; None when unknown.
-        python: version of Python.
-        torch: version of PyTorch; None where a run needs none.
-        triton: version of Triton; None where there is none.
-        cuda: version that torch was built with.
-        environment: flags and numeric settings in force.
-        notes: remarks about the run, in order, throttling of its GPU among them.
-        schema_version: version of this schema.
-    """
-
-    run_id: str
-    started_utc: str
-    command: str
-    request: dict[str, Any] = field(default_factory=dict)
-    git_sha: str | None = None
-    git_dirty: bool | None = None
-    source_hash: str = ""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    recipe_hash: str = ""
-    host: str = ""
-    cpu: str = ""
-    cpu_cores: int = 0
-    memory_bytes: int = 0
-    gpu_name: str | None = None
-    gpu_driver: str | None = None
-    gpu_power_limit_w: float | None = None
-    gpu_clocks_locked: bool | None = None
-    python: str = ""
-    torch: str | None = None
-    triton: str | None = None
-    cuda: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    schema_version: int = SCHEMA_VERSION
+    run_id: Annotated[str, "also the name of its directory"]
+    started_utc: Annotated[str, "ISO 8601 with a trailing Z"]
+    command: Annotated[str, "the command line as typed"]
+    request: Annotated[dict[str, Any], "what was asked for, enough to resume it"] = field(default_factory=dict)
+    git_sha: Annotated[str | None, "commit of the checkout; None for an installed package"] = None
+    git_dirty: Annotated[bool | None, "whether the checkout had changes"] = None
+    source_hash: Annotated[str, "hash of the five packages' Python sources"] = ""
+    recipe: Annotated[dict[str, Any], "the resolved recipe, as JSON types"] = field(default_factory=dict)
+    recipe_hash: Annotated[str, "equal only for recipes that compute the same"] = ""
+    host: Annotated[str, "name of the machine"] = ""
+    cpu: Annotated[str, "model of the processor"] = ""
+    cpu_cores: Annotated[int, "number of cores that this process may use"] = 0
+    memory_bytes: Annotated[int, "memory of the machine"] = 0
+    gpu_name: Annotated[str | None, "model of the GPU; None without one, like the next three"] = None
+    gpu_driver: Annotated[str | None, "version of the driver"] = None
+    gpu_power_limit_w: Annotated[float | None, "power limit in force"] = None
+    gpu_clocks_locked: Annotated[bool | None, "whether its clocks are locked; None when unknown"] = None
+    python: Annotated[str, "version of Python"] = ""
+    torch: Annotated[str | None, "version of PyTorch; None where a run needs none"] = None
+    triton: Annotated[str | None, "version of Triton; None where there is none"] = None
+    cuda: Annotated[str | None, "version that torch was built with"] = None
+    environment: Annotated[dict[str, str], "flags and numeric settings in force"] = field(default_factory=dict)
+    notes: Annotated[tuple[str, ...], "remarks about the run, in order, throttling of its GPU among them"] = ()
+    schema_version: Annotated[int, "version of this schema"] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_id):
@@ -82,61 +58,35 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One row of `samples`: one value of one metric.
+    """One row of `samples`: one value of one metric."""
 
-    Attributes:
-        benchmark: what was run, such as "cifar".
-        metric: what was measured, such as "train_eval_s".
-        unit: unit of `value`.
-        better: the direction of improvement.
-        value: a number; not-a-number and infinity only where `status` says why.
-        case: what the benchmark ran, such as a recipe or an operation.
-        parameters: settings of the case; they become columns.
-        variant: implementation that was measured.
-        arm: side of a comparison.
-        round: number of the round in which variants take turns.
-        slot: position within the round.
-        process: number of the process, where several measured.
-        seed: seed of the random generators.
-        index: number of a repeated measurement.
-        phase: "warm-up" or "steady".
-        epoch: passes over the data so far.
-        step: optimiser steps so far.
-        target: value that the run was scored against.
-        reached: whether the target was reached.
-        censored: whether `value` is only a bound, because the target was not reached.
-        status: "ok", or why there is no plain value.
-        error: what went wrong, in words.
-        sm_clock_mhz: clock of the GPU at the time; None where it cannot be read.
-        temperature_c: temperature of the GPU, likewise.
-        power_w: power that the GPU drew, likewise.
-    """
-
-    benchmark: str
-    metric: str
-    unit: str
-    better: Better
-    value: float
-    case: str = ""
-    parameters: dict[str, ParameterValue] = field(default_factory=dict)
-    variant: str = ""
-    arm: str = ""
-    round: int | None = None
-    slot: int | None = None
-    process: int | None = None
-    seed: int | None = None
-    index: int | None = None
-    phase: Phase = "steady"
-    epoch: float | None = None
-    step: int | None = None
-    target: float | None = None
-    reached: bool | None = None
-    censored: bool | None = None
-    status: SampleStatus = "ok"
-    error: str | None = None
-    sm_clock_mhz: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
+    benchmark: Annotated[str, 'what was run, such as "cifar"']
+    metric: Annotated[str, 'what was measured, such as "train_eval_s"']
+    unit: Annotated[str, "unit of `value`"]
+    better: Annotated[Better, "the direction of improvement"]
+    value: Annotated[float, "a number; not-a-number and infinity only where `status` says why"]
+    case: Annotated[str, "what the benchmark ran, such as a recipe or an operation"] = ""
+    parameters: Annotated[dict[str, ParameterValue], "settings of the case; they become columns"] = field(
+        default_factory=dict
+    )
+    variant: Annotated[str, "implementation that was measured"] = ""
+    arm: Annotated[str, "side of a comparison"] = ""
+    round: Annotated[int | None, "number of the round in which variants take turns"] = None
+    slot: Annotated[int | None, "position within the round"] = None
+    process: Annotated[int | None, "number of the process, where several measured"] = None
+    seed: Annotated[int | None, "seed of the random generators"] = None
+    index: Annotated[int | None, "number of a repeated measurement"] = None
+    phase: Annotated[Phase, '"warm-up" or "steady"'] = "steady"
+    epoch: Annotated[float | None, "passes over the data so far"] = None
+    step: Annotated[int | None, "optimiser steps so far"] = None
+    target: Annotated[float | None, "value that the run was scored against"] = None
+    reached: Annotated[bool | None, "whether the target was reached"] = None
+    censored: Annotated[bool | None, "whether `value` is only a bound, because the target was not reached"] = None
+    status: Annotated[SampleStatus, '"ok", or why there is no plain value'] = "ok"
+    error: Annotated[str | None, "what went wrong, in words"] = None
+    sm_clock_mhz: Annotated[float | None, "clock of the GPU at the time; None where it cannot be read"] = None
+    temperature_c: Annotated[float | None, "temperature of the GPU, likewise"] = None
+    power_w: Annotated[float | None, "power that the GPU drew, likewise"] = None
 
     def __post_init__(self) -> None:
         for name in ("benchmark", "metric", "unit"):
