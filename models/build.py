@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wallclock.kernels.muon import Muon
 from wallclock.models.layers import choose
@@ -55,7 +55,7 @@ class ScheduledOptimizers:
             for optimizer, schedules in scheduled_groups
             for group, schedule in zip(optimizer.param_groups, schedules, strict=True)
         ]
-        self._put_aside: dict[torch.Tensor, torch.Tensor] = {}
+        self._put_aside: dict[Tensor, Tensor] = {}
         self.moves_momentum = any(schedule.at(0.0).momentum is not None for _, _, schedule in self._groups)
 
     def set_progress(self, progress: float) -> tuple[bool, ...]:
@@ -70,7 +70,7 @@ class ScheduledOptimizers:
         settings = [(group, peak_lr, schedule.at(progress)) for group, peak_lr, schedule in self._groups]
         for group, peak_lr, setting in settings:
             lr = peak_lr * setting.lr_factor
-            if isinstance(group["lr"], torch.Tensor):  # where a graph reads it
+            if isinstance(group["lr"], Tensor):  # where a graph reads it
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
@@ -93,7 +93,7 @@ class ScheduledOptimizers:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=not keep_memory)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Returns the momentum of every parameter by name, in the optimisers' own memory; zero where there is none."""
         parameters = [(o, p) for o in self.optimizers for group in o.param_groups for p in group["params"]]
         for optimizer, parameter in parameters:
@@ -108,7 +108,7 @@ def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
     fused = trained[0].is_cuda  # one launch for all parameters; on the CPU it needs every gradient in one dtype
     rule = recipe.optimizer
 
-    def rate(lr: float) -> float | torch.Tensor:
+    def rate(lr: float) -> float | Tensor:
         """Returns the rate, as a tensor on the device where a CUDA graph reads it."""
         on_device = recipe.implementations.cuda_graph and trained[0].device.type != "meta"
         return torch.tensor(lr, device=trained[0].device) if on_device else lr
@@ -122,7 +122,7 @@ def build_optimizers(recipe: Recipe, model: nn.Module) -> ScheduledOptimizers:
 
 
 def _build_muon_sgd(
-    rule: MuonSGD, model: nn.Module, recipe: Recipe, rate: Callable[[float], float | torch.Tensor], fused: bool
+    rule: MuonSGD, model: nn.Module, recipe: Recipe, rate: Callable[[float], float | Tensor], fused: bool
 ) -> ScheduledOptimizers:
     if not isinstance(model, Sprint):
         raise ValueError(f"MuonSGD splits the parameters of the sprint network, got {type(model).__name__}; use SGD")

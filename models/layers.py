@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wallclock.kernels.instance_norm import instance_norm
@@ -61,9 +61,9 @@ def units(model: nn.Module) -> dict[str, Unit]:
     return found
 
 
-def convolve(conv: nn.Conv2d, x: torch.Tensor | Deferred) -> torch.Tensor:
+def convolve(conv: nn.Conv2d, x: Tensor | Deferred) -> Tensor:
     """Returns `conv(x)`, [N, K, P, Q]; x is a map, or one whose norm and activation the convolution has to apply."""
-    if isinstance(x, torch.Tensor):
+    if isinstance(x, Tensor):
         return conv(x)
     from wallclock.kernels import conv_bn_act
 
@@ -97,7 +97,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(channels_in, channels_out, kernel_size, stride=stride, padding=padding, bias=False)
         self.implementations = Implementations()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Returns the convolution of x [N, C, H, W], a map [N, K, P, Q]."""
         stride, padding = self.stride[0], int(self.padding[0])
         if self.implementations.product_conv and worth_it(x, self.weight, stride, padding):
@@ -106,17 +106,13 @@ class Conv2d(nn.Conv2d):
 
 
 class ResidualSum(nn.Module):
-    """Adds a branch to a shortcut: `shortcut + alpha * branch`.
+    """Adds a branch to a shortcut: `shortcut + alpha * branch`."""
 
-    Args:
-        alpha: factor on the branch.
-    """
-
-    def __init__(self, alpha: float = 1.0) -> None:
+    def __init__(self, alpha: float) -> None:
         super().__init__()
         self.alpha, self.implementations = alpha, Implementations()
 
-    def forward(self, shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
         """Returns the sum, [N, C, H, W]; Triton writes it into the branch's memory, which no backward may need."""
         if self.implementations.residual == "triton":
             from wallclock.kernels.residual import residual_
@@ -150,10 +146,10 @@ class BatchNormAct(nn.Sequential):
         norm = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
         norm.weight.requires_grad_(train_scale)
         super().__init__(norm, ACTIVATIONS[act](negative_slope))
-        self.act, self.momentum, self.negative_slope = act, momentum, negative_slope
+        self.act, self.negative_slope = act, negative_slope
         self.implementations = Implementations()
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Returns `act(norm(x))`, plus the residual if one is given; all are [N, C, H, W]."""
         norm, activate = self
         chosen = self.implementations
@@ -168,14 +164,14 @@ class BatchNormAct(nn.Sequential):
             return residual_(z, residual, act=self.act, negative_slope=self.negative_slope)
         return residual + activate(z)
 
-    def _fused(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         from wallclock.kernels.batch_norm_act import batch_norm_act
 
         fused = residual if self.implementations.residual == "triton" else None
         y = batch_norm_act(x, self._kernel_norm(), residual=fused, save=self._save(fused is not None))
         return y if residual is None or fused is not None else residual + y
 
-    def deferred(self, x: torch.Tensor) -> torch.Tensor | Deferred:
+    def deferred(self, x: Tensor) -> Tensor | Deferred:
         """Returns `act(norm(x))` for a convolution that may apply it while it reads x."""
         if self.implementations.conv_bn_act != "triton" or not self.training:
             return self(x)
@@ -184,18 +180,16 @@ class BatchNormAct(nn.Sequential):
         return deferred(x, self._kernel_norm())
 
     @overload
-    def after(
-        self, conv: nn.Conv2d, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None
-    ) -> torch.Tensor: ...
+    def after(self, conv: nn.Conv2d, x: Tensor | Deferred, residual: Tensor | None = None) -> Tensor: ...
 
     @overload
     def after(
-        self, conv: nn.Conv2d, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool
-    ) -> torch.Tensor | Deferred: ...
+        self, conv: nn.Conv2d, x: Tensor | Deferred, residual: Tensor | None = None, *, defer: bool
+    ) -> Tensor | Deferred: ...
 
     def after(
-        self, conv: nn.Conv2d, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool = False
-    ) -> torch.Tensor | Deferred:
+        self, conv: nn.Conv2d, x: Tensor | Deferred, residual: Tensor | None = None, *, defer: bool = False
+    ) -> Tensor | Deferred:
         """Returns `act(norm(conv(x)))`, plus the residual if one is given.
 
         Args:
@@ -210,7 +204,7 @@ class BatchNormAct(nn.Sequential):
 
         fused = residual if self.implementations.residual == "triton" else None
         y = conv_bn_act(
-            autocast_to(x) if isinstance(x, torch.Tensor) else x, conv.weight, self._kernel_norm(),
+            autocast_to(x) if isinstance(x, Tensor) else x, conv.weight, self._kernel_norm(),
             stride=conv.stride[0], padding=int(conv.padding[0]), residual=fused, save=self._save(fused is not None),
             defer=defer and self.training and residual is None,
         )  # fmt: skip
@@ -218,9 +212,7 @@ class BatchNormAct(nn.Sequential):
 
     def _kernel_norm(self) -> BatchNorm:
         """Returns norm and activation as the kernels take them, after counting one more batch in training."""
-        return _kernel_norm(self[0], self.training)._replace(
-            momentum=self.momentum, act=self.act, negative_slope=self.negative_slope
-        )
+        return _kernel_norm(self[0], self.training)._replace(act=self.act, negative_slope=self.negative_slope)
 
     def _save(self, fused_sum: bool) -> Save:
         """Returns what the kernel keeps for backward; "byte" replaces "output" where the output cannot be inverted."""
@@ -232,17 +224,14 @@ class BatchNormAct(nn.Sequential):
 class ActBatchNorm(nn.Sequential):
     """An activation, then batch norm: the lesson's order.
 
-    Args:
-        channels: C of the map.
-        act: name of the activation in `ACTIVATIONS`.
-        negative_slope: slope of leaky_relu below 0.
+    The arguments are those of `BatchNormAct`.
     """
 
-    def __init__(self, channels: int, *, act: Act, negative_slope: float = LEAKY_SLOPE) -> None:
+    def __init__(self, channels: int, *, act: Act, negative_slope: float) -> None:
         super().__init__(ACTIVATIONS[act](negative_slope), nn.BatchNorm2d(channels))
         self.implementations = Implementations()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Returns `norm(act(x))`, [N, C, H, W]; the activation may overwrite x."""
         activate, norm = self
         z = activate(x)
@@ -257,49 +246,33 @@ class ActBatchNorm(nn.Sequential):
 class InstanceNormAct(nn.Module):
     """Instance norm, an activation and the sum with a given residual, padded by reflection for the next convolution.
 
+    CycleGAN's norms have neither gamma nor beta.
+
     Args:
-        channels: C of the map.
-        act: name of the activation: "none", "relu" or "leaky_relu".
+        act: name of the activation.
         pad: padding of the output on each side, in pixels.
-        affine: whether the norm has a gamma and a beta; CycleGAN's have none.
         negative_slope: slope of leaky_relu below 0; the default is CycleGAN's.
-        eps: added to the variance.
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-
     def __init__(
-        self,
-        channels: int,
-        act: Literal["none", "relu", "leaky_relu"],
-        pad: int = 0,
-        affine: bool = False,
-        *,
-        negative_slope: float = 0.2,
-        eps: float = 1e-5,
+        self, act: Literal["none", "relu", "leaky_relu"], pad: int = 0, *, negative_slope: float = 0.2
     ) -> None:
         super().__init__()
-        self.act, self.pad, self.negative_slope, self.eps = act, pad, negative_slope, eps
-        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if affine else None)
-        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if affine else None)
+        self.act, self.pad, self.negative_slope = act, pad, negative_slope
         self.implementations = Implementations()
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, residual_pad: int = 0) -> torch.Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, residual_pad: int = 0) -> Tensor:
         """Returns `reflect_pad(act(norm(x)) + residual, pad)`.
 
-        Args:
-            x: map [N, C, H, W].
-            residual: map [N, C, H + 2*residual_pad, W + 2*residual_pad] whose interior is added: a block's input,
-                padded for its first convolution.
-            residual_pad: padding of the residual on each side, in pixels.
+        The residual is a block's input, padded for its first convolution; the arguments and the result are those of
+        `kernels.instance_norm_act`.
         """
         if self.implementations.instance_norm_act == "triton":
             from wallclock.kernels.instance_norm_act import InstanceNorm, instance_norm_act
 
-            norm = InstanceNorm(self.weight, self.bias, self.eps, self.act, self.negative_slope, self.pad)
+            norm = InstanceNorm(act=self.act, negative_slope=self.negative_slope, pad=self.pad)
             return instance_norm_act(x, norm, residual=residual, residual_pad=residual_pad)
-        z = instance_norm(x, self.weight, self.bias, eps=self.eps)
+        z = instance_norm(x)
         if self.act != "none":
             z = F.relu_(z) if self.act == "relu" else F.leaky_relu_(z, self.negative_slope)
         if residual is not None:
@@ -311,24 +284,12 @@ class InstanceNormAct(nn.Module):
 class ConvBNAct(nn.Sequential, Unit):
     """Convolution without bias and with "same" padding for odd kernels, then batch norm and an activation.
 
-    Args:
-        channels_in: C of the input [N, C, H, W].
-        channels_out: C of the output [N, C, ceil(H / stride), ceil(W / stride)].
-        kernel_size: edge of the filters in pixels, odd.
-        stride: stride of the convolution.
-        act: name of the activation in `ACTIVATIONS`.
-        momentum: weight of the new batch in the norm's running statistics.
+    It maps [N, channels_in, H, W] to [N, channels_out, ceil(H / stride), ceil(W / stride)]; the arguments are those of
+    `Conv2d` and `BatchNormAct`.
     """
 
     def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        kernel_size: int = 3,
-        *,
-        stride: int = 1,
-        act: Act = "leaky_relu",
-        momentum: float = 0.1,
+        self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, act: Act, momentum: float
     ) -> None:
         super().__init__(
             Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2),
@@ -342,8 +303,8 @@ class ConvBNAct(nn.Sequential, Unit):
         return norm_act.implementations.conv_bn_act == "triton"
 
     def forward(
-        self, x: torch.Tensor | Deferred, residual: torch.Tensor | None = None, *, defer: bool = False
-    ) -> torch.Tensor | Deferred:
+        self, x: Tensor | Deferred, residual: Tensor | None = None, *, defer: bool = False
+    ) -> Tensor | Deferred:
         """Returns `act(norm(conv(x)))`, plus the residual if one is given; see `BatchNormAct.after`."""
         conv, norm_act = self
         assert isinstance(conv, nn.Conv2d) and isinstance(norm_act, BatchNormAct)
@@ -353,10 +314,10 @@ class ConvBNAct(nn.Sequential, Unit):
 class Chain(nn.Sequential):
     """A sequence of layers, in which a `ConvBNAct` leaves its norm and activation to a `ConvBNAct` right after it."""
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Returns the last layer's output, to which that layer adds the residual if one is given."""
         *layers, last = self
-        y: torch.Tensor | Deferred = x
+        y: Tensor | Deferred = x
         for layer, following in zip(layers, [*layers[1:], last], strict=True):
             defers = isinstance(layer, ConvBNAct) and isinstance(following, ConvBNAct) and following.reads_deferred
             y = layer(y, defer=True) if defers else layer(y)
@@ -380,6 +341,6 @@ class Residual(Unit):
         super().__init__()
         self.branch = branch
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Returns `x + branch(x)`, [N, C, H, W]."""
         return self.branch(x, x)

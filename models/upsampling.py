@@ -6,7 +6,7 @@ Shape legend: N batch, I and O input and output channels, H, W height and width 
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wallclock.kernels.upsample_conv import upsample_conv
@@ -16,7 +16,7 @@ from wallclock.models.recipes.recipe import Implementations
 UPSAMPLINGS = ("deconv", "nearest", "bilinear", "collapsed", "pixelshuffle")
 
 
-def autocast_to(x: torch.Tensor) -> torch.Tensor:
+def autocast_to(x: Tensor) -> Tensor:
     """Returns x in the type that autocast would give it before a convolution; for operations it does not cover."""
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
@@ -34,7 +34,7 @@ class ResizeConv(nn.Conv2d):
         super().__init__(channels_in, channels_out, 3, padding=1, bias=False)
         self.mode = mode
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps [N, I, H, W] to [N, O, 2H, 2W]."""
         return super().forward(F.interpolate(x, scale_factor=2, mode=self.mode))
 
@@ -50,7 +50,7 @@ class CollapsedConv(nn.Conv2d):
         super().__init__(channels_in, channels_out, 3, padding=1, bias=False)
         self.implementations = Implementations()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps [N, I, H, W] to [N, O, 2H, 2W]."""
         return upsample_conv(autocast_to(x), self.weight, implementation=self.implementations.upsample_conv)
 
@@ -65,13 +65,13 @@ class ShuffleConv(nn.Conv2d):
         super().__init__(channels_in, 4 * channels_out, 3, padding=1, bias=False)
         icnr_(self.weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps [N, I, H, W] to [N, O, 2H, 2W]."""
         return F.pixel_shuffle(super().forward(x), 2)
 
 
 @torch.no_grad()
-def icnr_(weight: torch.Tensor) -> torch.Tensor:
+def icnr_(weight: Tensor) -> Tensor:
     """Copies the first of each output channel's four filters to the other three, in place, so that all phases agree.
 
     The layer is then a convolution whose output is resized to nearest neighbours. The distribution stays that of the

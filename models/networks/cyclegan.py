@@ -4,7 +4,7 @@ Shape legend: N images, C channels, H, W height and width; activations are NCHW 
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wallclock.models.layers import InstanceNormAct
@@ -33,11 +33,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, pad: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3)
-        self.norm_act1 = InstanceNormAct(channels, "relu", pad=1)
+        self.norm_act1 = InstanceNormAct("relu", pad=1)
         self.conv2 = nn.Conv2d(channels, channels, 3)
-        self.norm2 = InstanceNormAct(channels, "none", pad=pad)
+        self.norm2 = InstanceNormAct("none", pad=pad)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H + 2, W + 2], padded by one pixel, to [N, C, H + 2*pad, W + 2*pad]."""
         return self.norm2(self.conv2(self.norm_act1(self.conv1(x))), residual=x, residual_pad=1)
 
@@ -61,20 +61,20 @@ class ResnetGenerator(nn.Module):
         super().__init__()
         if blocks < 1 or channels < 1:
             raise ValueError(f"blocks is {blocks}, channels {channels}; expected at least 1 of each")
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 7), InstanceNormAct(channels, "relu")]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 7), InstanceNormAct("relu")]
         for step in range(DOWNSAMPLINGS):
             layers.append(nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1))
             channels *= 2
-            layers.append(InstanceNormAct(channels, "relu", pad=int(step == DOWNSAMPLINGS - 1)))
+            layers.append(InstanceNormAct("relu", pad=int(step == DOWNSAMPLINGS - 1)))
         layers += [ResidualBlock(channels, pad=int(block < blocks - 1)) for block in range(blocks)]
         for step in range(DOWNSAMPLINGS):
             layers.append(nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1))
             channels //= 2
-            layers.append(InstanceNormAct(channels, "relu", pad=3 * int(step == DOWNSAMPLINGS - 1)))
+            layers.append(InstanceNormAct("relu", pad=3 * int(step == DOWNSAMPLINGS - 1)))
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 3, 7))
         _initialised(self)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, 3, H, W] in [-1, 1] to images like them; H and W are multiples of 4, at least 8."""
         return torch.tanh(self.layers(F.pad(images, (3, 3, 3, 3), mode="reflect")))
 
@@ -99,10 +99,10 @@ class PatchDiscriminator(nn.Module):
         for factor, stride in ((2, 2), (4, 2), (8, 1)):
             before, after = channels * factor // 2, channels * factor
             layers.append(nn.Conv2d(before, after, 4, stride=stride, padding=1))
-            layers.append(InstanceNormAct(after, "leaky_relu", negative_slope=NEGATIVE_SLOPE))
+            layers.append(InstanceNormAct("leaky_relu", negative_slope=NEGATIVE_SLOPE))
         self.layers = nn.Sequential(*layers, nn.Conv2d(8 * channels, 1, 4, padding=1))
         _initialised(self)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, 3, H, W] of at least 24x24 pixels to scores [N, 1, H/8 - 2, W/8 - 2]."""
         return self.layers(images)

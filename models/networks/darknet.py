@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wallclock.models.layers import Chain, ConvBNAct, Residual
 
@@ -45,6 +44,6 @@ class Darknet(nn.Module):
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps normalised images [N, 3, H, W] to logits [N, classes]."""
         return self.head(self.features(x).mean((2, 3)))

@@ -5,8 +5,7 @@ Shape legend: N batch, Z noise channels, C channels, S image edge; activations a
 
 from typing import Literal
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wallclock.models.layers import Act, ActBatchNorm, BatchNormAct
 from wallclock.models.upsampling import ShuffleConv, icnr_, upsample2x
@@ -41,7 +40,7 @@ class Block(nn.Module):
         else:
             self.rest = activate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Returns the block's output, [N, C, H', W']."""
         if isinstance(self.conv, nn.Conv2d) and isinstance(self.rest, BatchNormAct):
             return self.rest.after(self.conv, x)  # one kernel may compute both
@@ -59,7 +58,7 @@ class NoiseToMap(nn.ConvTranspose2d):
         super().__init__(channels_in, channels_out, SMALLEST, bias=False)
         self.as_product = False
 
-    def forward(self, z: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+    def forward(self, z: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Maps [N, Z, 1, 1] to [N, C, 4, 4]."""
         if not self.as_product:
             return super().forward(z, output_size)
@@ -71,15 +70,14 @@ class NoiseToMap(nn.ConvTranspose2d):
 class MapToScore(nn.Conv2d):
     """The convolution of a 4x4 map with a 4x4 filter: one inner product for each image.
 
-    Attributes:
-        as_product: True computes it as one matrix product, see `NoiseToMap`.
+    `as_product` is that of `NoiseToMap`.
     """
 
     def __init__(self, channels_in: int) -> None:
         super().__init__(channels_in, 1, SMALLEST, bias=False)
         self.as_product = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, 4, 4] to [N, 1, 1, 1]."""
         if not self.as_product:
             return super().forward(x)
@@ -132,7 +130,7 @@ class Generator(nn.Module):
         if order == "paper":
             self.apply(_init_as_paper)
 
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+    def forward(self, noise: Tensor) -> Tensor:
         """Maps noise [N, Z, 1, 1] to images [N, 3, S, S] in (-1, 1)."""
         return self.layers(noise)
 
@@ -141,10 +139,9 @@ class Critic(nn.Module):
     """The critic: strided 4x4 convolutions down to 4x4, extra 3x3 layers after the first, and one number as the score.
 
     Args:
-        image_size: S, edge of the images in pixels: 16 or a power of two above it.
         base_channels: number of channels of the first map.
         n_extra_layers: number of 3x3 layers after the first convolution.
-        order: order of norm and activation, see `Block`.
+        image_size, order: as in `Generator`.
         norm: "batch", or "layer" for a gradient penalty, which is defined for one image at a time.
 
     Raises:
@@ -182,7 +179,7 @@ class Critic(nn.Module):
         if order == "paper":
             self.apply(_init_as_paper)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, 3, S, S] to scores [N]; in training a batch norm uses this call's own statistics."""
         return self.layers(images).flatten()
 

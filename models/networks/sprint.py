@@ -6,7 +6,7 @@ Shape legend: N batch, C channels, H, W height and width, P patches.
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wallclock.models.layers import ACTIVATIONS, Act, BatchNormAct, Conv2d, Unit
@@ -15,7 +15,7 @@ WHITEN_SIZE = 2
 WHITEN_CHANNELS = 2 * 3 * WHITEN_SIZE**2  # each eigenvector and its negative
 
 
-def whitening_filters(images: torch.Tensor, eps: float = 5e-4) -> torch.Tensor:
+def whitening_filters(images: Tensor, eps: float = 5e-4) -> Tensor:
     """Returns filters, in both signs, whose outputs on the images' 2x2 patches are uncorrelated with unit variance.
 
     Args:
@@ -40,14 +40,13 @@ class SprintGroup(Unit):
     The convolutions start as the identity on their first channels. Pooling before the norm leaves the norm and the
     activation a quarter of the map to read. A group of three convolutions adds the first's output to the last's.
 
-    Args:
-        channels_in: C of the input [N, C, H, W].
-        channels_out: C of the output [N, C, H // 2, W // 2].
-        depth: number of convolutions, 2 or 3.
-        act: name of the activation in `models.layers.ACTIVATIONS`.
+    Depth, the number of convolutions, and activation are those of `Sprint`.
+
+    Raises:
+        ValueError: if the depth is neither 2 nor 3.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, depth: int = 2, act: Act = "gelu") -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, depth: int, act: Act) -> None:
         super().__init__()
         if depth not in (2, 3):
             raise ValueError(f"depth is {depth}; expected 2 or 3 convolutions in a group")
@@ -63,7 +62,7 @@ class SprintGroup(Unit):
         nn.init.dirac_(conv.weight.data[:channels_in])
         return conv, BatchNormAct(channels_out, act=act, momentum=0.4, eps=1e-12, train_scale=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps x [N, channels_in, H, W] to [N, channels_out, H // 2, W // 2]."""
         pooled = F.max_pool2d(self.conv1(x), 2)
         if not self.deep:
@@ -103,18 +102,18 @@ class Sprint(nn.Module):
             self.head.weight.div_(self.head.weight.std())
 
     @torch.no_grad()
-    def initialise_from(self, images: torch.Tensor) -> None:
+    def initialise_from(self, images: Tensor) -> None:
         """Sets the whitening filters from normalised training images [N, 3, H, W]."""
         self.whiten.weight.copy_(whitening_filters(images))
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """Maps normalised images [N, 3, H, W] to the head's input, [N, widths[-1]]."""
         x = self.groups(self.act(self.whiten(x)))
         # Max-pool routes gradients by position. In the backward of `amax`, compiled code looks for a value equal to an
         # unrounded maximum, finds none, and divides by zero.
         return F.max_pool2d(x, x.shape[2:]).flatten(1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps normalised images [N, 3, H, W] to logits [N, classes]."""
         x = self.features(x)
         return self.head(x) / x.size(1)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wallclock.models.layers import BatchNormAct, Conv2d, ResidualSum, Unit, convolve
 
@@ -17,12 +16,11 @@ class PreActivationBlock(Unit):
         channels_in: C of the input [N, C, H, W].
         channels_out: C of the output.
         stride: stride of the first convolution and of the shortcut, which is a 1x1 convolution where the shape changes.
-        inner: channels between the convolutions, as a fraction of `channels_out`.
-        kernels: edge of each convolution's filters in pixels, odd.
+        inner, kernels: as in `WideResNet`.
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, stride: int, *, inner: float = 1.0, kernels: Sequence[int] = (3, 3)
+        self, channels_in: int, channels_out: int, stride: int, *, inner: float, kernels: Sequence[int]
     ) -> None:
         super().__init__()
         channels = [channels_in, *[max(1, round(inner * channels_out))] * (len(kernels) - 1), channels_out]
@@ -39,7 +37,7 @@ class PreActivationBlock(Unit):
         """Returns all norms but the first, which has no convolution before it within the block."""
         return [norm_act for norm_act in self.norm_acts[1:] if isinstance(norm_act, BatchNormAct)]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Returns the block's output, [N, channels_out, ceil(H / stride), ceil(W / stride)]."""
         branch = x = self.norm_acts[0](x)
         *convs, last = (conv for conv in self.convs if isinstance(conv, nn.Conv2d))
@@ -85,6 +83,6 @@ class WideResNet(nn.Module):
         self.features = nn.Sequential(*layers, BatchNormAct(channels, act="relu"))
         self.head = nn.Linear(channels, classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps normalised images [N, 3, H, W] to logits [N, classes]."""
         return self.head(self.features(x).mean((2, 3)))

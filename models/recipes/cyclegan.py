@@ -1,7 +1,6 @@
 """The CycleGAN recipes: fast.ai's lesson and the paper's code. This module imports no torch.
 
-Each function takes the type of the device, "cuda" or "cpu", which decides only the implementations, never the
-arithmetic of the recipe.
+Each function takes a device's type, as those of `cifar10` do.
 """
 
 from collections.abc import Callable

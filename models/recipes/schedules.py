@@ -69,11 +69,7 @@ class OneCycle:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearDecay:
-    """A learning rate that falls from its peak to zero in a straight line.
-
-    Attributes:
-        until: share of training after which the rate is zero.
-    """
+    """A learning rate that falls in a straight line from its peak to zero, after the share `until` of training."""
 
     until: float = 1.0
 

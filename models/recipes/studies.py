@@ -12,11 +12,8 @@ def wide_resnet(recipe: Recipe) -> dict[str, Recipe]:
 
     The lesson took them from the Wide ResNet paper and timed them, because FLOPs do not predict the time.
 
-    Args:
-        recipe: recipe whose network is a Wide ResNet.
-
     Raises:
-        ValueError: if its network is another one.
+        ValueError: if the recipe's network is another one.
     """
     if recipe.model != "wrn_22":
         raise ValueError(f"the study is of a Wide ResNet, and {recipe.name}'s network is {recipe.model}; use wrn22")
@@ -42,11 +39,8 @@ def wide_resnet(recipe: Recipe) -> dict[str, Recipe]:
 def devices(recipe: Recipe) -> dict[str, Recipe]:
     """Returns recipes with the share of the batch that each of 2, 4 and 8 devices computes in a step.
 
-    Args:
-        recipe: recipe whose batch size is a multiple of 8.
-
     Raises:
-        ValueError: if the batch size is not.
+        ValueError: if the recipe's batch size is no multiple of 8.
     """
     if recipe.batch_size % 8:
         raise ValueError(
@@ -59,11 +53,8 @@ def devices(recipe: Recipe) -> dict[str, Recipe]:
 def schedule(recipe: Recipe) -> dict[str, Recipe]:
     """Returns a recipe without each lever whose gain shows over a whole run, for measurements that cover its schedule.
 
-    Args:
-        recipe: recipe with some steps smaller than others.
-
     Raises:
-        ValueError: if all its steps are alike.
+        ValueError: if all steps of the recipe are alike.
     """
     removed: dict[str, dict[str, Any]] = {}
     if recipe.resolutions:
@@ -83,12 +74,7 @@ def schedule(recipe: Recipe) -> dict[str, Recipe]:
 
 @dataclass(frozen=True)
 class Study:
-    """A named set of variants of a recipe.
-
-    Attributes:
-        variants: function that returns the recipe of each variant by its name.
-        help: description of the study, for the command line.
-    """
+    """A set of variants of a recipe by name, and its description for the command line."""
 
     variants: Callable[[Recipe], dict[str, Recipe]]
     help: str

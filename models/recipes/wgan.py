@@ -1,7 +1,6 @@
 """The WGAN recipes: fast.ai's lesson, the paper's code, and the gradient penalty. This module imports no torch.
 
-Each function takes the type of the device, "cuda" or "cpu", which decides only the implementations, never the
-arithmetic of the recipe.
+Each function takes a device's type, as those of `cifar10` do.
 """
 
 from collections.abc import Callable
@@ -15,12 +14,7 @@ from wallclock.models.recipes.schedules import demand
 
 @dataclass(frozen=True, kw_only=True)
 class RMSprop:
-    """PyTorch's RMSprop without momentum.
-
-    Attributes:
-        alpha: decay of the running average of squared gradients.
-        eps: number added to the average's root.
-    """
+    """PyTorch's RMSprop without momentum: the decay of the average of squares, and the number added to its root."""
 
     alpha: float = 0.99
     eps: float = 1e-8
