@@ -105,8 +105,9 @@ class Comparison:
         check_same_comparison(resume, request, place)
         self.writer, samples = RunWriter.resume(resume), load(resume)
         self.rounds_done = _count_rounds(samples, self.benchmarks, lambda n: len(self._arms(n)), bool(plan.rounds))
-        for name, share in samples.loc[samples["metric"] == SPENT, ["case", "value"]].itertuples(index=False):
-            self.shares[str(name)] += share
+        looks = samples.loc[samples["metric"] == SPENT, ["case", "value", "round"]]
+        for name, share, seen in looks.itertuples(index=False):
+            self.shares[str(name)] += 0.0 if share == early_share(int(seen)) else share
         self.attempt = 1 + int(samples["attempt"].max() if "attempt" in samples else 0)
 
     def verdicts(self) -> pd.DataFrame:
@@ -291,7 +292,8 @@ def _count_rounds(samples: pd.DataFrame, names: Iterable[str], turns: Callable[[
     """
     done = []
     for name in names:
-        own = samples[(samples["case"] == name) & (samples["phase"] == "steady")] if len(samples) else samples
+        turn = (samples["case"] == name) & (samples["phase"] == "steady") & (samples["metric"] != SPENT)
+        own = samples[turn] if len(samples) else samples
         arms: Mapping[Any, int] = dict(own.groupby("round")["arm"].nunique()) if len(own) else {}
         whole = {int(number) for number, count in arms.items() if count == turns(int(number))}
         done.append(next(number for number in itertools.count() if number not in whole))

@@ -15,6 +15,7 @@ from wallclock.bench.compare.benchmarks import Benchmark, Settings, parse_settin
 from wallclock.bench.compare.counts import count_turn
 from wallclock.bench.compare.figures import read_figures
 from wallclock.bench.compare.git import worktree
+from wallclock.bench.compare.rounds import _count_rounds
 from wallclock.bench.compare.sides import parse_subject
 from wallclock.reports.views.comparison import SPENT, comparison_summary
 
@@ -198,6 +199,7 @@ def test_by_default_a_time_is_spent_and_looks_pay_for_it(repository, tmp_path, w
     assert all((("base again" in arms) == (number % 3 == 0)) for number, arms in turns.items())
     (row,) = stored(tmp_path).to_dict("records")
     assert row["rounds"] == looks["round"].iloc[-1] == len(turns) >= 8
+    assert _count_rounds(frame, ["work"], lambda n: 2 if n % 3 else 3, False) == len(turns)  # whence it would go on
 
 
 def test_cpu_time_has_a_row_of_its_own_and_metrics_can_be_chosen(tmp_path, wallclock):
