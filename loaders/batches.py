@@ -49,13 +49,7 @@ class Dataset:
 
     @classmethod
     def create(cls, name: str, images_NHWC: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...]) -> "Dataset":
-        """Returns the data set with its content hash, after checking that every label names a class.
-
-        Args:
-            name: name under which accuracies are recorded.
-            images_NHWC: images, uint8 [N, H, W, 3] on the CPU.
-            labels: labels, int64 [N] on the CPU.
-            classes: names of the classes, in label order.
+        """Returns the data set of these attributes, on the CPU, with its content hash; checks every label.
 
         Raises:
             DataError: if there are no images, or a label names no class.

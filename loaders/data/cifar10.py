@@ -62,11 +62,7 @@ def find_source(path: Path) -> tuple[str, Split]:
 
 
 def _from_parquet(path: Path) -> Split:
-    """Reads `train*.parquet` and `test*.parquet` anywhere under a folder; see `stored_parquet`.
-
-    Raises:
-        DataError: if a part is missing or damaged, or the two have different classes.
-    """
+    """Reads `train*.parquet` and `test*.parquet` anywhere under a folder; see `stored_parquet`."""
     train = stored_parquet(path)
     test = stored_parquet(path, "test", train.classes)
     if test.classes != train.classes:
@@ -84,11 +80,7 @@ def _from_parquet(path: Path) -> Split:
 
 
 def _from_folders(path: Path) -> Split:
-    """Reads `train/<class>/*.png|jpg`, and `test`, `val` or `valid` beside it, with classes in alphabetical order.
-
-    Raises:
-        DataError: if a part or a class has no images, or an image cannot be read.
-    """
+    """Reads `train/<class>/*.png|jpg`, and `test`, `val` or `valid` beside it, with classes in alphabetical order."""
     test = next((path / part for part in ("test", "val", "valid") if (path / part).is_dir()), None)
     if test is None:
         raise DataError(f"{path} has train/ but no test/; put images to score on in {path}/test/<class>/")

@@ -70,11 +70,7 @@ class _Unpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns the stand-in for a global.
-
-        Raises:
-            DataError: for a global that no batch needs.
-        """
+        """Returns the stand-in for a global, and raises DataError for one that no batch needs."""
         if (module, name) not in _ADMITTED:
             raise DataError(
                 f"{self._path} asks for {module}.{name}, which no CIFAR-10 batch holds; nothing was executed. "
@@ -139,11 +135,7 @@ def _as_dataset(name: str, parts: list[tuple[Rows, list[int]]]) -> Dataset:
 
 
 def from_directory(path: Path, suffix: str) -> tuple[str, Split]:
-    """Reads the six batches in a folder.
-
-    Args:
-        path: folder of the batches.
-        suffix: ending of the files' names: ".bin" for the binary version, else empty.
+    """Reads the six batches in a folder, files that end in ".bin" for the binary version, else without a suffix.
 
     Returns:
         The format's name for messages, and the data set.

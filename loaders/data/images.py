@@ -81,14 +81,9 @@ def _of_size(dataset: Dataset, size: int) -> Dataset:
 
 
 def rescale(images_NHWC: torch.Tensor, size: int) -> torch.Tensor:
-    """Scales images to `size` x `size` pixels, bilinearly, antialiased where they shrink, and rounds them.
+    """Scales images, uint8 [N, H, W, 3], to uint8 [N, size, size, 3] in pixels, on the same device.
 
-    Args:
-        images_NHWC: images, uint8 [N, H, W, 3].
-        size: new edge in pixels.
-
-    Returns:
-        uint8 [N, size, size, 3] on the same device.
+    Bilinear, antialiased where they shrink, and rounded.
     """
     scaled = torch.empty(len(images_NHWC), size, size, 3, dtype=torch.uint8, device=images_NHWC.device)
     for start in range(0, len(images_NHWC), ENLARGED_TOGETHER):  # as float32 all at once would be four times the set

@@ -33,13 +33,7 @@ def is_converted(path: Path) -> bool:
 
 
 class LsunImages(data.Dataset[tuple[int, Any]]):
-    """The images of an LMDB, scaled to one size; each process opens the LMDB itself on its first read.
-
-    Args:
-        path: folder that holds `data.mdb`.
-        keys: keys of the images, in order.
-        size: S in pixels.
-    """
+    """The images of these keys in an LMDB, scaled to S = `size`; each process opens the LMDB on its first read."""
 
     def __init__(self, path: Path, keys: list[bytes], size: int) -> None:
         self.path, self.keys, self.size = path, keys, size
@@ -144,12 +138,8 @@ def convert(
     keys = chosen_keys(lmdb_keys(source), fraction)
     if not keys:
         raise DataError(f"a fraction of {fraction:g} keeps no image of {source}; choose a larger one")
-    of: dict[str, Any] = {
-        "size": size,
-        "fraction": fraction,
-        "images": len(keys),
-        "keys": hashlib.sha256(b"".join(keys)).hexdigest(),
-    }
+    of: dict[str, Any] = {"size": size, "fraction": fraction, "images": len(keys)}
+    of["keys"] = hashlib.sha256(b"".join(keys)).hexdigest()
     found = _description(to) if is_converted(to) else {**of, "read": 0, "written": 0, "content_hash": ""}
     if any(found[name] != value for name, value in of.items()):
         raise DataError(
@@ -206,10 +196,7 @@ def _describe(path: Path, found: dict[str, Any]) -> None:
 
 
 def load_converted(path: Path) -> Split:
-    """Returns a finished conversion, mapped into memory; its last hundredth, at most 3,000 images, is held out.
-
-    Args:
-        path: folder that `convert` wrote.
+    """Returns what `convert` wrote, mapped into memory; its last hundredth, at most 3,000 images, is held out.
 
     Raises:
         DataError: if the conversion is not finished, or is damaged.

@@ -142,12 +142,7 @@ def stored_parquet(path: Path, part: str = "train", classes: tuple[str, ...] = C
 def _encoded_column(file: Path, names: tuple[str, ...]) -> tuple[Any, npt.NDArray[np.int64], tuple[str, ...]]:
     """Reads a hub-style Parquet file: a pyarrow array of binaries, labels int64 [N], and the names of the classes.
 
-    Args:
-        file: a Parquet file.
-        names: names of the classes if the file gives none.
-
-    Raises:
-        DataError: if the file is damaged, or has other columns.
+    The names are those given if the file has none. Raises DataError if it is damaged, or has other columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -44,12 +44,9 @@ SIZE = 32
 
 
 def _masks(classes: npt.NDArray[np.int64], u: Floats, v: Floats) -> npt.NDArray[np.bool_]:
-    """Returns which points of each image the shape of its class covers, [N, 32, 32].
+    """Returns which points of each image the shape of its class, [N], covers: [N, 32, 32].
 
-    Args:
-        classes: label of each image's shape, [N].
-        u: horizontal coordinate in the shape's own frame, [N, 32, 32], -1 to 1 across its size.
-        v: vertical coordinate in that frame, [N, 32, 32].
+    u and v are coordinates in the shape's own frame, [N, 32, 32], -1 to 1 across its size.
     """
     masks = np.empty(u.shape, np.bool_)
     for number, shape in enumerate(CLASSES.values()):

@@ -121,13 +121,7 @@ def _files(folder: Path) -> list[Path]:
 def synthetic_domain(domain: str, part: str, size: int) -> torch.Tensor:
     """Returns images of one of two domains that differ in the texture of a shape: plain ("A") or striped ("B").
 
-    Args:
-        domain: name of the domain, "A" or "B".
-        part: part of the set, "train" or "test".
-        size: edge in pixels.
-
-    Returns:
-        Images uint8 [N, size, size, 3], the same in every process.
+    Those of the `part`, "train" or "test", as uint8 [N, size, size, 3] in pixels, the same in every process.
     """
     count = SYNTHETIC_COUNTS[part]
     random = np.random.default_rng([ord(domain), ord(part[1])])

@@ -22,11 +22,7 @@ NO_AUGMENTATION = Augmentation(pad=0, flip="none")
 class Batches(ABC):
     """A pipeline: batches of normalised images on the device, reproducible from seed and epoch.
 
-    Args:
-        options: size, place, order and augmentation of the batches.
-
-    Attributes:
-        augmentation: random changes to each image, in pixels of the scaled images.
+    Its `augmentation` has the random changes to each image in pixels of the scaled images.
     """
 
     def __init__(self, options: BatchOptions) -> None:
@@ -73,7 +69,7 @@ class IndexedBatches(Batches):
 
     Args:
         data: the images that this process reads, in memory or encoded.
-        options: options of the batches.
+        options: size, place, order and augmentation of the batches.
         count: number of samples of all ranks together; None where each rank reads the whole set.
 
     Raises:

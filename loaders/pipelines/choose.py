@@ -29,14 +29,9 @@ def unavailable(name: str) -> str:
 
 
 def make_batches(name: str, data: Dataset | StoredImages | Shards, options: BatchOptions) -> Batches:
-    """Returns the pipeline called `name` over a data set.
+    """Returns the pipeline of this name in `PIPELINES` over images in memory, encoded images or tar shards.
 
     `device` decodes encoded images when it is made; `webdataset` reads shards only, which `write_shards` makes.
-
-    Args:
-        name: name in `PIPELINES`.
-        data: data set in memory, encoded images, or tar shards.
-        options: size, place, order and augmentation of its batches.
 
     Raises:
         DataError: if the data do not fit the options.
@@ -61,9 +56,6 @@ def make_batches(name: str, data: Dataset | StoredImages | Shards, options: Batc
 
 def shards_of(dataset: Dataset) -> Shards:
     """Returns a data set as tar shards in the user's cache; the first call writes them.
-
-    Args:
-        dataset: data set in memory.
 
     Raises:
         DataError: if the shards cannot be written.

@@ -12,10 +12,9 @@ batch of an abandoned iteration is recognised by its ticket and dropped.
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,25 +40,12 @@ def unavailable() -> str:
     return ""
 
 
-def _call(source: "weakref.WeakMethod[Callable[[], tuple[Any, ...]]]") -> tuple[Any, ...]:
-    method = source()
-    assert method is not None, "a pipeline runs only while its DaliBatches iterates"
-    return method()
+class _Batch(NamedTuple):
+    """A batch on its way through DALI."""
 
-
-@dataclass
-class _Batch:
-    """A batch on its way through DALI.
-
-    Attributes:
-        ticket: object that identifies the iteration the batch is for; None for one that only fills the queue.
-        places: indices of the samples in the data set, int64 [n].
-        inputs: inputs of DALI's graph, by name.
-    """
-
-    ticket: object
-    places: torch.Tensor
-    inputs: dict[str, Any]
+    ticket: object  # identifies the iteration that the batch is for; None for one that only fills the queue
+    places: torch.Tensor  # indices of the samples in the data set, int64 [n]
+    inputs: dict[str, Any]  # inputs of DALI's graph, by name
 
 
 class DaliBatches(IndexedBatches):
@@ -67,8 +53,7 @@ class DaliBatches(IndexedBatches):
 
     Args:
         data: images in memory, or encoded ones, which DALI decodes.
-        options: options of the batches; on a GPU everything but the reading runs there. `workers` is the number
-            of DALI's threads on the CPU, one at least.
+        options: on a GPU everything but the reading runs there; `workers` are threads of DALI on the CPU, at least one.
 
     Raises:
         DataError: if the data do not fit the options, see `IndexedBatches`.
@@ -136,16 +121,11 @@ class DaliBatches(IndexedBatches):
         return tuple(batch.inputs.values())
 
     def _filler(self) -> _Batch:
-        """Returns a filler: a batch of the first image, without a ticket."""
         first = torch.zeros(1, dtype=torch.int64)
         return self._prepare(None, first, self._draw(0, first))
 
     def _next(self) -> tuple[Any, ...]:
-        """Returns DALI's next outputs; an error breaks the graph, and the next call builds a new one.
-
-        Raises:
-            DataError: if an image cannot be decoded; names it as Pillow does.
-        """
+        """Returns DALI's next outputs; an error breaks the graph, and the next call builds a new one."""
         if self._pipeline is None:
             self._pipeline = self._build()
         # DALI's executor counts the owners of the outputs, which stay valid while we hold them. On a GPU they are
@@ -157,7 +137,7 @@ class DaliBatches(IndexedBatches):
             self._pipeline = None
             if isinstance(error, RuntimeError) and isinstance(self.data, StoredImages):
                 for place in torch.cat([batch.places for batch in self._under_way]).tolist():
-                    self.data.decode(place)
+                    self.data.decode(place)  # raises DataError for the image that is damaged, with its name
             raise
 
     def _build(self) -> "Pipeline":
@@ -166,7 +146,7 @@ class DaliBatches(IndexedBatches):
         fn, types = dali.fn, dali.types
         clamp = import_module("nvidia.dali.math").clamp
         augmentation, (height, width) = self.augmentation, self.data.shape
-        source = weakref.WeakMethod(self._source)  # or neither would be freed before the garbage collector comes
+        batches = weakref.proxy(self)  # or neither would be freed before the garbage collector comes
         names = list(self._filler().inputs)
         encoded = isinstance(self.data, StoredImages)
         pipeline = dali.pipeline.Pipeline(
@@ -177,7 +157,7 @@ class DaliBatches(IndexedBatches):
         )
         with pipeline:
             layouts = ["" if encoded else "HWC", *[""] * (len(names) - 1)]
-            fed = fn.external_source(source=lambda: _call(source), num_outputs=len(names), layout=layouts)
+            fed = fn.external_source(source=lambda: batches._source(), num_outputs=len(names), layout=layouts)
             given = dict(zip(names, fed, strict=True))
             x = given["images"]
             if encoded:
@@ -227,11 +207,7 @@ class DaliBatches(IndexedBatches):
         return pipeline
 
     def _check_shapes(self, shapes: npt.NDArray[np.int64], batch: _Batch) -> None:
-        """Refuses images of another size, which the crop would otherwise hide.
-
-        Raises:
-            DataError: if a size is wrong; names the first such image.
-        """
+        """Refuses images of another size, which the crop would otherwise hide, and names the first."""
         assert isinstance(self.data, StoredImages)
         height, width = self.data.shape
         wrong = (shapes != (height, width, 3)).any(1).nonzero()[0]

@@ -74,12 +74,7 @@ def _requests(
 class DataLoaderBatches(IndexedBatches):
     """Batches of augmented, normalised images from worker processes; each epoch shuffles across all ranks.
 
-    Args:
-        data: images in memory, or encoded ones, which the workers decode.
-        options: options of the batches.
-
-    Raises:
-        DataError: if the data do not fit the options, see `IndexedBatches`.
+    The workers decode encoded images. Errors are those of `IndexedBatches`.
     """
 
     def __init__(self, data: Dataset | StoredImages, options: BatchOptions) -> None:

@@ -19,7 +19,7 @@ class DeviceBatches(IndexedBatches):
 
     Args:
         dataset: data set on `options.device`; with several ranks, each moves its own part there.
-        options: options of the batches.
+        options: size, place, order and augmentation of the batches.
 
     Raises:
         DataError: if the data do not fit the options, see `IndexedBatches`.

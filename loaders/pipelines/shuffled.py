@@ -52,12 +52,7 @@ class ShuffledBatches:
         return len(self.dataset) // self.batch_size
 
     def images(self, epoch: int, index: int) -> torch.Tensor:
-        """Returns batch `index` of an epoch, float32 [B, 3, S, S] in [-1, 1] on the device.
-
-        Args:
-            epoch: number of the epoch, from 0.
-            index: number of the batch, from 0 and below `len(self)`.
-        """
+        """Returns batch `index`, below `len(self)`, of an epoch: float32 [B, 3, S, S] in [-1, 1] on the device."""
         pixels_NHWC = self.dataset.images_NHWC[self._places(epoch, index)]
         return copy_in_unit_range(pixels_NHWC, self.device, self.memory_format)
 

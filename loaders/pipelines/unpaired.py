@@ -28,10 +28,8 @@ class UnpairedBatches:
         domains: images of both domains, uint8 [N, L, L, 3] each.
         batch_size: B, number of images of each domain.
         image_size: S in pixels.
-        device: device on which batches are made.
+        device: as of `ShuffledBatches`, like `channels_last` and `resident`.
         seed: seed of order, pairing, crops and flips, which also depend on the epoch.
-        channels_last: whether a batch is in channels-last memory.
-        resident: whether the device's memory holds all images; False copies each batch there.
 
     Raises:
         DataError: if the longer domain has fewer images than one batch holds.

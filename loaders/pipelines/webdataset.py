@@ -53,12 +53,7 @@ class _Stream(IterableDataset[Any]):
     def read(self, epoch: int, worker: int) -> Iterator[Any]:
         """Yields a worker's batches: images uint8 [n, H, W, 3], labels int64 [n], and indices int64 [n].
 
-        Args:
-            epoch: number of the epoch, from 0.
-            worker: number of the worker among those of this rank.
-
-        Raises:
-            DataError: if a shard, an image or a label is damaged.
+        Raises DataError if a shard, an image or a label is damaged.
         """
         batch: list[dict[str, Any]] = []
         own = self.own_shards(epoch, worker)

@@ -61,10 +61,7 @@ class WorkerLoader(DataLoader[Any]):
             gc.unfreeze()
 
     def whole(self, pipeline: str) -> Iterator[Any]:
-        """Yields the batches of an epoch.
-
-        Args:
-            pipeline: name of the pipeline in messages.
+        """Yields the batches of an epoch; messages name the `pipeline`.
 
         Raises:
             DataError: if an item is a text, by which a worker names damaged data.
