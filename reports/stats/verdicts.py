@@ -29,6 +29,7 @@ Verdict = Literal["regressed", "improved", "equivalent", "inconclusive", "invali
 EXACT_UP_TO = 60  # runs up to which the tail is exact; above, the normal approximation is good to three digits
 LOOKS = (0.1, 0.2, 0.3, 0.45, 0.67)  # shares of a budget after which verdicts are looked at, before its end
 EARLY_ROUNDS, EARLY_SHARE = 10, 0.1  # of the first early look; what all early looks may use of the error rate
+MOST_BLOCKS = 500  # rounds up to which each counts alone; of more, each block of neighbours
 RESAMPLES = 400  # of the rounds, by which the detectable worsening is found
 
 
@@ -64,7 +65,7 @@ class Differences:
     """Statistics of one benchmark's differences. Shares are natural logarithms; positive is worse.
 
     Attributes:
-        n: number of rounds, or of runs on the smaller side.
+        n: number of rounds or their blocks, or of runs on the smaller side.
         tolerance: tolerance of the rule, as a logarithm.
         value: Hodges-Lehmann estimate of the difference.
         low: lower end of the interval at the rule's error rate.
@@ -188,8 +189,18 @@ def judge_paired(differences: npt.ArrayLike, rule: Rule, share: float = 1.0) -> 
         rule: gives tolerance and error rate.
         share: share of the error rate that this look may use.
     """
-    d = np.atleast_2d(np.asarray(differences, dtype=np.float64))
+    d = _in_blocks(np.atleast_2d(np.asarray(differences, dtype=np.float64)))
     return _judge(walsh_averages(d), _signed_rank_tail(d.shape[-1]), d.shape[-1], rule, share)
+
+
+def _in_blocks(d: Array) -> Array:
+    """Returns the medians of blocks of neighbouring rounds, [..., n]: all pairs of thousands of rounds take minutes.
+
+    They are as symmetric as the rounds, and less wild and less alike one after the other.
+    """
+    size = math.ceil(d.shape[-1] / MOST_BLOCKS)
+    whole = d[..., : d.shape[-1] // size * size]
+    return np.asarray(np.median(whole.reshape(*d.shape[:-1], -1, size), axis=-1))
 
 
 def judge_unpaired(base: npt.ArrayLike, head: npt.ArrayLike, rule: Rule) -> Differences:
@@ -231,7 +242,7 @@ def found_paired(differences: npt.ArrayLike, rule: Rule, share: float = 1.0) -> 
     Returns:
         Worsenings as shares, [resamples]; infinite where no result of so many rounds can be a verdict.
     """
-    d = np.asarray(differences, dtype=np.float64)
+    d = _in_blocks(np.asarray(differences, dtype=np.float64))
     n = len(d)
     if n < 2 or not np.isfinite(d).all():  # a single round, or a run that missed its target
         return np.full(1, np.inf)

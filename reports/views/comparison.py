@@ -132,7 +132,7 @@ def _row(group: "pd.DataFrame", name: str, rule: Rule, share: float, end: float)
     if not len(both):
         return row | {"verdict": "inconclusive", "reason": "too_few_rounds: none in which both sides printed it"}
     differences = sign * np.log(head[both].to_numpy() / base[both].to_numpy())
-    row["share"] = share
+    row |= {"share": share, "rounds": len(both)}
     (row["differences"],) = judge_paired(differences, rule, share)
     row["detectable"] = detectable(found_paired(differences, rule, share), rule)
     if len(twice):
@@ -197,7 +197,6 @@ def _ratios(differences: Differences, better: str) -> dict[str, Any]:
     d = differences
     value, low, high = (d.value, d.low, d.high) if better == "lower" else (-d.value, -d.high, -d.low)
     return {
-        "rounds": d.n,
         "ratio": _exp(value),
         "ratio_low": _exp(low),
         "ratio_high": _exp(high),
@@ -240,6 +239,7 @@ def stored_summary(base: "pd.DataFrame", head: "pd.DataFrame", rule: Rule) -> "p
             sign = 1 if better == "lower" else -1
             before, after = (sign * np.log(values) for values in own)
             row |= {"differences": judge_unpaired(before, after, rule), "share": 1.0}
+            row["rounds"] = min(map(len, own))
             row["detectable"] = detectable(found_unpaired(before, after, rule), rule)
         rows.append(row)
     return pd.DataFrame(_decided(rows, rule), columns=list(COLUMNS))

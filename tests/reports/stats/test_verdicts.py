@@ -124,6 +124,15 @@ def test_what_is_left_for_the_last_look_finds_nearly_as_much_as_one_look():
     assert 0.4 < once < 0.6 and 0.8 * once < left < once
 
 
+def test_thousands_of_rounds_are_judged_in_blocks_that_err_no_more():
+    called = [row.p <= 0.05 for row in judge_paired(normal(2500, comparisons=200), EXACT)]
+    assert np.mean(called) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+    d = normal(9001, shift=0.002)[0]
+    (found,) = judge_paired(d, EXACT)
+    assert found.n == 473 and found.p < 1e-4 and found.value == pytest.approx(0.002, abs=0.001)
+    assert detectable(found_paired(d, EXACT), EXACT) == pytest.approx(0.0011, rel=0.2)  # 1.25 (1.96 + 0.84) 0.03 / 9001^0.5
+
+
 def test_discoveries_are_benjamini_and_hochbergs():
     p = [0.001, 0.3, 0.021, 0.02, 0.9]
     wanted = stats.false_discovery_control(p) <= 0.05
