@@ -206,13 +206,8 @@ def draw(
 
     The numbers depend on seed, epoch and sample alone, not on the batch, the device or earlier draws.
 
-    Args:
-        augmentation: ranges of the random numbers.
-        seed: seed, in [0, 2**63).
-        epoch: number of the epoch, from 0.
-        samples: indices of the samples in the data set, int64 [N].
-        height: height of the images in pixels.
-        width: width of the images in pixels.
+    The seed lies in [0, 2**63), epochs count from 0, `samples` are indices in the data set, int64 [N], and height and
+    width are those of the images in pixels.
     """
     pad, flip, drawn = augmentation.pad, augmentation.flip, {}
     if pad or flip == "random":

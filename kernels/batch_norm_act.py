@@ -62,11 +62,7 @@ def activate_ref(z: Tensor, act: str, negative_slope: float) -> Tensor:
     """Returns the activation `act`, one of `ACTS`, of a map."""
     if act == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
-    if act == "relu":
-        return F.relu(z)
-    if act == "silu":
-        return F.silu(z)
-    return F.gelu(z) if act == "gelu" else z
+    return z if act == "none" else {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}[act](z)
 
 
 @dataclass(frozen=True)
@@ -98,13 +94,15 @@ PERSISTENT_TILE = 8192  # elements of each tensor that a program keeps in regist
 PROGRAMS = 1024  # about eight for each multiprocessor of the largest GPUs; fixed, so that no result depends on the GPU
 
 
-def plan(m: int, c: int, *, resident_programs: int | None) -> Plan:
-    """Returns the plan for an [m, c] matrix.
+def plan(m: int, c: int, *, resident_programs: int | None, images: int = 1) -> Plan:
+    """Returns the plan for a matrix [m, c], or for each of several images with that one.
 
     Args:
         m: number of rows.
         c: number of channels.
-        resident_programs: number of programs that may wait for each other; None forbids the persistent form.
+        resident_programs: number of programs that may wait for each other; None forbids the persistent form, which is
+            for one image here.
+        images: number of images.
     """
     block_c = min(triton.next_power_of_2(c), 64)
     column_blocks = triton.cdiv(c, block_c)
@@ -115,7 +113,7 @@ def plan(m: int, c: int, *, resident_programs: int | None) -> Plan:
         return Plan(True, triton.next_power_of_2(rows), block_c, triton.cdiv(m, rows), rows)
     block_m = TILE // block_c
     tiles = triton.cdiv(m, block_m)
-    tiles_of_split = triton.cdiv(tiles, max(1, PROGRAMS // column_blocks))
+    tiles_of_split = triton.cdiv(tiles, max(1, PROGRAMS // (column_blocks * images)))
     return Plan(False, block_m, block_c, triton.cdiv(tiles, tiles_of_split), tiles_of_split * block_m)
 
 

@@ -28,8 +28,7 @@ class Norm(NamedTuple):
             biased variance; None for neither norm nor activation.
         weight: gamma [C] or None; it is in the table already, and an argument of operators for its gradient alone.
         bias: beta [C] or None, likewise.
-        act: name of the activation in `kernels.batch_norm_act.ACTS`.
-        negative_slope: slope of leaky_relu below zero.
+        act, negative_slope: as in `kernels.batch_norm_act.BatchNorm`.
     """
 
     table: Tensor | None = None
@@ -53,13 +52,9 @@ class Tiles(NamedTuple):
 
 
 def tiles(rows: int, columns: int, inner: int, element_bytes: int) -> Tiles:
-    """Returns the tiles of a product.
+    """Returns the tiles of a product [rows, columns], with factors of `element_bytes` bytes an element.
 
-    Args:
-        rows: rows of the result.
-        columns: columns of the result.
-        inner: channels summed over at one place of the filter.
-        element_bytes: bytes of an element of the factors.
+    `inner` is the number of channels summed over at one place of the filter.
     """
     block_n = _block(columns, 128)
     block_m = 128 if triton.cdiv(rows, 128) * triton.cdiv(columns, block_n) >= PROGRAMS // 2 else 64
@@ -164,16 +159,11 @@ def conv_transposed(
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradient of a convolution's input: a transposed convolution.
 
-    Args:
-        dy: gradient of the output, [N, K, P, Q], dense.
-        filters: filters [K, C, R, S] of dy's dtype, dense.
-        height: H of the convolution's input.
-        width: W of the convolution's input.
-        stride: stride of the convolution.
-        padding: padding of the convolution.
-        of: map [N, C, H, W] that the convolution read through a norm, and that norm: the gradient is then that of
-            the norm's output before the activation.
-        shift: vector [C] added to the result; not together with `of`.
+    The gradient of the output is dy [N, K, P, Q], dense; filters, in dy's dtype, stride and padding are those of
+    `conv`, and height and width those of its input.
+
+    Where the convolution read its input through a norm, `of` is that map [N, C, H, W] and the norm: the gradient is
+    then that of the norm's output before the activation. Elsewhere a vector `shift` [C] may be added to the result.
 
     Returns:
         The gradient [N, C, H, W]; and with `of` each tile's sums over pixels of the gradient, and of the gradient times
@@ -210,16 +200,10 @@ def filter_gradient(
     norm: Norm = NO_NORM,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Returns the gradient of a convolution's filters, [K, C, R, S].
+    """Returns the gradient of a convolution's filters, [K, C, R, S] of the given dtype.
 
-    Args:
-        dy: gradient of the output, [N, K, P, Q], dense.
-        x: the convolution's input, [N, C, H, W] of dy's dtype, dense.
-        filter_size: R and S, in pixels.
-        stride: stride of the convolution.
-        padding: padding of the convolution.
-        norm: norm that the convolution applied to x.
-        dtype: dtype of the result.
+    The gradient of the output is dy [N, K, P, Q] of x's dtype, dense, and `filter_size` is R and S, in pixels; the
+    other arguments are those of `conv`.
     """
     n, k, p, q = dy.shape
     _, c, h, w = x.shape

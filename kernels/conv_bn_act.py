@@ -1,7 +1,6 @@
 """Convolution, batch norm and activation: the convolution computes the norm's statistics, the next one applies it.
 
-Shape legend: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S filter. Maps are NCHW
-tensors in channels-last memory.
+The shape legend is that of `kernels.conv`.
 """
 
 from typing import NamedTuple
@@ -52,9 +51,7 @@ class Deferred(NamedTuple):
     def applied(self, residual: Tensor | None = None, save: Save = "input") -> Tensor:
         """Returns `act(norm(map)) + residual`, [N, C, H, W]; reads each map once and writes one.
 
-        Args:
-            residual: map [N, C, H, W] of the map's dtype; or None.
-            save: tensors that backward reads; see `batch_norm_act`.
+        The arguments are those of `batch_norm_act`.
         """
         known = self.norm._replace(running_mean=self.table[2], running_var=self.table[4])
         return torch.ops.wallclock.batch_norm_act(self.map, *known, residual, save, None)[0]

@@ -1,7 +1,6 @@
 """The operators of `kernels.conv_bn_act`, forward and backward, as registered with `torch.library`.
 
-Shape legend: N images, H, W input map, C input channels, P, Q output map, K output channels, R, S filter. Maps are NCHW
-tensors in channels-last memory.
+The shape legend is that of `kernels.conv`.
 """
 
 from typing import Any

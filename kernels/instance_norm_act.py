@@ -27,11 +27,9 @@ class InstanceNorm(NamedTuple):
     """An instance norm, the activation after it, and the padding for the next convolution.
 
     Attributes:
-        weight: gamma [C], dense, given together with `bias` or not at all.
-        bias: beta [C].
+        weight, bias, negative_slope: as in `kernels.batch_norm_act.BatchNorm`.
         eps: number added to the biased variance of each image's channel.
         act: name of the activation in `ACTS`.
-        negative_slope: slope of leaky_relu below zero.
         pad: padding of the output by reflection on each side in pixels, less than its edges.
     """
 
@@ -66,26 +64,18 @@ def plan(n: int, m: int, c: int, *, resident_programs: int | None) -> base.Plan:
     The persistent form takes the smallest tiles that let all programs run at once: with one image of 256x64x64, 128
     programs of 32 KiB (bfloat16: 16), where tiles of 64 KiB would leave half of the GPU idle.
 
-    Args:
-        n: number of images.
-        m: number of rows.
-        c: number of channels.
-        resident_programs: number of programs that may wait for each other; None forbids the persistent form.
+    The numbers are those of `kernels.batch_norm_act.plan`.
     """
-    block_c = min(triton.next_power_of_2(c), 64)
-    column_blocks = triton.cdiv(c, block_c)
     if resident_programs is not None:
+        block_c = min(triton.next_power_of_2(c), 64)
         tile = base.TILE
         while tile <= base.PERSISTENT_TILE:
             block_m = tile // block_c
             splits = triton.cdiv(m, block_m)
-            if splits == 1 or splits * column_blocks * n <= resident_programs:
+            if splits == 1 or splits * triton.cdiv(c, block_c) * n <= resident_programs:
                 return base.Plan(True, block_m, block_c, splits, block_m)
             tile *= 2
-    block_m = base.TILE // block_c
-    tiles = triton.cdiv(m, block_m)
-    tiles_of_split = triton.cdiv(tiles, max(1, base.PROGRAMS // (column_blocks * n)))
-    return base.Plan(False, block_m, block_c, triton.cdiv(tiles, tiles_of_split), tiles_of_split * block_m)
+    return base.plan(m, c, resident_programs=None, images=n)
 
 
 def _plan_for(n: int, c: int, h: int, w: int, device: torch.device, persistent: bool | None) -> base.Plan:
@@ -265,9 +255,7 @@ def instance_norm_act(
     Raises:
         ValueError: if shapes, dtypes or paddings do not fit, or there is only one value for each channel of an image.
 
-    Numerics: float32 throughout (float64 for float64), per-split mean and sum of squared deviations merged in fixed
-    order, no atomics on values: the same input gives the same bits. There are no running statistics: training and
-    evaluation are the same.
+    Numerics: those of `batch_norm_act`. There are no running statistics: training and evaluation are the same.
     Cost: passes over the map: forward 3 (2 persistent) and 1 for a residual, backward 5 (3 persistent) and 1 for a
     padded residual's gradient; a padded map counts with its padding. Keeps x.
     Source: Ulyanov et al., https://arxiv.org/abs/1607.08022; Chan et al. (1983) for the merge.

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FLOAT32_BYTES = 4
 KEPT = 64  # tables kept; gradients that a loop frees and makes again return to one of a few addresses
 
-_Key = tuple[torch.device, int, int, tuple[int, ...], tuple[int, ...]]
+_Key = tuple[torch.device, int, tuple[int, ...], tuple[int, ...]]
 _tables: OrderedDict[_Key, Tensor] = OrderedDict()
 _captured: dict[_Key, Tensor] = {}  # graphs read these as long as they live, which cannot be known here
 
@@ -38,8 +39,8 @@ def lying_as(x: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(x) if moved and like.numel() else x
 
 
-def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4) -> Tensor:
-    """Returns the table of several lists of tensors of the same memory orders.
+def table(lists: Sequence[Sequence[Tensor]], block: int) -> Tensor:
+    """Returns the table of several lists of float32 tensors of the same memory orders.
 
     A table is looked up by the addresses it holds, so it cannot be stale. Tables that a graph was captured with stay
     for good; of the others, the last `KEPT`.
@@ -47,7 +48,6 @@ def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4)
     Args:
         lists: lists of dense tensors, all equally long and with equal sizes at equal positions, on one device.
         block: largest number of elements in a row.
-        element_bytes: bytes of an element of every tensor.
 
     Returns:
         int64 [rows, len(lists) + 5] on the device: an address for each list, the number of elements, the elements of
@@ -60,7 +60,7 @@ def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4)
     device = first[0].device
     addresses = tuple(t.data_ptr() for tensors in lists for t in tensors)
     sizes = tuple(n for t in first for n in (t.numel(), t.shape[0] if t.ndim else 1))
-    key = (device, block, element_bytes, addresses, sizes)
+    key = (device, block, addresses, sizes)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     found = _captured.get(key, _tables.get(key))
     if found is None:
@@ -69,7 +69,7 @@ def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4)
                 "a tensor has moved since the last step, and a CUDA graph is being captured; take a step before the "
                 "capture, and keep gradients where they are with zero_grad(set_to_none=False)"
             )
-        found = torch.tensor(table_rows(addresses, sizes, block, element_bytes), dtype=torch.int64)
+        found = torch.tensor(table_rows(addresses, sizes, block), dtype=torch.int64)
         if device.type == "cuda":  # from pinned memory, so that the host does not wait
             found = found.pin_memory().to(device, non_blocking=True)
         _tables[key] = found
@@ -82,7 +82,7 @@ def table(lists: Sequence[Sequence[Tensor]], block: int, element_bytes: int = 4)
     return found
 
 
-def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int, element_bytes: int) -> list[tuple[int, ...]]:
+def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int) -> list[tuple[int, ...]]:
     """Returns the rows of `table`; `sizes` has pairs of the number of elements and the length along dimension 0."""
     counts, lengths = sizes[::2], sizes[1::2]
     lists = [addresses[i : i + len(counts)] for i in range(0, len(addresses), len(counts))]
@@ -91,7 +91,7 @@ def table_rows(addresses: Sequence[int], sizes: Sequence[int], block: int, eleme
     for place, n in enumerate(counts):
         first, rows = len(made), math.ceil(n / block)
         for at in range(0, n, block):
-            start = (column[place] + at * element_bytes for column in lists)
+            start = (column[place] + at * FLOAT32_BYTES for column in lists)
             made.append((*start, min(block, n - at), before + at, first, rows, lengths[place]))
         before += n
     return made

@@ -58,7 +58,7 @@ def newton_schulz_ref(matrix: Tensor, steps: int = 3, eps: float = 1e-7, *, dtyp
     return x.T if tall else x
 
 
-def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3) -> None:
+def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int) -> None:
     """Defines a step of `Muon`, filter by filter and in place.
 
     Args:
@@ -66,7 +66,7 @@ def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, mom
         grads: gradients of the parameters.
         buffers: running averages of the gradients; overwritten.
         lr: step size; see `kernels.optimizer.Rate`.
-        momentum: decay of the average.
+        momentum: decay of the average, used in Nesterov's form.
         steps: number of Newton-Schulz iterations.
 
     Source: https://github.com/KellerJordan/cifar10-airbench
@@ -80,13 +80,8 @@ def muon_ref(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, mom
 def newton_schulz(stacks: Tensors, steps: int = 3, out: Tensors | None = None) -> list[Tensor]:
     """Runs the iteration of `newton_schulz_ref` on stacks of matrices, step by step.
 
-    Args:
-        stacks: stacks of matrices, [B, M, N] each, floating, every matrix divided by its norm.
-        steps: number of iterations.
-        out: tensors for the results, shaped as the stacks; None for new memory.
-
-    Returns:
-        Results, shaped as the stacks.
+    A stack is [B, M, N], floating, every matrix divided by its norm. The results are shaped as the stacks, and lie in
+    the memory of `out` if it is given.
 
     Numerics: in the dtype of the stacks.
     Cost: per step 4*M*M*N + 2*M*M*M operations a matrix for M <= N, in three launches a stack.
@@ -161,22 +156,12 @@ def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[tuple[Any,
     return list(groups.items())
 
 
-def _as_matrix(x: Tensor, like: Tensor) -> Tensor:
-    """Returns x as [O, I*H*W], columns in the memory order of `like`: a view if `x` has that order, with O outermost.
-
-    A permutation of the columns permutes the columns of the iteration's result alike.
-    """
-    return x.permute(0, *_inner_order(like)).reshape(len(x), -1)
-
-
 def _inner_order(x: Tensor) -> list[int]:
     """Returns the dimensions after the first, from the outermost in memory to the innermost."""
     return sorted(range(1, x.ndim), key=lambda d: x.stride()[d], reverse=True)
 
 
-def muon_eager_(
-    params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3
-) -> None:
+def muon_eager_(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int) -> None:
     """Takes the step of `muon_ref` with foreach operations, and iterates all parameters of equal shape at once.
 
     The arguments are those of `muon_ref`, in any layout.
@@ -192,8 +177,9 @@ def muon_eager_(
     torch._foreach_mul_(params, scales)
     groups = _grouped(range(len(params)), lambda i: (len(params[i]), params[i].numel(), params[i].dtype))
     stacks = []
-    for (_, _, dtype), places in groups:
-        x = torch.stack([_as_matrix(directions[i], params[i]) for i in places])
+    for (rows, _, dtype), places in groups:
+        # Columns in the parameter's memory order, mostly a view: permuting them permutes those of the result alike.
+        x = torch.stack([directions[i].permute(0, *_inner_order(params[i])).reshape(rows, -1) for i in places])
         x = x.to(torch.promote_types(dtype, torch.float32))
         x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
         stacks.append(x if dtype == torch.float64 else x.bfloat16())
@@ -207,9 +193,7 @@ def muon_eager_(
                 params[i].permute(0, *order).sub_(step, alpha=lr)
 
 
-def muon_triton_(
-    params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int = 3
-) -> None:
+def muon_triton_(params: Tensors, grads: Tensors, buffers: Tensors, *, lr: Rate, momentum: float, steps: int) -> None:
     """Takes the step of `muon_eager_` with everything but the matrix products in three Triton launches.
 
     The arguments are those of `muon_ref` in float32. Each parameter is dense in memory with O outermost (contiguous or
@@ -278,8 +262,7 @@ class Muon(OneStateOptimizer):
     Args:
         params: filters OIHW (or matrices), float32; or groups of them, as torch's optimisers take.
         lr: step size relative to a bank of norm sqrt(O): a number, or a tensor of one element on the device.
-        momentum: decay of the gradient average, used in Nesterov's form.
-        steps: number of Newton-Schulz iterations.
+        momentum, steps: as in `muon_ref`.
         implementation: "eager" takes foreach operations and iterates in bfloat16; "triton" takes three launches and the
             products of Gram matrices in float64.
 

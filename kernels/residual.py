@@ -77,18 +77,8 @@ def _launch(branch: Tensor, x: Tensor, out: Tensor, alpha: float, slope: float) 
     bits = _bits(branch, slope)
     if branch.numel():
         programs = -(-branch.numel() // BLOCK)
-        residual_kernel[(programs,)](
-            branch,
-            x,
-            out,
-            bits,
-            branch.numel(),
-            alpha,
-            slope,
-            ACT=slope != 1.0,
-            BLOCK=BLOCK,
-            ACC=accumulator(branch.dtype)[1],
-        )
+        options = {"ACT": slope != 1.0, "BLOCK": BLOCK, "ACC": accumulator(branch.dtype)[1]}
+        residual_kernel[(programs,)](branch, x, out, bits, branch.numel(), alpha, slope, **options)
     return bits
 
 

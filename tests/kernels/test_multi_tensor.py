@@ -20,7 +20,7 @@ def test_tables_are_found_again_and_cover_every_element_once(device):
 
 def test_rows_beyond_two_to_the_31_elements():
     start, n = 1 << 40, 3 * 2**31 + 5  # 24 GB that no test needs to hold
-    rows = table_rows([start], [n, n], 2**30, 4)
+    rows = table_rows([start], [n, n], 2**30)
     assert [row[0] for row in rows] == [start + i * 2**32 for i in range(7)]
     assert sum(row[1] for row in rows) == n and [row[2] for row in rows] == [i * 2**30 for i in range(7)]
 

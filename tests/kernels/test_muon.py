@@ -103,7 +103,7 @@ def test_a_triton_update_is_that_of_the_plain_iteration(shape, spectrum_name, de
     gradient = spectrum(shape, SPECTRA[spectrum_name]).float().to(device)
     p = torch.zeros(shape, device=device)
     p[0, 0] = 1.0  # becomes the root of the channels, less the update
-    muon_triton_([p], [gradient], [torch.zeros_like(p)], lr=1.0, momentum=0.0)
+    muon_triton_([p], [gradient], [torch.zeros_like(p)], lr=1.0, momentum=0.0, steps=3)
     p[0, 0] -= shape[0] ** 0.5
     assert error(-p.cpu(), newton_schulz_ref(gradient.double().cpu(), 3)) < 1e-5
 
@@ -211,10 +211,10 @@ def test_opcheck_finds_nothing_and_what_does_not_fit_is_refused(device):
     torch.library.opcheck(torch.ops.wallclock.muon_, (*tensors, 0.1, None, 0.6, 3))
     half = torch.zeros(2, 3, device=device).half()
     with pytest.raises(ValueError, match="param is torch.float16"):
-        muon_triton_([half], [half], [half], lr=0.1, momentum=0.6)
+        muon_triton_([half], [half], [half], lr=0.1, momentum=0.6, steps=3)
     turned = torch.zeros(3, 2, device=device).T
     with pytest.raises(ValueError, match="output channels outermost"):
-        muon_triton_([turned], [turned], [turned], lr=0.1, momentum=0.6)
+        muon_triton_([turned], [turned], [turned], lr=0.1, momentum=0.6, steps=3)
     with pytest.raises(ValueError, match="expected eager or triton"):
         Muon([nn.Parameter(torch.zeros(2, 3))], lr=0.1, implementation="cuda")
 
