@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 import torch
@@ -37,7 +37,6 @@ class Tried:
         latencies_s: seconds of forward and backward, every sample of every round; empty if the choice failed.
         error: the largest error against float64, as a share of the largest value.
         why_not: reason why the choice cannot be taken; empty when it can.
-        chosen: whether the choice is taken.
     """
 
     units: tuple[str, ...]
@@ -61,9 +60,8 @@ class Tried:
             "benchmark": "choices", "case": f"{self.units[0]} {told['shape']}", "variant": ", ".join(self.choices),
             "parameters": {**parameters, **told}, "better": "lower",
         }  # fmt: skip
-        yield Sample(
-            **common, metric="error", unit="fraction", value=self.error, status=status, error=self.why_not or None
-        )
+        why = self.why_not or None
+        yield Sample(**common, metric="error", unit="fraction", value=self.error, status=status, error=why)
         for index, seconds in enumerate(self.latencies_s):
             yield Sample(**common, metric="latency", unit="s", value=seconds, index=index)
 
@@ -104,8 +102,7 @@ def tried_choices(
             yield _tried(alike, dtype, implementations)
 
 
-@dataclass(frozen=True)
-class _Alike:
+class _Alike(NamedTuple):
     """Units of one structure, with one shape of input."""
 
     names: tuple[str, ...]
@@ -174,16 +171,11 @@ def _tried(alike: _Alike, dtype: torch.dtype, implementations: Implementations) 
                     )
                 except failures() as failure:
                     whys[choices] = in_a_line(failure)
+    shape = tuple(alike.x.shape)
+    seconds = {c: () if whys[c] else tuple(s for found in times[c] for s in found.samples_s) for c in every}
     tried = [
-        Tried(
-            units=alike.names,
-            shape=tuple(alike.x.shape),
-            choices=choices,
-            latencies_s=() if whys[choices] else tuple(s for found in times[choices] for s in found.samples_s),
-            error=errors[choices],
-            why_not=whys[choices],
-        )
-        for choices in every
+        Tried(units=alike.names, shape=shape, choices=c, latencies_s=seconds[c], error=errors[c], why_not=whys[c])
+        for c in every
     ]
     best = min(tried, key=lambda one: one.median_s)
     chosen = best if best.median_s < WORTH * tried[0].median_s else tried[0]  # the first is PyTorch's

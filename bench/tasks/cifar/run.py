@@ -46,20 +46,16 @@ class GivenUp(Exception):
 
 
 class CifarRun(TrainingRun):
-    """Trains every seed for the recipe's fixed budget, and records it as it goes.
+    """Trains every seed for the recipe's fixed budget, and records it as it goes; see `TrainingRun`.
 
-    In a resumed run, finished seeds stay as they are, and an unfinished one starts over.
+    In a resumed run, finished seeds (`done`) stay as they are, and an unfinished one starts over. A seed is begun only
+    if the deadline leaves the time of the slowest seed so far, and is given up if it overruns.
 
     Args:
-        arguments: see `TrainingRun`; a seed is begun only if the deadline leaves the time of the slowest seed so far,
-            and is given up if it overruns.
         estimate_s: estimated seconds of the first seed; 0 if unknown.
         ranks: the processes that train together; only the first one keeps records.
-        options: see `TrainingRun`.
 
     Attributes:
-        done: seeds whose results the records already hold.
-        diverged: whether any seed diverged.
         choices: implementations of each unit's convolutions, by unit name, where they were measured.
         stopped: reason why the run ended early; empty if it did not.
     """
@@ -84,13 +80,9 @@ class CifarRun(TrainingRun):
         return Display(console, self.request.recipe.name, self.request.target)
 
     def execute(self, observe: Observer) -> str:
-        """Runs what is left and ends the records; see `TrainingRun.execute`.
+        """Runs what is left and ends the records; see `TrainingRun.execute`. It stops if `observe` raises `GivenUp`.
 
-        Args:
-            observe: called with every event; the run stops if it raises `GivenUp`.
-
-        Returns:
-            "diverged" if a seed diverged, else how the run ended; a stopped run can be resumed in either case.
+        Returns "diverged" if a seed diverged, else how the run ended; a stopped run can be resumed in either case.
         """
         status = super().execute(observe)
         return "diverged" if self.diverged else status
@@ -134,16 +126,12 @@ class CifarRun(TrainingRun):
         return super().sample(metric, unit, value, variant=recipe.implementations.variant, **fields)
 
     def _trainer(self, seed: int, clocks: RunClocks) -> Trainer:
-        return Trainer(
-            self.request.recipe, self.data, device=self.device, seed=seed, clocks=clocks, choices=self.choices,
-            ranks=self.ranks,
-        )  # fmt: skip
+        more: dict[str, Any] = {"clocks": clocks, "choices": self.choices, "ranks": self.ranks}
+        return Trainer(self.request.recipe, self.data, device=self.device, seed=seed, **more)
 
     def _choose(self) -> None:
         """Measures the fastest convolutions of each unit, unless the records of a resumed run hold them."""
-        implementations = self.request.recipe.implementations
-        why_not = available("triton", self.device) or interpreted("triton", self.device)
-        if why_not:
+        if why_not := available("triton", self.device) or interpreted("triton", self.device):
             self.writer.note(f"conv_bn_act is eager everywhere: {why_not}")
             return
         recipe, device = self.request.recipe, self.device
@@ -151,7 +139,7 @@ class CifarRun(TrainingRun):
         with self.numerics(0):
             model = build_model(recipe, len(self.data.train.classes), device)
             images = (pixels_NHWC.permute(0, 3, 1, 2) / 127.5 - 1).to(DTYPES[recipe.precision])
-            for tried in tried_choices(model, images, images.dtype, implementations, self.choices):
+            for tried in tried_choices(model, images, images.dtype, recipe.implementations, self.choices):
                 for one in tried:
                     self.writer.add(*one.samples({"device": device.type, "precision": recipe.precision}))
                     self.choices |= dict.fromkeys(one.units, one.choices) if one.chosen else {}
@@ -177,14 +165,12 @@ class CifarRun(TrainingRun):
                 if self.deadline.expired() and not isinstance(event, Finished):
                     raise GivenUp("the budget is spent")
 
-    def _record_result(
-        self, seed: int, clocks: RunClocks, result: Finished | None = None, error: str | None = None
-    ) -> None:
+    def _record_result(self, seed: int, clocks: RunClocks, result: Finished | None = None, error: str = "") -> None:
         """Records the times and the accuracy of a seed that has finished, or else has diverged with an error."""
         accuracy = math.nan if result is None else result.accuracy
         reached = accuracy >= self.request.target
         score: dict[str, Any] = {"seed": seed, "target": self.request.target, "reached": reached}
-        score |= {"censored": not reached, "error": error}
+        score |= {"censored": not reached, "error": error or None}
         score["status"] = "diverged" if error else "ok" if reached else "missed"
         times = {"train_eval_s": clocks.train_eval_s, "resident_s": clocks.resident_s}
         if result is not None and clocks.cold:
@@ -225,12 +211,9 @@ class CifarRun(TrainingRun):
             for one in operators
         ]
         for name, times in phases.times_s().items():
-            parameters = {
-                "phase_name": name,
-                "images": len(images) if name == "evaluation" else request.recipe.batch_size,
-            }
-            for index, value in enumerate(times):
-                samples.append(self.sample("phase_time", "s", value, index=index, parameters=parameters))
+            count = len(images) if name == "evaluation" else request.recipe.batch_size
+            of = {"phase_name": name, "images": count}
+            samples += [self.sample("phase_time", "s", value, index=i, parameters=of) for i, value in enumerate(times)]
         plain, instrumented = (whole[timed].times_s()["step"] for timed in (False, True))
         samples += [self.sample("step_time", "s", value, index=index) for index, value in enumerate(plain)]
         overhead = statistics.median(instrumented) / statistics.median(plain) - 1

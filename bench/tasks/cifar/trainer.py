@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -106,14 +107,10 @@ def check_runnable(recipe: Recipe, split: Split, device: torch.device) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One epoch of the planned training.
+    """One epoch of the planned training, by its number from 0; it may leave out (prune) easy samples.
 
-    Attributes:
-        number: number of the epoch, from 0.
-        size: edge of the images in pixels; None leaves them as they are.
-        prunes: whether the epoch leaves out easy samples.
-        whole_steps: number of optimiser steps in the whole epoch.
-        steps: number of optimiser steps that are taken; fewer where the budget ends within the epoch.
+    Images have an edge of `size` pixels, or stay as they are if it is None. Of the epoch's `whole_steps`, fewer are
+    taken (`steps`) where the budget ends within it.
     """
 
     number: int
@@ -129,9 +126,7 @@ class Trainer:
     The caller has put torch's generators into the seed's state (`bench.measure.numerics`).
 
     Args:
-        recipe: the recipe to train.
         split: training and test set; moved to `device` before the resident clock starts.
-        device: "cpu" or a CUDA device.
         seed: seed of batch order, augmentation and pruning.
         clocks: clocks of the run, started by the caller when the process or the seed begins.
         choices: implementations of convolutions by unit name; see `bench.tasks.cifar.fastest_convs`.
@@ -167,11 +162,9 @@ class Trainer:
         # Only the "device" pipeline starts from raw data on the device; the others read the data where they are.
         resident = recipe.pipeline == "device"
         self.split = Split(split.train.to(device) if resident else split.train, split.test.to(device))
+        pad = 0 if recipe.padding == "none" else recipe.pad
         self._augmentation = Augmentation(
-            pad=0 if recipe.padding == "none" else recipe.pad,
-            flip=recipe.flip,
-            cutout=recipe.cutout,
-            padding="zero" if recipe.padding == "zero" else "reflect",
+            pad=pad, flip=recipe.flip, cutout=recipe.cutout, padding="zero" if recipe.padding == "zero" else "reflect"
         )
         self._shards: dict[int | None, tuple[Shards, Augmentation]] = {}
         if recipe.pipeline == "webdataset":
@@ -180,6 +173,8 @@ class Trainer:
                 self._shards[size] = shards_of(dataset), augmentation
         clocks.start_resident()
         self.dtype = DTYPES[recipe.precision]
+        self._delivery: dict[str, Any] = {"device": device, "dtype": self.dtype, "seed": seed}
+        self._evaluated_together = min(EVALUATION_BATCH, len(split.test.labels))
         self.model = build_model(recipe, len(split.train.classes), device)
         for name, chosen in (choices or {}).items():
             units(self.model)[name].choose(chosen)
@@ -229,31 +224,21 @@ class Trainer:
         augmentation = self._augmentation
         if self._shards:  # shards are written at that size
             (data, augmentation), size = self._shards[size], None
+        shared = {"rank": self.ranks.rank, "world": self.ranks.world, "workers": cpu_cores(), **self._delivery}
         options = BatchOptions(
             batch_size=self._own_batch,
-            device=self.device,
-            dtype=self.dtype,
-            seed=self.seed,
             augmentation=augmentation,
             drop_last=True,
             size=size,
             implementation=self.recipe.implementations.augment,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-            workers=cpu_cores(),
+            **shared,
         )
         return make_batches(self.recipe.pipeline, data, options)
 
     def test_batches(self) -> DeviceBatches:
         """Returns the test set in order, without augmentation."""
-        options = BatchOptions(
-            batch_size=min(EVALUATION_BATCH, len(self.split.test.labels)),
-            device=self.device,
-            dtype=self.dtype,
-            seed=self.seed,
-            augmentation=None,
-            shuffle=False,
-        )
+        size = self._evaluated_together
+        options = BatchOptions(batch_size=size, augmentation=None, shuffle=False, **self._delivery)
         return DeviceBatches(self.split.test, options)
 
     def endless_batches(self, size: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -415,7 +400,7 @@ class Trainer:
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the network's logits; where a new batch shape costs time, the batch is filled up with zeros."""
-        missing = min(EVALUATION_BATCH, len(self.split.test.labels)) - len(images)
+        missing = self._evaluated_together - len(images)
         if missing == 0 or (self.network is self.model and self.device.type == "cpu"):
             return self.forward(images.contiguous(memory_format=torch.channels_last))
         padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)

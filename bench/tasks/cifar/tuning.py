@@ -4,12 +4,12 @@ A study is a folder: the storage, a run for each trial, `trials.parquet`, and a 
 work on one; a trial whose process was killed is queued again, and its run resumes where its records end.
 """
 
-import itertools
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +46,11 @@ PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "sl
 
 @dataclass(frozen=True, kw_only=True)
 class TuningRequest:
-    """A request to tune a recipe: the fields to search, and the target to reach.
+    """A request to tune a recipe: the fields to search, and the target to reach; see also `CifarRequest`.
+
+    The first trial runs the recipe unchanged. Only the training set of the data is used.
 
     Attributes:
-        recipe: the recipe to tune; the first trial runs it unchanged.
-        data: the data set, as `wallclock run cifar` takes it; only its training set is used.
-        target: the accuracy to reach on the tuning split, a fraction in (0, 1).
-        device: "cpu" or "cuda".
-        dimensions: the fields to search, and their ranges.
-        seeds: number of seeds that each trial trains.
         reach: the least probability with which a single run of a trial must reach the target.
         settings: overrides of the recipe, as `--set` gave them.
 
@@ -81,27 +77,14 @@ class TuningRequest:
 
     def trial_request(self, recipe: Recipe) -> CifarRequest:
         """Returns a trial's request, always on the tuning split, so that no choice rests on a test image."""
-        return CifarRequest(
-            recipe=recipe,
-            data=self.data,
-            target=self.target,
-            seeds=self.seeds,
-            device=self.device,
-            split="tune",
-            phases=0,
-        )
+        same: dict[str, Any] = {"data": self.data, "target": self.target, "seeds": self.seeds, "device": self.device}
+        return CifarRequest(recipe=recipe, split="tune", phases=0, **same)
 
     def stored(self) -> dict[str, Any]:
         """Returns the fields that two processes must agree on to share a study."""
-        return {
-            "recipe": self.recipe.resolved(),
-            "content_hash": load_split(self.data, "tune").content_hash,
-            "target": self.target,
-            "device": self.device,
-            "dimensions": [each.stored() for each in self.dimensions],
-            "seeds": self.seeds,
-            "reach": self.reach,
-        }
+        same = {"target": self.target, "device": self.device, "seeds": self.seeds, "reach": self.reach}
+        content_hash, dimensions = load_split(self.data, "tune").content_hash, [d.stored() for d in self.dimensions]
+        return {"recipe": self.recipe.resolved(), "content_hash": content_hash, "dimensions": dimensions, **same}
 
 
 def unavailable() -> str:
@@ -139,17 +122,13 @@ def storage_in(folder: Path) -> "BaseStorage":
 
 def joined(storage: "BaseStorage") -> "Study":
     """Returns the study in a storage, created if there is none."""
-    import optuna
+    from optuna import create_study, pruners, samplers
 
-    return optuna.create_study(
-        storage=storage,
-        study_name=NAME,
-        load_if_exists=True,
-        direction="minimize",
-        sampler=optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True),
-        pruner=optuna.pruners.PercentilePruner(
-            KEPT_PERCENT, n_startup_trials=KEPT_FROM_TRIALS, n_warmup_steps=KEPT_FROM_TENTHS
-        ),
+    sampler = samplers.TPESampler(n_startup_trials=8, multivariate=True)
+    begins = {"n_startup_trials": KEPT_FROM_TRIALS, "n_warmup_steps": KEPT_FROM_TENTHS}
+    pruner = pruners.PercentilePruner(KEPT_PERCENT, **begins)
+    return create_study(
+        storage=storage, study_name=NAME, load_if_exists=True, direction="minimize", sampler=sampler, pruner=pruner
     )
 
 
@@ -161,8 +140,6 @@ def open_study(request: TuningRequest, folder: Path) -> "Study":
         DataError: if the data are missing or damaged.
         StoreError: if the folder cannot be written.
     """
-    if why_not := unavailable():
-        raise ValueError(why_not)
     check_runnable(request.recipe, load_split(request.data, "tune"), torch.device(request.device))
     asked = request.stored()
     try:
@@ -173,9 +150,8 @@ def open_study(request: TuningRequest, folder: Path) -> "Study":
     stored = study.user_attrs.get("request")
     if stored is None:
         study.set_user_attr("request", asked)
-        study.enqueue_trial(
-            {each.field: current(request.recipe, each) for each in request.dimensions}, skip_if_exists=True
-        )
+        unchanged = {each.field: current(request.recipe, each) for each in request.dimensions}
+        study.enqueue_trial(unchanged, skip_if_exists=True)
     elif different := sorted(key for key in asked if stored.get(key) != asked[key]):
         raise ValueError(f"{folder} is a study with another {', '.join(different)}; choose another --study")
     return study
@@ -210,17 +186,14 @@ def unseen(seen: SeedEvent | SeedDiverged) -> None:
 
 @dataclass
 class Watch:
-    """An observer of a trial's events, which gives up the trial when it can no longer win.
+    """An observer of a trial's events, which gives up the trial when it can no longer win; accuracies are fractions.
 
     Attributes:
         trial: the Optuna trial; it is told the error rate at each tenth of its first seed's schedule.
-        seeds: number of seeds in the trial.
-        epochs: number of epochs for each seed.
-        needed: mean accuracy that the trial must reach, as a fraction.
+        needed: mean accuracy that the trial must reach.
         best_s: seconds of the fastest trial so far that reaches it; inf if none.
         finished: accuracies of the seeds that the records of a resumed trial already hold.
         then: called with every event, before the decision.
-        accuracy: the last accuracy seen, as a fraction.
         looks: epoch, as a share of all, and accuracy of each look at the first seed that was seen, by seed.
     """
 
@@ -277,12 +250,8 @@ class Watch:
 class Objective:
     """The function that Optuna minimises: seconds to the target, constrained to reach it.
 
-    Attributes:
-        request: the request of the study.
-        folder: folder that holds the runs of its trials.
-        command: the command line as typed, for the records.
-        then: returns the observer of a trial's events, from the trial's number.
-        worker: mark of the process, stored with the trial.
+    The runs of the trials lie in `folder`; `then` returns the observer of a trial's events from the trial's number;
+    `worker` is a mark of the process, stored with the trial.
     """
 
     request: TuningRequest
@@ -308,14 +277,9 @@ class Objective:
         try:
             recipe = changed(request.recipe, values)
             then, run = self.then(trial.number), self._run(trial, recipe)
+            finished = _result(run.writer.path)[1] if run.done else []
             watch = Watch(
-                trial,
-                seeds=request.seeds,
-                epochs=recipe.epochs,
-                needed=needed,
-                best_s=best_s,
-                finished=_result(run.writer.path)[1] if run.done else [],
-                then=then,
+                trial, request.seeds, recipe.epochs, needed=needed, best_s=best_s, finished=finished, then=then
             )
             status = run.execute(watch)
             accuracy = watch.accuracy
@@ -409,17 +373,15 @@ def write_results(study: "Study", folder: Path) -> None:
     rows = ((row, row.pop("values")) for row in trial_rows(study))
     frame = pd.DataFrame([row | values for row, values in rows])
     makers: Any = {name: getattr(visualization, f"plot_{name}") for name in PLOTS}
-    # The only evaluator that needs no further library.
-    makers["param_importances"] = lambda of: visualization.plot_param_importances(
-        of, evaluator=importance.PedAnovaImportanceEvaluator()
-    )
-    parts, scripts = [], itertools.chain([True], itertools.repeat(False))
+    evaluator = importance.PedAnovaImportanceEvaluator()  # the only one that needs no further library
+    makers["param_importances"] = partial(visualization.plot_param_importances, evaluator=evaluator)
+    parts: list[str] = []
     for make in makers.values():
         try:
             figure = make(study)
         except (ValueError, RuntimeError):  # too few trials for this one
             continue
-        parts.append(figure.to_html(full_html=False, include_plotlyjs=next(scripts)))
+        parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
     title = f"Tuning of {study.user_attrs['request']['recipe']['name']}"
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{''.join(parts)}"
     try:
