@@ -62,7 +62,7 @@ def activate_ref(z: Tensor, act: str, negative_slope: float) -> Tensor:
     """Returns the activation `act`, one of `ACTS`, of a map."""
     if act == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
-    return z if act == "none" else {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}[act](z)
+    return z if act == "none" else getattr(F, act)(z)
 
 
 @dataclass(frozen=True)

@@ -59,22 +59,20 @@ def _norm_reference(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | 
     return batch_norm_act_ref(x, _norm(weight, bias, **options), residual=residual)
 
 
-def _norm_eager(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    *,
-    act: str,
-    negative_slope: float = SLOPE,
-    in_place: bool = True,
-) -> Tensor:
-    """Computes norm, activation (in place where PyTorch can) and sum like ordinary PyTorch code.
+def eager_norm(x: Tensor, norm: BatchNorm, residual: Tensor | None, *, in_place: bool) -> Tensor:
+    """Computes norm, activation (in place where PyTorch can, if wanted) and sum like ordinary PyTorch code.
 
     The compiler gets the form out of place, which it fuses anyway: 6.7 ms on a CPU, against 58 ms in place.
     """
-    y = activate(F.batch_norm(x, None, None, weight, bias, True), act, negative_slope, in_place=in_place)
+    z = F.batch_norm(x, None, None, norm.weight, norm.bias, True)
+    y = activate(z, norm.act, norm.negative_slope, in_place=in_place)
     return y if residual is None else residual + y
+
+
+def _norm_eager(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *, in_place: bool = True, **options: Any
+) -> Tensor:
+    return eager_norm(x, _norm(weight, bias, **options), residual, in_place=in_place)
 
 
 def _norm_triton(
@@ -127,10 +125,7 @@ BATCH_NORM_ACT = KernelSpec(
     },
     cases=NORM_CASES,
     main_cases=tuple(case for case in NORM_CASES if case.name in MAIN),
-    static_variants={
-        "training": _norm_running,
-        "evaluation": functools.partial(_norm_running, training=False),
-    },
+    static_variants={"training": _norm_running, "evaluation": functools.partial(_norm_running, training=False)},
     inputs=_norm_inputs,
     differentiated=("x", "weight", "bias", "residual"),
     loose={"triton_byte": 0.05},

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import BatchNorm
-from wallclock.kernels.cases.batch_norm_act import norm_plan
+from wallclock.kernels.cases.batch_norm_act import eager_norm, norm_plan
 from wallclock.kernels.cases.inputs import (
     SLOPE,
-    activate,
     by_direction,
     compiled_variant,
     convolution_form,
@@ -109,20 +108,10 @@ def _reference(x: Tensor, filters: Tensor, norm: BatchNorm, *, defer: bool, **op
 
 
 def _eager(
-    x: Tensor,
-    filters: Tensor,
-    norm: BatchNorm,
-    *,
-    stride: int,
-    padding: int,
-    residual: Tensor | None,
-    defer: bool,
-    in_place: bool = True,
+    x: Tensor, filters: Tensor, norm: BatchNorm, *, residual: Tensor | None, in_place: bool = True, **options: Any
 ) -> Tensor:
-    y = F.conv2d(x, filters.to(x.dtype), None, stride, padding)
-    z = F.batch_norm(y, None, None, norm.weight, norm.bias, True)
-    y = activate(z, norm.act, norm.negative_slope, in_place=in_place)
-    return y if residual is None else residual + y
+    y = F.conv2d(x, filters.to(x.dtype), None, options["stride"], options["padding"])
+    return eager_norm(y, norm, residual, in_place=in_place)
 
 
 def maps_of(case: Case) -> list[tuple[int, int, int]]:

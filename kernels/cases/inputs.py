@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wallclock.kernels.batch_norm_act import activate_ref
-from wallclock.kernels.spec import Direction, Inputs, KernelSpec
+from wallclock.kernels.spec import Direction, KernelSpec
 
 Number = TypeVar("Number", int, float)
 
@@ -66,37 +66,36 @@ def in_both_layouts(function: Callable[..., Tensor]) -> dict[str, Callable[..., 
     return {"eager_nchw": function, "eager": function}
 
 
-def with_lists(function: Callable[..., None], *names: str) -> Callable[..., Tensor]:
-    """Returns a function of single tensors, named "param_0", "param_1" and so on, that calls `function` with lists.
-
-    Args:
-        function: function that takes a list for each of the names, and overwrites the first list.
-        names: names of the lists, in the order of the arguments.
-    """
-
-    def call(**arguments: Any) -> Tensor:
-        lists = [[arguments.pop(key) for key in list(arguments) if key.startswith(f"{name}_")] for name in names]
-        function(*lists, **arguments)
-        return lists[0][0]
-
-    return call
-
-
 def optimizer_spec(
     state: str, reference: Callable[..., None], eager: Callable[..., None], triton: Callable[..., None], **fields: Any
 ) -> KernelSpec:
-    """Returns the spec of an optimiser's step over lists of parameters, gradients and a state, see `with_lists`."""
-    listed_ref, listed, fused = (with_lists(f, "param", "grad", state) for f in (reference, eager, triton))
-    variants = {"eager": listed, "compile": compiled_variant(listed), "triton": fused}
+    """Returns the spec of an optimiser's step over lists of parameters, gradients and a state.
+
+    The functions overwrite the lists of parameters and states; the spec's take tensors by the names of `float32_lists`.
+    """
+
+    def of_tensors(function: Callable[..., None]) -> Callable[..., Tensor]:
+        def call(**arguments: Any) -> Tensor:
+            names = ("param_", "grad_", f"{state}_")
+            lists = [[arguments.pop(key) for key in list(arguments) if key.startswith(name)] for name in names]
+            function(*lists, **arguments)
+            return lists[0][0]
+
+        return call
+
+    listed = of_tensors(eager)
+    variants = {"eager": listed, "compile": compiled_variant(listed), "triton": of_tensors(triton)}
     overwritten = ("param_", f"{state}_")
-    return KernelSpec(reference=listed_ref, variants=variants, differentiated=(), overwritten=overwritten, **fields)
+    return KernelSpec(
+        reference=of_tensors(reference), variants=variants, differentiated=(), overwritten=overwritten, **fields
+    )
 
 
-def float32_lists(names: tuple[str, ...], shapes: Sequence[tuple[int, ...]], device: torch.device) -> Inputs:
-    """Returns normal numbers for `with_lists`, always in float32, as weights are, whatever the case's type."""
+def float32_lists(state: str, shapes: Sequence[tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
+    """Returns normal numbers, "param_0", "grad_0" and so on, in float32, as weights are, whatever the case's type."""
     return {
         f"{name}_{place}": normal(shape, torch.float32, device, 100 * seed + place)
-        for seed, name in enumerate(names)
+        for seed, name in enumerate(("param", "grad", state))
         for place, shape in enumerate(shapes)
     }
 

@@ -10,13 +10,7 @@ from torch.nn import functional as F
 
 from wallclock.kernels.cases.inputs import activate, by_direction, compiled_variant, normal, resident_programs
 from wallclock.kernels.instance_norm import instance_norm
-from wallclock.kernels.instance_norm_act import (
-    InstanceNorm,
-    instance_norm_act,
-    instance_norm_act_ref,
-    interior,
-    plan,
-)
+from wallclock.kernels.instance_norm_act import InstanceNorm, instance_norm_act, instance_norm_act_ref, interior, plan
 from wallclock.kernels.spec import Case, Direction, Inputs, KernelSpec
 
 DISCRIMINATOR_SLOPE = 0.2

@@ -12,7 +12,6 @@ from wallclock.kernels.muon import BLOCK, gram_is_less, muon_eager_, muon_ref, m
 from wallclock.kernels.spec import Case, Direction, Inputs
 
 STEPS = 3
-LISTS = ("param", "grad", "momentum_buffer")
 MUON_CASES = (Case(network="sprint", shape=(24, 64, 256, 256), options={"lr": 0.24, "momentum": 0.6, "steps": STEPS}),)
 
 
@@ -23,7 +22,7 @@ def sprint_filters(channels: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return float32_lists(LISTS, sprint_filters(case.shape), device)
+    return {**float32_lists("momentum_buffer", sprint_filters(case.shape), device)}
 
 
 def _stacks(case: Case) -> list[tuple[int, int, int]]:

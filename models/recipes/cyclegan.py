@@ -55,7 +55,6 @@ class CycleGanRecipe(Levered):
         epochs_constant: number of passes over the longer domain at a constant learning rate.
         epochs_decay: number of passes over the longer domain with a falling learning rate.
         precision: "bf16" computes under autocast over float32 weights.
-        implementations: implementation of each operation.
     """
 
     PARTS: ClassVar = (Adam, CycleGanImplementations)

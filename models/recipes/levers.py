@@ -18,8 +18,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def plain_loop(**implementations: bool | str) -> dict[str, bool | str]:
     """Returns the levers of a recipe with their values in the plain loop, which is eager PyTorch in float32 and NCHW.
 
-    Args:
-        implementations: values of fields of the recipe's `implementations`, besides those that all recipes have.
+    `implementations` has fields of the recipe's `implementations` besides those that all recipes have.
     """
     shared = dict.fromkeys(("channels_last", "compile", "cuda_graph", "keep_heap"), False)
     values = {f"implementations.{name}": value for name, value in {**shared, **implementations}.items()}

@@ -209,7 +209,6 @@ class Recipe(Levered):
         pruning: rule by which epochs leave samples out, or None.
         tta: test-time augmentation of the final evaluation, or None.
         pipeline: name of the pipeline that makes the training batches; see `loaders.pipelines.choose`.
-        implementations: implementation of each operation.
     """
 
     PARTS: ClassVar = (SGD, MuonSGD, OneCycle, LinearDecay, TestTimeAugmentation, Resolution, Pruning, Implementations)
