@@ -19,11 +19,7 @@ MARK = re.compile(r"<!-- table: (?P<wanted>[^>]+) -->\n\n(?:\|.*\n)*")
 
 
 def refresh(text: str, root: Path) -> str:
-    """Returns Markdown with every marked table renewed.
-
-    Args:
-        text: content of a Markdown file.
-        root: folder to which the marks' folders are relative.
+    """Returns Markdown with every marked table renewed; `root` is the folder to which the marks' folders are relative.
 
     Raises:
         StoreError: if a folder holds no run.

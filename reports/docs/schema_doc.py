@@ -2,6 +2,7 @@
 
 import dataclasses
 import string
+import types
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -107,12 +108,9 @@ def fields(kind: type[Any]) -> str:
 def _type(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "text: " + ", ".join(f"`{value}`" for value in typing.get_args(hint))
-    names = {"str": "text", "int": "integer", "float": "number", "bool": "yes or no", "NoneType": "nothing"}
-    inner = typing.get_args(hint)
-    if typing.get_origin(hint) in (dict, tuple):
-        return "object" if typing.get_origin(hint) is dict else "list"
-    parts = inner or (hint,)
-    return " or ".join(names.get(getattr(part, "__name__", str(part)), str(part)) for part in parts)
+    names = {str: "text", int: "integer", float: "number", bool: "yes or no", dict: "object", tuple: "list"}
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
+    return " or ".join("nothing" if kind is types.NoneType else names[kind] for kind in kinds)
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -42,16 +42,10 @@ TABLES = (
 
 
 def build_page(samples: "pd.DataFrame", runs: "pd.DataFrame", out: Path, pictures: "Sequence[Picture]" = ()) -> Path:
-    """Writes the report page.
+    """Writes the report page to `out`, whose directory is made, and returns that path.
 
-    Args:
-        samples: frame from `reports.load`; files that it skipped (`attrs["skipped"]`) are listed on the page.
-        runs: frame from `reports.load_runs`, of the same paths.
-        out: file to write; its directory is made.
-        pictures: pictures from `reports.load_pictures`, of the same paths.
-
-    Returns:
-        The file `out`.
+    All come from the same paths: samples from `reports.load`, runs from `load_runs`, pictures from `load_pictures`.
+    Files that `reports.load` skipped (`samples.attrs["skipped"]`) are listed on the page.
 
     Raises:
         StoreError: if the file cannot be written.

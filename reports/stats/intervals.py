@@ -162,10 +162,9 @@ def parameter_columns(frame: "pd.DataFrame") -> list[str]:
 
 
 def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row for each metric of each case: number of measurements, median with interval, range.
+    """Returns one row for each metric of each case in a frame of `reports.load`: number, median with interval, range.
 
-    Args:
-        frame: frame from `reports.load`; warm-up samples are left out, samples without a number count as `failed`.
+    Warm-up samples are left out, and samples without a number count as `failed`.
 
     Returns:
         The columns that make the case, then `metric`, `unit`, `better`, `n`, `failed`, `censored`, `median`, `ci_low`,
@@ -202,8 +201,7 @@ def summarise(frame: "pd.DataFrame") -> "pd.DataFrame":
 def by_seed(scored: "pd.DataFrame") -> "pd.DataFrame":
     """Returns one row for each seed: a repeated seed is no new draw and adds no evidence.
 
-    Args:
-        scored: samples of one metric of one case, each with its `seed`; each sample without a seed gets its own row.
+    The samples are of one metric of one case; each without a `seed` gets its own row.
 
     Returns:
         `value` (mean; a diverged seed's missing value counts as 0), `reached` (by every repeat, so that running a seed
@@ -222,10 +220,7 @@ def by_seed(scored: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def time_to_target(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Returns one row for each recipe, data set, target, machine and version that was trained to a target.
-
-    Args:
-        frame: frame from `reports.load`.
+    """Returns one row for each recipe, data set, target, machine and version in a frame of `reports.load`.
 
     Returns:
         The columns that make the case, `target` the last of them, then `n` (seeds, see `by_seed`), `repeats` (runs of

@@ -16,16 +16,12 @@ UNREADABLE = "Pictures that could not be read"
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a run.
+    """One picture of a run, `width` x `height` pixels.
 
     Attributes:
-        run_id: id of the picture's run.
         name: file name without its ending, by which pictures are ordered.
         title: heading under which the page groups pictures.
-        caption: description of the picture.
         png: bytes of the file; empty if it is damaged.
-        width: width in pixels.
-        height: height in pixels.
     """
 
     run_id: str

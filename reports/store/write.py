@@ -108,9 +108,7 @@ class RunWriter:
     def finish(self, status: RunStatus = "done", error: str | None = None) -> None:
         """Ends the run, which keeps its JSON lines if it can be resumed, and becomes Parquet otherwise.
 
-        Args:
-            status: status with which the run ends.
-            error: reason in words, unless the status is "done".
+        `error` is the reason in words, unless the status is "done".
         """
         try:
             self._append({"kind": "end", "status": status, "error": error, "at_utc": utc_now()})

@@ -15,7 +15,7 @@ from wallclock.reports.format.plotly import (
     ratio_dots,
     scatter,
 )
-from wallclock.reports.format.text import Rows, interval_text, significant
+from wallclock.reports.format.text import Cells, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval, median_interval
 from wallclock.reports.views.view import View
 
@@ -115,49 +115,38 @@ def _ratio(name: str, rates: "pd.DataFrame", over: str, under: str) -> dict[str,
     heading="What each lever gives",
     words=2,
 )
-def ablation_rows(levers: "pd.DataFrame") -> Rows:
+def ablation_rows(levers: "pd.DataFrame") -> Cells:
     """Turns of all variants alternate within each round; ratios are medians over rounds, with 95% intervals.
 
     A WGAN's it/s are critic iterations, the generator steps between them included. The baseline is the published loop
     as it stands there: eager, NCHW, float32. Lever gives: how much faster all levers are than all but that one. *
     computes other numbers than the baseline: see the run's notes.
     """
-    header = ["case", "variant", "it/s", "step", "x baseline", "x by CPU time", "lever gives"]
-    alone = "predicted" in levers
-    header += ["by Amdahl"] if alone else []
-    rows = []
-    runs_of: dict[tuple[Any, Any], set[Any]] = {}
-    for row in levers.to_dict("records"):
-        runs_of.setdefault((row["benchmark"], row["case"]), set()).add(row["run_id"])
-    for row in levers.to_dict("records"):
-        label = f"{row['variant']}{' *' if row['changes_mathematics'] else ''}"
+    if levers.empty:
+        return
+    several = levers.groupby(["benchmark", "case"])["run_id"].transform("nunique") > 1
+    for row, numbered in zip(levers.to_dict("records"), several, strict=True):
         case = f"{str(row['benchmark']).removesuffix(' ablation')} {row['case']}"
-        case += f"\nrun {row['run_id'][-8:]}" if len(runs_of[row["benchmark"], row["case"]]) > 1 else ""
-        rows.append(
-            [
-                case,
-                label,
-                f"{significant(row['it_per_s'])}\n{interval_text(row['it_per_s_low'], row['it_per_s_high'])}",
-                f"{1e3 * row['step_s']:,.0f} ms",
-                _interval(row, "over_baseline", significant),
-                _interval(row, "cpu_over_baseline", significant),
-                _interval(row, "lost", _gain),
-            ]
-            + ([_predicted_cell(row)] if alone else [])
-        )
-    return header, rows
+        yield {
+            "case": f"{case}\nrun {row['run_id'][-8:]}" if numbered else case,
+            "variant": f"{row['variant']}{' *' if row['changes_mathematics'] else ''}",
+            "it/s": f"{significant(row['it_per_s'])}\n{interval_text(row['it_per_s_low'], row['it_per_s_high'])}",
+            "step": f"{1e3 * row['step_s']:,.0f} ms",
+            "x baseline": _interval(row, "over_baseline", significant),
+            "x by CPU time": _interval(row, "cpu_over_baseline", significant),
+            "lever gives": _interval(row, "lost", _gain),
+            **({"by Amdahl": _predicted_cell(row)} if "predicted" in levers else {}),
+        }
 
 
 @VIEW.table("flops", title="FLOPs against seconds, fastest first", heading="FLOPs against seconds", words=2)
-def flop_rows(samples: "pd.DataFrame", levers: "pd.DataFrame") -> Rows:
+def flop_rows(samples: "pd.DataFrame", levers: "pd.DataFrame") -> Cells:
     """Fastest first; x and x time are relative to the recipe as it is.
 
     The last column names the variants that take more operations and yet less time, in at least 19 of 20 rounds.
     """
-    header = ["case", "variant", "GFLOP", "x", "ms", "x time", "TFLOP/s", "fewer FLOPs, and slower than"]
-    rows: list[list[str]] = []
     if "step_flop" not in levers:
-        return header, rows
+        return
     for (run_id, case), run in levers[levers["step_flop"].notna()].groupby(["run_id", "case"], sort=False):
         if run["step_flop"].nunique() < 2:  # levers change no arithmetic
             continue
@@ -173,19 +162,14 @@ def flop_rows(samples: "pd.DataFrame", levers: "pd.DataFrame") -> Rows:
                 if row["step_flop"] < other["step_flop"]
                 and (times[row["variant"]] > times[other["variant"]]).mean() >= 0.95
             ]
-            rows.append(
-                [
-                    str(case),
-                    row["variant"],
-                    significant(row["step_flop"] / 1e9),
-                    f"{row['step_flop'] / first['step_flop']:.2f}",
-                    f"{1e3 * row['step_s']:,.0f}",
-                    f"{1 / row['over_baseline']:.2f}",
-                    significant(row["step_flop"] / row["step_s"] / 1e12),
-                    ", ".join(slower),
-                ]
-            )
-    return header, rows
+            yield {
+                **{"case": str(case), "variant": row["variant"], "GFLOP": significant(row["step_flop"] / 1e9)},
+                "x": f"{row['step_flop'] / first['step_flop']:.2f}",
+                "ms": f"{1e3 * row['step_s']:,.0f}",
+                "x time": f"{1 / row['over_baseline']:.2f}",
+                "TFLOP/s": significant(row["step_flop"] / row["step_s"] / 1e12),
+                "fewer FLOPs, and slower than": ", ".join(slower),
+            }
 
 
 def _interval(row: "Mapping[Hashable, Any]", name: str, written: Any) -> str:

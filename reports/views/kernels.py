@@ -193,8 +193,7 @@ def kernel_cells(kernels: pd.DataFrame) -> Rows:
     cells = []
     others = [str(column).removeprefix("x_") for column in kernels if str(column).startswith("x_")]
     others.sort(key=("eager", "compile").__contains__, reverse=True)  # PyTorch's own variants come first
-    for record in kernels.to_dict("records"):
-        row = {str(name): value for name, value in record.items()}
+    for row in kernels.to_dict("records"):
         arithmetic = row["operations"] >= ARITHMETIC_FLOP_PER_BYTE * row["predicted_bytes"]
         interval = f"[{significant(row['latency_low_us'], 4)}, {significant(row['latency_high_us'], 4)}]"
         cells.append(

@@ -49,7 +49,7 @@ def upsampling_summary(samples: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {"stage": f"{channels} at {edge} px", "layout": "nchw" if variant.endswith(NCHW) else "nhwc"}
             | found
-            | {"kind": kind, **{f"{way}_us": ways[way]["latency_us"] if way in ways else math.nan for way in ways}}
+            | {"kind": kind, **{f"{way}_us": row["latency_us"] for way, row in ways.items()}}
             | {"both_low_us": both["latency_low_us"], "both_high_us": both["latency_high_us"]}
             | {"saved_mb": both["saved_mb"], "peak_mb": both["peak_mb"]}
             | {"weights": _median(this, "parameter_count"), "spread": _spread(own, this, kind, int(edge))}

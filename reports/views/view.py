@@ -97,13 +97,7 @@ class View:
 
 
 class Records:
-    """Samples and runs of some paths; each summary of them is made once, on first use.
-
-    Args:
-        samples: frame from `reports.load`.
-        runs: frame from `reports.load_runs`, of the same paths.
-        views: all views of the reports.
-    """
+    """The frames of `reports.load` and `load_runs` for the same paths; each summary of them is made once, on demand."""
 
     def __init__(self, samples: "pd.DataFrame", runs: "pd.DataFrame", views: Sequence[View]) -> None:
         self.samples, self.runs, self.views = samples, runs, views
