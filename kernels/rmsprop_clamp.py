@@ -175,10 +175,5 @@ class RMSpropClamp(OneStateOptimizer):
     def step(  # type: ignore[override]
         self, closure: Callable[[], float] | None = None, *, clamp: bool = True
     ) -> float | None:
-        """Takes one step on every parameter that has a gradient.
-
-        Args:
-            closure: function that evaluates the loss again; or None.
-            clamp: whether the clamp follows the step.
-        """
+        """Takes the step of `OneStateOptimizer`, and then the clamp unless `clamp` is False."""
         return super().step(closure, **({} if clamp else {"clamp": None}))

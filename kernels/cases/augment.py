@@ -48,12 +48,8 @@ def augment_masks(padded: Tensor, offsets: Tensor, flips: Tensor, height: int, w
 
     The host waits for each mask's size, so that no CUDA graph can capture this.
 
-    Args:
-        padded: normalised and reflect-padded images, floating [N, 3, H + 2*pad, W + 2*pad]; the loader makes them once.
-        offsets: rows and columns by which each crop is shifted, int64 [N, 2] in [-pad, pad].
-        flips: whether each image is mirrored, bool [N].
-        height: H in pixels.
-        width: W in pixels.
+    The images `padded`, floating [N, 3, H + 2*pad, W + 2*pad], are normalised and reflect-padded, which the loader does
+    once; offsets, in [-pad, pad], and flips are those of `augment`, and height and width are H and W in pixels.
 
     Returns:
         Images [N, 3, H, W] of the dtype and the memory order of `padded`.

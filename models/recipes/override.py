@@ -40,10 +40,13 @@ def parsed(text: str) -> Any:
 
 
 def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
-    if isinstance(part, tuple):
-        return _replaced_in(part, path, value, assignment)
-    names = [f.name for f in dataclasses.fields(part)]
     name, *rest = path
+    if isinstance(part, tuple):
+        if name not in map(str, range(len(part))) or not rest:
+            raise ValueError(f"--set {assignment}: got part '{name}' of {len(part)}; the first field is 0.field")
+        place = int(name)
+        return (*part[:place], _replaced(part[place], rest, value, assignment), *part[place + 1 :])
+    names = [f.name for f in dataclasses.fields(part)]
     if name not in names:
         raise ValueError(f"--set {assignment}: {unknown('field', name, names)}")
     present = getattr(part, name)
@@ -52,14 +55,6 @@ def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
             raise ValueError(f"--set {assignment}: '{name}' has no parts; write {name}=value")
         return dataclasses.replace(part, **{name: _replaced(present, rest, value, assignment)})
     return dataclasses.replace(part, **{name: _converted(get_type_hints(type(part))[name], present, value, assignment)})
-
-
-def _replaced_in(parts: tuple[Any, ...], path: list[str], value: Any, assignment: str) -> tuple[Any, ...]:
-    number, *rest = path
-    if number not in map(str, range(len(parts))) or not rest:
-        raise ValueError(f"--set {assignment}: got part '{number}' of {len(parts)}; the first field is 0.field")
-    place = int(number)
-    return (*parts[:place], _replaced(parts[place], rest, value, assignment), *parts[place + 1 :])
 
 
 def _converted(declared: Any, present: Any, value: Any, assignment: str) -> Any:
