@@ -18,10 +18,8 @@ from wallclock.bench.measure.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
 # Prefixes of variables that decide how torch and its libraries compute; PATH_ENDINGS marks those that hold file paths.
-FLAG_PREFIXES = (
-    *("CUDA_", "CUBLAS_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_"),
-    *("TRITON_", "MALLOC_", "GLIBC_"),
-)
+FLAG_PREFIXES: tuple[str, ...] = ("CUDA_", "CUBLAS_", "OMP_", "MKL_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_")
+FLAG_PREFIXES += ("TRITON_", "MALLOC_", "GLIBC_")
 PATH_ENDINGS = ("_DIR", "_PATH", "_HOME")
 
 
@@ -113,10 +111,7 @@ def _torch_version() -> dict[str, Any]:
 
 
 def resolve_device(name: str) -> str:
-    """Returns the type of the device to use, "cpu" or "cuda".
-
-    Args:
-        name: "cpu", "cuda", or "auto", which means "cuda" on a machine with a GPU, else "cpu".
+    """Returns the type of the device to use: "cpu", "cuda", or for "auto" the GPU's on a machine with one.
 
     Raises:
         ValueError: if the name is another, or "cuda" is asked for and no GPU answers.
@@ -133,12 +128,10 @@ def resolve_device(name: str) -> str:
 
 
 def provenance(device_type: str) -> dict[str, Any]:
-    """Returns the fields of `reports.Run` that describe machine, software and source code.
-
-    Args:
-        device_type: "cuda" to describe the GPU too, or "cpu".
-    """
+    """Returns the fields of `reports.Run` that describe machine, software, source code, and for "cuda" the GPU."""
     status = _git("status", "--porcelain")
+    chosen = (key for key in sorted(os.environ) if key.startswith(FLAG_PREFIXES) and not key.endswith(PATH_ENDINGS))
+    flags = {key: os.environ[key] for key in chosen}
     fields: dict[str, Any] = {
         "git_sha": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
@@ -151,15 +144,7 @@ def provenance(device_type: str) -> dict[str, Any]:
         "torch": _torch_version().get("__version__"),
         "triton": package_version("triton"),
         "cuda": _torch_version().get("cuda"),
-        "environment": {
-            "platform": platform.platform(),
-            "cpu_bf16": ",".join(cpu_bf16()) or "none",
-            **{
-                key: value
-                for key, value in sorted(os.environ.items())
-                if key.startswith(FLAG_PREFIXES) and not key.endswith(PATH_ENDINGS)
-            },
-        },
+        "environment": {"platform": platform.platform(), "cpu_bf16": ",".join(cpu_bf16()) or "none", **flags},
     }
     if device_type == "cuda":
         import torch
@@ -177,13 +162,10 @@ def provenance(device_type: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Capability:
-    """Hardware or software that some benchmarks need.
+    """Hardware or software that some benchmarks need, such as "CUDA GPU".
 
-    Attributes:
-        name: name of the capability, such as "CUDA GPU".
-        available: whether this machine has it.
-        detail: name or version of what was found, or the reason why it is missing.
-        install: the user's next step to get a missing capability; empty if there is none.
+    `detail` is the name or version of what was found, or the reason why it is missing; `install` is the user's next
+    step to get it, empty if there is none.
     """
 
     name: str
@@ -206,7 +188,7 @@ def capabilities() -> list[Capability]:
 
     bf16 = cpu_bf16()
     without = "no avx512_bf16 or amx_bf16: bf16 is emulated, fp32 may be faster"
-    found = [_gpu(), Capability("bf16 on the CPU", bool(bf16), ", ".join(bf16) or without)]
+    found = [Capability("CUDA GPU", *_gpu()), Capability("bf16 on the CPU", bool(bf16), ", ".join(bf16) or without)]
     gpu = found[0].available
     compiler, triton = cpp_compiler(), package_version("triton")
     hint = "" if compiler else "install g++ (Debian: apt install g++)"
@@ -228,20 +210,18 @@ def capabilities() -> list[Capability]:
     return [*found, Capability("disk space", free > 1 << 30, f"{free / 2**30:.0f} GiB free here", hint)]
 
 
-def _gpu() -> Capability:
+def _gpu() -> tuple[bool, str, str]:
+    """Returns whether a GPU answers, with what was found and the next step; see `Capability`."""
     import torch
-
-    def answer(available: bool, detail: str, hint: str = "") -> Capability:
-        return Capability("CUDA GPU", available, detail, hint)
 
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        return answer(True, f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}")
+        return True, f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}", ""
     if torch.version.cuda is None:
-        return answer(False, f"torch {torch.__version__} is built without CUDA", "install the CUDA build of torch")
+        return False, f"torch {torch.__version__} is built without CUDA", "install the CUDA build of torch"
     if any(Path("/dev").glob("nvidia[0-9]*")):
-        return answer(False, "a GPU is there, but its driver does not answer", "install or update the NVIDIA driver")
-    return answer(False, "no NVIDIA GPU in this machine")
+        return False, "a GPU is there, but its driver does not answer", "install or update the NVIDIA driver"
+    return False, "no NVIDIA GPU in this machine", ""
 
 
 def _package(name: str, extra: str, found: str | None) -> Capability:

@@ -17,10 +17,7 @@ class Operands(TorchDispatchMode):
 
     A tensor that is two arguments of an operator counts as read once; one that is changed in place counts as read and
     written. A selection counts the selected elements. Views and empty tensors count nothing. Repeated reads and an
-    operator's scratch memory are not seen, so that the count is the least traffic unless a cache keeps data.
-
-    Attributes:
-        bytes: number of bytes counted so far.
+    operator's scratch memory are not seen, so that the count (`bytes`) is the least traffic unless a cache keeps data.
     """
 
     def __init__(self) -> None:
@@ -34,14 +31,7 @@ class Operands(TorchDispatchMode):
 
 
 def bytes_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Returns the bytes that one operator call has read and written; see `Operands`.
-
-    Args:
-        operator: overload of the operator, such as `torch.ops.aten.add.Tensor`.
-        args: positional arguments of the call.
-        kwargs: keyword arguments of the call.
-        result: the tensor or tensors that the call returned.
-    """
+    """Returns the bytes that one call of an operator, such as `torch.ops.aten.add.Tensor`, moved; see `Operands`."""
     name = operator._schema.name.removeprefix("aten::")
     if operator.is_view or "empty" in name:
         return 0

@@ -41,11 +41,7 @@ def time_process(
 ) -> ProcessDone:
     """Runs a command to its end in a session of its own; a timeout or an exception kills the whole session.
 
-    Args:
-        arguments: the program and its arguments, started without a shell.
-        directory: working directory of the process.
-        environment: all environment variables of the process.
-        timeout_s: seconds after which the process is killed.
+    It is started in a directory, without a shell, and with no other environment variables than those given.
 
     Raises:
         OSError: if the process cannot be started.

@@ -34,10 +34,7 @@ class OperatorTime:
 def operator_times(step: Callable[[], None], device: torch.device, steps: int = 2) -> list[OperatorTime]:
     """Profiles a step and returns its slowest operators, slowest first, with the sum of all others as the last entry.
 
-    Args:
-        step: runs one training step; called once to warm up, then `steps` times.
-        device: the device that the step runs on.
-        steps: number of steps to profile.
+    `step` runs one training step; it is called once to warm up, then `steps` times.
     """
     step()
     on_gpu = device.type == "cuda"
@@ -64,10 +61,7 @@ def operator_times(step: Callable[[], None], device: torch.device, steps: int = 
 def times_on_gpu(events: Iterable[Any]) -> dict[str, tuple[float, int]]:
     """Returns microseconds and calls of all kernels, by the operator that launched them, or else by the kernel's name.
 
-    The profiler lists a kernel both as an event and within its operator's event; here it counts once.
-
-    Args:
-        events: the events that `torch.profiler.profile.events()` returns.
+    The events of `torch.profiler.profile.events()` list a kernel alone and within its operator; here it counts once.
     """
     by_operator = defaultdict[str, list[float]](list)
     kernels, launched = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)

@@ -72,7 +72,7 @@ def measure(
     """
     if not 1 <= min_count <= max_count:
         raise ValueError(f"min_count is {min_count} and max_count {max_count}; expected 1 <= min_count <= max_count")
-    flush = _cache_flusher(device) if cold else None
+    memory = torch.empty(int(1.5 * cache_bytes(device)), dtype=torch.int8, device=device) if cold else None
     hold = GpuHold() if queued and device.type == "cuda" else None
     warmup_s, one_s = _warm_up(fn, device, budget_s / 2)
     launches = 1 if cold or one_s >= 20 * WINDOW_S else _find_launches(fn, device, hold)
@@ -81,7 +81,7 @@ def measure(
     issue: list[float] = []
     deadline, stopped_by = Deadline(budget_s), "count"
     while len(samples) < max_count:
-        elapsed = time_window(window, device, before=flush, hold=hold)
+        elapsed = time_window(window, device, before=None if memory is None else memory.zero_, hold=hold)
         samples.append(elapsed.device_s / launches)
         issue.append(elapsed.issue_s / launches)
         if len(samples) >= min_count and len(samples) % 5 == 0:
@@ -102,11 +102,10 @@ def measure(
     )
 
 
-def _cache_flusher(device: torch.device) -> Callable[[], object]:
-    """Returns a function that overwrites memory 1.5 times as large as the last-level cache of `device`."""
+def cache_bytes(device: torch.device) -> int:
+    """Returns the size of a device's last-level cache."""
     on_gpu = device.type == "cuda"
-    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if on_gpu else last_level_cache_bytes()
-    return torch.empty(int(1.5 * cache_bytes), dtype=torch.int8, device=device).zero_
+    return torch.cuda.get_device_properties(device).L2_cache_size if on_gpu else last_level_cache_bytes()
 
 
 def _repeat(fn: Callable[[], object], count: int) -> Callable[[], object]:

@@ -120,11 +120,7 @@ class Telemetry(AbstractContextManager["Telemetry"]):
 
 
 class ClockWatch(AbstractContextManager["ClockWatch"]):
-    """A watch that reads a GPU every `PERIOD_S` while a block runs; it stays idle on a machine without NVML.
-
-    Args:
-        telemetry: source of the readings.
-    """
+    """A watch that reads a GPU every `PERIOD_S` while a block runs; it stays idle on a machine without NVML."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry, self._done = telemetry, threading.Event()

@@ -64,11 +64,7 @@ def synchronize(device: "torch.device") -> None:
 
 
 class Deadline:
-    """A time budget that begins now.
-
-    Args:
-        budget_s: length of the budget in seconds; None for a deadline that never comes.
-    """
+    """A time budget in seconds that begins now; None for a deadline that never comes."""
 
     def __init__(self, budget_s: float | None) -> None:
         self._budget_s = math.inf if budget_s is None else budget_s
@@ -93,9 +89,6 @@ class RunClocks:
     `process_s` begins with the process, `resident_s` once the raw uint8 data are on the device, `train_eval_s` with the
     first step (or whitening); all end with the final evaluation. The device is synchronised at every mark and reading;
     a training loop in between reads no clock.
-
-    Args:
-        device: the device that the run trains on.
 
     Attributes:
         cold: whether these are the first clocks of the process; only then does `process_s` cover this run alone.
@@ -171,11 +164,7 @@ class PhaseTimer:
     """A timer that splits the steps of a training loop into phases.
 
     On a GPU it records events and reads them in `times_s`, so that the loop never waits; on a CPU it reads the host's
-    clock. Comparing steps with `enabled=True` and `enabled=False` shows what the timer itself costs.
-
-    Args:
-        device: the device that the loop trains on.
-        enabled: whether `phase` records times; if False it does nothing.
+    clock. Comparing steps with and without `enabled`, where `phase` does nothing, shows what the timer itself costs.
     """
 
     def __init__(self, device: "torch.device", *, enabled: bool = True) -> None:
@@ -272,11 +261,7 @@ def time_window(
 ) -> WindowTime:
     """Times one window of work, after the device has finished all earlier work.
 
-    Args:
-        window: function that does the work.
-        device: the device that the work runs on.
-        before: function that is called first, outside the time that is taken; None for none.
-        hold: wait that the GPU goes through while the host queues the window; None for none.
+    `before` is called first, outside the time that is taken; `hold` keeps a GPU busy while the host queues the window.
     """
     synchronize(device)
     if before is not None:

@@ -25,14 +25,7 @@ class ContenderFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Taken:
-    """The result of one turn.
-
-    Attributes:
-        name: name of the contender.
-        round: number of the round, from 0.
-        slot: position of the turn within its round, from 0.
-        result: the value that the turn returned.
-    """
+    """The result of one turn of the contender called `name`; rounds, and slots within a round, count from 0."""
 
     name: str
     round: int

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wallclock.bench.cases.kernels.trial import DTYPES, Trial
-from wallclock.bench.measure.environment import last_level_cache_bytes
-from wallclock.bench.measure.sampling import measure
+from wallclock.bench.measure.sampling import cache_bytes, measure
 from wallclock.bench.measure.timing import Deadline
 from wallclock.bench.runs.cases import CaseDone, CaseRequest, CaseRun, Part
 from wallclock.bench.runs.select import is_chosen
@@ -26,12 +25,9 @@ CHECKS = 2  # each variant is checked against the reference before and after it 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsRequest(CaseRequest):
-    """A request to time operations at their cases.
+    """A request to time operations at their cases on inputs of a type in `DTYPES`, without some variants.
 
-    Attributes:
-        dtype: name of the inputs' type, a key of `DTYPES`.
-        sample_budget_s: seconds for each measurement of a variant, direction and state of the cache.
-        without: names of variants to leave out.
+    `sample_budget_s` are the seconds for each measurement of a variant, direction and state of the cache.
 
     Raises:
         ValueError: if no case is left to measure, or the type is unknown.
@@ -158,11 +154,8 @@ def measure_case(run: CaseRun[Any], trial: Trial, variants: list[str], budget_s:
 
 def copy_bandwidth(device: torch.device, budget_s: float, benchmark: str) -> Sample:
     """Returns a sample of the GB/s that a copy beyond any cache reads and writes: what a kernel can reach here."""
-    cache = (
-        torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else last_level_cache_bytes()
-    )
     # Each of the two maps is at least twice the cache. Some servers report 480 MiB; `quick` then stays below 4 GiB.
-    source = torch.zeros(max(2 * cache, COPIED_AT_LEAST_BYTES), dtype=torch.uint8, device=device)
+    source = torch.zeros(max(2 * cache_bytes(device), COPIED_AT_LEAST_BYTES), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = measure(lambda: target.copy_(source), device=device, budget_s=budget_s, queued=True).median_s
     return Sample(

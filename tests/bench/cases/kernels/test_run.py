@@ -36,7 +36,7 @@ def run_kernels(request, out, command, observe):
 def small_copy(monkeypatch):
     """A bandwidth that takes no 512 MB to find."""
     monkeypatch.setattr(kernels, "COPIED_AT_LEAST_BYTES", 1 << 20)
-    monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(kernels, "cache_bytes", lambda device: 1 << 20)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def tiny(monkeypatch):
     """One small case in one type, 80 images of 16 pixels, small networks for them, and a small copy."""
     monkeypatch.setattr(kernels, "COPIED_AT_LEAST_BYTES", 1 << 20)
-    monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(kernels, "cache_bytes", lambda device: 1 << 20)
     monkeypatch.setattr(upsampling, "DTYPES", ("fp32",))
     for name, value in (("BATCH", 16), ("LOOKED_AT", 40), ("BASE_CHANNELS", 4)):
         monkeypatch.setattr(upsampling_gan, name, value)
