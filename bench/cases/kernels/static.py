@@ -56,13 +56,12 @@ GATED = ("spilled_bytes", "tensor_cores")  # only one value of these passes; the
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel, compiled for one target.
+    """One kernel, compiled for one target, with its `FIGURES` by name.
 
     Attributes:
         kernel: name of the kernel, followed by the types and constants that distinguish kernels of one name.
         target: compute capability of the GPU, such as 90.
         case: operation and case that launched the kernel first.
-        figures: values of the metrics in `FIGURES`, by name.
     """
 
     kernel: str
@@ -149,12 +148,13 @@ def _run(spec: KernelSpec, case: Case, variant: str, dtype: torch.dtype = torch.
 
 def _examined(target: int, function: Any, kernel: Any, case: str) -> Compiled:
     ptx, metadata = kernel.asm["ptx"], kernel.metadata
-    registers, spilled, instructions = _assembled(kernel.asm["cubin"])
+    used = dict(re.findall(r"\b(REG|STACK):(\d+)", dump(kernel.asm["cubin"], "-res-usage")))
+    registers = int(used["REG"])
     widths = {kind: _widths(ptx, kind) for kind in ("ld", "st")}
     figures = {
         "registers": registers,
-        "spilled_bytes": spilled,
-        "instructions": instructions,
+        "spilled_bytes": int(used["STACK"]),
+        "instructions": _instructions(kernel.asm["cubin"]),
         "shared_bytes": metadata.shared,
         "load_bytes": max((width for width, _ in widths["ld"]), default=0),
         "store_bytes": max((width for width, _ in widths["st"]), default=0),
@@ -195,12 +195,6 @@ def _constant(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(_constant(v) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _assembled(cubin: bytes) -> tuple[int, int, int]:
-    """Returns a kernel's registers and stack bytes (spilled registers) per thread, and its number of instructions."""
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", dump(cubin, "-res-usage"))}
-    return used["REG"], used["STACK"], _instructions(cubin)
 
 
 def dump(cubin: bytes, option: str) -> str:
@@ -259,9 +253,8 @@ def problems(compiled: list[Compiled], *, whole: bool = False) -> tuple[list[str
     narrow = f"accesses narrower than {NARROW_BELOW_BYTES} bytes"
     wrong += [f"{c.key}: {n} {narrow}" for c in compiled if (n := c.figures["narrow"])]
     wrong += [f"{c.key}: its products do not use tensor cores" for c in compiled if not c.figures["tensor_cores"]]
-    baseline: dict[str, Any] = (
-        json.loads(BASELINE.read_text()) if BASELINE.exists() else {"triton": "none", "kernels": {}}
-    )
+    nothing = {"triton": "none", "kernels": {}}
+    baseline: dict[str, Any] = json.loads(BASELINE.read_text()) if BASELINE.exists() else nothing
     if baseline["triton"] != version("triton"):
         return wrong, [f"the baseline is of triton {baseline['triton']}, this is {version('triton')}: not compared"]
     for c in compiled:
@@ -292,11 +285,8 @@ def write_baseline(compiled: list[Compiled]) -> Path:
 class StaticRun:
     """One run of the static gate under `out`, which compiles every kernel and records its figures at once.
 
-    Args:
-        out: folder in which the run's own directory is created.
-        command: the command line as the user typed it, for the records.
-        only: texts that choose cases by words of operation and case; empty for all.
-        update_baseline: whether the compiled kernels become the baseline; requires an empty `only`.
+    `only` are texts that choose cases by words of operation and case, empty for all; with `update_baseline`, which
+    needs all, the compiled kernels become the baseline.
 
     Raises:
         ValueError: if Triton is missing or interprets kernels, no case is chosen, or only a part would be the baseline.

@@ -20,17 +20,11 @@ ROUNDS = 2  # variants take turns, in reverse order in the second round, so that
 
 
 class Trial:
-    """One operation at one case, with its inputs and the reference's results.
+    """One operation at one of its cases, with its inputs of a type in `DTYPES` and the reference's results.
 
     Attributes:
         benchmark: name of the benchmark that the samples belong to.
         cold_or_not: states of the cache to measure in: True overwrites it before each call, False leaves it as it is.
-
-    Args:
-        spec: description of the operation and its variants.
-        case: one of the operation's cases, a shape and options.
-        dtype: name of the inputs' type, a key of `DTYPES`.
-        device: the device that the operation runs on.
     """
 
     benchmark = "kernels"
@@ -59,12 +53,8 @@ class Trial:
 
     def _leaves(self, inputs: Inputs) -> Inputs:
         """Returns the inputs, in which the differentiated ones are leaves of a new graph."""
-        return {
-            name: tensor.detach().requires_grad_()
-            if tensor is not None and name in self.spec.differentiated
-            else tensor
-            for name, tensor in inputs.items()
-        }
+        wanted = self.spec.differentiated
+        return {n: t.detach().requires_grad_() if t is not None and n in wanted else t for n, t in inputs.items()}
 
     def _differentiated(self, leaves: Inputs) -> list[torch.Tensor]:
         return [t for name in self.spec.differentiated if (t := leaves[name]) is not None]

@@ -10,7 +10,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +55,7 @@ class LoadersRequest(CaseRequest):
 
     Attributes:
         data: path of the data set, or "synthetic" for the embedded one.
-        batch_sizes: numbers of images in a batch to measure.
         images: number of images used, the first ones of the training set.
-        rounds: number of rounds, in each of which every pipeline has one turn.
         steps: number of training steps that are timed in each round.
         recipe: name of the CIFAR recipe whose network trains.
 
@@ -80,9 +78,8 @@ class LoadersRequest(CaseRequest):
                 "expected numbers above 0"
             )
         if self.images < 2 * max(self.batch_sizes):
-            raise ValueError(
-                f"{self.images} images are less than two batches of {max(self.batch_sizes)}; ask for more images"
-            )
+            batches = f"two batches of {max(self.batch_sizes)}"
+            raise ValueError(f"{self.images} images are less than {batches}; ask for more images")
 
     def units(self, forms: Collection[str], skipped: Collection[str]) -> dict[tuple[str, int, Regime], list[str]]:
         """Returns the pipelines to measure, in order, for each form of the data, batch size and regime.
@@ -98,11 +95,8 @@ class LoadersRequest(CaseRequest):
             once = regime != "one image" or batch_size == self.batch_sizes[0]
             regimes = ("alone", "first batch") if regime == "alone" else (regime,)  # "alone" times a first batch
             named = [f"{form} {batch_size} {each}".split() for each in regimes]
-            pipelines = [
-                pipeline
-                for pipeline in FORMS[form]
-                if pipeline not in skipped and any(is_chosen((*words, pipeline), self.only) for words in named)
-            ]
+            here = [pipeline for pipeline in FORMS[form] if pipeline not in skipped]
+            pipelines = [p for p in here if any(is_chosen((*words, p), self.only) for words in named)]
             if once and pipelines:
                 found[form, batch_size, regime] = pipelines
         if not found:
@@ -251,32 +245,18 @@ class LoadersRun(CaseRun[LoadersRequest]):
         self.report(CaseDone(trial.name, pipeline, result, regime=regime))
 
     def _record(self, trial: LoaderTrial, pipeline: str, measured: Measured, **fields: Any) -> None:
-        parameters: dict[str, Any] = {
-            "regime": measured.regime,
-            "form": trial.form.name,
-            "batch_size": 1 if measured.regime == "one image" else trial.batch_size,
-            "set_images": len(self.pixels),
-            "dataset": self.pixels.name,
-            "data_hash": self.pixels.content_hash[:12],
-            "device": self.request.device,
-            "network": self.request.recipe if measured.regime == "training" else "",
-        }
-        if pipeline in TUNED and measured.regime != "one image":
+        found = asdict(measured)
+        regime, single = found.pop("regime"), measured.regime == "one image"
+        parameters: dict[str, Any] = {"regime": regime, "form": trial.form.name}
+        parameters |= {"batch_size": 1 if single else trial.batch_size, "set_images": len(self.pixels)}
+        parameters |= {"dataset": self.pixels.name, "data_hash": self.pixels.content_hash[:12]}
+        parameters["device"] = self.request.device
+        if regime == "training":
+            parameters["network"] = self.request.recipe
+        if pipeline in TUNED and not single:
             parameters["workers"] = trial.workers.get(pipeline, 0)
-        self.writer.add(
-            Sample(
-                benchmark="loaders",
-                case=trial.name,
-                variant=pipeline,
-                parameters={name: value for name, value in parameters.items() if value != ""},
-                metric=measured.metric,
-                unit=measured.unit,
-                value=measured.value,
-                better="higher" if measured.metric == "images_per_s" else "lower",
-                index=measured.index,
-                **fields,
-            )
-        )
+        found |= {"better": "higher" if measured.metric == "images_per_s" else "lower", **fields}
+        self.writer.add(Sample(benchmark="loaders", case=trial.name, variant=pipeline, parameters=parameters, **found))
 
 
 RUN = LoadersRun

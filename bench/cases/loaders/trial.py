@@ -30,12 +30,9 @@ WARM_BATCHES = 4  # batches read before memory is measured, when the queues are 
 
 @dataclass(frozen=True)
 class Form:
-    """A data set in the form that pipelines read.
+    """A data set in the form that pipelines read ("pixels", "parquet", "folders" or "shards").
 
-    Attributes:
-        name: "pixels", "parquet", "folders" or "shards".
-        data: the data in this form, for the pipelines.
-        pixels: the decoded images, which batches are checked against.
+    Batches of `data`, which are in this form, are checked against the decoded images, `pixels`.
     """
 
     name: str
@@ -57,11 +54,7 @@ class Measured:
 class LoaderTrial:
     """The pipelines over one form of a data set at one batch size.
 
-    Args:
-        form: the data set in one form.
-        batch_size: number of images in a batch.
-        device: the device that the batches are delivered to.
-        workers: number of processes or threads of each pipeline, by name; 0 for a pipeline that is missing.
+    `workers` are the processes or threads of each pipeline, by name; 0 for a pipeline that is missing.
     """
 
     def __init__(self, form: Form, batch_size: int, device: torch.device, workers: dict[str, int]) -> None:
@@ -70,14 +63,9 @@ class LoaderTrial:
 
     def open(self, pipeline: str, **changes: Any) -> Batches:
         """Returns an open pipeline to iterate over; `changes` replace fields of its `BatchOptions`."""
-        options = BatchOptions(
-            batch_size=self.batch_size,
-            device=self.device,
-            seed=SEED,
-            augmentation=AUGMENTATION,
-            workers=self.workers.get(pipeline, 0),
-        )
-        return make_batches(pipeline, self.form.data, replace(options, **changes))
+        own = {"batch_size": self.batch_size, "workers": self.workers.get(pipeline, 0), **changes}
+        options = BatchOptions(device=self.device, seed=SEED, augmentation=AUGMENTATION, **own)
+        return make_batches(pipeline, self.form.data, options)
 
     def check(self, pipeline: str) -> float:
         """Returns the largest error of a batch's first images against the reference; NaN if a label differs."""
@@ -137,10 +125,7 @@ class LoaderTrial:
     def training(self, pipeline: str, trainer: Trainer, steps: int) -> Iterator[Measured]:
         """Times training steps on a pipeline's batches, and the share of each step that waits for the batch.
 
-        Args:
-            pipeline: name of a pipeline, or `HELD` for one batch held in memory.
-            trainer: a trainer that the method `trainer` has made.
-            steps: number of steps to time, after one untimed step.
+        An untimed step precedes the `steps`. `pipeline` may be `HELD`, for one batch held in memory.
         """
         if pipeline == HELD:
             stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = itertools.repeat(next(iter(trainer.batches())))

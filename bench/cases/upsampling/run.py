@@ -84,11 +84,7 @@ def _words(case: Case, dtype: str, variant: str) -> set[str]:
 
 
 class UpsamplingRun(CaseRun[UpsamplingRequest]):
-    """One run of the upsampling benchmark, which times stage after stage, then trains kind after kind.
-
-    Attributes:
-        images: the real images to train on, from `real_images`.
-    """
+    """One run of the upsampling benchmark, which times stage after stage, then trains kind after kind."""
 
     kind = UpsamplingRequest
     failure = "variants are wrong, could not run or diverged; see their errors"

@@ -55,13 +55,11 @@ def as_input(images_NHWC: torch.Tensor) -> torch.Tensor:
 
 
 class SmallGan:
-    """A generator with one kind of upsampling and its critic, both newly initialised from a seed.
+    """A generator with one kind of `models.upsampling.UPSAMPLINGS` and its critic, both newly initialised.
 
     Args:
-        kind: kind of upsampling, a name in `models.upsampling.UPSAMPLINGS`.
         images_NHWC: real images, uint8 [N, S, S, 3], N at least 64, S a power of two from 16 up.
         seed: seed of the weights, the noise and the choice of images.
-        device: the device that the networks train on.
     """
 
     def __init__(self, kind: str, images_NHWC: torch.Tensor, *, seed: int, device: torch.device) -> None:

@@ -74,10 +74,6 @@ def _bytes(case: Case, variant: str, direction: Direction, element_bytes: int) -
     return element_bytes * {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
 
-def _operations(case: Case, direction: Direction) -> int:
-    return UPSAMPLE_CONV.operations(case, direction)  # the smallest number that any kind needs
-
-
 VARIANTS = {kind: _variant(kind) for kind in UPSAMPLINGS}
 VARIANTS |= {f"{kind}_nchw": _variant(kind) for kind in UPSAMPLINGS}
 
@@ -89,7 +85,7 @@ UPSAMPLING = KernelSpec(
     inputs=_inputs,
     differentiated=("x", "weight"),
     bytes_moved=_bytes,
-    operations=_operations,
+    operations=UPSAMPLE_CONV.operations,  # the smallest number that any kind needs
     # A weight gradient sums up to 262,144 products, in longer chains in NCHW memory: error 1.7e-5 in float32.
     loose={variant: 4e-5 for variant in VARIANTS if variant.endswith("_nchw")},
     judge="nearest",
@@ -116,10 +112,8 @@ class UpsamplingTrial(Trial):
     def prepare(self) -> None:
         """Makes the inputs and computes the definitions' results in float64."""
         self.inputs = self.spec.inputs(self.case, DTYPES[self.dtype], self.device)
-        self._exact_by_kind = {
-            kind: self._results(definition, widened(self._with_weight(kind)))
-            for kind, definition in self.definitions.items()
-        }
+        own = self._with_weight
+        self._exact_by_kind = {k: self._results(d, widened(own(k))) for k, d in self.definitions.items()}
         self.eager_error = self._error(self.spec.judge)
 
     def close(self) -> None:
