@@ -47,13 +47,9 @@ class Alone:
 
 @dataclass
 class Call:
-    """The calls of layers that are alike, in one step.
+    """The calls of layers that are alike, counted in one step.
 
-    Attributes:
-        layer: copy of the first layer, as it was before its call.
-        arguments: positional arguments of the first call, detached from its graph.
-        keywords: keyword arguments of the first call, detached from its graph.
-        count: number of calls in a step.
+    Kept are a copy of the first layer as it was before its call, and this call's arguments, detached from its graph.
     """
 
     layer: nn.Module
@@ -86,11 +82,8 @@ class KernelAlone:
     """A contender that times the part of a kernel in an iteration, with it and without; see `bench.measure.turns`.
 
     Attributes:
-        lever: the kernel's field of `Implementations`.
-        recipe: the recipe with the kernel.
-        plain: the recipe without the kernel.
+        lever: the kernel's field of `Implementations`, which `recipe` has and `plain` has not.
         stand: sets up the training of a recipe; can be pickled.
-        device: "cpu" or "cuda".
         seed: seed of weights and batches.
     """
 
@@ -108,7 +101,7 @@ class KernelAlone:
         if self.lever in LAYERS:
             calls = calls_in(plain.step, plain.model, self.lever)
             chosen = (self.recipe.implementations, self.plain.implementations)
-            return layers_alone(calls, *chosen, plain.dtype, iterations=plain.iterations)
+            return layers_alone(calls, chosen, plain.dtype, plain.iterations)
         with_it = self.stand(_uncompiled(self.recipe))
         for stand in (with_it, plain):
             stand.step()  # parts work on the state that a step leaves
@@ -128,29 +121,22 @@ def kernels_alone(
     `recipe` has all levers, `variants` are the recipes of an ablation by name; for the others see `KernelAlone`.
     """
     found: dict[str, Contender] = {}
+    common: dict[str, Any] = {"stand": stand, "device": device, "seed": seed}
     for lever in recipe.levers():
         owner, _, name = lever.rpartition(".")
         if owner != "implementations" or name not in (*LAYERS, *PARTS):
             continue
-        for variant, with_it, without in (
-            (f"without {name}", ALL, f"without {name}"),
-            (f"only {name}", f"only {name}", BASELINE),
-        ):
+        pairs = ((f"without {name}", ALL, f"without {name}"), (f"only {name}", f"only {name}", BASELINE))
+        for variant, with_it, without in pairs:
             if variant in variants:
-                found[variant] = KernelAlone(
-                    lever=name, recipe=variants[with_it], plain=variants[without], stand=stand, device=device,
-                    seed=seed,
-                )  # fmt: skip
+                found[variant] = KernelAlone(lever=name, recipe=variants[with_it], plain=variants[without], **common)
     return found
 
 
 def calls_in(step: Callable[[], object], model: nn.Module, lever: str) -> list[Call]:
-    """Returns a step's calls of the outermost layers whose work a lever changes.
+    """Returns a step's calls of the outermost layers of a model whose work a lever in `LAYERS` changes.
 
-    Args:
-        step: takes one step; the network is not compiled, and its layers leave no work to each other.
-        model: the module whose layers `step` calls.
-        lever: a field of `Implementations` that is a key of `LAYERS`.
+    The network that `step` calls is not compiled, and its layers leave no work to each other.
     """
     found: dict[Any, Call] = {}
 
@@ -197,25 +183,14 @@ def _outermost(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterable
 
 
 def layers_alone(
-    calls: Sequence[Call],
-    implementations: Implementations,
-    plain: Implementations,
-    dtype: torch.dtype,
-    *,
-    iterations: int = 1,
+    calls: Sequence[Call], chosen: Sequence[Implementations], dtype: torch.dtype, iterations: int
 ) -> Callable[[], Alone]:
     """Returns a function that times the layers of a step's calls forward and backward, with a kernel and without.
 
-    Args:
-        calls: the calls of one step, from `calls_in`.
-        implementations: implementations with the kernel.
-        plain: implementations without the kernel.
-        dtype: dtype of autocast; float32 turns it off.
-        iterations: number of iterations in the step.
+    `calls` are from `calls_in`, and `iterations` are those in the step; `chosen` are the implementations with the
+    kernel and without it. `dtype` is that of autocast; float32 turns it off.
     """
-    chosen, device = (implementations, plain), torch.device("cpu")
-    if calls:
-        device = calls[0].arguments[0].device
+    device = calls[0].arguments[0].device if calls else torch.device("cpu")
     pairs = [(call.count / iterations, [_step(call, each, dtype) for each in chosen]) for call in calls]
 
     def turn() -> Alone:

@@ -21,12 +21,9 @@ from wallclock.reports.store.write import RunWriter, new_run_id, utc_now
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The result of one round on one node.
+    """The result of one round on one node: the turn of each variant that counts (`taken`).
 
-    Attributes:
-        node: Ray's id of the node.
-        place: provenance of the node, as fields of `reports.Run`.
-        taken: the turn of each variant that counts.
+    `node` is Ray's id of the node, `place` its provenance, as fields of `reports.Run`.
     """
 
     node: str
@@ -49,11 +46,8 @@ def take_round(contenders: Mapping[str, Contender], device: str, number: int, se
 class ClusterRun:
     """One ablation, whose rounds run on the nodes of a Ray cluster.
 
-    Args:
-        ablation: the ablation to run.
-        run: the record of the run, to which each node adds its provenance and an id.
-        out: folder that holds runs.
-        cpus: number of CPUs for each cell, where it needs no GPU.
+    Each node adds its provenance and an id to `run`, and writes under `out`. `cpus` is the number of CPUs for each
+    cell, where it needs no GPU.
     """
 
     def __init__(self, ablation: Ablation, run: Run, out: Path, *, cpus: int) -> None:
@@ -101,18 +95,14 @@ class ClusterRun:
     def _record(self, cell: Cell, attempt: int) -> None:
         """Records a cell in the run of its node, which is created for its first cell."""
         if cell.node not in self.writers:
+            notes = (f"node {cell.node}",)
             run = dataclasses.replace(
-                self.run,
-                run_id=new_run_id("ablation"),
-                started_utc=utc_now(),
-                notes=(f"node {cell.node}",),
-                **cell.place,
+                self.run, run_id=new_run_id("ablation"), started_utc=utc_now(), notes=notes, **cell.place
             )
             self.writers[cell.node] = RunWriter.create(self.out, run)
             self.writers[cell.node].add(*self.ablation.counted_samples())
         marks = {"parameters": {"attempt": attempt}} if attempt > 1 else {}
         for turn in cell.taken:
             at: dict[str, Any] = {"round": turn.round, "slot": turn.slot, **marks}
-            self.writers[cell.node].add(
-                *(self.ablation.sample(turn.name, *figure, **at) for figure in turn.result.figures)
-            )
+            samples = (self.ablation.sample(turn.name, *figure, **at) for figure in turn.result.figures)
+            self.writers[cell.node].add(*samples)

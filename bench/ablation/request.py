@@ -10,13 +10,7 @@ from wallclock.bench.runs.request import Request, by_device, option
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRequest(Request):
-    """A request for an ablation; each task derives its own.
-
-    Attributes:
-        seed: seed of weights, batches and noise, for all variants.
-        rounds: number of rounds, in each of which every variant has one turn.
-        turn_length: number of iterations in a turn, as the task counts them.
-        choice: the choice of variants to measure.
+    """A request for an ablation; each task derives its own, and counts `turn_length` in its own iterations.
 
     Raises:
         ValueError: if a number is out of range.

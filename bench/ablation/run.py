@@ -48,11 +48,8 @@ class Ablation:
     def sample(self, name: str, metric: str, unit: str, value: float, **more: Any) -> Sample:
         """Returns a sample of the variant called `name`."""
         recipe = self.variants[name]
-        more["parameters"] = {
-            "levers": recipe.variant,
-            "changes_mathematics": bool(recipe.changes()),
-            **more.get("parameters", {}),
-        }
+        case = {"levers": recipe.variant, "changes_mathematics": bool(recipe.changes())}
+        more["parameters"] = case | more.get("parameters", {})
         more |= {"variant": name, "seed": self.request.seed}
         return new_sample(self.task, self.request, recipe, self.data, metric, unit, value, **more)
 
@@ -66,29 +63,24 @@ class Ablation:
 
 
 class AblationRun(TrainingRun):
-    """A run of turns, recorded as they come; a resumed run repeats the round that was unfinished.
-
-    Attributes:
-        rounds_done: number of whole rounds that the records of a resumed run hold.
-    """
+    """A run of turns, recorded as they come; a resumed run repeats the round that was unfinished."""
 
     request: AblationRequest
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.ablation = Ablation(self.task, self.request, self.data)
-        self.rounds_done = self._rounds_done() if self.resumed else 0
+        self.rounds_done = 0  # whole rounds that the records of a resumed run hold
+        if self.resumed:
+            samples = load(self.writer.path)
+            turns = samples[samples["metric"] == self.ablation.turns.STEP_METRIC]
+            counts = turns.groupby("round")["variant"].nunique()
+            self.rounds_done = int((counts == len(self.ablation.variants)).sum())
 
     @classmethod
     def check(cls, task: Task, request: AblationRequest, data: Any) -> None:
         """Refuses data that are too few for a turn, with ValueError."""
         Ablation(task, request, data)
-
-    def _rounds_done(self) -> int:
-        samples = load(self.writer.path)
-        turns = samples[samples["metric"] == self.ablation.turns.STEP_METRIC]
-        counts = turns.groupby("round")["variant"].nunique()
-        return int((counts == len(self.ablation.variants)).sum())
 
     def train(self, observe: Observer) -> Ended:
         """Takes the turns that are left; the first round is warm-up for every contender.

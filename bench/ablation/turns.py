@@ -23,30 +23,17 @@ Cycle = tuple[tuple[str, int], ...]  # kinds of steps in order, and how many of 
 
 @dataclass(frozen=True)
 class TurnDone:
-    """The result of one turn.
-
-    Attributes:
-        seconds: seconds by the wall clock.
-        cpu_s: CPU seconds of all threads of the process.
-        first_loss: the loss of the first step in the turn.
-        figures: the figures to record; the first is the rate.
-    """
+    """The result of one turn: its wall-clock seconds, CPU seconds of all threads, first loss and figures."""
 
     seconds: float
     cpu_s: float
     first_loss: float
-    figures: Figures
+    figures: Figures  # the first is the rate
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The times of one turn.
-
-    Attributes:
-        seconds: seconds of all steps of each kind.
-        counts: number of steps of each kind.
-        cpu_s: CPU seconds of the whole turn.
-    """
+    """The times of one turn: the seconds and the number of its steps of each kind, and the CPU seconds of all."""
 
     seconds: Mapping[str, float]
     counts: Mapping[str, int]
