@@ -16,11 +16,8 @@ Tensors = dict[str, torch.Tensor]  # by name
 def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], position: Mapping[str, Any], recipe: Any) -> None:
     """Writes a checkpoint, which replaces the previous one once it is whole.
 
-    Args:
-        path: the file.
-        state: tensors by name.
-        position: progress of the training, as JSON types.
-        recipe: a `Resolvable`, stored whole so that the weights can be used without the run.
+    `state` are tensors by name, `position` is the progress of the training as JSON types. The recipe, a `Resolvable`,
+    is stored whole so that the weights can be used without the run.
 
     Raises:
         StoreError: if the file cannot be written.

@@ -11,12 +11,7 @@ from torch import distributed
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that train together; alone unless torchrun started it.
-
-    Attributes:
-        rank: number of this process, from 0; rank 0 keeps the records.
-        world: number of processes.
-    """
+    """This process's number, from 0, among the `world` that train together; alone unless torchrun started it."""
 
     rank: int = 0
     world: int = 1
@@ -33,10 +28,8 @@ class Ranks:
             ValueError: if the batch cannot be shared equally.
         """
         if batch_size % self.world:
-            raise ValueError(
-                f"a batch of {batch_size} cannot be shared by {self.world} processes; use --set batch_size="
-                f"{batch_size // self.world * self.world or self.world}"
-            )
+            fits = f"--set batch_size={batch_size // self.world * self.world or self.world}"
+            raise ValueError(f"a batch of {batch_size} cannot be shared by {self.world} processes; use {fits}")
         return batch_size // self.world
 
     def add(self, tensors: Iterable[torch.Tensor], *, mean: bool) -> None:
@@ -62,10 +55,7 @@ class Ranks:
 
 @contextmanager
 def join_ranks(device_type: str) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, each on a GPU of its own; a process alone joins nothing.
-
-    Args:
-        device_type: "cuda" or "cpu".
+    """Joins the processes that torchrun started, each on a GPU of its own for "cuda"; a process alone joins nothing.
 
     Raises:
         ValueError: if there are fewer GPUs than processes.
@@ -77,10 +67,8 @@ def join_ranks(device_type: str) -> Iterator[Ranks]:
     if device_type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise ValueError(
-                f"{torch.cuda.device_count()} GPUs for {local + 1} or more processes; use --nproc-per-node "
-                f"{torch.cuda.device_count()}"
-            )
+            gpus = torch.cuda.device_count()
+            raise ValueError(f"{gpus} GPUs for {local + 1} or more processes; use --nproc-per-node {gpus}")
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if device_type == "cuda" else "gloo")
     try:

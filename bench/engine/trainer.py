@@ -20,11 +20,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step, or one iteration, that was queued on the device.
+    """One optimiser step of a kind such as "critic", or one iteration, that was queued on the device.
 
-    Attributes:
-        kind: kind of the step within an iteration, such as "critic".
-        losses: losses of the step, a scalar or several, on the device.
+    Its losses, a scalar or several, lie on the device.
     """
 
     kind: str
@@ -62,10 +60,8 @@ class StatefulTrainer:
     be written whenever an iteration has ended.
 
     Args:
-        recipe: the recipe to train.
         networks: fresh networks by the names that they have in a checkpoint.
         position: a dataclass of numbers with the progress of the training; a checkpoint keeps it.
-        device: "cpu" or a CUDA device.
         seed: seed of the batch order and of the noise.
 
     Attributes:

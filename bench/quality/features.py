@@ -87,12 +87,8 @@ def train_network(
 ) -> Path:
     """Trains the sprint network on labelled images, for features that need no download; returns `path`.
 
-    Args:
-        split: the labelled images that samples are judged against, or images like them.
-        path: the safetensors file to write.
-        device: the device that the network trains on.
-        epochs: number of passes over the training set; may be a fraction.
-        batch_size: number of images in a step.
+    `split` are the labelled images that samples are judged against, or images like them; `path` is the safetensors file
+    to write; `epochs` may be a fraction.
 
     Raises:
         ValueError: if the training images do not fill a batch.

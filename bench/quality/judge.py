@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def judge(
     command: str,
     observe: Callable[[str], None],
 ) -> Path:
-    """Measures the quality of a run's last checkpoint and records it as a run of its own.
+    """Measures the quality of a run's last checkpoint, and records it as a run of its own; returns its directory.
 
     Args:
         path: directory of a run of `wallclock run wgan` or `run cyclegan`, with its checkpoint.
@@ -46,9 +47,6 @@ def judge(
         out: folder in which the new run's own directory is created.
         command: the command line as the user typed it, for the records.
         observe: called with one line of text for each problem found, and before a network is trained.
-
-    Returns:
-        The directory of the new run.
 
     Raises:
         StoreError: if there is no such run or checkpoint.
@@ -94,21 +92,11 @@ def judge(
             figures = held.figures(one.samples_NHWC)
             parameters = {"network": benchmark, "of": one.name, "extractor": extractor}
             parameters["images"] = len(one.samples_NHWC)
-            writer.add(
-                *(
-                    Sample(
-                        benchmark=BENCHMARK,
-                        case=recipe.name,
-                        metric=name,
-                        unit="ratio" if name.endswith("ratio") else "score",
-                        better="higher" if name in HIGHER else "lower",
-                        value=value,
-                        step=trainer.step,
-                        parameters=parameters,
-                    )
-                    for name, value in figures.items()
-                )
-            )
+            common: dict[str, Any] = {"benchmark": BENCHMARK, "case": recipe.name, "parameters": parameters}
+            for name, value in figures.items():
+                better: Any = "higher" if name in HIGHER else "lower"
+                unit = "ratio" if name.endswith("ratio") else "score"
+                writer.add(Sample(metric=name, unit=unit, better=better, value=value, step=trainer.step, **common))
             for problem in problems(figures):
                 observe(f"{one.name}: {problem}")
                 writer.note(f"{one.name}: {problem}")

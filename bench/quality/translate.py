@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from wallclock.bench.engine.checkpoint import CHECKPOINT, read_checkpoint
 from wallclock.bench.tasks.registry import TASKS
@@ -18,12 +19,8 @@ from wallclock.loaders.pipelines.shuffled import pixels, unit_range
 from wallclock.reports.store.layout import StoreError
 
 
-def load_generator(checkpoint: Path, direction: str) -> tuple[torch.nn.Module, Any]:
-    """Returns a trained generator, and the recipe that it was trained with.
-
-    Args:
-        checkpoint: a run's checkpoint, or the run's directory.
-        direction: the direction of translation, such as "a-to-b".
+def load_generator(checkpoint: Path, direction: str) -> tuple[nn.Module, Any]:
+    """Returns a trained generator, and its recipe, from a run's checkpoint or directory and a direction ("a-to-b").
 
     Raises:
         StoreError: if the checkpoint is missing, damaged, or not of a network that translates images.
@@ -45,23 +42,11 @@ def load_generator(checkpoint: Path, direction: str) -> tuple[torch.nn.Module, A
 
 @torch.inference_mode()
 def translate(
-    generator: torch.nn.Module,
-    source: Path,
-    target: Path,
-    size: int,
-    *,
-    device: torch.device,
-    observe: Callable[[str], None],
+    generator: nn.Module, source: Path, target: Path, size: int, *, device: torch.device, observe: Callable[[str], None]
 ) -> tuple[int, int]:
-    """Writes the translation of every image in a folder as PNG, under the same relative path.
+    """Writes the translation of an image, or of every one in a folder, as PNG under the same relative path in `target`.
 
-    Args:
-        generator: the generator, from `load_generator`.
-        source: a folder of images, or one image.
-        target: folder to write to; made if missing.
-        size: edge in pixels that images are scaled to.
-        device: device to compute on.
-        observe: called with a line for each file that is skipped.
+    Images are scaled to an edge of `size` pixels; `observe` is called with a line for each file that is skipped.
 
     Returns:
         The number of images that were translated, and of files that could not be read.

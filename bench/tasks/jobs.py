@@ -20,13 +20,8 @@ def task_job(
 ) -> Callable[[Task], Job]:
     """Returns a function that makes a task's job, which runs a request of the task, or of its ablation, and records it.
 
-    Args:
-        name: name of the job.
-        summary: description in one line.
-        request: returns the request to run in a context.
-        quiet: whether to hide progress.
-        options: returns further keyword arguments for the run.
-        more: further attributes of `Job`, such as `at_least_s`.
+    `request` returns the request to run in a context, `options` further keyword arguments for the run; `quiet` hides
+    progress, and `more` are further attributes of `Job`, such as `at_least_s`.
     """
 
     def run(task: Task, context: Context) -> str:

@@ -9,9 +9,7 @@ NOISE = 0.02  # standard deviation, of values from -1 to 1: below what an eye se
 
 
 @torch.no_grad()
-def cycle_error(
-    trainer: CycleGanTrainer, there: str, back: str, images_NHWC: torch.Tensor, noise: float = 0.0
-) -> float:
+def cycle_error(trainer: CycleGanTrainer, there: str, back: str, images_NHWC: torch.Tensor, noise: float = 0) -> float:
     """Returns the mean absolute difference between images and their translation there and back, for values in [-1, 1].
 
     Args:

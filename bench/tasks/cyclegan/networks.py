@@ -12,13 +12,9 @@ LOSSES = ("gan", "cycle", "identity", "discriminator_a", "discriminator_b")
 
 
 class Networks(NamedTuple):
-    """The four networks of a CycleGAN.
+    """The generators from domain A to B (`g_a`) and back (`g_b`), and the discriminators of their translations.
 
-    Attributes:
-        g_a: generator from domain A to B.
-        g_b: generator from domain B to A.
-        d_a: discriminator that tells images of B from those that `g_a` makes.
-        d_b: discriminator that tells images of A from those that `g_b` makes.
+    `d_a` tells images of B from those that `g_a` makes, `d_b` images of A from those that `g_b` makes.
     """
 
     g_a: ResnetGenerator
@@ -39,12 +35,10 @@ def new_networks(recipe: CycleGanRecipe, device: torch.device) -> Networks:
 
 
 class PoolDraw(NamedTuple):
-    """What happens to one fake: it fills an empty slot, is swapped for an older one, or is shown and forgotten.
+    """What happens to one fake at a slot of the pool.
 
-    Attributes:
-        slot: number of the slot in the pool.
-        fills: whether the slot was empty; the fake is stored there, and is shown itself.
-        swaps: whether the slot's image is shown, and the fake takes its place.
+    It `fills` an empty slot and is shown itself, `swaps` places with the slot's image, which is shown, or is shown and
+    forgotten.
     """
 
     slot: int

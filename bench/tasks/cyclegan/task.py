@@ -15,14 +15,8 @@ CPU_ROUNDS, GPU_ROUNDS = 3, 10
 
 def _quick(context: Context) -> CycleGanRequest:
     recipe = find_recipe(CYCLEGAN_RECIPES, "lesson", context.device)
-    recipe = replace(
-        recipe,
-        load_size=36,
-        image_size=32,
-        blocks=2,
-        channels=8,
-        implementations=replace(recipe.implementations, cuda_graph=False),  # capturing takes longer than the run
-    )
+    plain = replace(recipe.implementations, cuda_graph=False)  # capturing takes longer than the run
+    recipe = replace(recipe, load_size=36, image_size=32, blocks=2, channels=8, implementations=plain)
     return CycleGanRequest(recipe=recipe, device=context.device, iterations=20, look_every=20)
 
 

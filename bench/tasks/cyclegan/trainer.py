@@ -25,29 +25,21 @@ class Position:
 
 
 def check_runnable(recipe: CycleGanRecipe, data: Unpaired, device: torch.device) -> None:
-    """Refuses a recipe that cannot be trained, before anything is moved, built or recorded.
-
-    Raises:
-        ValueError: if the recipe cannot run on this device or these images; names the change that helps.
-    """
+    """Raises ValueError if the recipe cannot run on this device or these images; names the change that helps."""
     check_device(recipe, device)
     UnpairedBatches(data.train, recipe.batch_size, image_size=recipe.image_size, device=torch.device("cpu"))
 
 
 class Pool:
-    """A pool of earlier fakes that a discriminator may be shown again, in one tensor that a CUDA graph can hold.
+    """A pool of `size` earlier fakes that a discriminator may be shown again, in a tensor that a CUDA graph can hold.
 
-    Args:
-        size: number of images in the pool.
-        image: an image [1, 3, S, S], whose shape, layout, dtype and device the pool takes.
+    The pool takes the shape, layout, dtype and device of an image [1, 3, S, S].
     """
 
     def __init__(self, size: int, image: torch.Tensor) -> None:
-        self.images = image.new_zeros((max(size, 1), *image.shape[1:])).contiguous(
-            memory_format=torch.channels_last
-            if image.is_contiguous(memory_format=torch.channels_last)
-            else torch.contiguous_format
-        )
+        last = image.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.images = image.new_zeros((max(size, 1), *image.shape[1:])).contiguous(memory_format=layout)
 
     def query(self, fakes: torch.Tensor, slots: torch.Tensor, fills: torch.Tensor, swaps: torch.Tensor) -> torch.Tensor:
         """Returns as many images as it is given, some of them replaced by older ones.

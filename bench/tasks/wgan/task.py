@@ -39,20 +39,16 @@ def _steady(context: Context) -> WganRecipe:
 
 def _throughput(context: Context) -> WganRequest:
     cycles = CPU_CYCLES if context.device == "cpu" else GPU_CYCLES
+    recipe, data = _steady(context), context.data or SYNTHETIC
     return WganRequest.on_device(
-        context.device,
-        recipe=_steady(context),
-        data=context.data or SYNTHETIC,
-        generator_iterations=cycles,
-        look_every=cycles,
+        context.device, recipe=recipe, data=data, generator_iterations=cycles, look_every=cycles
     )
 
 
 def _levers(context: Context) -> WganAblationRequest:
     rounds = CPU_ROUNDS if context.device == "cpu" else GPU_ROUNDS
-    return WganAblationRequest.on_device(
-        context.device, recipe=_steady(context), data=context.data or SYNTHETIC, rounds=rounds
-    )
+    data = context.data or SYNTHETIC
+    return WganAblationRequest.on_device(context.device, recipe=_steady(context), data=data, rounds=rounds)
 
 
 TASK = Task(

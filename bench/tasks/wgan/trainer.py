@@ -24,15 +24,9 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Position:
-    """The progress of a training between two generator iterations.
+    """The progress of a training between two generator iterations: its stage, from 0, the steps done in it and in all.
 
-    Attributes:
-        stage: number of the recipe's stage, from 0.
-        generator_iterations: generator steps done in the stage.
-        critic_steps: critic steps done in the stage.
-        epochs_before: epochs begun in earlier stages.
-        total_critic_steps: critic steps done in all.
-        total_generator_iterations: generator steps done in all.
+    `epochs_before` are the epochs begun in earlier stages.
     """
 
     stage: int = 0
@@ -44,11 +38,7 @@ class Position:
 
 
 def check_runnable(recipe: WganRecipe, split: Split, device: torch.device) -> None:
-    """Refuses a recipe that cannot be trained, before anything is moved, built or recorded.
-
-    Raises:
-        ValueError: if the networks cannot be built, or the recipe cannot run on this device or data; names what helps.
-    """
+    """Raises ValueError if the networks cannot be built, or cannot run on this device or data; names what helps."""
     new_networks(recipe, torch.device("meta"))
     check_device(recipe, device)
     edge = split.train.images_NHWC.shape[1]
@@ -167,14 +157,9 @@ class WganTrainer(StatefulTrainer):
         return torch.randn(count, self.recipe.noise_channels, 1, 1, device=self.device, generator=self.noise)
 
     def critic_step(self, real: torch.Tensor, *, clamp: bool) -> torch.Tensor:
-        """Takes one critic step on real images [N, 3, S, S] and as many fakes.
+        """Takes one critic step on real images [N, 3, S, S], in the recipe's memory format, and as many fakes.
 
-        Args:
-            real: the real images, in the recipe's memory format.
-            clamp: whether the update also clamps the weights, for a critic step that follows.
-
-        Returns:
-            D(real) - D(fake), a scalar on the device.
+        Returns D(real) - D(fake), a scalar on the device; `clamp` also clamps the weights for a step that follows.
         """
         inputs = {"real": real, "noise": self.drawn_noise(len(real))}
         if self.recipe.gradient_penalty:
@@ -242,10 +227,8 @@ class WganTrainer(StatefulTrainer):
         """Returns an estimate of the earth mover's distance to a data set, D(fake) - D(x), up to the critic's slope.
 
         It uses the first `LOOK_IMAGES` images, one set of fakes for every look, and batch statistics as in training;
-        buffers and noise are left unchanged. Images learnt by heart show as a larger distance to held-out images.
-
-        Args:
-            dataset: images of the recipe's size, at least one batch.
+        buffers and noise are left unchanged. Images learnt by heart show as a larger distance to held-out images. The
+        data set holds at least one batch, of the recipe's size.
         """
         count = min(len(dataset), LOOK_IMAGES)
         size = min(self.recipe.batch_size, count)
