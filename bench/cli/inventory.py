@@ -14,12 +14,9 @@ def list_(json_: Json = False) -> None:
     from wallclock.bench.suite import make_plan
     from wallclock.bench.tasks.registry import TASKS
 
-    recipes = {
-        f"{task.title} recipe".strip(): [make("cpu") for make in task.recipes.values()] for task in TASKS.values()
-    }
-    plans = {
-        plan.name: {job.name: job.summary for job in plan.jobs} for plan in (make_plan("quick"), make_plan("suite"))
-    }
+    recipes = {f"{task.title} recipe".strip(): [m("cpu") for m in task.recipes.values()] for task in TASKS.values()}
+    both = make_plan("quick"), make_plan("suite")
+    plans = {plan.name: {job.name: job.summary for job in plan.jobs} for plan in both}
     if json_:
         document = {f"{k.lower().replace(' ', '_')}s": {r.name: r.resolved() for r in recipes[k]} for k in recipes}
         print_json(document | plans)

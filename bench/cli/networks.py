@@ -1,5 +1,6 @@
 """`wallclock translate` and `judge`: makes images with trained networks, and scores such images."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,14 +29,8 @@ def translate(
     edge = recipe.image_size if size is None else size
     if edge < 8 or edge % 4:
         raise ValueError(f"--size is {edge}; expected a multiple of 4 from 8 up, pixels")
-    done, skipped = translating.translate(
-        generator,
-        source,
-        target,
-        edge,
-        device=torch.device(resolve_device(device)),
-        observe=lambda text: print_progress(text, style="yellow", soft_wrap=True),
-    )
+    place, show = torch.device(resolve_device(device)), partial(print_progress, style="yellow", soft_wrap=True)
+    done, skipped = translating.translate(generator, source, target, edge, device=place, observe=show)
     if json_:
         print_json({"images": done, "unreadable": skipped, "folder": str(target)})
         return
@@ -76,6 +71,6 @@ def judge(
         device=torch.device(resolve_device(device)),
         out=out,
         command=typed_command(),
-        observe=lambda text: print_progress(text, style="yellow"),
+        observe=partial(print_progress, style="yellow"),
     )
     end_run(path, "done", as_json=json_)

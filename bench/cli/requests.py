@@ -26,14 +26,10 @@ def make_choice(name: str, values: Iterable[str]) -> Any:
 
 
 def make_option(name: str, annotation: Any, default: Any, help: str = "", flag: str = "") -> inspect.Parameter:
-    """Returns one option of a command.
+    """Returns one option of a command, whose value the keyword argument `name` receives.
 
-    Args:
-        name: name of the keyword argument that receives the option's value.
-        annotation: type of the value; a type that is already annotated for typer needs no `help`.
-        default: value of the option when the user does not give it.
-        help: one line that describes the option; empty if `annotation` describes it.
-        flag: the option as typed, such as "--class"; empty derives it from `name`.
+    A type that is already annotated for typer needs no `help`; without a `flag` such as "--class", the option as typed
+    is derived from the name.
     """
     if help:
         if get_origin(annotation) is Literal:

@@ -33,11 +33,7 @@ NOTHING_YET = """<!doctype html><html lang="en"><meta charset="utf-8"><title>wal
 
 
 class LivePage:
-    """The report page of some paths, up to date with their newest record.
-
-    Args:
-        paths: directories of runs, or folders that hold or will hold such directories.
-    """
+    """The report page of runs, or of folders that hold or will hold some, up to date with their newest record."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -72,11 +68,9 @@ class LivePage:
 
 
 def server(page: LivePage, port: int) -> ThreadingHTTPServer:
-    """Returns a server of the page, bound to the loopback address of this machine.
+    """Returns a server of the page at `/`, and of its version at `/version`, bound to this machine's loopback address.
 
-    Args:
-        page: the page to serve at `/`; its version is served at `/version`.
-        port: number of the port; 0 for any free port.
+    Port 0 is any free one.
 
     Raises:
         ValueError: if the port is taken or not allowed.

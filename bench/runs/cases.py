@@ -27,14 +27,9 @@ Part = tuple[str, Callable[[], None]]  # the name of a part of a run, and the fu
 
 @dataclass(frozen=True)
 class CaseDone:
-    """The outcome of one variant at one case, for the console.
+    """The outcome of one variant or pipeline at one case, for the console: its medians in a line.
 
-    Attributes:
-        case: name of the case.
-        variant: name of the variant or pipeline.
-        result: its medians in a line.
-        why_not: the reason why it was not measured; empty when it was.
-        regime: the regime and the round of a loading pipeline.
+    `why_not` is the reason why it was not measured, empty when it was; `regime` is that of a pipeline, with the round.
     """
 
     case: str
@@ -50,12 +45,9 @@ class CaseDone:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRequest:
-    """A request to measure cases; each benchmark adds fields of its own.
+    """A request to measure cases on "cpu" or "cuda"; each benchmark adds fields and a name for records and run ids.
 
-    Attributes:
-        benchmark: name of the benchmark in records and run ids.
-        device: "cpu" or "cuda".
-        only: texts that choose among the cases by their words; see `bench.runs.select`.
+    `only` are texts that choose among the cases by their words; see `bench.runs.select`.
     """
 
     benchmark: ClassVar[str]
@@ -69,11 +61,8 @@ class CaseRequest:
     @classmethod
     def from_stored(cls, stored: dict[str, Any]) -> Self:
         """Returns the request that a run's records keep."""
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in stored.items()
-            if name not in ("benchmark", "content_hash")
-        }
+        own = {name: value for name, value in stored.items() if name not in ("benchmark", "content_hash")}
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in own.items()}
         return cls(**fields)
 
 
@@ -84,7 +73,6 @@ class CaseRun(abc.ABC, Generic[R]):
     """One run of a request: measures case after case, and records each as it goes.
 
     Args:
-        request: the cases and variants to measure.
         skipped: variants that this machine does not measure, with the reason.
         data: the data set that the run uses, if it uses one.
 
@@ -94,8 +82,6 @@ class CaseRun(abc.ABC, Generic[R]):
         verb: the participle in the notes on skipped variants, such as "timed".
         seeded: whether the seed of the environment decides a result; otherwise samples or cases name their own seeds.
         done: parts that the records already hold.
-        failed: whether a variant is wrong or could not run.
-        writer: writer of the run's records.
     """
 
     kind: ClassVar[type[CaseRequest]]

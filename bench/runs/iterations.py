@@ -29,15 +29,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """The findings of a look during training, off the clock.
+    """The findings of a look during training, off the clock: values to record, and lines for the observer.
 
-    Attributes:
-        figures: values to record.
-        lines: lines that report the findings to the observer.
-        name: name of the picture; see `reports.store.pictures.write_picture` for it and the next three.
-        pixels: picture of the networks' present output, uint8 [H, W, 3].
-        title: title that groups the pictures of a run.
-        caption: text that says what the picture shows.
+    The other fields are those of a picture of the networks' present output, uint8 [H, W, 3]; see
+    `reports.store.pictures.write_picture`.
     """
 
     figures: Sequence[Figure]
@@ -124,12 +119,7 @@ class IterationRun(TrainingRun):
         return f"a loss is no longer a number by iteration {window.ends[-1]}"
 
     def results(self, look: Look, steady: Sequence[Window]) -> Sequence[Figure]:
-        """Returns the figures of a whole run.
-
-        Args:
-            look: the last look.
-            steady: all windows but the first of each pace.
-        """
+        """Returns the figures of a whole run, from the last look and all windows but the first of each pace."""
         return ()
 
     def train(self, observe: Observer) -> Ended:
@@ -215,6 +205,5 @@ class IterationRun(TrainingRun):
 
     def _samples(self, trainer: StatefulTrainer, figures: Sequence[Figure], **fields: Any) -> list[Sample]:
         where = {"seed": self.request.seed, "step": trainer.step, "epoch": trainer.step / len(trainer.batches)}
-        return [
-            self.sample(one.metric, one.unit, one.value, parameters=one.parameters, **where | fields) for one in figures
-        ]
+        where |= fields
+        return [self.sample(one.metric, one.unit, one.value, parameters=one.parameters, **where) for one in figures]

@@ -13,15 +13,10 @@ if TYPE_CHECKING:  # `wallclock --help` needs neither
 
 @dataclass(frozen=True)
 class Context:
-    """The context that a job runs in.
+    """The context that a job runs in, on "cpu" or "cuda", with a time limit of the whole suite.
 
-    Attributes:
-        out: folder that holds runs.
-        data: path of the real data set, or None to stay with the embedded one.
-        device: "cpu" or "cuda".
-        deadline: time limit of the whole suite.
-        console: console on which progress is shown.
-        command: the command line as typed, for the records.
+    `out` is the folder that holds runs, `data` the path of the real data set, or None to stay with the embedded one;
+    `console` shows progress, and `command` is the command line as typed, for the records.
     """
 
     out: Path

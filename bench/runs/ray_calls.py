@@ -14,11 +14,6 @@ from wallclock.bench.measure.turns import DIED, ContenderFailed
 ATTEMPTS = 3
 
 
-def unavailable() -> str:
-    """Returns the reason why no calls can be sent to other machines; empty if they can."""
-    return "" if package_version("ray") else "Ray is not installed; uv sync --extra ray"
-
-
 def connect(device: str, cpus: int) -> None:
     """Joins the cluster of this machine or starts a new one, and refuses one whose nodes cannot hold a call.
 
@@ -27,8 +22,8 @@ def connect(device: str, cpus: int) -> None:
     Raises:
         ValueError: if Ray is not installed, or no node could hold a call.
     """
-    if why_not := unavailable():
-        raise ValueError(why_not)
+    if not package_version("ray"):
+        raise ValueError("Ray is not installed; uv sync --extra ray")
     import ray
 
     if not ray.is_initialized():

@@ -8,12 +8,9 @@ SYNTHETIC = "synthetic"
 
 
 def option(default: Any, help: str, *, flag: str = "") -> Any:
-    """Returns a field of a request that is also an option of its command.
+    """Returns a field of a request that is also an option of its command, with one line for `--help`.
 
-    Args:
-        default: the value where the option is not given.
-        help: one line for `--help`.
-        flag: name of the option, such as `--class`; by default derived from the name of the field.
+    `flag` is the name of the option, such as `--class`; by default it is derived from the name of the field.
     """
     return field(default=default, metadata={"help": help, "flag": flag})
 
@@ -30,7 +27,6 @@ class Request:
     Attributes:
         BENCHMARK: the name of the benchmark in the records.
         recipe: the recipe with all overrides applied.
-        data: path of the data set, or "synthetic" for the embedded set.
         device: "cpu" or "cuda".
     """
 
@@ -69,7 +65,6 @@ class IterationRequest(Request):
         LIMIT: name of the field with the number of iterations to stop after; 0 for the recipe's whole budget.
         WINDOW: name of the field with the number of iterations that one rate is measured over.
         look_every: number of iterations between looks: figures, a picture, a checkpoint.
-        seed: seed of weights, batch order and noise.
 
     Raises:
         ValueError: if a number is out of range.

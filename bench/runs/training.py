@@ -72,12 +72,8 @@ class TrainingRun:
     """One run of a request; each derived class trains and records in its `train`.
 
     Args:
-        task: the task to train.
-        request: the request to execute.
-        data: the data that `Training.load` returned for it.
-        writer: writer of the run's records.
+        data: the data that `Training.load` returned for the request.
         resumed: whether the run goes on from the records in its directory.
-        deadline: time limit of the run.
 
     Attributes:
         telemetry: reads the GPU's clocks, temperature and power while the run is executed.
