@@ -37,12 +37,7 @@ def fetch_cifar10(folder: Path, url: str = CIFAR10_URL, progress: Progress = lam
 
 
 def fetch_horse2zebra(folder: Path, url: str = HORSE2ZEBRA_URL, progress: Progress = lambda done, total: None) -> Path:
-    """Downloads CycleGAN's horses and zebras, and unpacks them.
-
-    Args:
-        folder: folder for the images; made if missing.
-        url: address of a ZIP file.
-        progress: function called with the bytes done and the total bytes, see `fetch_cifar10`.
+    """Downloads CycleGAN's horses and zebras, a ZIP file, and unpacks them; arguments are those of `fetch_cifar10`.
 
     Returns:
         Path of the folder that holds `trainA` and the other parts, for `--data`.

@@ -92,12 +92,7 @@ def decode_stretched(file: Path, size: int) -> Pixels:
 
 
 class FileImages:
-    """Images that stay in their files and are decoded on access, indexed like a tensor [N, S, S, 3].
-
-    Args:
-        files: image files in any format that Pillow reads.
-        size: S, edge of the decoded images in pixels.
-    """
+    """Images in files that Pillow reads, decoded on access, indexed like a tensor [N, S, S, 3] with S = `size`."""
 
     def __init__(self, files: Sequence[Path], size: int) -> None:
         self.files, self.size = tuple(files), size

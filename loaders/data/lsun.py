@@ -88,11 +88,9 @@ def lmdb_keys(path: Path) -> list[bytes]:
 
 
 def chosen_keys(keys: list[bytes], fraction: float) -> list[bytes]:
-    """Returns the lesson's sample of the keys: each drawn with the same chance, from a fixed seed.
+    """Returns the lesson's sample of all keys: each drawn with the same chance, from a fixed seed.
 
-    Args:
-        keys: keys of all images.
-        fraction: share of the images, as in the lesson's samples of 0.1 and 0.2; 1 keeps all.
+    The fraction is 0.1 or 0.2 in the lesson's samples; 1 keeps all.
 
     Raises:
         ValueError: if `fraction` is not above 0 and at most 1.

@@ -179,11 +179,9 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, 
 
 
 def stored_folders(path: Path, classes: tuple[str, ...] | None = None) -> StoredImages:
-    """Returns the images in `path/<class>/`.
+    """Returns the images in `path/<class>/`, as a set named after the parent of `path`.
 
-    Args:
-        path: folder of the class folders; the set is named after its parent.
-        classes: names of the class folders; None for all, in alphabetical order.
+    By default the classes are all folders, in alphabetical order.
 
     Raises:
         DataError: if there are no images.

@@ -105,12 +105,9 @@ def _images(labels: npt.NDArray[np.int64], random: np.random.Generator) -> npt.N
 
 
 def synthetic_split(seed: int = 0, *, train: int = 5000, test: int = 2000) -> Split:
-    """Returns the embedded data set, the same on every machine.
+    """Returns the embedded data set of `train` and `test` images, the same on every machine for the same seed.
 
-    Args:
-        seed: seed of everything random in the images.
-        train: number of training images; labels run through the classes in turn.
-        test: number of test images.
+    Labels run through the classes in turn.
     """
     parts = []
     for index, count in enumerate((train, test)):

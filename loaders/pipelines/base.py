@@ -100,12 +100,9 @@ class IndexedBatches(Batches):
 
 
 def scale_down(dataset: Dataset, augmentation: Augmentation | None, size: int | None) -> tuple[Dataset, Augmentation]:
-    """Scales images down to `size` x `size` pixels, antialiased and rounded, and the augmentation alike.
+    """Scales images on any device down to `size` x `size` pixels, antialiased and rounded, and the augmentation alike.
 
-    Args:
-        dataset: data set with images on any device.
-        augmentation: random changes to each image, in pixels of the unscaled images; None for none.
-        size: new height and width in pixels; None leaves both as they are.
+    The augmentation is given in pixels of the unscaled images. A size of None leaves both as they are.
 
     Raises:
         DataError: if the images are smaller than `size` or than the padding allows.

@@ -54,16 +54,11 @@ class Epochs:
         return sizes
 
     def order(self, epoch: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Returns the samples of this rank in the order of an epoch: int64 indices into the whole set.
-
-        Args:
-            epoch: number of the epoch, from 0.
-            device: device of the result, whose generator draws: a GPU draws another order than a CPU.
-        """
+        """Returns the samples of this rank in the order of an epoch, from 0: int64 indices into the whole set."""
         rank, world = self.options.rank, self.options.world
         if not self.options.shuffle:
             return torch.arange(rank, self.count, world, device=device)
-        return _shuffled(self.count, self.options.seed, epoch, device)[rank::world]
+        return permutation(self.count, self.options.seed, epoch, device)[rank::world]
 
     def order_within(self, epoch: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Returns an order of the samples that this rank keeps in every epoch: int64 indices among those.
@@ -73,7 +68,7 @@ class Epochs:
         """
         if not self.options.shuffle:
             return torch.arange(self.own, device=device)
-        return _shuffled(self.own, self.rank_seed, epoch, device)
+        return permutation(self.own, self.rank_seed, epoch, device)
 
     @property
     def rank_seed(self) -> int:
@@ -86,7 +81,8 @@ class Epochs:
         return order[: sum(sizes)].split(sizes)
 
 
-def _shuffled(count: int, seed: int, epoch: int, device: torch.device | str) -> torch.Tensor:
+def permutation(count: int, seed: int, epoch: int, device: torch.device | str) -> torch.Tensor:
+    """Returns an epoch's order of 0 to count - 1, int64, drawn on `device`: a GPU draws another order than a CPU."""
     # Seeding a generator on the device copies nothing from it.
     mixed = (seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63
     return torch.randperm(count, generator=torch.Generator(device).manual_seed(mixed), device=device)

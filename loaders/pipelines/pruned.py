@@ -2,6 +2,8 @@
 
 import torch
 
+from wallclock.loaders.pipelines.epochs import permutation
+
 
 class EasySamples:
     """Chooses the easy samples by their last losses, which stay on the device.
@@ -31,16 +33,10 @@ class EasySamples:
     def kept(self, order: torch.Tensor, epoch: int) -> torch.Tensor:
         """Returns an epoch's order without the samples that it leaves out, and sets the weights of the rest.
 
-        Args:
-            order: samples of the epoch, int64 [count], each once.
-            epoch: number of the epoch, from 0.
-
-        Returns:
-            The samples that are shown, int64 [count - left_out_count].
+        The order holds each sample once, int64 [count]; the result is int64 [count - left_out_count].
         """
         easy = self.losses.argsort(stable=True)[: self.easy_count]
-        random = torch.Generator(order.device).manual_seed((self._seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
-        drawn = torch.randperm(self.easy_count, generator=random, device=order.device)
+        drawn = permutation(self.easy_count, self._seed, epoch, order.device)
         left_out = easy[drawn[: self.left_out_count]]
         staying = self.easy_count - self.left_out_count
         self._weights.fill_(1).index_fill_(0, easy, self.easy_count / staying if staying else 0.0)
@@ -54,11 +50,9 @@ class EasySamples:
         return order
 
     def weighted(self, losses: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Stores the losses of a batch and returns them weighted, without waiting for the device.
+        """Stores the losses of a batch, [N], and returns them weighted, without waiting for the device.
 
-        Args:
-            losses: loss of each sample, [N], with its graph.
-            indices: indices of the samples in the data set, int64 [N].
+        The losses have their graph; `indices` are those of the samples in the data set, int64 [N].
         """
         self.losses.index_copy_(0, indices, losses.detach())
         return losses * self._weights[indices]

@@ -6,6 +6,7 @@ Shape legend: N images in the set, B images in a batch, S edge in pixels.
 import torch
 
 from wallclock.loaders.batches import DataError, Dataset
+from wallclock.loaders.pipelines.epochs import permutation
 
 
 class ShuffledBatches:
@@ -60,8 +61,7 @@ class ShuffledBatches:
         where = self.dataset.labels.device
         if epoch != self._ordered:
             # Drawn on the CPU, so that every device sees the same images in the same order.
-            random = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
-            self._order = torch.randperm(len(self.dataset), generator=random).to(where)
+            self._order = permutation(len(self.dataset), self.seed, epoch, "cpu").to(where)
             self._ordered = epoch
         return self._order[index * self.batch_size : (index + 1) * self.batch_size]
 

@@ -5,16 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wallclock.reports.format.plotly import (
-    COLOURS,
-    Figure,
-    escape,
-    figure,
-    json_numbers,
-    nth_colour,
-    ratio_dots,
-    scatter,
-)
+from wallclock.reports.format.plotly import Figure, escape, figure, json_numbers, nth_colour, ratio_dots, scatter
 from wallclock.reports.format.text import Cells, interval_text, significant
 from wallclock.reports.stats.intervals import bootstrap_interval, median_interval
 from wallclock.reports.views.view import View
@@ -229,8 +220,8 @@ def waterfall(levers: "pd.DataFrame") -> Figure | None:
                 "y": [0, *json_numbers(gains), 0],
                 "text": ["1", *texts, f"x{whole:.2f}"],
                 "textposition": "outside",
-                "increasing": {"marker": {"color": COLOURS[2]}},
-                "decreasing": {"marker": {"color": COLOURS[1]}},
+                "increasing": {"marker": {"color": nth_colour(2)}},
+                "decreasing": {"marker": {"color": nth_colour(1)}},
                 "totals": {"marker": {"color": nth_colour(position)}},
                 "hovertemplate": f"{escape(str(case))}, %{{x}}: %{{text}}<extra></extra>",
             }

@@ -5,18 +5,10 @@ import textwrap
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from wallclock.reports.format.plotly import (
-    Figure,
-    errors,
-    escape,
-    figure,
-    json_number,
-    json_numbers,
-    nth_colour,
-    scatter,
-)
+from wallclock.reports.format.plotly import Figure, errors, escape, figure, json_numbers, nth_colour, scatter
 from wallclock.reports.format.text import Cells, Rows, or_nothing, rounded_percent, significant
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
@@ -245,7 +237,7 @@ def speedup_map(kernels: pd.DataFrame) -> Figure | None:
         "type": "heatmap",
         "x": [escape(str(name)) for name in wide.columns],
         "y": [escape(str(label)) for label in wide.index],
-        "z": [[json_number(math.log2(ratio)) if 0 < ratio < math.inf else None for ratio in row] for row in ratios],
+        "z": [json_numbers(row) for row in np.log2(ratios)],
         "text": [[f"{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in row] for row in ratios],
         "texttemplate": "%{text}",
         "zmid": 0,

@@ -7,15 +7,7 @@ from typing import Any
 import pandas as pd
 
 from wallclock.reports.format.plotly import COLOURS, Figure, bar, errors, escape, json_numbers, stacked_bars
-from wallclock.reports.format.text import (
-    Cells,
-    interval_text,
-    or_nothing,
-    present,
-    rounded_percent,
-    significant,
-    tabulated,
-)
+from wallclock.reports.format.text import Cells, interval_text, or_nothing, rounded_percent, significant, tabulated
 from wallclock.reports.stats.intervals import median_interval
 from wallclock.reports.store.schema import PLACE
 from wallclock.reports.views.view import View
@@ -88,7 +80,7 @@ def loader_rows(loaders: pd.DataFrame, regime: str) -> Cells:
         cells |= {"95% interval": interval_text(row["low"], row["high"]) if row["n"] > 1 else ""}
         if regime == "alone":
             cells |= {"CPU us": or_nothing(row["cpu_us"]), "MB": or_nothing(row["added_mb"], 2)}
-            cells |= {"procs": f"{row['workers']:.0f}" if present(row["workers"]) else ""}
+            cells |= {"procs": or_nothing(row["workers"], 1)}
         if regime == "training":
             cells |= {"growth": rounded_percent(row["growth"], "+.1f"), "stall": rounded_percent(row["stall"], ".1f")}
         else:
