@@ -16,9 +16,8 @@ from wallclock.loaders.batches import DataError, Dataset, Split
 from wallclock.loaders.data.cifar10 import load_cifar10
 from wallclock.loaders.data.image_files import data_set_name, decode_middle, is_image
 from wallclock.loaders.data.lsun import is_converted, is_lmdb, load_converted
-from wallclock.loaders.data.synthetic import synthetic_split
+from wallclock.loaders.data.synthetic import SYNTHETIC, synthetic_split
 
-SYNTHETIC = "synthetic"
 ENLARGED_TOGETHER = 2000
 
 

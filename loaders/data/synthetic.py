@@ -41,6 +41,7 @@ CLASSES: dict[str, Callable[[Floats, Floats], npt.NDArray[np.bool_]]] = {
     "diamond": lambda u, v: np.abs(u) + np.abs(v) < 1.05,
 }
 SIZE = 32
+SYNTHETIC = "synthetic"  # name of the embedded sets, in records and for `--data`
 
 
 def _masks(classes: npt.NDArray[np.int64], u: Floats, v: Floats) -> npt.NDArray[np.bool_]:
@@ -114,5 +115,5 @@ def synthetic_split(seed: int = 0, *, train: int = 5000, test: int = 2000) -> Sp
         random = np.random.Generator(np.random.PCG64([seed, index]))
         labels = np.arange(count, dtype=np.int64) % len(CLASSES)
         images = _images(labels, random)
-        parts.append(Dataset.create("synthetic", torch.from_numpy(images), torch.from_numpy(labels), tuple(CLASSES)))
+        parts.append(Dataset.create(SYNTHETIC, torch.from_numpy(images), torch.from_numpy(labels), tuple(CLASSES)))
     return Split(*parts)

@@ -15,10 +15,10 @@ import torch
 
 from wallclock.loaders.batches import DataError
 from wallclock.loaders.data.image_files import FileImages, Pixels, data_set_name, decode_stretched
+from wallclock.loaders.data.synthetic import SYNTHETIC
 
 DomainImages = torch.Tensor | FileImages
 
-SYNTHETIC = "synthetic"
 DOMAINS = ("A", "B")
 PARTS = ("train", "test")
 THREADS = max(2, len(os.sched_getaffinity(0)))  # threads that decode

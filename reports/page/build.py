@@ -111,8 +111,7 @@ def _packed(content: bytes) -> str:
 
 
 def _csv(samples: "pd.DataFrame") -> bytes:
-    filled = samples.dropna(axis="columns", how="all")
-    return filled.to_csv(index=False, float_format="%.10g").encode()
+    return samples.dropna(axis="columns", how="all").to_csv(index=False, float_format="%.10g").encode()
 
 
 def _figures(records: Records) -> dict[str, dict[str, Any]]:

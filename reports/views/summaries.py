@@ -5,16 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from wallclock.reports.format.labels import distinctions
-from wallclock.reports.format.text import (
-    Cells,
-    Rows,
-    arrow,
-    interval_text,
-    present,
-    significant,
-    stack_lines,
-    tabulated,
-)
+from wallclock.reports.format.text import Cells, arrow, interval_text, present, significant, stack_lines
 from wallclock.reports.stats.intervals import summarise
 from wallclock.reports.views.view import View
 
@@ -38,12 +29,11 @@ def other_metrics(summary: pd.DataFrame, tabled: Sequence[str]) -> pd.DataFrame:
 
 
 @VIEW.table("other", title="Other metrics")
-def other_rows(summary: pd.DataFrame, tabled: Sequence[str]) -> Rows:
-    """Returns the rows of `summary_rows` for the metrics that have no table of their own."""
-    return summary_rows(other_metrics(summary, tabled))
+def other_rows(summary: pd.DataFrame, tabled: Sequence[str]) -> Cells:
+    """Yields the rows of `summary_rows` for the metrics that have no table of their own."""
+    yield from summary_rows(other_metrics(summary, tabled))
 
 
-@tabulated
 def summary_rows(summary: pd.DataFrame) -> Cells:
     """Yields the rows of the table of any metric; other columns show only what tells rows apart."""
     distinguished = distinctions(summary.loc[:, :"better"], SUMMARY_NAMES)

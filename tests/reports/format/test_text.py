@@ -39,7 +39,7 @@ def test_accuracy_table_says_n_hits_intervals_and_p(cifar_root: Path) -> None:
 
 def test_summary_table_says_who_missed(cifar_root: Path) -> None:
     rows = summarise(load(cifar_root))
-    text = printed(tables.terminal(summary_rows(rows[rows["metric"] == "train_eval_s"])))
+    text = printed(tables.terminal(tables.tabulated(summary_rows)(rows[rows["metric"] == "train_eval_s"])))
     assert "1 missed" in text and "12.00" in text and "↓" in text
 
 
@@ -50,7 +50,7 @@ def test_long_and_hostile_names_fit_and_show_as_they_are(
         for case in ("[bold]x[/bold]", "very-long-name-" * 9, "a|b <script>\\"):
             for batch in (1, 123456789):
                 writer.add(make_sample(case=case, variant="v" * 30, value=1e-9, parameters={"batch_size": batch}))
-    rows = summary_rows(summarise(load(tmp_path)))
+    rows = tables.tabulated(summary_rows)(summarise(load(tmp_path)))
     text = printed(tables.terminal(rows))
     assert "[bold]x[/bold]" in text and "1.000e-09" in text
     lines = tables.markdown(rows).splitlines()
@@ -125,7 +125,7 @@ def test_what_differs_is_never_one_row_and_says_in_what(
     frame = load(tmp_path)
     _, rows = accuracy_rows(time_to_target(frame))
     assert sorted(row[0] for row in rows) == sorted(f"sprint\n{text}" for text in told)
-    _, rows = summary_rows(summarise(frame[frame["metric"] == "train_eval_s"]))
+    _, rows = tables.tabulated(summary_rows)(summarise(frame[frame["metric"] == "train_eval_s"]))
     assert sorted(row[0] for row in rows) == sorted(f"sprint\n{text}" for text in told)
     assert sorted(label for label, _ in by_label(frame)) == sorted(f"sprint · {text}" for text in told)
 
