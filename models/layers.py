@@ -108,7 +108,7 @@ class Conv2d(nn.Conv2d):
 class ResidualSum(nn.Module):
     """Adds a branch to a shortcut: `shortcut + alpha * branch`."""
 
-    def __init__(self, alpha: float) -> None:
+    def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
         self.alpha, self.implementations = alpha, Implementations()
 
@@ -227,7 +227,7 @@ class ActBatchNorm(nn.Sequential):
     The arguments are those of `BatchNormAct`.
     """
 
-    def __init__(self, channels: int, *, act: Act, negative_slope: float) -> None:
+    def __init__(self, channels: int, *, act: Act, negative_slope: float = LEAKY_SLOPE) -> None:
         super().__init__(ACTIVATIONS[act](negative_slope), nn.BatchNorm2d(channels))
         self.implementations = Implementations()
 
@@ -246,33 +246,49 @@ class ActBatchNorm(nn.Sequential):
 class InstanceNormAct(nn.Module):
     """Instance norm, an activation and the sum with a given residual, padded by reflection for the next convolution.
 
-    CycleGAN's norms have neither gamma nor beta.
-
     Args:
-        act: name of the activation.
+        channels: C of the map.
+        act: name of the activation: "none", "relu" or "leaky_relu".
         pad: padding of the output on each side, in pixels.
+        affine: whether the norm has a gamma and a beta; CycleGAN's have none.
         negative_slope: slope of leaky_relu below 0; the default is CycleGAN's.
+        eps: added to the variance.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(
-        self, act: Literal["none", "relu", "leaky_relu"], pad: int = 0, *, negative_slope: float = 0.2
+        self,
+        channels: int,
+        act: Literal["none", "relu", "leaky_relu"],
+        pad: int = 0,
+        affine: bool = False,
+        *,
+        negative_slope: float = 0.2,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.act, self.pad, self.negative_slope = act, pad, negative_slope
+        self.act, self.pad, self.negative_slope, self.eps = act, pad, negative_slope, eps
+        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if affine else None)
         self.implementations = Implementations()
 
     def forward(self, x: Tensor, residual: Tensor | None = None, residual_pad: int = 0) -> Tensor:
         """Returns `reflect_pad(act(norm(x)) + residual, pad)`.
 
-        The residual is a block's input, padded for its first convolution; the arguments and the result are those of
-        `kernels.instance_norm_act`.
+        Args:
+            x: map [N, C, H, W].
+            residual: map [N, C, H + 2*residual_pad, W + 2*residual_pad] whose interior is added: a block's input,
+                padded for its first convolution.
+            residual_pad: padding of the residual on each side, in pixels.
         """
         if self.implementations.instance_norm_act == "triton":
             from wallclock.kernels.instance_norm_act import InstanceNorm, instance_norm_act
 
-            norm = InstanceNorm(act=self.act, negative_slope=self.negative_slope, pad=self.pad)
+            norm = InstanceNorm(self.weight, self.bias, self.eps, self.act, self.negative_slope, self.pad)
             return instance_norm_act(x, norm, residual=residual, residual_pad=residual_pad)
-        z = instance_norm(x)
+        z = instance_norm(x, self.weight, self.bias, eps=self.eps)
         if self.act != "none":
             z = F.relu_(z) if self.act == "relu" else F.leaky_relu_(z, self.negative_slope)
         if residual is not None:
@@ -289,7 +305,14 @@ class ConvBNAct(nn.Sequential, Unit):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel_size: int, *, stride: int = 1, act: Act, momentum: float
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        act: Act = "leaky_relu",
+        momentum: float = 0.1,
     ) -> None:
         super().__init__(
             Conv2d(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2),

@@ -33,9 +33,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, pad: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3)
-        self.norm_act1 = InstanceNormAct("relu", pad=1)
+        self.norm_act1 = InstanceNormAct(channels, "relu", pad=1)
         self.conv2 = nn.Conv2d(channels, channels, 3)
-        self.norm2 = InstanceNormAct("none", pad=pad)
+        self.norm2 = InstanceNormAct(channels, "none", pad=pad)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H + 2, W + 2], padded by one pixel, to [N, C, H + 2*pad, W + 2*pad]."""
@@ -61,16 +61,16 @@ class ResnetGenerator(nn.Module):
         super().__init__()
         if blocks < 1 or channels < 1:
             raise ValueError(f"blocks is {blocks}, channels {channels}; expected at least 1 of each")
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 7), InstanceNormAct("relu")]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 7), InstanceNormAct(channels, "relu")]
         for step in range(DOWNSAMPLINGS):
             layers.append(nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1))
             channels *= 2
-            layers.append(InstanceNormAct("relu", pad=int(step == DOWNSAMPLINGS - 1)))
+            layers.append(InstanceNormAct(channels, "relu", pad=int(step == DOWNSAMPLINGS - 1)))
         layers += [ResidualBlock(channels, pad=int(block < blocks - 1)) for block in range(blocks)]
         for step in range(DOWNSAMPLINGS):
             layers.append(nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1))
             channels //= 2
-            layers.append(InstanceNormAct("relu", pad=3 * int(step == DOWNSAMPLINGS - 1)))
+            layers.append(InstanceNormAct(channels, "relu", pad=3 * int(step == DOWNSAMPLINGS - 1)))
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 3, 7))
         _initialised(self)
 
@@ -99,7 +99,7 @@ class PatchDiscriminator(nn.Module):
         for factor, stride in ((2, 2), (4, 2), (8, 1)):
             before, after = channels * factor // 2, channels * factor
             layers.append(nn.Conv2d(before, after, 4, stride=stride, padding=1))
-            layers.append(InstanceNormAct("leaky_relu", negative_slope=NEGATIVE_SLOPE))
+            layers.append(InstanceNormAct(after, "leaky_relu", negative_slope=NEGATIVE_SLOPE))
         self.layers = nn.Sequential(*layers, nn.Conv2d(8 * channels, 1, 4, padding=1))
         _initialised(self)
 

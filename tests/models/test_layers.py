@@ -117,11 +117,11 @@ def test_the_running_statistics_count_their_batches(device):
 class ResNetBlock(nn.Module):
     """CycleGAN's, from a padded map to a padded map: each norm writes what the next convolution reads."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, affine):
         super().__init__()
         self.convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3) for _ in range(2))
-        self.first = InstanceNormAct("relu", pad=1)
-        self.second = InstanceNormAct("none", pad=1)
+        self.first = InstanceNormAct(channels, "relu", pad=1, affine=affine)
+        self.second = InstanceNormAct(channels, "none", pad=1, affine=affine)
 
     def forward(self, padded):
         y = self.first(self.convolutions[0](padded))
@@ -147,17 +147,21 @@ def block_results(block, x, weights):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_resnet_block_with_instance_norm_computes_what_eager_does(memory_format, device):
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_resnet_block_with_instance_norm_computes_what_eager_does(affine, memory_format, device):
     torch.manual_seed(0)
-    eager = ResNetBlock(6).to(device, torch.float64, memory_format=memory_format)
+    eager = ResNetBlock(6, affine).to(device, torch.float64, memory_format=memory_format)
     fused = copy.deepcopy(eager)
     choose(fused, Implementations(instance_norm_act="triton"))
     x = torch.randn(2, 6, 7, 5, dtype=torch.float64, device=device).contiguous(memory_format=memory_format)
     weights = torch.randn(2, 6, 9, 7, dtype=torch.float64, device=device)
-    plain = PlainBlock(6).to(device, torch.float64)
-    plain.load_state_dict(eager.state_dict())
+    compared = [block_results(fused, x, weights)]
+    if not affine:
+        plain = PlainBlock(6, affine).to(device, torch.float64)
+        plain.load_state_dict(eager.state_dict())
+        compared.append(block_results(plain, x, weights))
     expected = block_results(eager, x, weights)
-    for found in (block_results(fused, x, weights), block_results(plain, x, weights)):
+    for found in compared:
         assert found.keys() == expected.keys()
         for name, values in expected.items():
             # A convolution's bias before a norm has no gradient but rounding.
@@ -166,7 +170,7 @@ def test_a_resnet_block_with_instance_norm_computes_what_eager_does(memory_forma
 
 def test_a_resnet_block_passes_gradcheck(device):
     torch.manual_seed(0)
-    block = ResNetBlock(2).to(device, torch.float64)
+    block = ResNetBlock(2, False).to(device, torch.float64)
     choose(block, Implementations(instance_norm_act="triton"))
     x = torch.randn(1, 2, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
     assert torch.autograd.gradcheck(block, (x,), atol=1e-6, fast_mode=True)
