@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import signal
@@ -322,7 +323,9 @@ def test_slower(benchmark):
 
 
 @pytest.mark.slow
-def test_a_suite_of_pytest_benchmark_has_a_verdict_on_each_test(tmp_path, commit, wallclock):
+def test_a_suite_of_pytest_benchmark_has_a_verdict_on_each_test(tmp_path, commit, wallclock, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:  # where it would measure nothing
+        monkeypatch.delenv(name)
     place = tmp_path / "project"
     declared = '[tool.wallclock]\ntolerance = 0.5\n[tool.wallclock.benchmarks.suite]\npytest = "test_perf.py"\n'
     commit(place, "base", pyproject_toml=declared)
