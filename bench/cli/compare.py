@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Python's own instructions vary by less than 0.1% from run to run; two rounds show whether other counts vary more.
 COUNTING_ROUNDS, COUNTING_TOLERANCE = 2, 0.005
-GATE_STYLES = {0: "green", 1: "bold red", 3: "bold red", 4: "bold yellow"}  # of the last line, by exit code
+GATE_STYLES = {0: "green", 1: "bold red", 3: "bold red"}  # of the gate's last line, by exit code
 
 Only = Annotated[list[str] | None, typer.Option("--benchmark", help="Declared benchmark to run; repeat it for more.")]
 Command = Annotated[
@@ -84,7 +84,9 @@ def compare(
         accept_changed=accept_changed, counts=counts, metrics=metric or (),
     )  # fmt: skip
     _print_verdicts(rows, as_json=json_)
-    if len(rows) and (rows["verdict"] == "invalid").all():
+    if not len(rows):
+        print_progress("wallclock: nothing was compared: neither side has such a figure")
+    if (rows["verdict"] == "invalid").all():  # or there is none
         raise typer.Exit(INVALID_RESULT)
 
 
@@ -111,7 +113,7 @@ def gate(
 
     Exit code 0 fine, 1 regression, 2 usage, 3 invalid, 4 inconclusive (--strict).
     """
-    from wallclock.bench.compare.gate import exit_code, step_summary
+    from wallclock.bench.compare.gate import NOT_SHOWN, exit_code, step_summary
     from wallclock.bench.compare.gate import junit as junit_xml
     from wallclock.reports.format import text as tables
     from wallclock.reports.views.comparison import comparison_rows
@@ -138,7 +140,7 @@ def gate(
     code, message = exit_code(records, strict=strict)
     _print_verdicts(rows, as_json=json_)
     leave(records, tables.markdown(comparison_rows(rows)), message)
-    style = "bold yellow" if "inconclusive" in message else GATE_STYLES[code]
+    style = "bold yellow" if message.startswith(NOT_SHOWN) else GATE_STYLES[code]
     consoles()[1].print(f"wallclock gate: {message}", style=style, markup=False, soft_wrap=True)
     if code:
         raise typer.Exit(code)

@@ -115,7 +115,10 @@ class Bisection:
             plan, deadline = Plan(rule=replace(rule, spend=True)), Deadline(self.step_s)
             run = Comparison(benchmarks, fast, slow, plan, self.out, self.command, deadline=deadline)
             run.execute(lambda text: None)
-        return {str(key): value for key, value in run.verdicts().to_dict("records")[0].items()}
+        rows = run.verdicts().to_dict("records")
+        if not rows:
+            raise ValueError(f"neither side has a figure '{self.benchmark.metrics[0]}'; name one with --metric")
+        return {str(key): value for key, value in rows[0].items()}
 
 
 def _mark(row: dict[str, Any], rule: Rule) -> str:

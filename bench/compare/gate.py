@@ -11,7 +11,7 @@ from wallclock.reports.format.text import interval_text, present, significant
 
 FINE, REGRESSION, USAGE, INVALID, INCONCLUSIVE = range(5)
 Row = Mapping[str, Any]
-NOTHING = "nothing was compared"
+NOTHING, NOT_SHOWN = "nothing was compared", "NOT SHOWN"
 
 
 def exit_code(rows: Sequence[Row], *, strict: bool) -> tuple[int, str]:
@@ -32,11 +32,14 @@ def exit_code(rows: Sequence[Row], *, strict: bool) -> tuple[int, str]:
         summary += "; if the fall was not meant, find out why: the work may not be done any more"
     if not count.get("inconclusive"):
         return FINE, f"no regression: {summary}"
-    found = max(_detectable(row) for row in rows if row["verdict"] == "inconclusive")
+    unclear = [row for row in rows if row["verdict"] == "inconclusive"]
+    found = max(map(_detectable, unclear))
     unseen = "no slow-down would have been seen in so few rounds"
-    if math.isfinite(found):
+    if any(row["reason"].startswith("counts_overlap") for row in unclear):
+        unseen = "counts vary from round to round"
+    elif math.isfinite(found):
         unseen = f"a slow-down below {100 * found:.0f}% would not have been seen"
-    return INCONCLUSIVE if strict else FINE, f"NOT SHOWN: {unseen}; {summary}"
+    return INCONCLUSIVE if strict else FINE, f"{NOT_SHOWN}: {unseen}; {summary}"
 
 
 def _detectable(row: Row) -> float:

@@ -109,7 +109,7 @@ def changes(values: Array, start: int = 0) -> list[int]:
     if abs(float(np.median(logs[cut:]) - np.median(logs[:cut]))) < math.log1p(SMALLEST):
         return []
     rest = np.concatenate([part - part.mean() for part in (clipped[:cut], clipped[cut:])])
-    alike = float(rest[1:] @ rest[:-1] / max(rest @ rest, 1e-12)) + 0.2 + 7 / n
+    alike = float(rest[1:] @ rest[:-1] / max(rest @ rest, 1e-12)) + 0.2 + 8 / n
     alike = min(max(alike, 0.0), 0.95)
     largest = statistics.max() * math.sqrt((1 - alike) / (1 + alike))
     if largest < 2:  # no order has a largest statistic as small as that

@@ -42,6 +42,12 @@ def rows(*verdicts, **fields):
             4,
             "NOT SHOWN: no slow-down would have been seen in so few rounds; 1 inconclusive",
         ),
+        (
+            rows("inconclusive", reason="counts_overlap: they vary", detectable=None),
+            False,
+            0,
+            "NOT SHOWN: counts vary from round to round; 1 inconclusive",
+        ),
     ],
 )
 def test_the_code_and_the_line_say_what_was_shown(given, strict, code, message):
